@@ -1,0 +1,1 @@
+"""Shared runtime of the Twinmesh services. It imports no service."""

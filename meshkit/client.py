@@ -1,0 +1,94 @@
+"""Channels to other services, carrying this service's own identity."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from opentelemetry.instrumentation.grpc import aio_client_interceptors
+
+from meshkit import status
+from meshkit.identity import KeyFetch, ServiceTokens
+from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+
+_R = TypeVar("_R")
+_CALL_TIMEOUT_S = 5.0
+# gRPC's own retry loop, for rpcs that never reached the peer or that it had to refuse.
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+_OPTIONS = [
+    ("grpc.service_config", _SERVICE_CONFIG),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+]
+
+
+class _Identity(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+    """Adds the service's token to every call."""
+
+    def __init__(self, tokens: ServiceTokens) -> None:
+        self._tokens = tokens
+
+    async def intercept_unary_unary(
+        self,
+        continuation: Callable[[grpc.aio.ClientCallDetails, Message], Awaitable[Any]],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request: Message,
+    ) -> Any:
+        metadata = client_call_details.metadata or grpc.aio.Metadata()
+        metadata.add("authorization", f"Bearer {self._tokens.token()}")
+        return await continuation(client_call_details._replace(metadata=metadata), request)
+
+
+@asynccontextmanager
+async def service_channel(address: str, *, tokens: ServiceTokens) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel to a peer service and close it in the end.
+
+    Args:
+        address: host:port of the peer.
+        tokens: prove who calls.
+    """
+    interceptors = [_Identity(tokens), *aio_client_interceptors()]
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors) as channel:
+        yield channel
+
+
+async def call(method: Callable[..., Awaitable[_R]], request: Message, *, peer: str) -> _R:
+    """Call a peer's unary rpc and raise its error as a domain error.
+
+    Raises:
+        DomainError: as the peer answered; Unavailable when it did not answer.
+    """
+    try:
+        return await method(request, timeout=_CALL_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        raise status.from_rpc_error(error, peer=peer) from error
+
+
+def fetch_keys_from(channel: grpc.aio.Channel) -> KeyFetch:
+    """Return a function that asks auth_svc for its public keys."""
+    stub = session_service_pb2_grpc.SessionServiceStub(channel)
+
+    async def fetch() -> list[dict[str, str]]:
+        answer = await call(stub.GetJwks, session_service_pb2.GetJwksRequest(), peer="auth_svc")
+        return [{field.name: value for field, value in key.ListFields()} for key in answer.keys]
+
+    return fetch

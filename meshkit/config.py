@@ -1,0 +1,84 @@
+"""Settings: read once from the environment, frozen, validated, printable."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from meshkit import secrets
+
+_MASK = "********"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One setting as people see it; secrets are masked."""
+
+    name: str
+    value: str
+    default: str
+    description: str
+
+
+class Settings(BaseSettings):
+    """Settings whose environment names are TWINMESH_ and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TWINMESH_", frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    def rows(self) -> Iterator[SettingRow]:
+        """Yield every setting with its value and default, secrets masked."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            default = "(required)" if field.is_required() else _shown(field.get_default())
+            yield SettingRow(environment_name(name, field), _shown(value), default, field.description or "")
+
+
+def environment_name(name: str, field: FieldInfo) -> str:
+    """Return the environment variable that a field is read from."""
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        alias = alias.choices[0] if isinstance(alias.choices[0], str) else None
+    return alias if isinstance(alias, str) else f"TWINMESH_{name.upper()}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return _MASK if value.get_secret_value() else ""
+    return "" if value is None else str(value)
+
+
+class ServiceSettings(Settings):
+    """What every service needs."""
+
+    listen: str = Field("127.0.0.1:0", description="Address of the gRPC server, host:port.")
+    service_database_url: SecretStr = Field(description="PostgreSQL URL with the service's own role.")
+    nats_url: SecretStr = Field(description="NATS URL with credentials.")
+    mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
+    auth_address: str = Field(description="Address of auth_svc, host:port.")
+    otlp_endpoint: str = Field(
+        "",
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="OTLP/gRPC receiver of traces, http://host:port; empty: none.",
+    )
+    trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
+
+    @field_validator("mesh_secret")
+    @classmethod
+    def _decodes(cls, value: SecretStr) -> SecretStr:
+        secrets.decode_root(value.get_secret_value())
+        return value
+
+    @property
+    def root_secret(self) -> bytes:
+        """Return the root secret's bytes."""
+        return secrets.decode_root(self.mesh_secret.get_secret_value())
+
+    @property
+    def database_url(self) -> str:
+        """Return the database URL in the clear."""
+        return self.service_database_url.get_secret_value()

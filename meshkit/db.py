@@ -1,0 +1,48 @@
+"""Connections to PostgreSQL, and transactions that see one tenant."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+_CONNECT_TIMEOUT_S = 5.0
+_COMMAND_TIMEOUT_S = 30.0
+
+
+@asynccontextmanager
+async def pool(url: str, *, application: str, min_size: int = 1, max_size: int = 8) -> AsyncIterator[asyncpg.Pool]:
+    """Open a pool and close it in the end.
+
+    Args:
+        url: postgresql:// URL with role and password.
+        application: name shown in pg_stat_activity.
+        min_size: connections kept open.
+        max_size: most connections; callers wait for a free one.
+    """
+    opened = await asyncpg.create_pool(
+        url,
+        min_size=min_size,
+        max_size=max_size,
+        timeout=_CONNECT_TIMEOUT_S,
+        command_timeout=_COMMAND_TIMEOUT_S,
+        server_settings={"application_name": application, "timezone": "UTC"},
+    )
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@asynccontextmanager
+async def tenant_transaction(pool: asyncpg.Pool, tenant: str, *, isolation: str | None = None) -> AsyncIterator[Connection]:
+    """Run a transaction in which row-level security shows one tenant's rows.
+
+    Args:
+        pool: whose role is subject to the policies.
+        tenant: the verified caller's tenant; "" sees nothing.
+        isolation: as asyncpg names it, the server's default when None.
+    """
+    async with pool.acquire() as connection, connection.transaction(isolation=isolation):
+        await connection.execute("SELECT set_config('twinmesh.tenant', $1, true)", tenant)
+        yield connection

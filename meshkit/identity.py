@@ -1,0 +1,224 @@
+"""Who calls: principals, and the tokens that prove them."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+
+import jwt
+
+from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.errors import Unauthenticated
+from meshkit.secrets import derive
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+ISSUER = "twinmesh"
+AUDIENCE = "twinmesh"
+SERVICE_AUDIENCE = "twinmesh-internal"
+TOKEN_TYPE = "at+jwt"  # RFC 9068
+TOKEN_ALGORITHM = "EdDSA"
+_SERVICE_ALGORITHM = "HS256"
+_SERVICE_TOKEN_LIFE_S = 300
+_CACHED_TOKENS = 10_000
+_KEY_REFETCH_S = 1.0
+# What a service may do in another service; on top it names the tenant it acts for.
+SERVICE_PERMISSIONS = frozenset({"profile:read"})
+
+
+class PrincipalKind(StrEnum):
+    """What kind of caller it is."""
+
+    USER = "user"
+    API_KEY = "api_key"
+    SERVICE = "service"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A verified caller.
+
+    `subject` is the user name, key id or service name; `tenant` is empty for
+    services; `credential_expires` is in seconds since the epoch, infinite when never.
+    """
+
+    tenant: str
+    subject: str
+    kind: PrincipalKind
+    permissions: frozenset[str]
+    role: str = ""
+    credential_id: str = ""
+    credential_expires: float = float("inf")
+
+    @property
+    def name(self) -> str:
+        """Return the principal's name, unique in its tenant."""
+        return f"{self.kind}:{self.subject}"
+
+
+_current: ContextVar[Principal | None] = ContextVar("twinmesh_principal", default=None)
+
+
+def current_principal() -> Principal:
+    """Return the verified caller of the rpc that is being served.
+
+    Raises:
+        Unauthenticated: the rpc is public and no credential came.
+    """
+    principal = _current.get()
+    if principal is None:
+        raise Unauthenticated(
+            "send a credential: authorization: Bearer …", reason=ErrorReason.ERROR_REASON_CREDENTIAL_MISSING
+        )
+    return principal
+
+
+def principal_or_none() -> Principal | None:
+    """Return the verified caller, or None outside of an authenticated rpc."""
+    return _current.get()
+
+
+def bind_principal(principal: Principal) -> None:
+    """Make a principal the caller for the rest of this context."""
+    _current.set(principal)
+
+
+def _invalid_token(why: str) -> Unauthenticated:
+    return Unauthenticated(f"the token is not valid: {why}", reason=ErrorReason.ERROR_REASON_TOKEN_INVALID)
+
+
+KeyFetch = Callable[[], Awaitable[Sequence[Mapping[str, str]]]]
+
+
+class ServiceTokens:
+    """Makes and checks the tokens by which services know each other."""
+
+    def __init__(self, *, service: str, mesh_secret: bytes, clock: Clock) -> None:
+        self._service = service
+        self._key = derive(mesh_secret, "service-tokens")
+        self._clock = clock
+        self._token = ""
+        self._renew_at = 0.0
+
+    def token(self) -> str:
+        """Return this service's token, renewed well before it ends."""
+        now = self._clock.now_us() / MICROS_PER_SECOND
+        if now >= self._renew_at:
+            claims = {
+                "iss": self._service,
+                "aud": SERVICE_AUDIENCE,
+                "iat": int(now),
+                "exp": int(now) + _SERVICE_TOKEN_LIFE_S,
+            }
+            self._token = jwt.encode(claims, self._key, algorithm=_SERVICE_ALGORITHM)
+            self._renew_at = now + _SERVICE_TOKEN_LIFE_S / 2
+        return self._token
+
+    def verify(self, token: str) -> tuple[Principal, float]:
+        """Return the service that a token proves and when the token ends.
+
+        Raises:
+            jwt.PyJWTError: it is forged, foreign or expired.
+        """
+        claims = jwt.decode(
+            token,
+            self._key,
+            algorithms=[_SERVICE_ALGORITHM],
+            audience=SERVICE_AUDIENCE,
+            options={"require": ["iss", "aud", "exp"]},
+        )
+        principal = Principal(
+            tenant="", subject=claims["iss"], kind=PrincipalKind.SERVICE, permissions=SERVICE_PERMISSIONS
+        )
+        return principal, float(claims["exp"])
+
+
+class TokenVerifier:
+    """Verifies bearer tokens, remembering the verdicts by the token's hash.
+
+    Args:
+        fetch_keys: answers the present JWK set of auth_svc.
+        service_tokens: checks tokens of other services.
+        clock: tells when tokens end.
+    """
+
+    def __init__(self, *, fetch_keys: KeyFetch, service_tokens: ServiceTokens, clock: Clock) -> None:
+        self._fetch_keys = fetch_keys
+        self._service_tokens = service_tokens
+        self._clock = clock
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._fetched_at = float("-inf")
+        self._fetching = asyncio.Lock()
+        self._verdicts: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+
+    async def verify(self, token: str) -> Principal:
+        """Return the principal that a token proves.
+
+        Raises:
+            Unauthenticated: it is malformed, forged, foreign or expired.
+            Unavailable: the keys cannot be fetched.
+        """
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        now = self._clock.now_us() / MICROS_PER_SECOND
+        known = self._verdicts.get(digest)
+        if known is None:
+            known = await self._examine(token)
+            self._verdicts[digest] = known
+            if len(self._verdicts) > _CACHED_TOKENS:
+                self._verdicts.popitem(last=False)
+        principal, ends = known
+        if ends <= now:
+            self._verdicts.pop(digest, None)
+            raise _invalid_token("it has expired; log in or refresh")
+        return principal
+
+    async def _examine(self, token: str) -> tuple[Principal, float]:
+        try:
+            header = jwt.get_unverified_header(token)
+            if header.get("alg") == _SERVICE_ALGORITHM:
+                return self._service_tokens.verify(token)
+            if header.get("typ") != TOKEN_TYPE:
+                raise _invalid_token(f"its typ is not {TOKEN_TYPE}")
+            key = await self._key(str(header.get("kid", "")))
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[TOKEN_ALGORITHM],
+                audience=AUDIENCE,
+                issuer=ISSUER,
+                options={"require": ["sub", "tenant", "kind", "perms", "exp", "iat"]},
+            )
+            principal = Principal(
+                tenant=str(claims["tenant"]),
+                subject=str(claims["sub"]),
+                kind=PrincipalKind(claims["kind"]),
+                permissions=frozenset(claims["perms"]) - SERVICE_PERMISSIONS,
+                role=str(claims.get("role", "")),
+                credential_id=str(claims.get("cred_id", "")),
+                credential_expires=float(claims.get("cred_exp", "inf")),
+            )
+        except jwt.ExpiredSignatureError:
+            raise _invalid_token("it has expired; log in or refresh") from None
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            raise _invalid_token(type(error).__name__) from error
+        return principal, float(claims["exp"])
+
+    async def _key(self, kid: str) -> jwt.PyJWK:
+        if kid not in self._keys:
+            async with self._fetching:
+                await self._refresh_keys(kid)
+        key = self._keys.get(kid)
+        if key is None:
+            raise _invalid_token("its key is not ours")
+        return key
+
+    async def _refresh_keys(self, kid: str) -> None:
+        """Fetch the key set once per second at most, whoever sends unknown key ids."""
+        now = self._clock.now_us() / MICROS_PER_SECOND
+        if kid in self._keys or now - self._fetched_at < _KEY_REFETCH_S:
+            return
+        jwks = await self._fetch_keys()
+        self._keys = {jwk["kid"]: jwt.PyJWK(dict(jwk), algorithm=TOKEN_ALGORITHM) for jwk in jwks}
+        self._fetched_at = now

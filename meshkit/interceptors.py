@@ -1,0 +1,176 @@
+"""What happens around every rpc: identity, permission, validation, deadline, errors.
+
+One interceptor does all of it, in this order, so that an rpc costs one wrapper.
+Handlers of streams must be async generators.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from meshkit import policy, status
+from meshkit.errors import DeadlineExceeded, DomainError
+from meshkit.identity import Principal, TokenVerifier, bind_principal
+from meshkit.telemetry import current_trace_id
+from meshkit.validation import validate
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_log = structlog.get_logger()
+_BEARER = "bearer "
+_HEALTH = "/grpc.health.v1.Health/"
+_UNARY_DEADLINE_S = 30.0
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Serves every rpc of a service by the rules that its contract carries.
+
+    Args:
+        verifier: proves bearer tokens.
+    """
+
+    def __init__(self, *, verifier: TokenVerifier) -> None:
+        self._verifier = verifier
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Return the method's handler with everything around it."""
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            # grpc answers UNIMPLEMENTED for a method that it does not know; the
+            # health servicer writes to the context, which generators do not allow.
+            if handler is None or method.startswith(_HEALTH):
+                return handler
+            wrapped = self._wrapped[method] = self._wrap(handler, method)
+        return wrapped
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        call = _Call(method=method, verifier=self._verifier)
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(call.unary_unary(handler.unary_unary), **codec)
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(call.unary_stream(handler.unary_stream), **codec)
+        if handler.stream_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(call.stream_unary(handler.stream_unary), **codec)
+        return grpc.stream_stream_rpc_method_handler(call.stream_stream(handler.stream_stream), **codec)
+
+
+class _Call:
+    """Wraps the handler of one method, whichever of the four forms it has."""
+
+    def __init__(self, *, method: str, verifier: TokenVerifier) -> None:
+        self._method = method
+        self._permission = policy.permission_of(method)
+        self._verifier = verifier
+
+    def unary_unary(self, inner: Any) -> Any:
+        async def serve(request: Message, context: Context) -> Any:
+            async with self._around(context):
+                validate(request)
+                if context.time_remaining() is None:
+                    async with asyncio.timeout(_UNARY_DEADLINE_S):
+                        return await inner(request, context)
+                return await inner(request, context)
+            raise AssertionError("unreachable: a failed call was aborted")
+
+        return serve
+
+    def unary_stream(self, inner: Any) -> Any:
+        async def serve(request: Message, context: Context) -> AsyncIterator[Message]:
+            async with self._around(context):
+                validate(request)
+                async for response in inner(request, context):
+                    yield response
+
+        return serve
+
+    def stream_unary(self, inner: Any) -> Any:
+        async def serve(requests: AsyncIterator[Message], context: Context) -> Any:
+            async with self._around(context):
+                return await inner(_validated(requests), context)
+            raise AssertionError("unreachable: a failed call was aborted")
+
+        return serve
+
+    def stream_stream(self, inner: Any) -> Any:
+        async def serve(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
+            async with self._around(context):
+                async for response in inner(_validated(requests), context):
+                    yield response
+
+        return serve
+
+    @asynccontextmanager
+    async def _around(self, context: Context) -> AsyncIterator[None]:
+        """Let the caller in, and end the call with a status when anything is raised."""
+        try:
+            principal = await self._identify(context)
+            policy.require(self._permission, principal, method=self._method)
+            yield
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception as error:
+            await self._abort(context, error)
+
+    async def _identify(self, context: Context) -> Principal | None:
+        for name, value in context.invocation_metadata() or ():
+            if name == "authorization" and isinstance(value, str):
+                if self._permission == policy.PUBLIC or value[: len(_BEARER)].lower() != _BEARER:
+                    return None
+                principal = await self._verifier.verify(value[len(_BEARER) :])
+                bind_principal(principal)
+                return principal
+        return None
+
+    async def _abort(self, context: Context, error: Exception) -> None:
+        known = _domain_error(error)
+        if known is None:
+            _log.error("rpc failed", method=self._method, exc_info=error)
+            answer = status.internal_status(current_trace_id())
+        else:
+            _log.info(
+                "rpc refused",
+                method=self._method,
+                code=status.code_of(known).name,
+                reason=status.reason_name(known.reason),
+                detail=known.message,
+            )
+            answer = status.to_status(known)
+        await context.abort_with_status(rpc_status.to_status(answer))
+
+
+async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async for request in requests:
+        validate(request)
+        yield request
+
+
+def _domain_error(error: Exception) -> DomainError | None:
+    if isinstance(error, DomainError):
+        return error
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded(
+            "the request took too long", reason=ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
+        )
+    return status.from_driver_error(error)

@@ -1,0 +1,58 @@
+"""Opaque page tokens, bound to the question that they continue."""
+
+import base64
+import binascii
+import hashlib
+import json
+
+from meshkit.errors import InvalidArgument
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_DIGEST_CHARS = 16
+
+
+def page_size(asked: int, *, default: int, maximum: int) -> int:
+    """Return how many rows a page holds: the default for 0, at most the maximum (AIP-158)."""
+    return min(asked or default, maximum)
+
+
+def encode(question: object, after: object) -> str:
+    """Return the token of the page after a position.
+
+    Args:
+        question: what was asked, page size apart; JSON-able.
+        after: the position, JSON-able.
+    """
+    raw = json.dumps([_digest(question), after], separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def decode(question: object, token: str) -> object | None:
+    """Return the position that a token continues after, None for the first page.
+
+    Raises:
+        InvalidArgument: the token is damaged or belongs to another question.
+    """
+    if not token:
+        return None
+    try:
+        padded = token + "=" * (-len(token) % 4)
+        digest, after = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, TypeError, binascii.Error, RecursionError):
+        raise _invalid() from None
+    if digest != _digest(question) or after is None:
+        raise _invalid()
+    position: object = after
+    return position
+
+
+def _digest(question: object) -> str:
+    canonical = json.dumps(question, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:_DIGEST_CHARS]
+
+
+def _invalid() -> InvalidArgument:
+    return InvalidArgument(
+        "page_token is damaged or belongs to another question; start again without it",
+        reason=ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID,
+    )

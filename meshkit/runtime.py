@@ -1,0 +1,49 @@
+"""Runs a service's app until it is told to stop."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
+
+import structlog
+import uvloop
+from pydantic import ValidationError
+
+from meshkit.config import ServiceSettings, environment_name
+from meshkit.telemetry import configure_logging, tracing
+
+_log = structlog.get_logger()
+_BAD_SETTINGS = 2
+_S = TypeVar("_S", bound=ServiceSettings)
+
+
+def run(service: str, settings_type: type[_S], app: Callable[[_S], AbstractAsyncContextManager[object]]) -> None:
+    """Read the settings, keep the app open until SIGTERM or SIGINT, then close it in order.
+
+    Exits with status 2 and a line per setting when the settings are wrong.
+    """
+    try:
+        settings = settings_type()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            field = settings_type.model_fields.get(name)
+            told = environment_name(name, field) if field else name
+            print(f"{service}: {told}: {problem['msg']}", file=sys.stderr)
+        sys.exit(_BAD_SETTINGS)
+    configure_logging(service, settings.log_level)
+    with tracing(service, endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio):
+        uvloop.run(_serve(app(settings)))
+
+
+async def _serve(app: AbstractAsyncContextManager[object]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with app:
+        await stop.wait()
+        _log.info("stopping")
+    _log.info("stopped")

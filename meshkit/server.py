@@ -1,0 +1,130 @@
+"""The gRPC server that every service runs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
+
+from meshkit.identity import TokenVerifier
+from meshkit.interceptors import CallInterceptor
+
+_log = structlog.get_logger()
+_CHECK_EVERY_S = 1.0
+_DRAIN_S = 5.0
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_OPTIONS = [
+    # Each process owns its port: with SO_REUSEPORT a proxy's streams all pin to one.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+    ("grpc.max_send_message_length", 64 * 1024 * 1024),
+    ("grpc.max_metadata_size", 32 * 1024),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
+
+# A dependency's check: returns when it works and raises when it does not.
+Check = Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A servicer, the generated function that adds it, and its service's full name."""
+
+    name: str
+    add: Callable[[Any, Any], None]
+    servicer: object
+
+
+@asynccontextmanager
+async def running_server(
+    *,
+    listen: str,
+    registrations: Sequence[Registration],
+    verifier: TokenVerifier,
+    checks: Mapping[str, Check],
+) -> AsyncIterator[int]:
+    """Serve until the context ends, then drain; yields the port.
+
+    Health (grpc.health.v1) is SERVING while all checks pass; "" stands for the
+    whole process, and each dependency is named too.
+
+    Args:
+        listen: host:port, port 0 for any.
+        registrations: what is served; reflection describes it.
+        verifier: proves callers.
+        checks: by dependency name.
+    """
+    server = grpc.aio.server(
+        interceptors=[
+            aio_server_interceptor(filter_=filters.negate(filters.health_check())),
+            CallInterceptor(verifier=verifier),
+        ],
+        options=_OPTIONS,
+    )
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    for registration in registrations:
+        registration.add(registration.servicer, server)
+    names = [registration.name for registration in registrations]
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME, health.SERVICE_NAME], server)
+    port = server.add_insecure_port(listen)
+    monitor = _HealthMonitor(servicer=health_servicer, services=names, checks=checks)
+    await monitor.check()
+    await server.start()
+    _log.info("serving", listen=listen, port=port, services=names)
+    watching = asyncio.create_task(monitor.run(), name="health")
+    try:
+        yield port
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        await health_servicer.enter_graceful_shutdown()
+        await server.stop(_DRAIN_S)
+
+
+class _HealthMonitor:
+    """Keeps the health service true."""
+
+    def __init__(
+        self, *, servicer: health.aio.HealthServicer, services: Sequence[str], checks: Mapping[str, Check]
+    ) -> None:
+        self._servicer = servicer
+        self._services = services
+        self._checks = checks
+        self._failing: set[str] = set()
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK_EVERY_S)
+            await self.check()
+
+    async def check(self) -> None:
+        results = await asyncio.gather(*(self._passes(name) for name in self._checks))
+        for name, passes in zip(self._checks, results, strict=True):
+            await self._servicer.set(name, _SERVING if passes else _NOT_SERVING)
+        whole = _SERVING if all(results) else _NOT_SERVING
+        for name in ("", *self._services):
+            await self._servicer.set(name, whole)
+
+    async def _passes(self, name: str) -> bool:
+        try:
+            async with asyncio.timeout(_CHECK_EVERY_S):
+                await self._checks[name]()
+        except Exception as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                _log.warning("dependency is away", dependency=name, error=repr(error))
+            return False
+        if name in self._failing:
+            self._failing.discard(name)
+            _log.info("dependency is back", dependency=name)
+        return True

@@ -1,0 +1,123 @@
+"""The one table between domain errors and google.rpc.Status, used by both ends."""
+
+import asyncpg
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from meshkit import errors
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+ERROR_DOMAIN = "twinmesh"
+_REASON_PREFIX = "ERROR_REASON_"
+
+_CODES: dict[type[errors.DomainError], grpc.StatusCode] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Aborted: grpc.StatusCode.ABORTED,
+    errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
+}
+_TYPES = {code: error for error, code in _CODES.items()}
+
+
+def code_of(error: errors.DomainError) -> grpc.StatusCode:
+    """Return the status code of a domain error."""
+    return _CODES[type(error)]
+
+
+def reason_name(reason: ErrorReason.ValueType) -> str:
+    """Return a reason as it stands in ErrorInfo, such as "NOT_FOUND"."""
+    return ErrorReason.Name(reason).removeprefix(_REASON_PREFIX)
+
+
+def _number(code: grpc.StatusCode) -> int:
+    value: tuple[int, str] = code.value
+    return value[0]
+
+
+def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def to_status(error: errors.DomainError) -> status_pb2.Status:
+    """Return the google.rpc.Status of a domain error, with its details."""
+    status = status_pb2.Status(code=_number(code_of(error)), message=error.message)
+    info = error_details_pb2.ErrorInfo(
+        reason=reason_name(error.reason), domain=ERROR_DOMAIN, metadata=error.metadata
+    )
+    status.details.append(_packed(info))
+    if error.violations:
+        bad_request = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            bad_request.field_violations.add(
+                field=violation.field, description=violation.description, reason=violation.rule
+            )
+        status.details.append(_packed(bad_request))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(int(error.retry_after_s * 1000))
+        status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status
+
+
+def internal_status(trace_id: str) -> status_pb2.Status:
+    """Return the neutral status for what nobody foresaw; the log has the rest."""
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=ERROR_DOMAIN, metadata={"traceId": trace_id})
+    return status_pb2.Status(
+        code=_number(grpc.StatusCode.INTERNAL),
+        message=f"internal error; quote trace {trace_id}" if trace_id else "internal error",
+        details=[_packed(info)],
+    )
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> errors.DomainError:
+    """Return the domain error that a peer answered, or Unavailable when it did not answer.
+
+    Args:
+        error: what the call raised.
+        peer: the peer's name, for errors without details.
+    """
+    status = rpc_status.from_call(error)
+    kind = _TYPES.get(error.code())
+    if kind is None or status is None:
+        return errors.dependency_unavailable(peer)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+    name = _REASON_PREFIX + info.reason
+    if name not in ErrorReason.keys():  # noqa: SIM118 - the enum wrapper is no mapping
+        return errors.dependency_unavailable(peer)
+    return kind(status.message, reason=ErrorReason.Value(name), metadata=dict(info.metadata))
+
+
+def from_driver_error(error: BaseException) -> errors.DomainError | None:
+    """Return the domain error of a PostgreSQL failure that a retry can mend, or None.
+
+    Lost connections, shutdown, exhausted resources (53xxx), cancelled statements,
+    serialization failures and lock time-outs are transient: nothing was consumed.
+    """
+    transient = (
+        OSError,
+        asyncpg.InterfaceError,
+        asyncpg.PostgresConnectionError,
+        asyncpg.OperatorInterventionError,
+        asyncpg.InsufficientResourcesError,
+        asyncpg.TransactionRollbackError,
+        asyncpg.LockNotAvailableError,
+        asyncpg.TransactionTimeoutError,
+        asyncpg.IdleInTransactionSessionTimeoutError,
+    )
+    if isinstance(error, transient):
+        return errors.dependency_unavailable("postgresql")
+    return None

@@ -1,0 +1,95 @@
+"""Traces by OTLP and structured logs that carry trace, tenant and principal."""
+
+import logging
+import sys
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+from meshkit.identity import principal_or_none
+
+tracer = trace.get_tracer("twinmesh")
+
+
+def current_trace_id() -> str:
+    """Return the hexadecimal id of the present trace, "" outside of any."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
+
+
+def _add_context(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    trace_id = current_trace_id()
+    if trace_id:
+        event["trace_id"] = trace_id
+    principal = principal_or_none()
+    if principal is not None:
+        event.setdefault("tenant", principal.tenant)
+        event["principal"] = principal.name
+    return event
+
+
+def configure_logging(service: str, level: str) -> None:
+    """Write one JSON object per line to standard error, also for libraries' logs."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_context,
+        structlog.processors.EventRenamer("message"),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.dict_tracebacks,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(logging.getLevelName(level), logging.INFO))
+    structlog.contextvars.bind_contextvars(service=service)
+
+
+@contextmanager
+def tracing(service: str, *, endpoint: str, sample_ratio: float) -> Iterator[None]:
+    """Export spans by OTLP/gRPC while the context is open; an empty endpoint exports none.
+
+    Args:
+        service: name of the service in traces.
+        endpoint: "http://host:port" of an OTLP/gRPC receiver.
+        sample_ratio: share of traces that begin here to record, 0 to 1; a trace that
+            began outside is recorded when its caller records it.
+    """
+    if not endpoint:
+        yield
+        return
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": service, "service.namespace": "twinmesh"}),
+        sampler=ParentBased(TraceIdRatioBased(sample_ratio)),
+    )
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True), schedule_delay_millis=500)
+    )
+    trace.set_tracer_provider(provider)
+    try:
+        yield
+    finally:
+        provider.shutdown()
