@@ -30,7 +30,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*twinmesh/asset/v1/asset_type_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xb7\x02\n\tAssetType\x12;\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x08\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$\x12*\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$\x12<\n\x10health_algorithm\x18\x03 \x01(\x0b\x32\".twinmesh.asset.v1.HealthAlgorithm\x12\x15\n\x04\x65tag\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\x86\x01\n\x0fHealthAlgorithm\x12\x39\n\x06method\x18\x01 \x01(\x0e\x32\x1f.twinmesh.asset.v1.HealthMethodB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x38\n\x06inputs\x18\x02 \x03(\x0b\x32\x1e.twinmesh.asset.v1.HealthInputB\x08\xbaH\x05\x92\x01\x02\x10@\"\xd5\x01\n\x0bHealthInput\x12\x36\n\x06metric\x18\x01 \x01(\tB&\xbaH#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$\x12 \n\x06weight\x18\x02 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12\x19\n\x08good_min\x18\x03 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x19\n\x08good_max\x18\x04 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x1a\n\tlimit_min\x18\x05 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x1a\n\tlimit_max\x18\x06 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\"V\n\x16\x43reateAssetTypeRequest\x12<\n\nasset_type\x18\x01 \x01(\x0b\x32\x1c.twinmesh.asset.v1.AssetTypeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"R\n\x13GetAssetTypeRequest\x12;\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$\"k\n\x15ListAssetTypesRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x18\n\x06search\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"d\n\x16ListAssetTypesResponse\x12\x31\n\x0b\x61sset_types\x18\x01 \x03(\x0b\x32\x1c.twinmesh.asset.v1.AssetType\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x87\x01\n\x16UpdateAssetTypeRequest\x12<\n\nasset_type\x18\x01 \x01(\x0b\x32\x1c.twinmesh.asset.v1.AssetTypeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"l\n\x16\x44\x65leteAssetTypeRequest\x12;\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\x19\n\x17\x44\x65leteAssetTypeResponse*f\n\x0cHealthMethod\x12\x1d\n\x19HEALTH_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16HEALTH_METHOD_WEIGHTED\x10\x01\x12\x1b\n\x17HEALTH_METHOD_THRESHOLD\x10\x02\x32\x88\x06\n\x10\x41ssetTypeService\x12\x92\x01\n\x0f\x43reateAssetType\x12).twinmesh.asset.v1.CreateAssetTypeRequest\x1a\x1c.twinmesh.asset.v1.AssetType\"6\xd2\xe7\x18\x10\x61sset_type:write\x82\xd3\xe4\x93\x02\x1c\"\x0e/v1/assetTypes:\nasset_type\x12\x87\x01\n\x0cGetAssetType\x12&.twinmesh.asset.v1.GetAssetTypeRequest\x1a\x1c.twinmesh.asset.v1.AssetType\"1\x90\x02\x01\xd2\xe7\x18\x0f\x61sset_type:read\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/assetTypes/{id}\x12\x93\x01\n\x0eListAssetTypes\x12(.twinmesh.asset.v1.ListAssetTypesRequest\x1a).twinmesh.asset.v1.ListAssetTypesResponse\",\x90\x02\x01\xd2\xe7\x18\x0f\x61sset_type:read\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/assetTypes\x12\xa2\x01\n\x0fUpdateAssetType\x12).twinmesh.asset.v1.UpdateAssetTypeRequest\x1a\x1c.twinmesh.asset.v1.AssetType\"F\xd2\xe7\x18\x10\x61sset_type:write\x82\xd3\xe4\x93\x02,2\x1e/v1/assetTypes/{asset_type.id}:\nasset_type\x12\x99\x01\n\x0f\x44\x65leteAssetType\x12).twinmesh.asset.v1.DeleteAssetTypeRequest\x1a*.twinmesh.asset.v1.DeleteAssetTypeResponse\"/\xd2\xe7\x18\x10\x61sset_type:write\x82\xd3\xe4\x93\x02\x15*\x13/v1/assetTypes/{id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*twinmesh/asset/v1/asset_type_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xf7\x02\n\tAssetType\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x08\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x37\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12M\n\x10health_algorithm\x18\x03 \x01(\x0b\x32\".twinmesh.asset.v1.HealthAlgorithmR\x0fhealthAlgorithm\x12\x1b\n\x04\x65tag\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12\x41\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\"\x96\x01\n\x0fHealthAlgorithm\x12\x41\n\x06method\x18\x01 \x01(\x0e\x32\x1f.twinmesh.asset.v1.HealthMethodB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x06method\x12@\n\x06inputs\x18\x02 \x03(\x0b\x32\x1e.twinmesh.asset.v1.HealthInputB\x08\xbaH\x05\x92\x01\x02\x10@R\x06inputs\"\x8b\x02\n\x0bHealthInput\x12>\n\x06metric\x18\x01 \x01(\tB&\xbaH#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$R\x06metric\x12(\n\x06weight\x18\x02 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01R\x06weight\x12\"\n\x08good_min\x18\x03 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01R\x07goodMin\x12\"\n\x08good_max\x18\x04 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01R\x07goodMax\x12$\n\tlimit_min\x18\x05 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01R\x08limitMin\x12$\n\tlimit_max\x18\x06 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01R\x08limitMax\"a\n\x16\x43reateAssetTypeRequest\x12G\n\nasset_type\x18\x01 \x01(\x0b\x32\x1c.twinmesh.asset.v1.AssetTypeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\tassetType\"V\n\x13GetAssetTypeRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\"\x88\x01\n\x15ListAssetTypesRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12 \n\x06search\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x06search\"\x7f\n\x16ListAssetTypesResponse\x12=\n\x0b\x61sset_types\x18\x01 \x03(\x0b\x32\x1c.twinmesh.asset.v1.AssetTypeR\nassetTypes\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9e\x01\n\x16UpdateAssetTypeRequest\x12G\n\nasset_type\x18\x01 \x01(\x0b\x32\x1c.twinmesh.asset.v1.AssetTypeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\tassetType\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\"v\n\x16\x44\x65leteAssetTypeRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\"\x19\n\x17\x44\x65leteAssetTypeResponse*f\n\x0cHealthMethod\x12\x1d\n\x19HEALTH_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16HEALTH_METHOD_WEIGHTED\x10\x01\x12\x1b\n\x17HEALTH_METHOD_THRESHOLD\x10\x02\x32\x88\x06\n\x10\x41ssetTypeService\x12\x92\x01\n\x0f\x43reateAssetType\x12).twinmesh.asset.v1.CreateAssetTypeRequest\x1a\x1c.twinmesh.asset.v1.AssetType\"6\xd2\xe7\x18\x10\x61sset_type:write\x82\xd3\xe4\x93\x02\x1c\"\x0e/v1/assetTypes:\nasset_type\x12\x87\x01\n\x0cGetAssetType\x12&.twinmesh.asset.v1.GetAssetTypeRequest\x1a\x1c.twinmesh.asset.v1.AssetType\"1\x90\x02\x01\xd2\xe7\x18\x0f\x61sset_type:read\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/assetTypes/{id}\x12\x93\x01\n\x0eListAssetTypes\x12(.twinmesh.asset.v1.ListAssetTypesRequest\x1a).twinmesh.asset.v1.ListAssetTypesResponse\",\x90\x02\x01\xd2\xe7\x18\x0f\x61sset_type:read\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/assetTypes\x12\xa2\x01\n\x0fUpdateAssetType\x12).twinmesh.asset.v1.UpdateAssetTypeRequest\x1a\x1c.twinmesh.asset.v1.AssetType\"F\xd2\xe7\x18\x10\x61sset_type:write\x82\xd3\xe4\x93\x02,2\x1e/v1/assetTypes/{asset_type.id}:\nasset_type\x12\x99\x01\n\x0f\x44\x65leteAssetType\x12).twinmesh.asset.v1.DeleteAssetTypeRequest\x1a*.twinmesh.asset.v1.DeleteAssetTypeResponse\"/\xd2\xe7\x18\x10\x61sset_type:write\x82\xd3\xe4\x93\x02\x15*\x13/v1/assetTypes/{id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -89,28 +89,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASSETTYPESERVICE'].methods_by_name['UpdateAssetType']._serialized_options = b'\322\347\030\020asset_type:write\202\323\344\223\002,2\036/v1/assetTypes/{asset_type.id}:\nasset_type'
   _globals['_ASSETTYPESERVICE'].methods_by_name['DeleteAssetType']._loaded_options = None
   _globals['_ASSETTYPESERVICE'].methods_by_name['DeleteAssetType']._serialized_options = b'\322\347\030\020asset_type:write\202\323\344\223\002\025*\023/v1/assetTypes/{id}'
-  _globals['_HEALTHMETHOD']._serialized_start=1584
-  _globals['_HEALTHMETHOD']._serialized_end=1686
+  _globals['_HEALTHMETHOD']._serialized_start=1823
+  _globals['_HEALTHMETHOD']._serialized_end=1925
   _globals['_ASSETTYPE']._serialized_start=260
-  _globals['_ASSETTYPE']._serialized_end=571
-  _globals['_HEALTHALGORITHM']._serialized_start=574
-  _globals['_HEALTHALGORITHM']._serialized_end=708
-  _globals['_HEALTHINPUT']._serialized_start=711
-  _globals['_HEALTHINPUT']._serialized_end=924
-  _globals['_CREATEASSETTYPEREQUEST']._serialized_start=926
-  _globals['_CREATEASSETTYPEREQUEST']._serialized_end=1012
-  _globals['_GETASSETTYPEREQUEST']._serialized_start=1014
-  _globals['_GETASSETTYPEREQUEST']._serialized_end=1096
-  _globals['_LISTASSETTYPESREQUEST']._serialized_start=1098
-  _globals['_LISTASSETTYPESREQUEST']._serialized_end=1205
-  _globals['_LISTASSETTYPESRESPONSE']._serialized_start=1207
-  _globals['_LISTASSETTYPESRESPONSE']._serialized_end=1307
-  _globals['_UPDATEASSETTYPEREQUEST']._serialized_start=1310
-  _globals['_UPDATEASSETTYPEREQUEST']._serialized_end=1445
-  _globals['_DELETEASSETTYPEREQUEST']._serialized_start=1447
-  _globals['_DELETEASSETTYPEREQUEST']._serialized_end=1555
-  _globals['_DELETEASSETTYPERESPONSE']._serialized_start=1557
-  _globals['_DELETEASSETTYPERESPONSE']._serialized_end=1582
-  _globals['_ASSETTYPESERVICE']._serialized_start=1689
-  _globals['_ASSETTYPESERVICE']._serialized_end=2465
+  _globals['_ASSETTYPE']._serialized_end=635
+  _globals['_HEALTHALGORITHM']._serialized_start=638
+  _globals['_HEALTHALGORITHM']._serialized_end=788
+  _globals['_HEALTHINPUT']._serialized_start=791
+  _globals['_HEALTHINPUT']._serialized_end=1058
+  _globals['_CREATEASSETTYPEREQUEST']._serialized_start=1060
+  _globals['_CREATEASSETTYPEREQUEST']._serialized_end=1157
+  _globals['_GETASSETTYPEREQUEST']._serialized_start=1159
+  _globals['_GETASSETTYPEREQUEST']._serialized_end=1245
+  _globals['_LISTASSETTYPESREQUEST']._serialized_start=1248
+  _globals['_LISTASSETTYPESREQUEST']._serialized_end=1384
+  _globals['_LISTASSETTYPESRESPONSE']._serialized_start=1386
+  _globals['_LISTASSETTYPESRESPONSE']._serialized_end=1513
+  _globals['_UPDATEASSETTYPEREQUEST']._serialized_start=1516
+  _globals['_UPDATEASSETTYPEREQUEST']._serialized_end=1674
+  _globals['_DELETEASSETTYPEREQUEST']._serialized_start=1676
+  _globals['_DELETEASSETTYPEREQUEST']._serialized_end=1794
+  _globals['_DELETEASSETTYPERESPONSE']._serialized_start=1796
+  _globals['_DELETEASSETTYPERESPONSE']._serialized_end=1821
+  _globals['_ASSETTYPESERVICE']._serialized_start=1928
+  _globals['_ASSETTYPESERVICE']._serialized_end=2704
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,7 @@ from twinmesh.asset.v1 import device_type_service_pb2 as twinmesh_dot_asset_dot_
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinmesh/asset/v1/profile_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&twinmesh/asset/v1/device_service.proto\x1a+twinmesh/asset/v1/device_type_service.proto\x1a!twinmesh/auth/v1/permission.proto\"Q\n\x17\x42\x61tchGetProfilesRequest\x12\x17\n\x06tenant\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\ndevice_ids\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\"{\n\x18\x42\x61tchGetProfilesResponse\x12*\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.Device\x12\x33\n\x0c\x64\x65vice_types\x18\x02 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceType\"\x89\x01\n\x13ListProfilesRequest\x12\x17\n\x06tenant\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1f\n\x0e\x64\x65vice_type_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\x90\x01\n\x14ListProfilesResponse\x12*\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.Device\x12\x33\n\x0c\x64\x65vice_types\x18\x02 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceType\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t2\x89\x02\n\x0eProfileService\x12\x80\x01\n\x10\x42\x61tchGetProfiles\x12*.twinmesh.asset.v1.BatchGetProfilesRequest\x1a+.twinmesh.asset.v1.BatchGetProfilesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12t\n\x0cListProfiles\x12&.twinmesh.asset.v1.ListProfilesRequest\x1a\'.twinmesh.asset.v1.ListProfilesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinmesh/asset/v1/profile_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&twinmesh/asset/v1/device_service.proto\x1a+twinmesh/asset/v1/device_type_service.proto\x1a!twinmesh/auth/v1/permission.proto\"d\n\x17\x42\x61tchGetProfilesRequest\x12\x1f\n\x06tenant\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x06tenant\x12(\n\ndevice_ids\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90NR\tdeviceIds\"\x91\x01\n\x18\x42\x61tchGetProfilesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices\x12@\n\x0c\x64\x65vice_types\x18\x02 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeR\x0b\x64\x65viceTypes\"\xb4\x01\n\x13ListProfilesRequest\x12\x1f\n\x06tenant\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x06tenant\x12$\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12-\n\x0e\x64\x65vice_type_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x0c\x64\x65viceTypeId\"\xb5\x01\n\x14ListProfilesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices\x12@\n\x0c\x64\x65vice_types\x18\x02 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeR\x0b\x64\x65viceTypes\x12&\n\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken2\x89\x02\n\x0eProfileService\x12\x80\x01\n\x10\x42\x61tchGetProfiles\x12*.twinmesh.asset.v1.BatchGetProfilesRequest\x1a+.twinmesh.asset.v1.BatchGetProfilesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12t\n\x0cListProfiles\x12&.twinmesh.asset.v1.ListProfilesRequest\x1a\'.twinmesh.asset.v1.ListProfilesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,13 +52,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROFILESERVICE'].methods_by_name['ListProfiles']._loaded_options = None
   _globals['_PROFILESERVICE'].methods_by_name['ListProfiles']._serialized_options = b'\220\002\001\322\347\030\014profile:read'
   _globals['_BATCHGETPROFILESREQUEST']._serialized_start=211
-  _globals['_BATCHGETPROFILESREQUEST']._serialized_end=292
-  _globals['_BATCHGETPROFILESRESPONSE']._serialized_start=294
-  _globals['_BATCHGETPROFILESRESPONSE']._serialized_end=417
-  _globals['_LISTPROFILESREQUEST']._serialized_start=420
-  _globals['_LISTPROFILESREQUEST']._serialized_end=557
-  _globals['_LISTPROFILESRESPONSE']._serialized_start=560
-  _globals['_LISTPROFILESRESPONSE']._serialized_end=704
-  _globals['_PROFILESERVICE']._serialized_start=707
-  _globals['_PROFILESERVICE']._serialized_end=972
+  _globals['_BATCHGETPROFILESREQUEST']._serialized_end=311
+  _globals['_BATCHGETPROFILESRESPONSE']._serialized_start=314
+  _globals['_BATCHGETPROFILESRESPONSE']._serialized_end=459
+  _globals['_LISTPROFILESREQUEST']._serialized_start=462
+  _globals['_LISTPROFILESREQUEST']._serialized_end=642
+  _globals['_LISTPROFILESRESPONSE']._serialized_start=645
+  _globals['_LISTPROFILESRESPONSE']._serialized_end=826
+  _globals['_PROFILESERVICE']._serialized_start=829
+  _globals['_PROFILESERVICE']._serialized_end=1094
 # @@protoc_insertion_point(module_scope)

@@ -29,7 +29,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&twinmesh/auth/v1/api_key_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xc4\x01\n\x06\x41piKey\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x03(\t\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\x07\x63reator\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\"\xba\x01\n\x13\x43reateApiKeyRequest\x12\x30\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x10\x01\x18\x80\x01\x32\n^[^\\x00]*$\x12@\n\x0bpermissions\x18\x02 \x03(\tB+\xbaH(\x92\x01%\x10@\x18\x01\"\x1fr\x1d\x32\x1b^[a-z_]{1,32}:[a-z_]{1,32}$\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\x14\x43reateApiKeyResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12)\n\x07\x61pi_key\x18\x03 \x01(\x0b\x32\x18.twinmesh.auth.v1.ApiKey\"N\n\x12ListApiKeysRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Z\n\x13ListApiKeysResponse\x12*\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x18.twinmesh.auth.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x13\x44\x65leteApiKeyRequest\x12\'\n\x02id\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,64}$\"\x16\n\x14\x44\x65leteApiKeyResponse2\xa8\x03\n\rApiKeyService\x12\x86\x01\n\x0c\x43reateApiKey\x12%.twinmesh.auth.v1.CreateApiKeyRequest\x1a&.twinmesh.auth.v1.CreateApiKeyResponse\"\'\xd2\xe7\x18\rapi_key:write\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/apiKeys:\x01*\x12\x82\x01\n\x0bListApiKeys\x12$.twinmesh.auth.v1.ListApiKeysRequest\x1a%.twinmesh.auth.v1.ListApiKeysResponse\"&\x90\x02\x01\xd2\xe7\x18\x0c\x61pi_key:read\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/apiKeys\x12\x88\x01\n\x0c\x44\x65leteApiKey\x12%.twinmesh.auth.v1.DeleteApiKeyRequest\x1a&.twinmesh.auth.v1.DeleteApiKeyResponse\")\xd2\xe7\x18\rapi_key:write\x82\xd3\xe4\x93\x02\x12*\x10/v1/apiKeys/{id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&twinmesh/auth/v1/api_key_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\x83\x02\n\x06\x41piKey\x12\x14\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x02id\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12 \n\x0bpermissions\x18\x03 \x03(\tR\x0bpermissions\x12\x41\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1e\n\x07\x63reator\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03R\x07\x63reator\"\xe0\x01\n\x13\x43reateApiKeyRequest\x12=\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x10\x01\x18\x80\x01\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12M\n\x0bpermissions\x18\x02 \x03(\tB+\xbaH(\x92\x01%\x10@\x18\x01\"\x1fr\x1d\x32\x1b^[a-z_]{1,32}:[a-z_]{1,32}$R\x0bpermissions\x12;\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"q\n\x14\x43reateApiKeyResponse\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret\x12\x31\n\x07\x61pi_key\x18\x03 \x01(\x0b\x32\x18.twinmesh.auth.v1.ApiKeyR\x06\x61piKey\"c\n\x12ListApiKeysRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"r\n\x13ListApiKeysResponse\x12\x33\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x18.twinmesh.auth.v1.ApiKeyR\x07\x61piKeys\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"B\n\x13\x44\x65leteApiKeyRequest\x12+\n\x02id\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,64}$R\x02id\"\x16\n\x14\x44\x65leteApiKeyResponse2\xa8\x03\n\rApiKeyService\x12\x86\x01\n\x0c\x43reateApiKey\x12%.twinmesh.auth.v1.CreateApiKeyRequest\x1a&.twinmesh.auth.v1.CreateApiKeyResponse\"\'\xd2\xe7\x18\rapi_key:write\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/apiKeys:\x01*\x12\x82\x01\n\x0bListApiKeys\x12$.twinmesh.auth.v1.ListApiKeysRequest\x1a%.twinmesh.auth.v1.ListApiKeysResponse\"&\x90\x02\x01\xd2\xe7\x18\x0c\x61pi_key:read\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/apiKeys\x12\x88\x01\n\x0c\x44\x65leteApiKey\x12%.twinmesh.auth.v1.DeleteApiKeyRequest\x1a&.twinmesh.auth.v1.DeleteApiKeyResponse\")\xd2\xe7\x18\rapi_key:write\x82\xd3\xe4\x93\x02\x12*\x10/v1/apiKeys/{id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,19 +59,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APIKEYSERVICE'].methods_by_name['DeleteApiKey']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['DeleteApiKey']._serialized_options = b'\322\347\030\rapi_key:write\202\323\344\223\002\022*\020/v1/apiKeys/{id}'
   _globals['_APIKEY']._serialized_start=221
-  _globals['_APIKEY']._serialized_end=417
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=420
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=606
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=608
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=701
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=703
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=781
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=783
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=873
-  _globals['_DELETEAPIKEYREQUEST']._serialized_start=875
-  _globals['_DELETEAPIKEYREQUEST']._serialized_end=937
-  _globals['_DELETEAPIKEYRESPONSE']._serialized_start=939
-  _globals['_DELETEAPIKEYRESPONSE']._serialized_end=961
-  _globals['_APIKEYSERVICE']._serialized_start=964
-  _globals['_APIKEYSERVICE']._serialized_end=1388
+  _globals['_APIKEY']._serialized_end=480
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=483
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=707
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=709
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=822
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=824
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=923
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=925
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1039
+  _globals['_DELETEAPIKEYREQUEST']._serialized_start=1041
+  _globals['_DELETEAPIKEYREQUEST']._serialized_end=1107
+  _globals['_DELETEAPIKEYRESPONSE']._serialized_start=1109
+  _globals['_DELETEAPIKEYRESPONSE']._serialized_end=1131
+  _globals['_APIKEYSERVICE']._serialized_start=1134
+  _globals['_APIKEYSERVICE']._serialized_end=1558
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/mesh/v1/health_service.proto\x12\x10twinmesh.mesh.v1\x1a\x1cgoogle/api/annotations.proto\x1a!twinmesh/auth/v1/permission.proto\"\x14\n\x12GetLivenessRequest\"%\n\x13GetLivenessResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\"\x15\n\x13GetReadinessRequest\"<\n\x14GetReadinessResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65pendencies\x18\x02 \x03(\t2\x94\x02\n\rHealthService\x12~\n\x0bGetLiveness\x12$.twinmesh.mesh.v1.GetLivenessRequest\x1a%.twinmesh.mesh.v1.GetLivenessResponse\"\"\x90\x02\x01\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x0f\x12\r/healthz/live\x12\x82\x01\n\x0cGetReadiness\x12%.twinmesh.mesh.v1.GetReadinessRequest\x1a&.twinmesh.mesh.v1.GetReadinessResponse\"#\x90\x02\x01\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x10\x12\x0e/healthz/readyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/mesh/v1/health_service.proto\x12\x10twinmesh.mesh.v1\x1a\x1cgoogle/api/annotations.proto\x1a!twinmesh/auth/v1/permission.proto\"\x14\n\x12GetLivenessRequest\"-\n\x13GetLivenessResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\"\x15\n\x13GetReadinessRequest\"R\n\x14GetReadinessResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\"\n\x0c\x64\x65pendencies\x18\x02 \x03(\tR\x0c\x64\x65pendencies2\x94\x02\n\rHealthService\x12~\n\x0bGetLiveness\x12$.twinmesh.mesh.v1.GetLivenessRequest\x1a%.twinmesh.mesh.v1.GetLivenessResponse\"\"\x90\x02\x01\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x0f\x12\r/healthz/live\x12\x82\x01\n\x0cGetReadiness\x12%.twinmesh.mesh.v1.GetReadinessRequest\x1a&.twinmesh.mesh.v1.GetReadinessResponse\"#\x90\x02\x01\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x10\x12\x0e/healthz/readyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,11 +40,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETLIVENESSREQUEST']._serialized_start=124
   _globals['_GETLIVENESSREQUEST']._serialized_end=144
   _globals['_GETLIVENESSRESPONSE']._serialized_start=146
-  _globals['_GETLIVENESSRESPONSE']._serialized_end=183
-  _globals['_GETREADINESSREQUEST']._serialized_start=185
-  _globals['_GETREADINESSREQUEST']._serialized_end=206
-  _globals['_GETREADINESSRESPONSE']._serialized_start=208
-  _globals['_GETREADINESSRESPONSE']._serialized_end=268
-  _globals['_HEALTHSERVICE']._serialized_start=271
-  _globals['_HEALTHSERVICE']._serialized_end=547
+  _globals['_GETLIVENESSRESPONSE']._serialized_end=191
+  _globals['_GETREADINESSREQUEST']._serialized_start=193
+  _globals['_GETREADINESSREQUEST']._serialized_end=214
+  _globals['_GETREADINESSRESPONSE']._serialized_start=216
+  _globals['_GETREADINESSRESPONSE']._serialized_end=298
+  _globals['_HEALTHSERVICE']._serialized_start=301
+  _globals['_HEALTHSERVICE']._serialized_end=577
 # @@protoc_insertion_point(module_scope)

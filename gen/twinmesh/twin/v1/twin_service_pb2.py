@@ -30,7 +30,7 @@ from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_perm
 from twinmesh.type.v1 import value_pb2 as twinmesh_dot_type_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#twinmesh/twin/v1/twin_service.proto\x12\x10twinmesh.twin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\x1a\x1ctwinmesh/type/v1/value.proto\"\xd7\x02\n\x04Twin\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x65vice_type_id\x18\x03 \x01(\t\x12\x34\n\x07metrics\x18\x04 \x03(\x0b\x32#.twinmesh.twin.v1.Twin.MetricsEntry\x12)\n\x08location\x18\x05 \x01(\x0b\x32\x17.twinmesh.type.v1.Point\x12\x31\n\rlocation_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1aM\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.twinmesh.twin.v1.MetricState:\x02\x38\x01\"m\n\x0bMetricState\x12&\n\x05value\x18\x01 \x01(\x0b\x32\x17.twinmesh.type.v1.Value\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04unit\x18\x03 \x01(\t\"M\n\x0eGetTwinRequest\x12;\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$\"\xd6\x01\n\x10ListTwinsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12@\n\x03ids\x18\x03 \x03(\tB3\xbaH0\x92\x01-\x10\xe8\x07\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$\x12\x46\n\x0e\x64\x65vice_type_id\x18\x04 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$\"S\n\x11ListTwinsResponse\x12%\n\x05twins\x18\x01 \x03(\x0b\x32\x16.twinmesh.twin.v1.Twin\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xac\x02\n\x13QueryHistoryRequest\x12;\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$\x12@\n\x07metrics\x18\x02 \x03(\tB/\xbaH,\x92\x01)\x10\x64\x18\x01\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\tpage_size\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"a\n\x14QueryHistoryResponse\x12\x30\n\x07metrics\x18\x01 \x03(\x0b\x32\x1f.twinmesh.twin.v1.MetricHistory\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xed\x01\n\rMetricHistory\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKind\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\r\n\x05times\x18\x04 \x03(\x10\x12\x15\n\rdouble_values\x18\x05 \x03(\x01\x12\x12\n\nint_values\x18\x06 \x03(\x10\x12\x13\n\x0b\x62ool_values\x18\x07 \x03(\x08\x12\x15\n\rstring_values\x18\x08 \x03(\t\x12-\n\x0cpoint_values\x18\t \x03(\x0b\x32\x17.twinmesh.type.v1.Point\"u\n\x11WatchTwinsRequest\x12@\n\x03ids\x18\x01 \x03(\tB3\xbaH0\x92\x01-\x10\xe8\x07\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \"\x87\x01\n\x12WatchTwinsResponse\x12*\n\x08snapshot\x18\x01 \x01(\x0b\x32\x16.twinmesh.twin.v1.TwinH\x00\x12(\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x16.twinmesh.twin.v1.TwinH\x00\x12\x12\n\x08\x62ookmark\x18\x03 \x01(\tH\x00\x42\x07\n\x05\x65vent2\x8b\x04\n\x0bTwinService\x12k\n\x07GetTwin\x12 .twinmesh.twin.v1.GetTwinRequest\x1a\x16.twinmesh.twin.v1.Twin\"&\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/twins/{id}\x12w\n\tListTwins\x12\".twinmesh.twin.v1.ListTwinsRequest\x1a#.twinmesh.twin.v1.ListTwinsResponse\"!\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/twins\x12\x90\x01\n\x0cQueryHistory\x12%.twinmesh.twin.v1.QueryHistoryRequest\x1a&.twinmesh.twin.v1.QueryHistoryResponse\"1\x90\x02\x01\xd2\xe7\x18\x0chistory:read\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/twins/{id}/history\x12\x82\x01\n\nWatchTwins\x12#.twinmesh.twin.v1.WatchTwinsRequest\x1a$.twinmesh.twin.v1.WatchTwinsResponse\"\'\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/twins:watch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#twinmesh/twin/v1/twin_service.proto\x12\x10twinmesh.twin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\x1a\x1ctwinmesh/type/v1/value.proto\"\xb1\x03\n\x04Twin\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12$\n\x0e\x64\x65vice_type_id\x18\x03 \x01(\tR\x0c\x64\x65viceTypeId\x12=\n\x07metrics\x18\x04 \x03(\x0b\x32#.twinmesh.twin.v1.Twin.MetricsEntryR\x07metrics\x12\x33\n\x08location\x18\x05 \x01(\x0b\x32\x17.twinmesh.type.v1.PointR\x08location\x12?\n\rlocation_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0clocationTime\x12@\n\x0elast_seen_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0clastSeenTime\x1aY\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x33\n\x05value\x18\x02 \x01(\x0b\x32\x1d.twinmesh.twin.v1.MetricStateR\x05value:\x02\x38\x01\"\x80\x01\n\x0bMetricState\x12-\n\x05value\x18\x01 \x01(\x0b\x32\x17.twinmesh.type.v1.ValueR\x05value\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x12\n\x04unit\x18\x03 \x01(\tR\x04unit\"Q\n\x0eGetTwinRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\"\xfe\x01\n\x10ListTwinsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12\x45\n\x03ids\x18\x03 \x03(\tB3\xbaH0\x92\x01-\x10\xe8\x07\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x03ids\x12T\n\x0e\x64\x65vice_type_id\x18\x04 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x0c\x64\x65viceTypeId\"i\n\x11ListTwinsResponse\x12,\n\x05twins\x18\x01 \x03(\x0b\x32\x16.twinmesh.twin.v1.TwinR\x05twins\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe2\x02\n\x13QueryHistoryRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12I\n\x07metrics\x18\x02 \x03(\tB/\xbaH,\x92\x01)\x10\x64\x18\x01\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$R\x07metrics\x12\x39\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12$\n\tpage_size\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"y\n\x14QueryHistoryResponse\x12\x39\n\x07metrics\x18\x01 \x03(\x0b\x32\x1f.twinmesh.twin.v1.MetricHistoryR\x07metrics\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc8\x02\n\rMetricHistory\x12\x16\n\x06metric\x18\x01 \x01(\tR\x06metric\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKindR\x04kind\x12\x12\n\x04unit\x18\x03 \x01(\tR\x04unit\x12\x14\n\x05times\x18\x04 \x03(\x10R\x05times\x12#\n\rdouble_values\x18\x05 \x03(\x01R\x0c\x64oubleValues\x12\x1d\n\nint_values\x18\x06 \x03(\x10R\tintValues\x12\x1f\n\x0b\x62ool_values\x18\x07 \x03(\x08R\nboolValues\x12#\n\rstring_values\x18\x08 \x03(\tR\x0cstringValues\x12:\n\x0cpoint_values\x18\t \x03(\x0b\x32\x17.twinmesh.type.v1.PointR\x0bpointValues\"\x87\x01\n\x11WatchTwinsRequest\x12\x45\n\x03ids\x18\x01 \x03(\tB3\xbaH0\x92\x01-\x10\xe8\x07\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x03ids\x12+\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x0bresumeToken\"\xa3\x01\n\x12WatchTwinsResponse\x12\x34\n\x08snapshot\x18\x01 \x01(\x0b\x32\x16.twinmesh.twin.v1.TwinH\x00R\x08snapshot\x12\x30\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x16.twinmesh.twin.v1.TwinH\x00R\x06\x63hange\x12\x1c\n\x08\x62ookmark\x18\x03 \x01(\tH\x00R\x08\x62ookmarkB\x07\n\x05\x65vent2\x8b\x04\n\x0bTwinService\x12k\n\x07GetTwin\x12 .twinmesh.twin.v1.GetTwinRequest\x1a\x16.twinmesh.twin.v1.Twin\"&\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/twins/{id}\x12w\n\tListTwins\x12\".twinmesh.twin.v1.ListTwinsRequest\x1a#.twinmesh.twin.v1.ListTwinsResponse\"!\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/twins\x12\x90\x01\n\x0cQueryHistory\x12%.twinmesh.twin.v1.QueryHistoryRequest\x1a&.twinmesh.twin.v1.QueryHistoryResponse\"1\x90\x02\x01\xd2\xe7\x18\x0chistory:read\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/twins/{id}/history\x12\x82\x01\n\nWatchTwins\x12#.twinmesh.twin.v1.WatchTwinsRequest\x1a$.twinmesh.twin.v1.WatchTwinsResponse\"\'\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/twins:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -70,27 +70,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TWINSERVICE'].methods_by_name['WatchTwins']._loaded_options = None
   _globals['_TWINSERVICE'].methods_by_name['WatchTwins']._serialized_options = b'\220\002\001\322\347\030\ttwin:read\202\323\344\223\002\021\022\017/v1/twins:watch'
   _globals['_TWIN']._serialized_start=248
-  _globals['_TWIN']._serialized_end=591
-  _globals['_TWIN_METRICSENTRY']._serialized_start=514
-  _globals['_TWIN_METRICSENTRY']._serialized_end=591
-  _globals['_METRICSTATE']._serialized_start=593
-  _globals['_METRICSTATE']._serialized_end=702
-  _globals['_GETTWINREQUEST']._serialized_start=704
-  _globals['_GETTWINREQUEST']._serialized_end=781
-  _globals['_LISTTWINSREQUEST']._serialized_start=784
-  _globals['_LISTTWINSREQUEST']._serialized_end=998
-  _globals['_LISTTWINSRESPONSE']._serialized_start=1000
-  _globals['_LISTTWINSRESPONSE']._serialized_end=1083
-  _globals['_QUERYHISTORYREQUEST']._serialized_start=1086
-  _globals['_QUERYHISTORYREQUEST']._serialized_end=1386
-  _globals['_QUERYHISTORYRESPONSE']._serialized_start=1388
-  _globals['_QUERYHISTORYRESPONSE']._serialized_end=1485
-  _globals['_METRICHISTORY']._serialized_start=1488
-  _globals['_METRICHISTORY']._serialized_end=1725
-  _globals['_WATCHTWINSREQUEST']._serialized_start=1727
-  _globals['_WATCHTWINSREQUEST']._serialized_end=1844
-  _globals['_WATCHTWINSRESPONSE']._serialized_start=1847
-  _globals['_WATCHTWINSRESPONSE']._serialized_end=1982
-  _globals['_TWINSERVICE']._serialized_start=1985
-  _globals['_TWINSERVICE']._serialized_end=2508
+  _globals['_TWIN']._serialized_end=681
+  _globals['_TWIN_METRICSENTRY']._serialized_start=592
+  _globals['_TWIN_METRICSENTRY']._serialized_end=681
+  _globals['_METRICSTATE']._serialized_start=684
+  _globals['_METRICSTATE']._serialized_end=812
+  _globals['_GETTWINREQUEST']._serialized_start=814
+  _globals['_GETTWINREQUEST']._serialized_end=895
+  _globals['_LISTTWINSREQUEST']._serialized_start=898
+  _globals['_LISTTWINSREQUEST']._serialized_end=1152
+  _globals['_LISTTWINSRESPONSE']._serialized_start=1154
+  _globals['_LISTTWINSRESPONSE']._serialized_end=1259
+  _globals['_QUERYHISTORYREQUEST']._serialized_start=1262
+  _globals['_QUERYHISTORYREQUEST']._serialized_end=1616
+  _globals['_QUERYHISTORYRESPONSE']._serialized_start=1618
+  _globals['_QUERYHISTORYRESPONSE']._serialized_end=1739
+  _globals['_METRICHISTORY']._serialized_start=1742
+  _globals['_METRICHISTORY']._serialized_end=2070
+  _globals['_WATCHTWINSREQUEST']._serialized_start=2073
+  _globals['_WATCHTWINSREQUEST']._serialized_end=2208
+  _globals['_WATCHTWINSRESPONSE']._serialized_start=2211
+  _globals['_WATCHTWINSRESPONSE']._serialized_end=2374
+  _globals['_TWINSERVICE']._serialized_start=2377
+  _globals['_TWINSERVICE']._serialized_end=2900
 # @@protoc_insertion_point(module_scope)

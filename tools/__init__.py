@@ -1,0 +1,1 @@
+"""Build-time scripts: nothing here runs in a service."""
