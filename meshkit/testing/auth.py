@@ -1,0 +1,79 @@
+"""A stand-in for auth_svc: it has a key, mints tokens and answers GetJwks."""
+
+import json
+import secrets as random_secrets
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
+from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+
+_LIFE_S = 900
+
+
+class TokenMint:
+    """Mints access tokens as auth_svc does, signed by a key of its own."""
+
+    def __init__(self, *, kid: str = "test-key") -> None:
+        self._key = Ed25519PrivateKey.generate()
+        self._kid = kid
+
+    def jwk(self) -> dict[str, str]:
+        """Return the public key as a JWK."""
+        public = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(self._key.public_key()))
+        return {**public, "kid": self._kid, "alg": TOKEN_ALGORITHM, "use": "sig"}
+
+    def token(self, *, tenant: str, permissions: Iterable[str], subject: str = "tester", **claims: Any) -> str:
+        """Return a token for a user; further claims replace the usual ones."""
+        now = int(time.time())
+        payload = {
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "sub": subject,
+            "tenant": tenant,
+            "kind": "user",
+            "role": "operator",
+            "perms": sorted(permissions),
+            "cred_id": "test-session",
+            "cred_exp": now + _LIFE_S,
+            "jti": random_secrets.token_hex(8),
+            "iat": now,
+            "nbf": now,
+            "exp": now + _LIFE_S,
+            **claims,
+        }
+        return jwt.encode(
+            payload, self._key, algorithm=TOKEN_ALGORITHM, headers={"kid": self._kid, "typ": TOKEN_TYPE}
+        )
+
+
+class _FakeSessions(session_service_pb2_grpc.SessionServiceServicer):
+    def __init__(self, mint: TokenMint) -> None:
+        self._mint = mint
+
+    async def GetJwks(self, request: Any, context: Any) -> session_service_pb2.GetJwksResponse:  # noqa: N802
+        return session_service_pb2.GetJwksResponse(keys=[session_service_pb2.Jwk(**self._mint.jwk())])
+
+
+@asynccontextmanager
+async def fake_auth(mint: TokenMint) -> AsyncIterator[str]:
+    """Serve GetJwks for a mint's key; yields the address."""
+    server = grpc.aio.server()
+    session_service_pb2_grpc.add_SessionServiceServicer_to_server(_FakeSessions(mint), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    """Return the call metadata that carries a token."""
+    return (("authorization", f"Bearer {token}"),)

@@ -1,0 +1,67 @@
+"""Databases for tests: a migrated template, copied for each test."""
+
+import secrets as random_secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from meshkit.migrate import Owner, ensure_roles, migrate_up
+
+TEMPLATE = "twinmesh_template"
+
+
+def role_password(role: str) -> str:
+    """Return the password that a role has in the tests' cluster."""
+    return f"test-{role}"
+
+
+@dataclass(frozen=True, slots=True)
+class TestDatabase:
+    """One test's database. `admin_url` is the migrator's."""
+
+    __test__ = False
+    admin_url: str
+
+    def url(self, role: str) -> str:
+        """Return the URL by which a service's role connects."""
+        parts = urlsplit(self.admin_url)
+        return urlunsplit(parts._replace(netloc=f"{role}:{role_password(role)}@{parts.hostname}:{parts.port}"))
+
+
+def in_database(url: str, name: str) -> str:
+    """Return a URL that names another database of the same cluster."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+async def build_template(admin_url: str, owners: Sequence[Owner]) -> None:
+    """Make the template database, migrated to the newest version, and the roles."""
+    connection = await asyncpg.connect(admin_url)
+    try:
+        await connection.execute(f'CREATE DATABASE "{TEMPLATE}"')
+    finally:
+        await connection.close()
+    template = await asyncpg.connect(in_database(admin_url, TEMPLATE))
+    try:
+        passwords = {role.name: role_password(role.name) for owner in owners for role in owner.roles}
+        await ensure_roles(template, owners, passwords)
+        await migrate_up(template, owners)
+    finally:
+        await template.close()
+
+
+@asynccontextmanager
+async def fresh_database(admin_url: str) -> AsyncIterator[TestDatabase]:
+    """Copy the template for one test and drop the copy afterwards."""
+    name = f"test_{random_secrets.token_hex(8)}"
+    connection = await asyncpg.connect(admin_url)
+    try:
+        await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{TEMPLATE}"')
+        try:
+            yield TestDatabase(in_database(admin_url, name))
+        finally:
+            await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()

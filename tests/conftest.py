@@ -1,0 +1,126 @@
+"""One PostgreSQL and one NATS for the whole run, shared by all of its workers."""
+
+import asyncio
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from meshkit.embedded import EmbeddedNats, EmbeddedPostgres
+from meshkit.testing.auth import TokenMint, fake_auth
+from meshkit.testing.database import TestDatabase, build_template, fresh_database
+
+_OWNER_PACKAGES = ("auth_svc.migrations", "asset_svc.migrations", "telemetry_store.migrations")
+_SOAK = os.environ.get("TWINMESH_TEST_SCALE") == "soak"
+
+# The same examples in every run but the soak, which looks for new ones.
+hypothesis.settings.register_profile("test", max_examples=50, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("soak", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("soak" if _SOAK else "test")
+
+
+class Servers:
+    """Servers of one test run; started by the run's first process only."""
+
+    def __init__(self) -> None:
+        # World-traversable, since the servers drop to an unprivileged user.
+        self._home = Path(tempfile.mkdtemp(prefix="twinmesh-test-"))
+        self._home.chmod(0o755)
+        self._postgres = EmbeddedPostgres(home=self._home)
+        self._nats = EmbeddedNats(home=self._home)
+
+    def start(self) -> dict[str, str]:
+        """Start them and return their URLs."""
+        self._postgres.start()
+        self._nats.start()
+        owners = []
+        for package in _OWNER_PACKAGES:
+            with suppress(ModuleNotFoundError, AttributeError):
+                owners.append(importlib.import_module(package).OWNER)
+        asyncio.run(build_template(self._postgres.admin_url, owners))
+        return {"postgres": self._postgres.admin_url, "nats": self._nats.url}
+
+    def stop(self) -> None:
+        """Stop them and forget their data."""
+        self._nats.remove()
+        self._postgres.remove()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+
+_SERVERS = pytest.StashKey[Servers]()
+_URLS = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        config.stash[_URLS] = worker["servers"]
+        return
+    servers = Servers()
+    config.stash[_SERVERS] = servers
+    try:
+        config.stash[_URLS] = servers.start()
+    except BaseException:
+        servers.stop()
+        raise
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    servers = config.stash.get(_SERVERS, None)
+    if servers is not None:
+        servers.stop()
+
+
+class _Distribution:
+    """Tells xdist's workers where the servers are."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput["servers"] = node.config.stash[_URLS]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(_Distribution())
+
+
+@pytest.fixture(scope="session")
+def nats_url(pytestconfig: pytest.Config) -> str:
+    """The run's NATS; tests keep apart by tenant or subject."""
+    return pytestconfig.stash[_URLS]["nats"]
+
+
+@pytest.fixture
+async def database(pytestconfig: pytest.Config) -> AsyncIterator[TestDatabase]:
+    """A fresh, migrated database of this test alone."""
+    async with fresh_database(pytestconfig.stash[_URLS]["postgres"]) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def mint() -> TokenMint:
+    """Mints tokens that `auth_address` vouches for."""
+    return TokenMint()
+
+
+@pytest.fixture
+async def auth_address(mint: TokenMint) -> AsyncIterator[str]:
+    """A stand-in for auth_svc that publishes the mint's key."""
+    async with fake_auth(mint) as address:
+        yield address
+
+
+@pytest.fixture
+def short_home() -> Iterator[Path]:
+    """A folder that servers of other users can reach."""
+    home = Path(tempfile.mkdtemp(prefix="tm-"))
+    home.chmod(0o755)
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
