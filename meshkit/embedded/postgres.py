@@ -1,0 +1,302 @@
+"""PostgreSQL 18 from the wheel, its binaries called directly.
+
+TCP on loopback with SCRAM, fsync and checksums on. Unix sockets are switched off:
+nobody needs them, and so no path is bound by their limit of 107 bytes.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+import psutil
+
+from meshkit.embedded import binaries
+from meshkit.embedded.account import Account, unprivileged_account
+from meshkit.embedded.part import Part, PartFailedError, until_ready
+from meshkit.embedded.placement import data_folder, remove_data_folder, write_private
+from meshkit.embedded.ports import free_port
+from meshkit.embedded.process import ChildProcess
+
+SUPERUSER = "postgres"
+MIGRATOR = "twinmesh_migrator"
+DATABASE = "twinmesh"
+
+# For a machine of a few cores and a few gigabytes; durability is left as it comes: on.
+_SETTINGS: Mapping[str, str] = {
+    "max_connections": "150",
+    "shared_buffers": "256MB",
+    "effective_cache_size": "1GB",
+    "maintenance_work_mem": "128MB",
+    "wal_buffers": "16MB",
+    "min_wal_size": "256MB",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "15min",
+    "random_page_cost": "1.1",
+    "jit": "off",
+    "timezone": "'UTC'",
+    "log_timezone": "'UTC'",
+    "log_line_prefix": "'%m [%p] %q%u '",
+    "log_lock_waits": "on",
+}
+# What a start meets for a moment after its predecessor was killed, or when somebody took the port.
+_WORTH_ANOTHER_TRY = (
+    "lock file",
+    "pre-existing shared memory block",
+    "could not create any TCP/IP sockets",
+)
+_TRY_SECONDS = 30.0
+# Recovery after a crash replays up to max_wal_size.
+_READY_SECONDS = 120.0
+
+
+class EmbeddedPostgres(Part):
+    """One PostgreSQL server with its data in `home`/postgres.
+
+    The first start makes the cluster, the database `twinmesh` and its owner, the
+    migrator role. Both passwords are generated and kept beside the data. `port` is
+    picked free at each first start of this object unless given; `settings` override
+    lines of postgresql.conf (values as they stand there).
+    """
+
+    name = "postgres"
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        port: int | None = None,
+        log_path: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self._home = home.absolute()
+        self._log_path = log_path or self._home / "logs" / "postgres.log"
+        self._settings = {**_SETTINGS, **(settings or {})}
+        self._fixed_port = port is not None
+        self._port = port
+        self._account: Account | None = None
+        self._root: Path | None = None
+        self._lock: IO[bytes] | None = None
+        self._process: ChildProcess | None = None
+
+    @property
+    def process(self) -> ChildProcess | None:
+        return self._process
+
+    @property
+    def port(self) -> int:
+        if self._port is None:
+            raise RuntimeError("the port is known after the start")
+        return self._port
+
+    @property
+    def admin_url(self) -> str:
+        """The migrator's URL: owner of the database `twinmesh`, may create roles and databases."""
+        return self.url(user=MIGRATOR, password=self._password(MIGRATOR))
+
+    @property
+    def superuser_url(self) -> str:
+        """The superuser's URL, for tests and repairs; the mesh itself never uses it."""
+        return self.url(user=SUPERUSER, password=self._password(SUPERUSER), database="postgres")
+
+    def url(self, *, user: str, password: str, database: str = DATABASE) -> str:
+        return (
+            f"postgresql://{quote(user, safe='')}:{quote(password, safe='')}@127.0.0.1:{self.port}/{database}"
+        )
+
+    def starting(self) -> Iterator[None]:
+        yield from self._take_home()
+        if not (self._data / "PG_VERSION").exists():
+            yield from self._make_cluster()
+        deadline = time.monotonic() + _TRY_SECONDS
+        while True:
+            try:
+                yield from self._start_server()
+                break
+            except PartFailedError as failure:
+                passing = any(sign in failure.log_tail for sign in _WORTH_ANOTHER_TRY)
+                if not passing or time.monotonic() > deadline:
+                    raise
+                if not self._fixed_port:
+                    self._port = None
+                pause = time.monotonic() + 0.3
+                while time.monotonic() < pause:
+                    yield
+        yield from self._make_database()
+
+    def stopping(self) -> Iterator[None]:
+        if self._process is not None:
+            yield from self._process.stopping()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def remove(self) -> None:
+        """Stops the server and deletes its data."""
+        self.stop()
+        remove_data_folder(self._home, "postgres")
+
+    @property
+    def _folder(self) -> Path:
+        if self._root is None:
+            raise RuntimeError("the folder is known after the start")
+        return self._root
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    def _password(self, role: str) -> str:
+        return (self._folder / f"{role}.password").read_text()
+
+    def _take_home(self) -> Iterator[None]:
+        """Finds account and folder, locks it, and ends what an earlier owner left running."""
+        if self._lock is not None:
+            return
+        self._account = unprivileged_account()
+        self._home.mkdir(parents=True, exist_ok=True)
+        self._root = data_folder(self._home, "postgres", self._account)
+        lock = (self._root / "lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise PartFailedError(self.name, f"{self._root} is in use by another launcher") from error
+        self._lock = lock
+        yield from self._end_leftover()
+
+    def _end_leftover(self) -> Iterator[None]:
+        """A server whose owner was killed may still be closing, or may not have noticed."""
+        pid_file = self._data / "postmaster.pid"
+        with contextlib.suppress(OSError, ValueError, IndexError, psutil.Error):
+            leftover = psutil.Process(int(pid_file.read_text().splitlines()[0]))
+            if str(self._data) not in leftover.cmdline():
+                # Its id was given to somebody else, whom the server would take for itself.
+                pid_file.unlink()
+                return
+            for number, seconds in ((signal.SIGINT, 20.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0)):
+                leftover.send_signal(number)
+                deadline = time.monotonic() + seconds
+                while leftover.is_running() and leftover.status() != psutil.STATUS_ZOMBIE:
+                    if time.monotonic() > deadline:
+                        break
+                    yield
+                else:
+                    return
+
+    def _make_cluster(self) -> Iterator[None]:
+        folder = self._folder
+        # A first start that was interrupted leaves a folder that initdb refuses.
+        shutil.rmtree(self._data, ignore_errors=True)
+        for role in (SUPERUSER, MIGRATOR):
+            write_private(folder / f"{role}.password", secrets.token_urlsafe(32), self._account)
+        half_made = folder / "data.new"
+        shutil.rmtree(half_made, ignore_errors=True)
+        command = [
+            str(binaries.postgres_bin(self._account) / "initdb"),
+            f"--pgdata={half_made}",
+            f"--username={SUPERUSER}",
+            f"--pwfile={folder / f'{SUPERUSER}.password'}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--no-locale",
+        ]
+        initdb = ChildProcess(
+            command=command, log_path=self._log_path, environment=self._environment(), account=self._account
+        )
+        initdb.spawn()
+        while initdb.exit_code is None:
+            yield
+        if initdb.exit_code != 0:
+            raise PartFailedError(
+                self.name, f"initdb ended with code {initdb.exit_code}", log_tail=initdb.log_tail()
+            )
+        half_made.rename(self._data)
+
+    def _start_server(self) -> Iterator[None]:
+        if self._port is None:
+            self._port = free_port()
+        lines = {
+            **self._settings,
+            "listen_addresses": "'127.0.0.1'",
+            "port": str(self._port),
+            "unix_socket_directories": "''",
+        }
+        text = "".join(f"{name} = {value}\n" for name, value in lines.items())
+        write_private(self._data / "postgresql.conf", text, self._account)
+        self._process = ChildProcess(
+            command=[str(binaries.postgres_bin(self._account) / "postgres"), "-D", str(self._data)],
+            log_path=self._log_path,
+            environment=self._environment(),
+            account=self._account,
+            death_signal=signal.SIGINT,
+            # Fast, then immediate: both leave a state from which the next start recovers.
+            stop_signals=((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0)),
+        )
+        self._process.spawn()
+        yield from until_ready(self._process, self.name, self._is_ready, seconds=_READY_SECONDS)
+
+    def _is_ready(self) -> bool:
+        """The postmaster writes its state into the eighth line of its pid file, as pg_ctl reads it."""
+        try:
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return False
+        if self._process is None or len(lines) < 8 or lines[0].strip() != str(self._process.pid):
+            return False
+        return lines[7].strip() == "ready"
+
+    def _make_database(self) -> Iterator[None]:
+        """Creates migrator and database unless an earlier start did."""
+        done = self._folder / "database.made"
+        if done.exists():
+            return
+        # Each statement by itself can be repeated, since a start may be interrupted between any two.
+        script = f"""
+            SELECT 'CREATE ROLE {MIGRATOR}' WHERE to_regrole('{MIGRATOR}') IS NULL \\gexec
+            ALTER ROLE {MIGRATOR} LOGIN CREATEDB CREATEROLE BYPASSRLS PASSWORD '{self._password(MIGRATOR)}';
+            SELECT 'CREATE DATABASE {DATABASE} OWNER {MIGRATOR}'
+            WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
+        """
+        psql = subprocess.Popen(
+            [
+                str(binaries.postgres_bin(self._account) / "psql"),
+                "--no-psqlrc",
+                "--quiet",
+                "--set=ON_ERROR_STOP=1",
+                "--host=127.0.0.1",
+                f"--port={self.port}",
+                f"--username={SUPERUSER}",
+                "postgres",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**self._environment(), "PGPASSWORD": self._password(SUPERUSER)},
+            text=True,
+        )
+        assert psql.stdin is not None and psql.stdout is not None
+        with psql:
+            psql.stdin.write(script)
+            psql.stdin.close()
+            while psql.poll() is None:
+                yield
+            output = psql.stdout.read()
+        if psql.returncode != 0:
+            raise PartFailedError(self.name, "the database could not be made", log_tail=output)
+        write_private(done, "", self._account)
+
+    def _environment(self) -> dict[str, str]:
+        # PG* variables of the caller would point clients and initdb elsewhere.
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))
+        }
+        return {**kept, "LC_ALL": "C", "HOME": str(self._folder)}
