@@ -21,6 +21,8 @@ _LAST_RESORT = "nobody"
 
 @dataclass(frozen=True)
 class Account:
+    """A user of the machine."""
+
     name: str
     uid: int
     gid: int
@@ -54,14 +56,9 @@ def can_reach(account: Account | None, path: Path) -> bool:
     """
     if account is None:
         return os.access(path, os.R_OK)
-    wanted = "-x" if path.is_dir() else "-r"
+    command = ["/usr/bin/test", "-x" if path.is_dir() else "-r", str(path)]
     answer = subprocess.run(
-        ["test", wanted, str(path)],
-        cwd="/",
-        user=account.uid,
-        group=account.gid,
-        extra_groups=[],
-        check=False,
+        command, cwd="/", user=account.uid, group=account.gid, extra_groups=[], check=False
     )
     return answer.returncode == 0
 

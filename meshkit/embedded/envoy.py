@@ -30,16 +30,12 @@ class EmbeddedEnvoy(Part):
         concurrency: int = 2,
         log_path: Path | None = None,
     ) -> None:
+        super().__init__()
         self._home = home.absolute()
         self._config = config
         self._concurrency = concurrency
         self._log_path = log_path or self._home / "logs" / "envoy.log"
         self._account: Account | None = None
-        self._process: ChildProcess | None = None
-
-    @property
-    def process(self) -> ChildProcess | None:
-        return self._process
 
     @property
     def admin_address(self) -> str:
@@ -47,7 +43,7 @@ class EmbeddedEnvoy(Part):
         address = self._config["admin"]["address"]["socket_address"]
         return f"{address['address']}:{address['port_value']}"
 
-    def starting(self) -> Iterator[None]:
+    def _starting(self) -> Iterator[None]:
         self._account = unprivileged_account()
         self._home.mkdir(parents=True, exist_ok=True)
         folder = data_folder(self._home, "envoy", self._account)
@@ -73,11 +69,8 @@ class EmbeddedEnvoy(Part):
         self._process.spawn()
         yield from until_ready(self._process, self.name, self._is_ready, seconds=_READY_SECONDS)
 
-    def stopping(self) -> Iterator[None]:
-        if self._process is not None:
-            yield from self._process.stopping()
-
     def remove(self) -> None:
+        """Stops Envoy and deletes its rendered configuration."""
         self.stop()
         remove_data_folder(self._home, "envoy")
 

@@ -38,6 +38,7 @@ class EmbeddedNats(Part):
         mqtt_host: str = "127.0.0.1",
         log_path: Path | None = None,
     ) -> None:
+        super().__init__()
         self._home = home.absolute()
         self._log_path = log_path or self._home / "logs" / "nats.log"
         self._fixed_port = port is not None
@@ -45,14 +46,10 @@ class EmbeddedNats(Part):
         self._mqtt = (mqtt_host, mqtt_port) if mqtt_port is not None else None
         self._password = secrets.token_urlsafe(32)
         self._account: Account | None = None
-        self._process: ChildProcess | None = None
-
-    @property
-    def process(self) -> ChildProcess | None:
-        return self._process
 
     @property
     def port(self) -> int:
+        """The port for clients on 127.0.0.1; raises RuntimeError before the first start."""
         if self._port is None:
             raise RuntimeError("the port is known after the start")
         return self._port
@@ -62,7 +59,7 @@ class EmbeddedNats(Part):
         """For the services; its password lives as long as this object."""
         return f"nats://{SERVICE_USER}:{self._password}@127.0.0.1:{self.port}"
 
-    def starting(self) -> Iterator[None]:
+    def _starting(self) -> Iterator[None]:
         self._account = unprivileged_account()
         self._home.mkdir(parents=True, exist_ok=True)
         folder = data_folder(self._home, "nats", self._account)
@@ -77,10 +74,6 @@ class EmbeddedNats(Part):
                 if self._fixed_port or not taken or attempt == _PORT_TRIES:
                     raise
                 self._port = None
-
-    def stopping(self) -> Iterator[None]:
-        if self._process is not None:
-            yield from self._process.stopping()
 
     def remove(self) -> None:
         """Stops the server and deletes its streams."""

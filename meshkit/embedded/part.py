@@ -10,7 +10,6 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Self
 
 from meshkit.embedded.process import ChildProcess
@@ -41,45 +40,52 @@ class PartFailedError(Exception):
 
 
 class Part(ABC):
-    """Base of all parts. Subclasses say how in `starting`, `stopping` and `process`."""
+    """Base of all parts. A subclass says how in `_starting` and keeps its main process in `_process`."""
 
     name: str
 
+    def __init__(self) -> None:
+        self._process: ChildProcess | None = None
+
     @property
-    @abstractmethod
     def process(self) -> ChildProcess | None:
         """The main process, None before the first start."""
+        return self._process
 
-    @abstractmethod
-    def starting(self) -> Iterator[None]:
+    @property
+    def running(self) -> bool:
+        """Whether the main process lives."""
+        return self._process is not None and self._process.pid is not None
+
+    def start(self) -> None:
         """Starts and waits until ready; may be called again after the process ended.
 
         Raises PartFailedError.
         """
-
-    @abstractmethod
-    def stopping(self) -> Iterator[None]:
-        """Ends the process, if it runs, and waits until it is gone."""
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.pid is not None
-
-    def start(self) -> None:
-        for _ in self.starting():
+        for _ in self._starting():
             time.sleep(_PAUSE)
 
     def stop(self) -> None:
-        for _ in self.stopping():
+        """Ends the process, if it runs, and waits until it is gone."""
+        for _ in self._stopping():
             time.sleep(_PAUSE)
 
     async def start_async(self) -> None:
-        for _ in self.starting():
+        """As `start`, without blocking the event loop."""
+        for _ in self._starting():
             await asyncio.sleep(_PAUSE)
 
     async def stop_async(self) -> None:
-        for _ in self.stopping():
+        """As `stop`, without blocking the event loop."""
+        for _ in self._stopping():
             await asyncio.sleep(_PAUSE)
+
+    @abstractmethod
+    def _starting(self) -> Iterator[None]: ...
+
+    def _stopping(self) -> Iterator[None]:
+        if self._process is not None:
+            yield from self._process.stopping()
 
     def __enter__(self) -> Self:
         try:
@@ -89,9 +95,7 @@ class Part(ABC):
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     async def __aenter__(self) -> Self:
@@ -102,9 +106,7 @@ class Part(ABC):
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop_async()
 
 
@@ -115,9 +117,9 @@ def until_ready(
     deadline = time.monotonic() + seconds
     while not probe():
         if process.pid is None:
-            raise PartFailedError(
-                part, f"ended with code {process.exit_code} while starting", log_tail=process.log_tail()
-            )
+            problem = f"ended with code {process.exit_code} while starting"
+            raise PartFailedError(part, problem, log_tail=process.log_tail())
         if time.monotonic() > deadline:
-            raise PartFailedError(part, f"was not ready after {seconds:.0f} s", log_tail=process.log_tail())
+            problem = f"was not ready after {seconds:.0f} s"
+            raise PartFailedError(part, problem, log_tail=process.log_tail())
         yield

@@ -84,7 +84,7 @@ def write_private(path: Path, text: str, account: Account | None) -> None:
     """Writes a file that only `account` can read, whole or not at all."""
     filling = path.with_name(path.name + ".new")
     filling.unlink(missing_ok=True)
-    with open(os.open(filling, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(filling, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         if account is not None:
             os.fchown(file.fileno(), account.uid, account.gid)
         file.write(text)

@@ -35,6 +35,7 @@ def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
 
 
 def free_port(*, host: str = "127.0.0.1") -> int:
+    """One port as `free_ports` gives them."""
     return free_ports(1, host=host)[0]
 
 

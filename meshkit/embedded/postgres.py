@@ -11,6 +11,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,13 @@ _SETTINGS: Mapping[str, str] = {
     "log_line_prefix": "'%m [%p] %q%u '",
     "log_lock_waits": "on",
 }
+# Each statement by itself can be repeated, since a start may be interrupted between any two.
+_MAKE_DATABASE = f"""
+    SELECT 'CREATE ROLE {MIGRATOR}' WHERE to_regrole('{MIGRATOR}') IS NULL \\gexec
+    ALTER ROLE {MIGRATOR} LOGIN CREATEDB CREATEROLE BYPASSRLS PASSWORD '{{password}}';
+    SELECT 'CREATE DATABASE {DATABASE} OWNER {MIGRATOR}'
+    WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
+"""  # noqa: S608 - names are constants, the password is url-safe text made here.
 # What a start meets for a moment after its predecessor was killed, or when somebody took the port.
 _WORTH_ANOTHER_TRY = (
     "lock file",
@@ -77,6 +85,7 @@ class EmbeddedPostgres(Part):
         log_path: Path | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
+        super().__init__()
         self._home = home.absolute()
         self._log_path = log_path or self._home / "logs" / "postgres.log"
         self._settings = {**_SETTINGS, **(settings or {})}
@@ -85,14 +94,10 @@ class EmbeddedPostgres(Part):
         self._account: Account | None = None
         self._root: Path | None = None
         self._lock: IO[bytes] | None = None
-        self._process: ChildProcess | None = None
-
-    @property
-    def process(self) -> ChildProcess | None:
-        return self._process
 
     @property
     def port(self) -> int:
+        """The TCP port on 127.0.0.1; raises RuntimeError before the first start."""
         if self._port is None:
             raise RuntimeError("the port is known after the start")
         return self._port
@@ -108,11 +113,11 @@ class EmbeddedPostgres(Part):
         return self.url(user=SUPERUSER, password=self._password(SUPERUSER), database="postgres")
 
     def url(self, *, user: str, password: str, database: str = DATABASE) -> str:
-        return (
-            f"postgresql://{quote(user, safe='')}:{quote(password, safe='')}@127.0.0.1:{self.port}/{database}"
-        )
+        """The URL by which `user` reaches `database` on this server."""
+        login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+        return f"postgresql://{login}@127.0.0.1:{self.port}/{database}"
 
-    def starting(self) -> Iterator[None]:
+    def _starting(self) -> Iterator[None]:
         yield from self._take_home()
         if not (self._data / "PG_VERSION").exists():
             yield from self._make_cluster()
@@ -132,9 +137,8 @@ class EmbeddedPostgres(Part):
                     yield
         yield from self._make_database()
 
-    def stopping(self) -> Iterator[None]:
-        if self._process is not None:
-            yield from self._process.stopping()
+    def _stopping(self) -> Iterator[None]:
+        yield from super()._stopping()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -259,44 +263,39 @@ class EmbeddedPostgres(Part):
         done = self._folder / "database.made"
         if done.exists():
             return
-        # Each statement by itself can be repeated, since a start may be interrupted between any two.
-        script = f"""
-            SELECT 'CREATE ROLE {MIGRATOR}' WHERE to_regrole('{MIGRATOR}') IS NULL \\gexec
-            ALTER ROLE {MIGRATOR} LOGIN CREATEDB CREATEROLE BYPASSRLS PASSWORD '{self._password(MIGRATOR)}';
-            SELECT 'CREATE DATABASE {DATABASE} OWNER {MIGRATOR}'
-            WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
-        """
-        psql = subprocess.Popen(
-            [
-                str(binaries.postgres_bin(self._account) / "psql"),
-                "--no-psqlrc",
-                "--quiet",
-                "--set=ON_ERROR_STOP=1",
-                "--host=127.0.0.1",
-                f"--port={self.port}",
-                f"--username={SUPERUSER}",
-                "postgres",
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**self._environment(), "PGPASSWORD": self._password(SUPERUSER)},
-            text=True,
-        )
-        assert psql.stdin is not None and psql.stdout is not None
-        with psql:
-            psql.stdin.write(script)
-            psql.stdin.close()
+        script = _MAKE_DATABASE.format(password=self._password(MIGRATOR))
+        command = [
+            str(binaries.postgres_bin(self._account) / "psql"),
+            "--no-psqlrc",
+            "--quiet",
+            "--set=ON_ERROR_STOP=1",
+            "--host=127.0.0.1",
+            f"--port={self.port}",
+            f"--username={SUPERUSER}",
+            "postgres",
+        ]
+        with tempfile.TemporaryFile("w+") as talk:
+            # A file takes the script whole, so that this never waits for psql to read.
+            talk.write(script)
+            talk.seek(0)
+            environment = {**self._environment(), "PGPASSWORD": self._password(SUPERUSER)}
+            psql = subprocess.Popen(
+                command,
+                stdin=talk,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                text=True,
+            )
             while psql.poll() is None:
                 yield
-            output = psql.stdout.read()
+            output, _ = psql.communicate()
         if psql.returncode != 0:
             raise PartFailedError(self.name, "the database could not be made", log_tail=output)
         write_private(done, "", self._account)
 
     def _environment(self) -> dict[str, str]:
         # PG* variables of the caller would point clients and initdb elsewhere.
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))
-        }
+        foreign = ("PG", "LC_", "LANG")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return {**kept, "LC_ALL": "C", "HOME": str(self._folder)}

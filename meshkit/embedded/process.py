@@ -47,6 +47,7 @@ class ChildProcess:
 
     @property
     def pid(self) -> int | None:
+        """The process id while it lives; also the id of its session."""
         return self._popen.pid if self._popen is not None and self._popen.poll() is None else None
 
     @property
@@ -55,6 +56,7 @@ class ChildProcess:
         return self._popen.poll() if self._popen is not None else None
 
     def spawn(self) -> None:
+        """Starts the command; raises RuntimeError when it runs already."""
         if self.pid is not None:
             raise RuntimeError(f"already running as process {self.pid}")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +78,7 @@ class ChildProcess:
         self.started_at = time.time()
 
     def signal(self, number: signal.Signals) -> None:
+        """Sends `number` unless the process is gone."""
         if self._popen is not None:
             self._popen.send_signal(number)
 
