@@ -126,7 +126,7 @@ async def ensure_roles(connection: asyncpg.Connection, owners: Sequence[Owner], 
             verb = "ALTER" if exists else "CREATE"
             bypass = "BYPASSRLS" if role.bypass_rls else "NOBYPASSRLS"
             statement = await connection.fetchval(
-                "SELECT format('%s ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE %s PASSWORD %L', "
+                "SELECT format('%s ROLE %I LOGIN %s PASSWORD %L', "
                 "$1::text, $2::text, $3::text, $4::text)",
                 verb,
                 role.name,

@@ -1,0 +1,233 @@
+"""What happens around every rpc: identity, permission, validation, errors, deadline."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from meshkit import client, identity, server
+from meshkit.clock import SystemClock
+from meshkit.errors import not_found
+from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.testing.auth import TokenMint, bearer
+from twinmesh.asset.v1 import profile_service_pb2, profile_service_pb2_grpc
+from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
+
+ROOT = bytes(range(32))
+GetTwin = twin_service_pb2.GetTwinRequest
+
+
+class Twins(twin_service_pb2_grpc.TwinServiceServicer):
+    """Answers by the id that is asked for."""
+
+    async def GetTwin(self, request: Any, context: Any) -> twin_service_pb2.Twin:
+        if request.id == "absent":
+            raise not_found("twin", request.id)
+        if request.id == "broken":
+            raise RuntimeError("secret detail")
+        if request.id == "database-away":
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed")
+        if request.id == "database-bug":
+            raise asyncpg.UndefinedTableError("relation does not exist")
+        caller = identity.current_principal()
+        return twin_service_pb2.Twin(id=request.id, display_name=f"{caller.tenant} {caller.name}")
+
+    async def WatchTwins(self, request: Any, context: Any) -> AsyncIterator[twin_service_pb2.WatchTwinsResponse]:
+        for token in ("a", "b"):
+            yield twin_service_pb2.WatchTwinsResponse(bookmark=token)
+        raise not_found("twin", "c")
+
+
+class Profiles(profile_service_pb2_grpc.ProfileServiceServicer):
+    async def BatchGetProfiles(self, request: Any, context: Any) -> profile_service_pb2.BatchGetProfilesResponse:
+        return profile_service_pb2.BatchGetProfilesResponse()
+
+
+@pytest.fixture
+def tokens() -> ServiceTokens:
+    return ServiceTokens(service="ingest_svc", mesh_secret=ROOT, clock=SystemClock())
+
+
+@pytest.fixture
+async def address(auth_address: str, tokens: ServiceTokens) -> AsyncIterator[str]:
+    async with client.service_channel(auth_address, tokens=tokens) as auth:
+        verifier = TokenVerifier(
+            fetch_keys=client.fetch_keys_from(auth), service_tokens=tokens, clock=SystemClock()
+        )
+        registrations = [
+            server.Registration(
+                "twinmesh.twin.v1.TwinService",
+                twin_service_pb2_grpc.add_TwinServiceServicer_to_server,
+                Twins(),
+            ),
+            server.Registration(
+                "twinmesh.asset.v1.ProfileService",
+                profile_service_pb2_grpc.add_ProfileServiceServicer_to_server,
+                Profiles(),
+            ),
+        ]
+        async with server.running_server(
+            listen="127.0.0.1:0", registrations=registrations, verifier=verifier, checks={}
+        ) as port:
+            yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture
+async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def twins(channel: grpc.aio.Channel) -> Any:
+    return twin_service_pb2_grpc.TwinServiceStub(channel)
+
+
+@pytest.fixture
+def reader(mint: TokenMint) -> tuple[tuple[str, str], ...]:
+    return bearer(mint.token(tenant="demo", permissions=["twin:read"]))
+
+
+async def failure(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str], list[str]]:
+    """Return code, reason, metadata and violated fields of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    status = rpc_status.from_call(caught.value)
+    assert status is not None, caught.value
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        for target in (info, bad):
+            if detail.Is(target.DESCRIPTOR):
+                detail.Unpack(target)
+    return caught.value.code(), info.reason, dict(info.metadata), [v.field for v in bad.field_violations]
+
+
+async def test_a_verified_caller_reaches_the_handler(twins: Any, reader: Any) -> None:
+    twin = await twins.GetTwin(GetTwin(id="pump-1"), metadata=reader)
+    assert twin.display_name == "demo user:tester"
+
+
+async def test_nobody_is_unauthenticated(twins: Any) -> None:
+    code, reason, _, _ = await failure(twins.GetTwin(GetTwin(id="pump-1")))
+    assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": int(time.time()) - 60},
+        {"nbf": int(time.time()) + 600},
+        {"aud": "elsewhere"},
+        {"iss": "elsewhere"},
+        {"kind": "god"},
+        {"perms": 7},
+    ],
+)
+async def test_a_wrong_token_is_refused(twins: Any, mint: TokenMint, claims: dict[str, Any]) -> None:
+    token = mint.token(tenant="demo", permissions=["twin:read"], **claims)
+    code, reason, _, _ = await failure(twins.GetTwin(GetTwin(id="pump-1"), metadata=bearer(token)))
+    assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+
+
+async def test_a_foreign_key_is_refused(twins: Any) -> None:
+    for kid in ("test-key", "other"):
+        token = TokenMint(kid=kid).token(tenant="demo", permissions=["twin:read"])
+        code, reason, _, _ = await failure(twins.GetTwin(GetTwin(id="pump-1"), metadata=bearer(token)))
+        assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+
+
+async def test_a_missing_permission_is_named(twins: Any, mint: TokenMint) -> None:
+    token = mint.token(tenant="demo", permissions=["history:read"])
+    code, reason, metadata, _ = await failure(twins.GetTwin(GetTwin(id="pump-1"), metadata=bearer(token)))
+    assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+    assert metadata == {"permission": "twin:read"}
+
+
+async def test_services_reach_what_users_may_not_claim(
+    channel: grpc.aio.Channel, address: str, mint: TokenMint, tokens: ServiceTokens
+) -> None:
+    request = profile_service_pb2.BatchGetProfilesRequest(tenant="demo")
+    async with client.service_channel(address, tokens=tokens) as internal:
+        stub: Any = profile_service_pb2_grpc.ProfileServiceStub(internal)
+        await client.call(stub.BatchGetProfiles, request, peer="asset_svc")
+    token = mint.token(tenant="demo", permissions=["profile:read"])
+    outside: Any = profile_service_pb2_grpc.ProfileServiceStub(channel)
+    code, _, _, _ = await failure(outside.BatchGetProfiles(request, metadata=bearer(token)))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("bad_id", ["", "a/b", "a*", "a>", "a b", "x" * 10_000, "-a", "A"])
+async def test_every_broken_rule_is_named(twins: Any, reader: Any, bad_id: str) -> None:
+    code, reason, _, fields = await failure(twins.GetTwin(GetTwin(id=bad_id), metadata=reader))
+    assert (code, reason, fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", ["id"])
+
+
+async def test_domain_errors_keep_their_details(twins: Any, reader: Any) -> None:
+    code, reason, metadata, _ = await failure(twins.GetTwin(GetTwin(id="absent"), metadata=reader))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+    assert metadata == {"resource": "twin", "id": "absent"}
+
+
+@pytest.mark.parametrize("defect", ["broken", "database-bug"])
+async def test_the_unforeseen_tells_nothing(twins: Any, reader: Any, defect: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await twins.GetTwin(GetTwin(id=defect), metadata=reader)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "internal error" in (caught.value.details() or "")
+
+
+async def test_a_lost_database_is_retryable(twins: Any, reader: Any) -> None:
+    code, reason, metadata, _ = await failure(twins.GetTwin(GetTwin(id="database-away"), metadata=reader))
+    assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+    assert metadata == {"dependency": "postgresql"}
+
+
+async def test_streams_pass_the_same_door(twins: Any, reader: Any) -> None:
+    call = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(), metadata=reader)
+    seen = []
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for response in call:
+            seen.append(response.bookmark)
+    assert seen == ["a", "b"]
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async for _ in twins.WatchTwins(twin_service_pb2.WatchTwinsRequest()):
+            pass
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_health_follows_the_dependencies(auth_address: str, tokens: ServiceTokens) -> None:
+    works = asyncio.Event()
+    works.set()
+
+    async def dependency() -> None:
+        if not works.is_set():
+            raise ConnectionError("away")
+
+    async with client.service_channel(auth_address, tokens=tokens) as auth:
+        verifier = TokenVerifier(
+            fetch_keys=client.fetch_keys_from(auth), service_tokens=tokens, clock=SystemClock()
+        )
+        async with (
+            server.running_server(
+                listen="127.0.0.1:0", registrations=[], verifier=verifier, checks={"postgresql": dependency}
+            ) as port,
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest(service="postgresql"))
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            works.clear()
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            whole = await stub.Check(health_pb2.HealthCheckRequest())
+            assert whole.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            works.set()
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            watch.cancel()
