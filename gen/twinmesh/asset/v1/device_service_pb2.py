@@ -30,7 +30,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&twinmesh/asset/v1/device_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xcd\x07\n\x06\x44\x65vice\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x08\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x37\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12T\n\x0e\x64\x65vice_type_id\x18\x03 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x0c\x64\x65viceTypeId\x12;\n\x04role\x18\x04 \x01(\x0e\x32\x1d.twinmesh.asset.v1.DeviceRoleB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04role\x12K\n\tparent_id\x18\x05 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x08parentId\x12\x33\n\nlogical_id\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x01\x32\n^[^\\x00]*$R\tlogicalId\x12\x41\n\x06status\x18\x07 \x01(\x0e\x32\x1f.twinmesh.asset.v1.DeviceStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12\x8a\x01\n\x10network_metadata\x18\x08 \x03(\x0b\x32..twinmesh.asset.v1.Device.NetworkMetadataEntryB/\xbaH,\x9a\x01)\x10@\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$*\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x0fnetworkMetadata\x12\x32\n\x04tags\x18\t \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x10@\x18\x01\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$R\x04tags\x12I\n\x08\x61sset_id\x18\n \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x07\x61ssetId\x12\x1b\n\x04\x65tag\x18\x0b \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12\x41\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x1a\x42\n\x14NetworkMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"T\n\x13\x43reateDeviceRequest\x12=\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x19.twinmesh.asset.v1.DeviceB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\x06\x64\x65vice\"S\n\x10GetDeviceRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\"\xcb\x03\n\x12ListDevicesRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12T\n\x0e\x64\x65vice_type_id\x18\x03 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x0c\x64\x65viceTypeId\x12K\n\tparent_id\x18\x04 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x08parentId\x12;\n\x04role\x18\x05 \x01(\x0e\x32\x1d.twinmesh.asset.v1.DeviceRoleB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04role\x12\x19\n\x03tag\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x03tag\x12I\n\x08\x61sset_id\x18\x07 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x07\x61ssetId\x12 \n\x06search\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x06search\"r\n\x13ListDevicesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x91\x01\n\x13UpdateDeviceRequest\x12=\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x19.twinmesh.asset.v1.DeviceB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\x06\x64\x65vice\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\"s\n\x13\x44\x65leteDeviceRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\"\x16\n\x14\x44\x65leteDeviceResponse\"]\n\x19\x42\x61tchCreateDevicesRequest\x12@\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07R\x07\x64\x65vices\"Q\n\x1a\x42\x61tchCreateDevicesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices*\x94\x01\n\nDeviceRole\x12\x1b\n\x17\x44\x45VICE_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45VICE_ROLE_ENDPOINT\x10\x01\x12\x17\n\x13\x44\x45VICE_ROLE_GATEWAY\x10\x02\x12\x1f\n\x1b\x44\x45VICE_ROLE_GATEWAY_CHUNKED\x10\x03\x12\x15\n\x11\x44\x45VICE_ROLE_CHILD\x10\x04*c\n\x0c\x44\x65viceStatus\x12\x1d\n\x19\x44\x45VICE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45VICE_STATUS_ACTIVE\x10\x01\x12\x1a\n\x16\x44\x45VICE_STATUS_DISABLED\x10\x02\x32\xcf\x06\n\rDeviceService\x12~\n\x0c\x43reateDevice\x12&.twinmesh.asset.v1.CreateDeviceRequest\x1a\x19.twinmesh.asset.v1.Device\"+\xd2\xe7\x18\x0c\x64\x65vice:write\x82\xd3\xe4\x93\x02\x15\"\x0b/v1/devices:\x06\x64\x65vice\x12w\n\tGetDevice\x12#.twinmesh.asset.v1.GetDeviceRequest\x1a\x19.twinmesh.asset.v1.Device\"*\x90\x02\x01\xd2\xe7\x18\x0b\x64\x65vice:read\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/devices/{id}\x12\x83\x01\n\x0bListDevices\x12%.twinmesh.asset.v1.ListDevicesRequest\x1a&.twinmesh.asset.v1.ListDevicesResponse\"%\x90\x02\x01\xd2\xe7\x18\x0b\x64\x65vice:read\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/devices\x12\x8a\x01\n\x0cUpdateDevice\x12&.twinmesh.asset.v1.UpdateDeviceRequest\x1a\x19.twinmesh.asset.v1.Device\"7\xd2\xe7\x18\x0c\x64\x65vice:write\x82\xd3\xe4\x93\x02!2\x17/v1/devices/{device.id}:\x06\x64\x65vice\x12\x89\x01\n\x0c\x44\x65leteDevice\x12&.twinmesh.asset.v1.DeleteDeviceRequest\x1a\'.twinmesh.asset.v1.DeleteDeviceResponse\"(\xd2\xe7\x18\x0c\x64\x65vice:write\x82\xd3\xe4\x93\x02\x12*\x10/v1/devices/{id}\x12\xa5\x01\n\x12\x42\x61tchCreateDevices\x12,.twinmesh.asset.v1.BatchCreateDevicesRequest\x1a-.twinmesh.asset.v1.BatchCreateDevicesResponse\"2\xd2\xe7\x18\x0c\x64\x65vice:write\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/devices:batchCreate:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&twinmesh/asset/v1/device_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xd1\x07\n\x06\x44\x65vice\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x08\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x37\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12T\n\x0e\x64\x65vice_type_id\x18\x03 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x0c\x64\x65viceTypeId\x12?\n\x04role\x18\x04 \x01(\x0e\x32\x1d.twinmesh.asset.v1.DeviceRoleB\x0c\xe2\x41\x01\x05\xbaH\x05\x82\x01\x02\x10\x01R\x04role\x12K\n\tparent_id\x18\x05 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x08parentId\x12\x33\n\nlogical_id\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x01\x32\n^[^\\x00]*$R\tlogicalId\x12\x41\n\x06status\x18\x07 \x01(\x0e\x32\x1f.twinmesh.asset.v1.DeviceStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12\x8a\x01\n\x10network_metadata\x18\x08 \x03(\x0b\x32..twinmesh.asset.v1.Device.NetworkMetadataEntryB/\xbaH,\x9a\x01)\x10@\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$*\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x0fnetworkMetadata\x12\x32\n\x04tags\x18\t \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x10@\x18\x01\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$R\x04tags\x12I\n\x08\x61sset_id\x18\n \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x07\x61ssetId\x12\x1b\n\x04\x65tag\x18\x0b \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12\x41\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x1a\x42\n\x14NetworkMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"T\n\x13\x43reateDeviceRequest\x12=\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x19.twinmesh.asset.v1.DeviceB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\x06\x64\x65vice\"S\n\x10GetDeviceRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\"\xe3\x03\n\x12ListDevicesRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12T\n\x0e\x64\x65vice_type_id\x18\x03 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x0c\x64\x65viceTypeId\x12K\n\tparent_id\x18\x04 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x08parentId\x12;\n\x04role\x18\x05 \x01(\x0e\x32\x1d.twinmesh.asset.v1.DeviceRoleB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04role\x12%\n\x03tag\x18\x06 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$R\x03tag\x12I\n\x08\x61sset_id\x18\x07 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x07\x61ssetId\x12,\n\x06search\x18\x08 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x01\x32\n^[^\\x00]*$R\x06search\"r\n\x13ListDevicesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x91\x01\n\x13UpdateDeviceRequest\x12=\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x19.twinmesh.asset.v1.DeviceB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\x06\x64\x65vice\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\"s\n\x13\x44\x65leteDeviceRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\"\x16\n\x14\x44\x65leteDeviceResponse\"]\n\x19\x42\x61tchCreateDevicesRequest\x12@\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07R\x07\x64\x65vices\"Q\n\x1a\x42\x61tchCreateDevicesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices*\x94\x01\n\nDeviceRole\x12\x1b\n\x17\x44\x45VICE_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45VICE_ROLE_ENDPOINT\x10\x01\x12\x17\n\x13\x44\x45VICE_ROLE_GATEWAY\x10\x02\x12\x1f\n\x1b\x44\x45VICE_ROLE_GATEWAY_CHUNKED\x10\x03\x12\x15\n\x11\x44\x45VICE_ROLE_CHILD\x10\x04*c\n\x0c\x44\x65viceStatus\x12\x1d\n\x19\x44\x45VICE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45VICE_STATUS_ACTIVE\x10\x01\x12\x1a\n\x16\x44\x45VICE_STATUS_DISABLED\x10\x02\x32\xcf\x06\n\rDeviceService\x12~\n\x0c\x43reateDevice\x12&.twinmesh.asset.v1.CreateDeviceRequest\x1a\x19.twinmesh.asset.v1.Device\"+\xd2\xe7\x18\x0c\x64\x65vice:write\x82\xd3\xe4\x93\x02\x15\"\x0b/v1/devices:\x06\x64\x65vice\x12w\n\tGetDevice\x12#.twinmesh.asset.v1.GetDeviceRequest\x1a\x19.twinmesh.asset.v1.Device\"*\x90\x02\x01\xd2\xe7\x18\x0b\x64\x65vice:read\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/devices/{id}\x12\x83\x01\n\x0bListDevices\x12%.twinmesh.asset.v1.ListDevicesRequest\x1a&.twinmesh.asset.v1.ListDevicesResponse\"%\x90\x02\x01\xd2\xe7\x18\x0b\x64\x65vice:read\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/devices\x12\x8a\x01\n\x0cUpdateDevice\x12&.twinmesh.asset.v1.UpdateDeviceRequest\x1a\x19.twinmesh.asset.v1.Device\"7\xd2\xe7\x18\x0c\x64\x65vice:write\x82\xd3\xe4\x93\x02!2\x17/v1/devices/{device.id}:\x06\x64\x65vice\x12\x89\x01\n\x0c\x44\x65leteDevice\x12&.twinmesh.asset.v1.DeleteDeviceRequest\x1a\'.twinmesh.asset.v1.DeleteDeviceResponse\"(\xd2\xe7\x18\x0c\x64\x65vice:write\x82\xd3\xe4\x93\x02\x12*\x10/v1/devices/{id}\x12\xa5\x01\n\x12\x42\x61tchCreateDevices\x12,.twinmesh.asset.v1.BatchCreateDevicesRequest\x1a-.twinmesh.asset.v1.BatchCreateDevicesResponse\"2\xd2\xe7\x18\x0c\x64\x65vice:write\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/devices:batchCreate:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,7 +46,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICE'].fields_by_name['device_type_id']._loaded_options = None
   _globals['_DEVICE'].fields_by_name['device_type_id']._serialized_options = b'\272H+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$'
   _globals['_DEVICE'].fields_by_name['role']._loaded_options = None
-  _globals['_DEVICE'].fields_by_name['role']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_DEVICE'].fields_by_name['role']._serialized_options = b'\342A\001\005\272H\005\202\001\002\020\001'
   _globals['_DEVICE'].fields_by_name['parent_id']._loaded_options = None
   _globals['_DEVICE'].fields_by_name['parent_id']._serialized_options = b'\272H+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$'
   _globals['_DEVICE'].fields_by_name['logical_id']._loaded_options = None
@@ -80,11 +80,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDEVICESREQUEST'].fields_by_name['role']._loaded_options = None
   _globals['_LISTDEVICESREQUEST'].fields_by_name['role']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_LISTDEVICESREQUEST'].fields_by_name['tag']._loaded_options = None
-  _globals['_LISTDEVICESREQUEST'].fields_by_name['tag']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_LISTDEVICESREQUEST'].fields_by_name['tag']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
   _globals['_LISTDEVICESREQUEST'].fields_by_name['asset_id']._loaded_options = None
   _globals['_LISTDEVICESREQUEST'].fields_by_name['asset_id']._serialized_options = b'\272H+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$'
   _globals['_LISTDEVICESREQUEST'].fields_by_name['search']._loaded_options = None
-  _globals['_LISTDEVICESREQUEST'].fields_by_name['search']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_LISTDEVICESREQUEST'].fields_by_name['search']._serialized_options = b'\272H\021r\017\030\200\0012\n^[^\\x00]*$'
   _globals['_UPDATEDEVICEREQUEST'].fields_by_name['device']._loaded_options = None
   _globals['_UPDATEDEVICEREQUEST'].fields_by_name['device']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
   _globals['_DELETEDEVICEREQUEST'].fields_by_name['id']._loaded_options = None
@@ -105,32 +105,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICESERVICE'].methods_by_name['DeleteDevice']._serialized_options = b'\322\347\030\014device:write\202\323\344\223\002\022*\020/v1/devices/{id}'
   _globals['_DEVICESERVICE'].methods_by_name['BatchCreateDevices']._loaded_options = None
   _globals['_DEVICESERVICE'].methods_by_name['BatchCreateDevices']._serialized_options = b'\322\347\030\014device:write\202\323\344\223\002\034\"\027/v1/devices:batchCreate:\001*'
-  _globals['_DEVICEROLE']._serialized_start=2448
-  _globals['_DEVICEROLE']._serialized_end=2596
-  _globals['_DEVICESTATUS']._serialized_start=2598
-  _globals['_DEVICESTATUS']._serialized_end=2697
+  _globals['_DEVICEROLE']._serialized_start=2476
+  _globals['_DEVICEROLE']._serialized_end=2624
+  _globals['_DEVICESTATUS']._serialized_start=2626
+  _globals['_DEVICESTATUS']._serialized_end=2725
   _globals['_DEVICE']._serialized_start=256
-  _globals['_DEVICE']._serialized_end=1229
-  _globals['_DEVICE_NETWORKMETADATAENTRY']._serialized_start=1163
-  _globals['_DEVICE_NETWORKMETADATAENTRY']._serialized_end=1229
-  _globals['_CREATEDEVICEREQUEST']._serialized_start=1231
-  _globals['_CREATEDEVICEREQUEST']._serialized_end=1315
-  _globals['_GETDEVICEREQUEST']._serialized_start=1317
-  _globals['_GETDEVICEREQUEST']._serialized_end=1400
-  _globals['_LISTDEVICESREQUEST']._serialized_start=1403
-  _globals['_LISTDEVICESREQUEST']._serialized_end=1862
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=1864
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=1978
-  _globals['_UPDATEDEVICEREQUEST']._serialized_start=1981
-  _globals['_UPDATEDEVICEREQUEST']._serialized_end=2126
-  _globals['_DELETEDEVICEREQUEST']._serialized_start=2128
-  _globals['_DELETEDEVICEREQUEST']._serialized_end=2243
-  _globals['_DELETEDEVICERESPONSE']._serialized_start=2245
-  _globals['_DELETEDEVICERESPONSE']._serialized_end=2267
-  _globals['_BATCHCREATEDEVICESREQUEST']._serialized_start=2269
-  _globals['_BATCHCREATEDEVICESREQUEST']._serialized_end=2362
-  _globals['_BATCHCREATEDEVICESRESPONSE']._serialized_start=2364
-  _globals['_BATCHCREATEDEVICESRESPONSE']._serialized_end=2445
-  _globals['_DEVICESERVICE']._serialized_start=2700
-  _globals['_DEVICESERVICE']._serialized_end=3547
+  _globals['_DEVICE']._serialized_end=1233
+  _globals['_DEVICE_NETWORKMETADATAENTRY']._serialized_start=1167
+  _globals['_DEVICE_NETWORKMETADATAENTRY']._serialized_end=1233
+  _globals['_CREATEDEVICEREQUEST']._serialized_start=1235
+  _globals['_CREATEDEVICEREQUEST']._serialized_end=1319
+  _globals['_GETDEVICEREQUEST']._serialized_start=1321
+  _globals['_GETDEVICEREQUEST']._serialized_end=1404
+  _globals['_LISTDEVICESREQUEST']._serialized_start=1407
+  _globals['_LISTDEVICESREQUEST']._serialized_end=1890
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=1892
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=2006
+  _globals['_UPDATEDEVICEREQUEST']._serialized_start=2009
+  _globals['_UPDATEDEVICEREQUEST']._serialized_end=2154
+  _globals['_DELETEDEVICEREQUEST']._serialized_start=2156
+  _globals['_DELETEDEVICEREQUEST']._serialized_end=2271
+  _globals['_DELETEDEVICERESPONSE']._serialized_start=2273
+  _globals['_DELETEDEVICERESPONSE']._serialized_end=2295
+  _globals['_BATCHCREATEDEVICESREQUEST']._serialized_start=2297
+  _globals['_BATCHCREATEDEVICESREQUEST']._serialized_end=2390
+  _globals['_BATCHCREATEDEVICESRESPONSE']._serialized_start=2392
+  _globals['_BATCHCREATEDEVICESRESPONSE']._serialized_end=2473
+  _globals['_DEVICESERVICE']._serialized_start=2728
+  _globals['_DEVICESERVICE']._serialized_end=3575
 # @@protoc_insertion_point(module_scope)
