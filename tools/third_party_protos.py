@@ -26,7 +26,7 @@ from google.protobuf import (
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc_tools import protoc
-from protovalidate._gen.buf.validate import validate_pb
+from protovalidate import ViolationPb
 
 DESTINATION = Path(__file__).parents[1] / "third_party" / "proto"
 GOOGLE_PROTOS = (
@@ -99,11 +99,11 @@ class ProtoPrinter:
         yield "}"
 
     def _field(self, field: descriptor_pb2.FieldDescriptorProto) -> str:
-        words = [] if field.HasField("oneof_index") else [_enum_word(field, "label", "LABEL_")]
-        words.append(field.type_name or _enum_word(field, "type", "TYPE_"))
-        options = list(self._options(field.options))
-        suffix = f" [{', '.join(options)}]" if options else ""
-        return f"{' '.join(words)} {field.name} = {field.number}{suffix};"
+        label = "" if field.HasField("oneof_index") else f"{_keyword(field.Label.Name(field.label))} "
+        kind = field.type_name or _keyword(field.Type.Name(field.type))
+        options = ", ".join(self._options(field.options))
+        suffix = f" [{options}]" if options else ""
+        return f"{label}{kind} {field.name} = {field.number}{suffix};"
 
     def _options(self, options: Message) -> Iterator[str]:
         """Yields `name = value` of every option that is set, extensions of this file among them."""
@@ -149,7 +149,7 @@ def compile_proto(source: str, name: str) -> descriptor_pb2.FileDescriptorProto:
 
 def validate_descriptor() -> descriptor_pb2.FileDescriptorProto:
     """Returns the descriptor of buf/validate/validate.proto that protovalidate works with."""
-    return descriptor_pb2.FileDescriptorProto.FromString(validate_pb._DESC.proto.to_binary())
+    return descriptor_pb2.FileDescriptorProto.FromString(ViolationPb.desc().file.proto.to_binary())
 
 
 def validate_source() -> str:
@@ -184,9 +184,9 @@ def main(arguments: Sequence[str]) -> None:
             path.write_text(source)
 
 
-def _enum_word(field: descriptor_pb2.FieldDescriptorProto, attribute: str, prefix: str) -> str:
-    enum = field.DESCRIPTOR.fields_by_name[attribute].enum_type
-    return enum.values_by_number[getattr(field, attribute)].name.removeprefix(prefix).lower()
+def _keyword(constant: str) -> str:
+    """TYPE_UINT32 -> uint32, LABEL_REPEATED -> repeated."""
+    return constant.partition("_")[2].lower()
 
 
 if __name__ == "__main__":

@@ -47,10 +47,9 @@ class AuthorizationAsyncStub(AuthorizationStub):
     Check: _aio.UnaryUnaryMultiCallable[_external_auth_pb2.CheckRequest, _external_auth_pb2.CheckResponse]  # type: ignore[assignment]
     """Check is asked by Envoy before it forwards a request."""
 
-class AuthorizationServicer(metaclass=_abc_1.ABCMeta):
+class AuthorizationServicer:
     """Authorization decides about one request."""
 
-    @_abc_1.abstractmethod
     def Check(
         self,
         request: _external_auth_pb2.CheckRequest,

@@ -76,10 +76,9 @@ class AssetServiceAsyncStub(AssetServiceStub):
     FAILED_PRECONDITION IN_USE while other assets or devices belong to it.
     """
 
-class AssetServiceServicer(metaclass=_abc_1.ABCMeta):
+class AssetServiceServicer:
     """AssetService keeps assets and their hierarchy."""
 
-    @_abc_1.abstractmethod
     def CreateAsset(
         self,
         request: _asset_service_pb2.CreateAssetRequest,
@@ -90,7 +89,6 @@ class AssetServiceServicer(metaclass=_abc_1.ABCMeta):
         Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
         """
 
-    @_abc_1.abstractmethod
     def GetAsset(
         self,
         request: _asset_service_pb2.GetAssetRequest,
@@ -98,7 +96,6 @@ class AssetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_asset_service_pb2.Asset, _abc.Awaitable[_asset_service_pb2.Asset]]:
         """GetAsset reads one. NOT_FOUND when it is absent or another tenant's."""
 
-    @_abc_1.abstractmethod
     def ListAssets(
         self,
         request: _asset_service_pb2.ListAssetsRequest,
@@ -106,7 +103,6 @@ class AssetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_asset_service_pb2.ListAssetsResponse, _abc.Awaitable[_asset_service_pb2.ListAssetsResponse]]:
         """ListAssets lists by id, filtered; all filters must match."""
 
-    @_abc_1.abstractmethod
     def UpdateAsset(
         self,
         request: _asset_service_pb2.UpdateAssetRequest,
@@ -117,7 +113,6 @@ class AssetServiceServicer(metaclass=_abc_1.ABCMeta):
         else was first. Retry with the same etag is safe.
         """
 
-    @_abc_1.abstractmethod
     def DeleteAsset(
         self,
         request: _asset_service_pb2.DeleteAssetRequest,

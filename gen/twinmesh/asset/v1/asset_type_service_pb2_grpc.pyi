@@ -74,10 +74,9 @@ class AssetTypeServiceAsyncStub(AssetTypeServiceStub):
     FAILED_PRECONDITION IN_USE while an asset is of it.
     """
 
-class AssetTypeServiceServicer(metaclass=_abc_1.ABCMeta):
+class AssetTypeServiceServicer:
     """AssetTypeService keeps what kinds of assets a tenant has."""
 
-    @_abc_1.abstractmethod
     def CreateAssetType(
         self,
         request: _asset_type_service_pb2.CreateAssetTypeRequest,
@@ -87,7 +86,6 @@ class AssetTypeServiceServicer(metaclass=_abc_1.ABCMeta):
         Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
         """
 
-    @_abc_1.abstractmethod
     def GetAssetType(
         self,
         request: _asset_type_service_pb2.GetAssetTypeRequest,
@@ -95,7 +93,6 @@ class AssetTypeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_asset_type_service_pb2.AssetType, _abc.Awaitable[_asset_type_service_pb2.AssetType]]:
         """GetAssetType reads one. NOT_FOUND when it is absent or another tenant's."""
 
-    @_abc_1.abstractmethod
     def ListAssetTypes(
         self,
         request: _asset_type_service_pb2.ListAssetTypesRequest,
@@ -103,7 +100,6 @@ class AssetTypeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_asset_type_service_pb2.ListAssetTypesResponse, _abc.Awaitable[_asset_type_service_pb2.ListAssetTypesResponse]]:
         """ListAssetTypes lists by id, filtered; all filters must match."""
 
-    @_abc_1.abstractmethod
     def UpdateAssetType(
         self,
         request: _asset_type_service_pb2.UpdateAssetTypeRequest,
@@ -114,7 +110,6 @@ class AssetTypeServiceServicer(metaclass=_abc_1.ABCMeta):
         else was first. Retry with the same etag is safe.
         """
 
-    @_abc_1.abstractmethod
     def DeleteAssetType(
         self,
         request: _asset_type_service_pb2.DeleteAssetTypeRequest,

@@ -86,10 +86,9 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     is answered as CreateDevice would. A parent may stand earlier in the batch.
     """
 
-class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
+class DeviceServiceServicer:
     """DeviceService keeps the fleet: devices, gateways and the devices behind them."""
 
-    @_abc_1.abstractmethod
     def CreateDevice(
         self,
         request: _device_service_pb2.CreateDeviceRequest,
@@ -101,7 +100,6 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
         """
 
-    @_abc_1.abstractmethod
     def GetDevice(
         self,
         request: _device_service_pb2.GetDeviceRequest,
@@ -109,7 +107,6 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_device_service_pb2.Device, _abc.Awaitable[_device_service_pb2.Device]]:
         """GetDevice reads one. NOT_FOUND when it is absent or another tenant's."""
 
-    @_abc_1.abstractmethod
     def ListDevices(
         self,
         request: _device_service_pb2.ListDevicesRequest,
@@ -117,7 +114,6 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_device_service_pb2.ListDevicesResponse, _abc.Awaitable[_device_service_pb2.ListDevicesResponse]]:
         """ListDevices lists by id, filtered; all filters must match."""
 
-    @_abc_1.abstractmethod
     def UpdateDevice(
         self,
         request: _device_service_pb2.UpdateDeviceRequest,
@@ -128,7 +124,6 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         else was first. Retry with the same etag is safe.
         """
 
-    @_abc_1.abstractmethod
     def DeleteDevice(
         self,
         request: _device_service_pb2.DeleteDeviceRequest,
@@ -138,7 +133,6 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         FAILED_PRECONDITION IN_USE while it has children. Its telemetry stays in history.
         """
 
-    @_abc_1.abstractmethod
     def BatchCreateDevices(
         self,
         request: _device_service_pb2.BatchCreateDevicesRequest,

@@ -74,10 +74,9 @@ class DeviceTypeServiceAsyncStub(DeviceTypeServiceStub):
     FAILED_PRECONDITION IN_USE while a device is of it.
     """
 
-class DeviceTypeServiceServicer(metaclass=_abc_1.ABCMeta):
+class DeviceTypeServiceServicer:
     """DeviceTypeService keeps what kinds of devices a tenant has."""
 
-    @_abc_1.abstractmethod
     def CreateDeviceType(
         self,
         request: _device_type_service_pb2.CreateDeviceTypeRequest,
@@ -87,7 +86,6 @@ class DeviceTypeServiceServicer(metaclass=_abc_1.ABCMeta):
         Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
         """
 
-    @_abc_1.abstractmethod
     def GetDeviceType(
         self,
         request: _device_type_service_pb2.GetDeviceTypeRequest,
@@ -95,7 +93,6 @@ class DeviceTypeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_device_type_service_pb2.DeviceType, _abc.Awaitable[_device_type_service_pb2.DeviceType]]:
         """GetDeviceType reads one. NOT_FOUND when it is absent or another tenant's."""
 
-    @_abc_1.abstractmethod
     def ListDeviceTypes(
         self,
         request: _device_type_service_pb2.ListDeviceTypesRequest,
@@ -103,7 +100,6 @@ class DeviceTypeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_device_type_service_pb2.ListDeviceTypesResponse, _abc.Awaitable[_device_type_service_pb2.ListDeviceTypesResponse]]:
         """ListDeviceTypes lists by id, filtered; all filters must match."""
 
-    @_abc_1.abstractmethod
     def UpdateDeviceType(
         self,
         request: _device_type_service_pb2.UpdateDeviceTypeRequest,
@@ -114,7 +110,6 @@ class DeviceTypeServiceServicer(metaclass=_abc_1.ABCMeta):
         else was first. Retry with the same etag is safe.
         """
 
-    @_abc_1.abstractmethod
     def DeleteDeviceType(
         self,
         request: _device_type_service_pb2.DeleteDeviceTypeRequest,

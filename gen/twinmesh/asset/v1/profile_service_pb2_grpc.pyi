@@ -60,12 +60,11 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
     ListProfiles: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.ListProfilesRequest, _profile_service_pb2.ListProfilesResponse]  # type: ignore[assignment]
     """ListProfiles answers a tenant's devices by id, page by page, in the same form."""
 
-class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
+class ProfileServiceServicer:
     """ProfileService tells the other services what a device is and may report. It is
     for services only (no JSON): the tenant is that of the request, not the caller's.
     """
 
-    @_abc_1.abstractmethod
     def BatchGetProfiles(
         self,
         request: _profile_service_pb2.BatchGetProfilesRequest,
@@ -77,7 +76,6 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         bus subject `asset.changed.<tenant>` names the device or type.
         """
 
-    @_abc_1.abstractmethod
     def ListProfiles(
         self,
         request: _profile_service_pb2.ListProfilesRequest,

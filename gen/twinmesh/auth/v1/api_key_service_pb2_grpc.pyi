@@ -62,12 +62,11 @@ class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
     DeleteApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.DeleteApiKeyRequest, _api_key_service_pb2.DeleteApiKeyResponse]  # type: ignore[assignment]
     """DeleteApiKey revokes a key for good. NOT_FOUND when it is absent."""
 
-class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
+class ApiKeyServiceServicer:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
     A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
     """
 
-    @_abc_1.abstractmethod
     def CreateApiKey(
         self,
         request: _api_key_service_pb2.CreateApiKeyRequest,
@@ -78,7 +77,6 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         caller's own. Not safe to retry: a lost answer leaves a key to delete.
         """
 
-    @_abc_1.abstractmethod
     def ListApiKeys(
         self,
         request: _api_key_service_pb2.ListApiKeysRequest,
@@ -86,7 +84,6 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_api_key_service_pb2.ListApiKeysResponse, _abc.Awaitable[_api_key_service_pb2.ListApiKeysResponse]]:
         """ListApiKeys lists the tenant's keys by id, without secrets."""
 
-    @_abc_1.abstractmethod
     def DeleteApiKey(
         self,
         request: _api_key_service_pb2.DeleteApiKeyRequest,

@@ -80,10 +80,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     GetJwks: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetJwksRequest, _session_service_pb2.GetJwksResponse]  # type: ignore[assignment]
     """GetJwks gives the public keys that verify access tokens (RFC 7517)."""
 
-class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
+class SessionServiceServicer:
     """SessionService logs people in and out and tells who a caller is."""
 
-    @_abc_1.abstractmethod
     def Login(
         self,
         request: _session_service_pb2.LoginRequest,
@@ -95,7 +94,6 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         Safe to retry: each call opens a session of its own.
         """
 
-    @_abc_1.abstractmethod
     def Refresh(
         self,
         request: _session_service_pb2.RefreshRequest,
@@ -107,7 +105,6 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         UNAUTHENTICATED REFRESH_TOKEN_INVALID.
         """
 
-    @_abc_1.abstractmethod
     def Logout(
         self,
         request: _session_service_pb2.LogoutRequest,
@@ -117,7 +114,6 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         its access token for services that ask auth_svc. Retrying is harmless.
         """
 
-    @_abc_1.abstractmethod
     def GetMe(
         self,
         request: _session_service_pb2.GetMeRequest,
@@ -125,7 +121,6 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.GetMeResponse, _abc.Awaitable[_session_service_pb2.GetMeResponse]]:
         """GetMe tells who the caller is and what it may do."""
 
-    @_abc_1.abstractmethod
     def GetJwks(
         self,
         request: _session_service_pb2.GetJwksRequest,

@@ -96,10 +96,9 @@ class IngestServiceAsyncStub(IngestServiceStub):
     commands and configuration the other. Not built yet: UNIMPLEMENTED.
     """
 
-class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
+class IngestServiceServicer:
     """IngestService takes telemetry and makes it durable."""
 
-    @_abc_1.abstractmethod
     def IngestTelemetry(
         self,
         request: _ingest_service_pb2.IngestTelemetryRequest,
@@ -122,7 +121,6 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         be retried with the same request_id or sequence after RetryInfo.
         """
 
-    @_abc_1.abstractmethod
     def CreateBackfill(
         self,
         request: _ingest_service_pb2.CreateBackfillRequest,
@@ -135,7 +133,6 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         Safe to retry: the same range answers the same backfill.
         """
 
-    @_abc_1.abstractmethod
     def StreamTelemetry(
         self,
         request_iterator: _MaybeAsyncIterator[_ingest_service_pb2.StreamTelemetryRequest],

@@ -58,12 +58,11 @@ class HealthServiceAsyncStub(HealthServiceStub):
     the parts that fail.
     """
 
-class HealthServiceServicer(metaclass=_abc_1.ABCMeta):
+class HealthServiceServicer:
     """HealthService answers for the whole mesh, for people, load balancers and
     orchestrators. Each service also speaks grpc.health.v1 for itself.
     """
 
-    @_abc_1.abstractmethod
     def GetLiveness(
         self,
         request: _health_service_pb2.GetLivenessRequest,
@@ -71,7 +70,6 @@ class HealthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_health_service_pb2.GetLivenessResponse, _abc.Awaitable[_health_service_pb2.GetLivenessResponse]]:
         """GetLiveness answers when the gateway and one service are alive."""
 
-    @_abc_1.abstractmethod
     def GetReadiness(
         self,
         request: _health_service_pb2.GetReadinessRequest,

@@ -80,10 +80,9 @@ class TwinServiceAsyncStub(TwinServiceStub):
     UNIMPLEMENTED.
     """
 
-class TwinServiceServicer(metaclass=_abc_1.ABCMeta):
+class TwinServiceServicer:
     """TwinService answers for the present state of devices and for their past."""
 
-    @_abc_1.abstractmethod
     def GetTwin(
         self,
         request: _twin_service_pb2.GetTwinRequest,
@@ -95,7 +94,6 @@ class TwinServiceServicer(metaclass=_abc_1.ABCMeta):
         tenant's. A sample acknowledged as durable shows within moments, not at once.
         """
 
-    @_abc_1.abstractmethod
     def ListTwins(
         self,
         request: _twin_service_pb2.ListTwinsRequest,
@@ -103,7 +101,6 @@ class TwinServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_twin_service_pb2.ListTwinsResponse, _abc.Awaitable[_twin_service_pb2.ListTwinsResponse]]:
         """ListTwins lists the tenant's twins by id, filtered."""
 
-    @_abc_1.abstractmethod
     def QueryHistory(
         self,
         request: _twin_service_pb2.QueryHistoryRequest,
@@ -117,7 +114,6 @@ class TwinServiceServicer(metaclass=_abc_1.ABCMeta):
         samples that come between two pages may be missed by the later ones.
         """
 
-    @_abc_1.abstractmethod
     def WatchTwins(
         self,
         request: _twin_service_pb2.WatchTwinsRequest,
