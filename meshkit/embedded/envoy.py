@@ -1,10 +1,11 @@
 """Envoy from the wheel, run from a rendered configuration."""
 
 import json
+import shutil
 import signal
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ _READY_SECONDS = 30.0
 
 
 class EmbeddedEnvoy(Part):
-    """One Envoy that runs `config`, a bootstrap configuration with an admin listener."""
+    """One Envoy.
+
+    `render` makes the bootstrap configuration, with an admin listener on loopback. It is
+    given the path of a copy of `descriptor` (the contract's FileDescriptorSet) that Envoy
+    can read whatever user it runs as.
+    """
 
     name = "envoy"
 
@@ -26,29 +32,37 @@ class EmbeddedEnvoy(Part):
         self,
         *,
         home: Path,
-        config: Mapping[str, Any],
+        descriptor: Path,
+        render: Callable[[Path], Mapping[str, Any]],
         concurrency: int = 2,
         log_path: Path | None = None,
     ) -> None:
         super().__init__()
         self._home = home.absolute()
-        self._config = config
+        self._descriptor = descriptor
+        self._render = render
+        self._admin_address = ""
         self._concurrency = concurrency
         self._log_path = log_path or self._home / "logs" / "envoy.log"
         self._account: Account | None = None
 
     @property
     def admin_address(self) -> str:
-        """host:port of Envoy's admin interface."""
-        address = self._config["admin"]["address"]["socket_address"]
-        return f"{address['address']}:{address['port_value']}"
+        """host:port of Envoy's admin interface; "" before the first start."""
+        return self._admin_address
 
     def _starting(self) -> Iterator[None]:
         self._account = unprivileged_account()
         self._home.mkdir(parents=True, exist_ok=True)
         folder = data_folder(self._home, "envoy", self._account)
+        descriptor = folder / "contract.binpb"
+        shutil.copyfile(self._descriptor, descriptor)
+        descriptor.chmod(0o644)
+        config = self._render(descriptor)
+        admin = config["admin"]["address"]["socket_address"]
+        self._admin_address = f"{admin['address']}:{admin['port_value']}"
         path = folder / "envoy.json"
-        write_private(path, json.dumps(self._config, indent=1), self._account)
+        write_private(path, json.dumps(config, indent=1), self._account)
         self._process = ChildProcess(
             command=[
                 str(binaries.envoy(self._account)),
@@ -67,16 +81,21 @@ class EmbeddedEnvoy(Part):
             stop_signals=((signal.SIGTERM, 10.0),),
         )
         self._process.spawn()
-        yield from until_ready(self._process, self.name, self._is_ready, seconds=_READY_SECONDS)
+        yield from until_ready(self._process, self.name, self.is_ready, seconds=_READY_SECONDS)
 
     def remove(self) -> None:
         """Stops Envoy and deletes its rendered configuration."""
         self.stop()
         remove_data_folder(self._home, "envoy")
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether Envoy has its configuration and listens."""
+        # Not urllib: a proxy of the caller's environment has no business here.
+        connection = HTTPConnection(self.admin_address, timeout=1.0)
         try:
-            with urllib.request.urlopen(f"http://{self.admin_address}/ready", timeout=1.0) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, HTTPException):
             return False
+        finally:
+            connection.close()

@@ -41,7 +41,8 @@ class EmbeddedNats(Part):
         super().__init__()
         self._home = home.absolute()
         self._log_path = log_path or self._home / "logs" / "nats.log"
-        self._fixed_port = port is not None
+        # Only until the first success: afterwards clients know the port.
+        self._picks_port = port is None
         self._port = port
         self._mqtt = (mqtt_host, mqtt_port) if mqtt_port is not None else None
         self._password = secrets.token_urlsafe(32)
@@ -68,10 +69,11 @@ class EmbeddedNats(Part):
                 self._port = free_port()
             try:
                 yield from self._start_server(folder)
+                self._picks_port = False
                 return
             except PartFailedError as failure:
                 taken = f":{self._port}: bind: address already in use" in failure.log_tail
-                if self._fixed_port or not taken or attempt == _PORT_TRIES:
+                if not self._picks_port or not taken or attempt == _PORT_TRIES:
                     raise
                 self._port = None
 
@@ -91,7 +93,7 @@ class EmbeddedNats(Part):
             stop_signals=((signal.SIGTERM, 15.0),),
         )
         self._process.spawn()
-        yield from until_ready(self._process, self.name, self._is_ready, seconds=_READY_SECONDS)
+        yield from until_ready(self._process, self.name, self.is_ready, seconds=_READY_SECONDS)
 
     def _config(self, folder: Path) -> dict[str, object]:
         """NATS reads JSON as its own format."""
@@ -113,8 +115,8 @@ class EmbeddedNats(Part):
             config["mqtt"] = {"host": host, "port": port, "ack_wait": "30s", "max_ack_pending": 1000}
         return config
 
-    def _is_ready(self) -> bool:
-        """The greeting is sent once JetStream has recovered its streams."""
+    def is_ready(self) -> bool:
+        """Whether a client is greeted, which happens once JetStream has recovered its streams."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
                 greeting = connection.recv(16)

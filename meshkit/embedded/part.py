@@ -81,6 +81,10 @@ class Part(ABC):
             await asyncio.sleep(_PAUSE)
 
     @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether it can be used now; blocks for a second at most."""
+
+    @abstractmethod
     def _starting(self) -> Iterator[None]: ...
 
     def _stopping(self) -> Iterator[None]:

@@ -71,7 +71,7 @@ class EmbeddedPostgres(Part):
 
     The first start makes the cluster, the database `twinmesh` and its owner, the
     migrator role. Both passwords are generated and kept beside the data. `port` is
-    picked free at each first start of this object unless given; `settings` override
+    picked free by the first start of this object unless given; `settings` override
     lines of postgresql.conf (values as they stand there).
     """
 
@@ -89,7 +89,8 @@ class EmbeddedPostgres(Part):
         self._home = home.absolute()
         self._log_path = log_path or self._home / "logs" / "postgres.log"
         self._settings = {**_SETTINGS, **(settings or {})}
-        self._fixed_port = port is not None
+        # Only until the first success: afterwards clients know the port.
+        self._picks_port = port is None
         self._port = port
         self._account: Account | None = None
         self._root: Path | None = None
@@ -130,11 +131,12 @@ class EmbeddedPostgres(Part):
                 passing = any(sign in failure.log_tail for sign in _WORTH_ANOTHER_TRY)
                 if not passing or time.monotonic() > deadline:
                     raise
-                if not self._fixed_port:
+                if self._picks_port:
                     self._port = None
                 pause = time.monotonic() + 0.3
                 while time.monotonic() < pause:
                     yield
+        self._picks_port = False
         yield from self._make_database()
 
     def _stopping(self) -> Iterator[None]:
@@ -217,8 +219,11 @@ class EmbeddedPostgres(Part):
             command=command, log_path=self._log_path, environment=self._environment(), account=self._account
         )
         initdb.spawn()
-        while initdb.exit_code is None:
-            yield
+        try:
+            while initdb.exit_code is None:
+                yield
+        finally:
+            initdb.signal(signal.SIGKILL)
         if initdb.exit_code != 0:
             raise PartFailedError(
                 self.name, f"initdb ended with code {initdb.exit_code}", log_tail=initdb.log_tail()
@@ -246,10 +251,10 @@ class EmbeddedPostgres(Part):
             stop_signals=((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0)),
         )
         self._process.spawn()
-        yield from until_ready(self._process, self.name, self._is_ready, seconds=_READY_SECONDS)
+        yield from until_ready(self._process, self.name, self.is_ready, seconds=_READY_SECONDS)
 
-    def _is_ready(self) -> bool:
-        """The postmaster writes its state into the eighth line of its pid file, as pg_ctl reads it."""
+    def is_ready(self) -> bool:
+        """Whether connections are accepted, by line eight of the server's pid file, as pg_ctl reads it."""
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except OSError:

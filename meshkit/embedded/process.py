@@ -66,6 +66,9 @@ class ChildProcess:
         tie = [str(os.getpid()), str(int(self._death_signal)), str(uid), str(gid)]
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
+            if self._account is not None:
+                # A server may open /dev/stdout anew, which asks for its own right to the file.
+                os.fchown(log.fileno(), self._account.uid, self._account.gid)
             self._popen = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_CHILD), *tie, *self.command],
                 stdin=subprocess.DEVNULL,
@@ -85,11 +88,11 @@ class ChildProcess:
     def stopping(self) -> Iterator[None]:
         """Ends the process; yields whenever it wants to wait."""
         for number, seconds in (*self._stop_signals, (signal.SIGKILL, _KILL_SECONDS)):
-            if self.pid is None:
-                return
             self.signal(number)
             deadline = time.monotonic() + seconds
-            while self.pid is not None and time.monotonic() < deadline:
+            while time.monotonic() < deadline:
+                if self.pid is None:
+                    return
                 yield
 
     def log_tail(self, lines: int = 20) -> str:
