@@ -1,0 +1,2 @@
+-- Roles belong to the cluster and stay.
+DROP SCHEMA telemetry CASCADE;

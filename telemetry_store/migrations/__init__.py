@@ -1,0 +1,20 @@
+"""The telemetry store's schema and the roles that work on it."""
+
+from meshkit.migrate import Owner, Role
+
+OWNER = Owner(
+    "telemetry",
+    __name__,
+    roles=(
+        # An ingest process that hangs in a transaction holds cursors and its instance's
+        # row; the store waits out these times where it must know that one has ended.
+        Role(
+            "twinmesh_ingest",
+            bypass_rls=True,
+            settings={"idle_in_transaction_session_timeout": "5s", "transaction_timeout": "30s"},
+        ),
+        Role("twinmesh_twin_feed"),
+        Role("twinmesh_twin_query"),
+        Role("twinmesh_maintenance"),
+    ),
+)
