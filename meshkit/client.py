@@ -41,7 +41,7 @@ _OPTIONS = [
 ]
 
 
-class _Identity(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+class _Identity(grpc.aio.UnaryUnaryClientInterceptor):
     """Adds the service's token to every call."""
 
     def __init__(self, tokens: ServiceTokens) -> None:
@@ -49,13 +49,17 @@ class _Identity(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
 
     async def intercept_unary_unary(
         self,
-        continuation: Callable[[grpc.aio.ClientCallDetails, Message], Awaitable[Any]],
+        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]],
         client_call_details: grpc.aio.ClientCallDetails,
-        request: Message,
+        request: Any,
     ) -> Any:
-        metadata = client_call_details.metadata or grpc.aio.Metadata()
+        details = client_call_details
+        metadata = details.metadata or grpc.aio.Metadata()
         metadata.add("authorization", f"Bearer {self._tokens.token()}")
-        return await continuation(client_call_details._replace(metadata=metadata), request)
+        with_token = grpc.aio.ClientCallDetails(
+            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
+        )
+        return await continuation(with_token, request)
 
 
 @asynccontextmanager

@@ -2,16 +2,20 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import asyncpg
 
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 _CONNECT_TIMEOUT_S = 5.0
 _COMMAND_TIMEOUT_S = 30.0
 
 
 @asynccontextmanager
-async def pool(url: str, *, application: str, min_size: int = 1, max_size: int = 8) -> AsyncIterator[asyncpg.Pool]:
+async def pool(
+    url: str, *, application: str, min_size: int = 1, max_size: int = 8
+) -> AsyncIterator[asyncpg.Pool]:
     """Open a pool and close it in the end.
 
     Args:
@@ -35,13 +39,15 @@ async def pool(url: str, *, application: str, min_size: int = 1, max_size: int =
 
 
 @asynccontextmanager
-async def tenant_transaction(pool: asyncpg.Pool, tenant: str, *, isolation: str | None = None) -> AsyncIterator[Connection]:
+async def tenant_transaction(
+    pool: asyncpg.Pool, tenant: str, *, isolation: Isolation | None = None
+) -> AsyncIterator[Connection]:
     """Run a transaction in which row-level security shows one tenant's rows.
 
     Args:
         pool: whose role is subject to the policies.
         tenant: the verified caller's tenant; "" sees nothing.
-        isolation: as asyncpg names it, the server's default when None.
+        isolation: the server's default when None.
     """
     async with pool.acquire() as connection, connection.transaction(isolation=isolation):
         await connection.execute("SELECT set_config('twinmesh.tenant', $1, true)", tenant)

@@ -105,7 +105,9 @@ def migrations_of(owner: Owner) -> list[Migration]:
     return found
 
 
-async def ensure_roles(connection: asyncpg.Connection, owners: Sequence[Owner], passwords: Mapping[str, str]) -> None:
+async def ensure_roles(
+    connection: asyncpg.Connection, owners: Sequence[Owner], passwords: Mapping[str, str]
+) -> None:
     """Create the owners' roles where absent and set their passwords and settings.
 
     Args:
@@ -126,8 +128,7 @@ async def ensure_roles(connection: asyncpg.Connection, owners: Sequence[Owner], 
             verb = "ALTER" if exists else "CREATE"
             bypass = "BYPASSRLS" if role.bypass_rls else "NOBYPASSRLS"
             statement = await connection.fetchval(
-                "SELECT format('%s ROLE %I LOGIN %s PASSWORD %L', "
-                "$1::text, $2::text, $3::text, $4::text)",
+                "SELECT format('%s ROLE %I LOGIN %s PASSWORD %L', $1::text, $2::text, $3::text, $4::text)",
                 verb,
                 role.name,
                 bypass,
@@ -209,7 +210,9 @@ async def _run(connection: asyncpg.Connection, sql: str, migration: Migration, *
         await connection.execute(sql)
         if undo:
             await connection.execute(
-                "DELETE FROM mesh.migration WHERE owner = $1 AND version = $2", migration.owner, migration.version
+                "DELETE FROM mesh.migration WHERE owner = $1 AND version = $2",
+                migration.owner,
+                migration.version,
             )
         else:
             await connection.execute(

@@ -39,9 +39,9 @@ def decode(question: object, token: str) -> object | None:
         padded = token + "=" * (-len(token) % 4)
         digest, after = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, TypeError, binascii.Error, RecursionError):
-        raise _invalid() from None
+        raise invalid_token() from None
     if digest != _digest(question) or after is None:
-        raise _invalid()
+        raise invalid_token()
     position: object = after
     return position
 
@@ -51,7 +51,7 @@ def _digest(question: object) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:_DIGEST_CHARS]
 
 
-def _invalid() -> InvalidArgument:
+def invalid_token() -> InvalidArgument:
     return InvalidArgument(
         "page_token is damaged or belongs to another question; start again without it",
         reason=ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID,

@@ -19,7 +19,9 @@ _BAD_SETTINGS = 2
 _S = TypeVar("_S", bound=ServiceSettings)
 
 
-def run(service: str, settings_type: type[_S], app: Callable[[_S], AbstractAsyncContextManager[object]]) -> None:
+def run(
+    service: str, settings_type: type[_S], app: Callable[[_S], AbstractAsyncContextManager[object]]
+) -> None:
     """Read the settings, keep the app open until SIGTERM or SIGINT, then close it in order.
 
     Exits with status 2 and a line per setting when the settings are wrong.
@@ -31,7 +33,7 @@ def run(service: str, settings_type: type[_S], app: Callable[[_S], AbstractAsync
             name = str(problem["loc"][0]) if problem["loc"] else ""
             field = settings_type.model_fields.get(name)
             told = environment_name(name, field) if field else name
-            print(f"{service}: {told}: {problem['msg']}", file=sys.stderr)
+            sys.stderr.write(f"{service}: {told}: {problem['msg']}\n")
         sys.exit(_BAD_SETTINGS)
     configure_logging(service, settings.log_level)
     with tracing(service, endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio):

@@ -1,5 +1,7 @@
 """The one table between domain errors and google.rpc.Status, used by both ends."""
 
+from typing import cast
+
 import asyncpg
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -43,7 +45,9 @@ def _number(code: grpc.StatusCode) -> int:
     return value[0]
 
 
-def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo) -> any_pb2.Any:
+def _packed(
+    message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
@@ -80,6 +84,22 @@ def internal_status(trace_id: str) -> status_pb2.Status:
     )
 
 
+def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    """Return the google.rpc.Status that a failed call carries, None when it carries none."""
+    status: status_pb2.Status | None = rpc_status.from_call(cast("grpc.Call", error))
+    return status
+
+
+def error_info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    """Return the ErrorInfo that a failed call carries, an empty one when it carries none."""
+    status = status_of(error)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status is not None else ():
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+    return info
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> errors.DomainError:
     """Return the domain error that a peer answered, or Unavailable when it did not answer.
 
@@ -87,18 +107,12 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> errors.DomainEr
         error: what the call raised.
         peer: the peer's name, for errors without details.
     """
-    status = rpc_status.from_call(error)
     kind = _TYPES.get(error.code())
-    if kind is None or status is None:
-        return errors.dependency_unavailable(peer)
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details:
-        if detail.Is(info.DESCRIPTOR):
-            detail.Unpack(info)
+    info = error_info_of(error)
     name = _REASON_PREFIX + info.reason
-    if name not in ErrorReason.keys():  # noqa: SIM118 - the enum wrapper is no mapping
+    if kind is None or name not in ErrorReason.keys():  # noqa: SIM118 - the enum wrapper is no mapping
         return errors.dependency_unavailable(peer)
-    return kind(status.message, reason=ErrorReason.Value(name), metadata=dict(info.metadata))
+    return kind(error.details() or "", reason=ErrorReason.Value(name), metadata=dict(info.metadata))
 
 
 def from_driver_error(error: BaseException) -> errors.DomainError | None:

@@ -25,9 +25,7 @@ def validate(message: Message) -> None:
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     first = violations[0]
     told = f"{first.field}: {first.description}" if first.field else first.description
-    raise InvalidArgument(
-        told + more, reason=ErrorReason.ERROR_REASON_INVALID_FIELD, violations=violations
-    )
+    raise InvalidArgument(told + more, reason=ErrorReason.ERROR_REASON_INVALID_FIELD, violations=violations)
 
 
 def _violation(violation: protovalidate.ViolationPb) -> FieldViolation:

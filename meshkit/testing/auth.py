@@ -29,7 +29,9 @@ class TokenMint:
         public = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(self._key.public_key()))
         return {**public, "kid": self._kid, "alg": TOKEN_ALGORITHM, "use": "sig"}
 
-    def token(self, *, tenant: str, permissions: Iterable[str], subject: str = "tester", **claims: Any) -> str:
+    def token(
+        self, *, tenant: str, permissions: Iterable[str], subject: str = "tester", **claims: Any
+    ) -> str:
         """Return a token for a user; further claims replace the usual ones."""
         now = int(time.time())
         payload = {

@@ -28,7 +28,9 @@ class TestDatabase:
     def url(self, role: str) -> str:
         """Return the URL by which a service's role connects."""
         parts = urlsplit(self.admin_url)
-        return urlunsplit(parts._replace(netloc=f"{role}:{role_password(role)}@{parts.hostname}:{parts.port}"))
+        return urlunsplit(
+            parts._replace(netloc=f"{role}:{role_password(role)}@{parts.hostname}:{parts.port}")
+        )
 
 
 def in_database(url: str, name: str) -> str:

@@ -88,7 +88,8 @@ async def test_roles_get_what_they_declare_and_no_more(database: TestDatabase) -
         for _ in range(2):
             await migrate.ensure_roles(connection, [owner], {"twinmesh_toy": "it's a 'secret'"})
         row = await connection.fetchrow(
-            "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolcanlogin FROM pg_roles WHERE rolname = 'twinmesh_toy'"
+            "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolcanlogin FROM pg_roles "
+            "WHERE rolname = 'twinmesh_toy'"
         )
         assert row is not None
         assert tuple(row) == (False, False, False, False, True)

@@ -1,0 +1,211 @@
+"""`twinmesh load`: a CSV recording becomes devices and samples, exactly once."""
+
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
+
+from meshkit.status import error_info_of
+from twinmesh.asset.v1 import (
+    device_service_pb2,
+    device_service_pb2_grpc,
+    device_type_service_pb2,
+    device_type_service_pb2_grpc,
+)
+from twinmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
+from twinmesh_cli import recording
+from twinmesh_cli.recording import Mapping, MetricColumn, Plan, RecordingError
+from twinmesh_cli.session import Session, fail, run
+
+_RETRIES = 20
+_RETRY_S = 0.5
+_TRANSIENT = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _TRANSIENT
+
+
+def load(
+    file: Annotated[Path, typer.Argument(help="CSV file with a heading line.", exists=True, dir_okay=False)],
+    device: Annotated[str, typer.Option(help="Id of the device that all rows belong to.")] = "",
+    device_column: Annotated[str, typer.Option(help="Column that holds the device's id instead.")] = "",
+    time_column: Annotated[
+        str, typer.Option(help="Column of event times, ISO 8601; without a zone UTC.")
+    ] = "time",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="COLUMN=METRIC[:KIND[:UNIT]]; repeatable. Without any, every other column is a double."
+        ),
+    ] = None,
+    delimiter: Annotated[str, typer.Option(help="What separates columns.")] = ",",
+    device_type: Annotated[
+        str, typer.Option(help="Make absent devices, of this type; makes the type as well.")
+    ] = "",
+) -> None:
+    """Load a recording as a declared backfill. Running it again completes or adds nothing."""
+    try:
+        mapping = _mapping(file, device, device_column, time_column, metric or [], delimiter)
+        plan = recording.plan(file, mapping)
+    except (RecordingError, OSError, UnicodeDecodeError) as error:
+        fail(str(error))
+    if not plan.chunks:
+        fail(f"{file} has no rows")
+    run(lambda session: _Load(session=session, file=file, mapping=mapping, plan=plan).run(device_type))
+
+
+def _mapping(
+    file: Path, device: str, device_column: str, time_column: str, metrics: list[str], delimiter: str
+) -> Mapping:
+    if bool(device) == bool(device_column):
+        raise RecordingError("say whose samples they are: either --device ID or --device-column COLUMN")
+    delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
+    if metrics:
+        columns = tuple(recording.parse_metric_option(text) for text in metrics)
+    else:
+        taken = {time_column, device_column}
+        headings = recording.header(file, delimiter)
+        columns = tuple(
+            MetricColumn(name, recording.metric_name(name)) for name in headings if name not in taken
+        )
+    return Mapping(time_column, columns, device, device_column, delimiter)
+
+
+class _Rate(ProgressColumn):
+    """Readings per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "-")
+
+
+class _Load:
+    """One run of a load."""
+
+    def __init__(self, *, session: Session, file: Path, mapping: Mapping, plan: Plan) -> None:
+        self._session = session
+        self._file = file
+        self._mapping = mapping
+        self._plan = plan
+        self._writer_id = recording.writer_id(file, mapping)
+        self._ingest: Any = ingest_service_pb2_grpc.IngestServiceStub(session.channel)
+        self._backfills: dict[int, str] = {}
+        self._refusals: dict[str, int] = {}
+        self._stored = 0
+
+    async def run(self, device_type: str) -> None:
+        if device_type:
+            await self._make_devices(device_type)
+        await self._declare_backfills()
+        await self._send_after(await self._committed())
+        print(f"{self._plan.readings} readings read; {self._stored} samples were new and are stored")
+        for reason, number in sorted(self._refusals.items()):
+            print(f"  refused {number} times: {reason}")
+        if self._refusals:
+            raise typer.Exit(1)
+
+    async def _make_devices(self, device_type: str) -> None:
+        types: Any = device_type_service_pb2_grpc.DeviceTypeServiceStub(self._session.channel)
+        metrics = [
+            device_type_service_pb2.MetricDefinition(
+                name=column.metric, kind=column.value_kind, unit=column.unit
+            )
+            for column in self._mapping.metrics
+        ]
+        await self._unless_there(
+            types.CreateDeviceType,
+            device_type_service_pb2.CreateDeviceTypeRequest(
+                device_type=device_type_service_pb2.DeviceType(id=device_type, metrics=metrics)
+            ),
+        )
+        devices: Any = device_service_pb2_grpc.DeviceServiceStub(self._session.channel)
+        ids = {
+            reading.device_id
+            for chunk in recording.chunks(self._file, self._mapping)
+            for reading in chunk.readings
+        }
+        for device_id in sorted(ids):
+            device = device_service_pb2.Device(id=device_id, device_type_id=device_type)
+            await self._unless_there(
+                devices.CreateDevice, device_service_pb2.CreateDeviceRequest(device=device)
+            )
+
+    async def _unless_there(self, method: Any, request: Any) -> None:
+        try:
+            await self._session.call(method, request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
+                raise
+
+    async def _declare_backfills(self) -> None:
+        for span, (first, last) in self._plan.ranges.items():
+            request = ingest_service_pb2.CreateBackfillRequest()
+            request.start_time.FromDatetime(first)
+            request.end_time.FromDatetime(last + timedelta(microseconds=1))
+            backfill = await self._session.call(self._ingest.CreateBackfill, request)
+            self._backfills[span] = backfill.id
+
+    async def _committed(self) -> int:
+        """Send the last chunk first: return the last one that the server has, as its answer tells."""
+        last = next(islice(recording.chunks(self._file, self._mapping), self._plan.chunks - 1, None))
+        try:
+            await self._ingest_chunk(last)
+        except grpc.aio.AioRpcError as error:
+            info = error_info_of(error)
+            if info.reason != "SEQUENCE_GAP":
+                raise
+            return int(info.metadata["expected"]) - 1
+        return self._plan.chunks
+
+    async def _send_after(self, done: int) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns) as progress:
+            task = progress.add_task(self._file.name, total=self._plan.readings)
+            for chunk in recording.chunks(self._file, self._mapping):
+                if chunk.sequence > done:
+                    await self._ingest_chunk(chunk)
+                progress.advance(task, len(chunk.readings))
+
+    @retry(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_attempt(_RETRIES),
+        wait=wait_fixed(_RETRY_S),
+        reraise=True,
+    )
+    async def _ingest_chunk(self, chunk: recording.Chunk) -> None:
+        """Send a chunk until the server has it; its sequence makes repeating harmless."""
+        request = ingest_service_pb2.IngestTelemetryRequest(
+            readings=chunk.readings,
+            writer_id=self._writer_id,
+            sequence=chunk.sequence,
+            backfill_id=self._backfills[chunk.span],
+        )
+        answer = await self._session.call(self._ingest.IngestTelemetry, request)
+        self._stored += 0 if answer.duplicate else answer.stored_samples
+        for refusal in answer.refusals:
+            told = f"{refusal.message} ({refusal.device_id} {refusal.metric})".replace(" )", ")")
+            self._refusals[told] = self._refusals.get(told, 0) + 1

@@ -1,0 +1,42 @@
+"""`twinmesh login` and `twinmesh logout`."""
+
+import getpass
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+from twinmesh_cli.session import Session, credentials_of, run
+
+
+def login(
+    tenant: Annotated[str, typer.Option(help="The tenant's id.")] = "demo",
+    username: Annotated[str, typer.Option(help="The user's name.")] = "admin",
+    password_stdin: Annotated[bool, typer.Option(help="Read the password from standard input.")] = False,
+) -> None:
+    """Log in and keep the tokens for the other client commands."""
+    password = sys.stdin.readline().rstrip("\n") if password_stdin else getpass.getpass()
+
+    async def work(session: Session) -> str:
+        stub: Any = session_service_pb2_grpc.SessionServiceStub(session.channel)
+        request = session_service_pb2.LoginRequest(tenant=tenant, username=username, password=password)
+        answer = await stub.Login(request, timeout=30)
+        session.store.write(credentials_of(answer))
+        return f"logged in as {username} of tenant {tenant}"
+
+    print(run(work))
+
+
+def logout() -> None:
+    """End the session and forget its tokens."""
+
+    async def work(session: Session) -> None:
+        if session.store.read() is None:
+            return
+        stub: Any = session_service_pb2_grpc.SessionServiceStub(session.channel)
+        await session.call(stub.Logout, session_service_pb2.LogoutRequest())
+        session.store.write(None)
+
+    run(work)
+    print("logged out")

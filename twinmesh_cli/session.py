@@ -1,0 +1,166 @@
+"""The command line's way to a gateway: credentials, channel, and errors people can read."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import typer
+from google.rpc import error_details_pb2
+from pydantic import Field, SecretStr
+
+from meshkit.config import Settings
+from meshkit.status import status_of
+from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+
+_R = TypeVar("_R")
+_CALL_TIMEOUT_S = 60.0
+_RENEW_BEFORE_S = 60.0
+_TRACE_HEADER = "x-trace-id"
+_OPTIONS = [("grpc.max_receive_message_length", 64 * 1024 * 1024)]
+
+
+class ClientSettings(Settings):
+    """How the command line finds and enters a gateway."""
+
+    gateway: str = Field(
+        "127.0.0.1:8080", description="Address of the gateway for client commands, host:port."
+    )
+    api_key: SecretStr = Field(SecretStr(""), description="API key for client commands; empty: the log-in.")
+    credentials: Path = Field(
+        Path(typer.get_app_dir("twinmesh")) / "credentials.json",
+        description="Where `twinmesh login` keeps tokens.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Tokens of one log-in; `renew_at` is in seconds since the epoch."""
+
+    access_token: str
+    refresh_token: str
+    renew_at: float
+
+
+def credentials_of(
+    answer: session_service_pb2.LoginResponse | session_service_pb2.RefreshResponse,
+) -> Credentials:
+    """Return what to keep of a log-in's or refresh's answer."""
+    renew_at = time.time() + answer.expires_in.seconds - _RENEW_BEFORE_S
+    return Credentials(answer.access_token, answer.refresh_token, renew_at)
+
+
+class CredentialStore:
+    """Keeps log-ins by gateway in a file that only its owner reads."""
+
+    def __init__(self, *, path: Path, gateway: str) -> None:
+        self._path = path
+        self._gateway = gateway
+
+    def read(self) -> Credentials | None:
+        """Return the log-in of this gateway, None when there is none."""
+        entry = self._all().get(self._gateway)
+        return None if entry is None else Credentials(**entry)
+
+    def write(self, credentials: Credentials | None) -> None:
+        """Keep a log-in, or forget it."""
+        entries = self._all()
+        entries.pop(self._gateway, None)
+        if credentials is not None:
+            entries[self._gateway] = asdict(credentials)
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = self._path.with_suffix(".new")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(entries, file)
+        fresh.replace(self._path)
+
+    def _all(self) -> dict[str, Any]:
+        try:
+            entries: dict[str, Any] = json.loads(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return entries
+
+
+class Session:
+    """An open, authenticated connection to a gateway."""
+
+    def __init__(self, *, channel: grpc.aio.Channel, settings: ClientSettings) -> None:
+        self.channel = channel
+        self.store = CredentialStore(path=settings.credentials, gateway=settings.gateway)
+        self._api_key = settings.api_key.get_secret_value()
+        self._renewing = asyncio.Lock()
+
+    async def call(self, method: Callable[..., Awaitable[_R]], request: Any) -> _R:
+        """Call an rpc with the caller's credential.
+
+        Raises:
+            grpc.aio.AioRpcError: as the gateway or the service answered.
+        """
+        token = self._api_key or await self._access_token()
+        metadata = (("authorization", f"Bearer {token}"),)
+        return await method(request, metadata=metadata, timeout=_CALL_TIMEOUT_S)
+
+    async def _access_token(self) -> str:
+        async with self._renewing:
+            credentials = self.store.read()
+            if credentials is None:
+                fail("not logged in; run `twinmesh login`, or set TWINMESH_API_KEY")
+            if time.time() < credentials.renew_at:
+                return credentials.access_token
+            stub: Any = session_service_pb2_grpc.SessionServiceStub(self.channel)
+            request = session_service_pb2.RefreshRequest(refresh_token=credentials.refresh_token)
+            fresh = credentials_of(await stub.Refresh(request, timeout=_CALL_TIMEOUT_S))
+            self.store.write(fresh)
+            return fresh.access_token
+
+
+@asynccontextmanager
+async def open_session(settings: ClientSettings) -> AsyncIterator[Session]:
+    """Open a session with the gateway of the settings."""
+    async with grpc.aio.insecure_channel(settings.gateway, options=_OPTIONS) as channel:
+        yield Session(channel=channel, settings=settings)
+
+
+def run(work: Callable[[Session], Awaitable[_R]]) -> _R:
+    """Run a client command; an rpc that fails ends the program with what to do about it."""
+    settings = ClientSettings()
+
+    async def with_session() -> _R:
+        async with open_session(settings) as session:
+            return await work(session)
+
+    try:
+        return asyncio.run(with_session())
+    except grpc.aio.AioRpcError as error:
+        fail(explain(error, gateway=settings.gateway))
+
+
+def explain(error: grpc.aio.AioRpcError, *, gateway: str) -> str:
+    """Return an rpc's error in words: what, which field, and the trace to quote."""
+    status = status_of(error)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and status is None:
+        return f"the gateway at {gateway} does not answer ({error.details()}); see `twinmesh status`"
+    lines = [f"{error.code().name}: {error.details()}"]
+    for detail in status.details if status is not None else ():
+        bad = error_details_pb2.BadRequest()
+        if detail.Is(bad.DESCRIPTOR):
+            detail.Unpack(bad)
+            lines += [f"  {violation.field}: {violation.description}" for violation in bad.field_violations]
+    trace_ids = [value for key, value in error.initial_metadata() if key == _TRACE_HEADER]
+    if trace_ids:
+        lines.append(f"  (twinmesh trace {trace_ids[0]!s})")
+    return "\n".join(lines)
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with a message on standard error."""
+    print(message, file=sys.stderr)
+    raise typer.Exit(1)
