@@ -52,6 +52,7 @@ def _digest(question: object) -> str:
 
 
 def invalid_token() -> InvalidArgument:
+    """Return the error for a page token that cannot be continued."""
     return InvalidArgument(
         "page_token is damaged or belongs to another question; start again without it",
         reason=ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID,

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from meshkit import clock
 
-moments = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(lambda naive: naive.replace(tzinfo=UTC))
+moments = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(
+    lambda naive: naive.replace(tzinfo=UTC)
+)
 
 
 @given(moments)
