@@ -45,12 +45,14 @@ def run_buf(*arguments: str) -> None:
 def generate(output: Path) -> None:
     """Writes all generated files into a folder: Python code, and the descriptor set.
 
-    The descriptor set holds our packages and everything they import; Envoy's
-    transcoder reads it, and `buf curl --schema` may.
+    The descriptor set holds our packages, everything they import, and the details of
+    errors; Envoy's transcoder reads it, and `buf curl --schema` may.
     """
     run_buf("generate", "--output", str(output))
+    wanted = ("proto/twinmesh", "third_party/proto/google/rpc/error_details.proto")
+    paths = [argument for path in wanted for argument in ("--path", path)]
     descriptor_set = output / "twinmesh.binpb"
-    run_buf("build", "--path", "proto/twinmesh", "--exclude-source-info", "--output", str(descriptor_set))
+    run_buf("build", *paths, "--exclude-source-info", "--output", str(descriptor_set))
 
 
 def drift(fresh: Path, committed: Path) -> list[str]:

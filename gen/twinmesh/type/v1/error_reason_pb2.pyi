@@ -124,6 +124,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """More waits to be committed than this process takes; retry after RetryInfo.
     RESOURCE_EXHAUSTED. Metadata: limit, used.
     """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 100
+    """The gateway takes no more requests at the moment; retry after RetryInfo.
+    RESOURCE_EXHAUSTED.
+    """
+    ERROR_REASON_ROUTE_NOT_FOUND: _ErrorReason.ValueType  # 101
+    """No rpc has this method and path. NOT_FOUND in JSON, UNIMPLEMENTED in gRPC."""
+    ERROR_REASON_BODY_TOO_LARGE: _ErrorReason.ValueType  # 102
+    """A JSON body, or path and headers, are larger than the gateway takes; send less
+    at once. INVALID_ARGUMENT (JSON: 413 or 431).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -232,5 +242,15 @@ ERROR_REASON_UNKNOWN_ALIAS: ErrorReason.ValueType  # 87
 ERROR_REASON_INGEST_BUSY: ErrorReason.ValueType  # 88
 """More waits to be committed than this process takes; retry after RetryInfo.
 RESOURCE_EXHAUSTED. Metadata: limit, used.
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 100
+"""The gateway takes no more requests at the moment; retry after RetryInfo.
+RESOURCE_EXHAUSTED.
+"""
+ERROR_REASON_ROUTE_NOT_FOUND: ErrorReason.ValueType  # 101
+"""No rpc has this method and path. NOT_FOUND in JSON, UNIMPLEMENTED in gRPC."""
+ERROR_REASON_BODY_TOO_LARGE: ErrorReason.ValueType  # 102
+"""A JSON body, or path and headers, are larger than the gateway takes; send less
+at once. INVALID_ARGUMENT (JSON: 413 or 431).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

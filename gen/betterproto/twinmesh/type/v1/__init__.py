@@ -233,6 +233,23 @@ class ErrorReason(betterproto2.Enum):
     RESOURCE_EXHAUSTED. Metadata: limit, used.
     """
 
+    RATE_LIMITED = 100
+    """
+    The gateway takes no more requests at the moment; retry after RetryInfo.
+    RESOURCE_EXHAUSTED.
+    """
+
+    ROUTE_NOT_FOUND = 101
+    """
+    No rpc has this method and path. NOT_FOUND in JSON, UNIMPLEMENTED in gRPC.
+    """
+
+    BODY_TOO_LARGE = 102
+    """
+    A JSON body, or path and headers, are larger than the gateway takes; send less
+    at once. INVALID_ARGUMENT (JSON: 413 or 431).
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -276,6 +293,9 @@ class ErrorReason(betterproto2.Enum):
             86: "ERROR_REASON_BACKFILL_UNKNOWN",
             87: "ERROR_REASON_UNKNOWN_ALIAS",
             88: "ERROR_REASON_INGEST_BUSY",
+            100: "ERROR_REASON_RATE_LIMITED",
+            101: "ERROR_REASON_ROUTE_NOT_FOUND",
+            102: "ERROR_REASON_BODY_TOO_LARGE",
         }
 
     @classmethod
@@ -321,6 +341,9 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_BACKFILL_UNKNOWN": 86,
             "ERROR_REASON_UNKNOWN_ALIAS": 87,
             "ERROR_REASON_INGEST_BUSY": 88,
+            "ERROR_REASON_RATE_LIMITED": 100,
+            "ERROR_REASON_ROUTE_NOT_FOUND": 101,
+            "ERROR_REASON_BODY_TOO_LARGE": 102,
         }
 
 
