@@ -1,0 +1,124 @@
+"""What the gateway reads from the contract: services, rpcs, who may call them, their JSON paths."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.api import annotations_pb2, http_pb2
+from google.protobuf import descriptor_pb2
+
+import twinmesh
+from meshkit.identity import SERVICE_PERMISSIONS
+from meshkit.policy import PUBLIC
+from twinmesh.auth.v1 import permission_pb2
+
+# The descriptor set that is generated beside the Python code.
+CONTRACT = Path(next(iter(twinmesh.__path__))).with_name("twinmesh.binpb")
+_OWN_PACKAGES = "twinmesh."
+_IDEMPOTENT = (
+    descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS,
+    descriptor_pb2.MethodOptions.IDEMPOTENT,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpBinding:
+    """A JSON form of an rpc: `GET`, `/v1/devices/{id}`."""
+
+    method: str
+    template: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rpc:
+    """One rpc of the contract."""
+
+    package: str
+    service: str
+    name: str
+    permission: str
+    bindings: tuple[HttpBinding, ...]
+    streaming: bool
+    idempotent: bool
+
+    @property
+    def path(self) -> str:
+        """Return its gRPC path, `/twinmesh.asset.v1.DeviceService/GetDevice`."""
+        return f"/{self.service}/{self.name}"
+
+    @property
+    def is_public(self) -> bool:
+        """Tell whether it is called without a credential."""
+        return self.permission == PUBLIC
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The rpcs that are reachable through the gateway, in the contract's order."""
+
+    rpcs: tuple[Rpc, ...]
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Return the full names of the reachable services."""
+        return tuple(dict.fromkeys(rpc.service for rpc in self.rpcs))
+
+    @property
+    def public(self) -> tuple[Rpc, ...]:
+        """Return the rpcs that need no credential."""
+        return tuple(rpc for rpc in self.rpcs if rpc.is_public)
+
+    def rpc(self, path: str) -> Rpc:
+        """Return the rpc with this gRPC path.
+
+        Raises:
+            KeyError: no reachable service has it.
+        """
+        for rpc in self.rpcs:
+            if rpc.path == path:
+                return rpc
+        raise KeyError(path)
+
+
+def read_contract(path: Path) -> Contract:
+    """Read a serialized FileDescriptorSet.
+
+    A service all of whose rpcs need a permission that only services hold is for the
+    inside of the mesh and is left out.
+
+    Raises:
+        OSError: it cannot be read.
+        google.protobuf.message.DecodeError: it is no descriptor set.
+    """
+    files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
+    rpcs: list[Rpc] = []
+    for file in files.file:
+        if not file.package.startswith(_OWN_PACKAGES):
+            continue
+        for service in file.service:
+            of_service = [_rpc(file.package, service.name, method) for method in service.method]
+            if not all(rpc.permission in SERVICE_PERMISSIONS for rpc in of_service):
+                rpcs.extend(of_service)
+    return Contract(tuple(rpcs))
+
+
+def _rpc(package: str, service: str, method: descriptor_pb2.MethodDescriptorProto) -> Rpc:
+    return Rpc(
+        package=package,
+        service=f"{package}.{service}",
+        name=method.name,
+        permission=method.options.Extensions[permission_pb2.permission],
+        bindings=tuple(_bindings(method.options.Extensions[annotations_pb2.http])),
+        streaming=method.client_streaming or method.server_streaming,
+        idempotent=method.options.idempotency_level in _IDEMPOTENT,
+    )
+
+
+def _bindings(rule: http_pb2.HttpRule) -> Iterator[HttpBinding]:
+    verb = rule.WhichOneof("pattern")
+    if verb == "custom":
+        yield HttpBinding(method=rule.custom.kind, template=rule.custom.path)
+    elif verb is not None:
+        yield HttpBinding(method=verb.upper(), template=getattr(rule, verb))
+    for additional in rule.additional_bindings:
+        yield from _bindings(additional)

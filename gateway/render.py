@@ -1,0 +1,108 @@
+"""Renders the gateway's Envoy configuration.
+
+As a program it reads its settings from the environment (`GatewayEnvironment`) and fills
+a folder with all that Envoy needs, to be mounted at the same path where Envoy runs:
+
+    python -m gateway.render FOLDER
+    envoy --config-path FOLDER/envoy.json
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from gateway import Config, clusters, local_replies, routes
+from gateway.contract import CONTRACT, read_contract
+from gateway.settings import GatewayEnvironment, GatewaySettings, Upstream
+
+_TEMPLATE = Path(__file__).with_name("envoy.yaml")
+_PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
+# Identity comes from the verified credential, the address from the connection.
+_STRIPPED_HEADERS = (
+    "x-tenant",
+    "x-tenant-id",
+    "x-user",
+    "x-user-id",
+    "x-principal",
+    "x-forwarded-user",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-client-cert",
+    "x-real-ip",
+    "forwarded",
+    "x-trace-id",
+    # Told apart by local_replies.
+    "x-envoy-original-path",
+    "x-envoy-original-method",
+)
+
+
+def render(settings: GatewaySettings) -> Config:
+    """Return Envoy's bootstrap configuration; reads the template and the contract, nothing else.
+
+    Raises:
+        OSError: the descriptor set cannot be read.
+        google.protobuf.message.DecodeError: it is no descriptor set.
+    """
+    contract = read_contract(settings.descriptor_path)
+    values = {
+        "bind": settings.bind,
+        "port": settings.port,
+        "admin_port": settings.admin_port,
+        "jwks_port": settings.jwks_port,
+        "stripped_headers": [{"remove": name} for name in _STRIPPED_HEADERS],
+        # Nobody listens: make trace ids, record nothing.
+        "trace_sample_percent": settings.trace_sample_ratio * 100 if settings.otlp else 0,
+        "access_log_path": settings.access_log_path,
+        "local_reply_mappers": local_replies.mappers(),
+        "requests_per_second": settings.requests_per_second,
+        "request_burst": settings.requests_per_second * 2,
+        "ext_authz_cluster": clusters.unchecked(Upstream.AUTH),
+        "jwt_rules": routes.jwt_rules(contract),
+        "descriptor_path": str(settings.descriptor_path.resolve()),
+        "services": list(contract.services),
+        "max_json_body_bytes": settings.max_json_body_bytes,
+        "cors_origins": [{"exact": origin} for origin in settings.cors_origins],
+        "routes": routes.edge_routes(contract),
+        "jwks_routes": routes.jwks_routes(contract),
+        "clusters": clusters.clusters(settings),
+    }
+    filled: Config = _fill(yaml.safe_load(_TEMPLATE.read_text(encoding="utf-8")), values)
+    return filled
+
+
+def _fill(node: Any, values: Config) -> Any:
+    """Replace every `${name}` scalar by its value."""
+    if isinstance(node, dict):
+        return {key: _fill(value, values) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_fill(item, values) for item in node]
+    placeholder = _PLACEHOLDER.fullmatch(node) if isinstance(node, str) else None
+    return node if placeholder is None else values[placeholder[1]]
+
+
+def main() -> None:
+    """Render into the folder named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.render", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where envoy.json and contract.binpb are written")
+    folder: Path = parser.parse_args().folder.absolute()
+    try:
+        environment = GatewayEnvironment()
+    except ValidationError as error:
+        sys.exit(f"gateway: {error}")
+    contract = folder / "contract.binpb"
+    shutil.copyfile(CONTRACT, contract)
+    config = render(environment.settings(descriptor_path=contract))
+    (folder / "envoy.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Envoy routes and access rules that follow from the contract."""
+
+import re
+
+from gateway import Config
+from gateway.clusters import unchecked
+from gateway.contract import Contract, HttpBinding, Rpc
+from gateway.settings import Upstream
+
+_UPSTREAM_OF_PACKAGE = {
+    "twinmesh.auth.v1": Upstream.AUTH.value,
+    "twinmesh.asset.v1": Upstream.ASSET.value,
+    "twinmesh.ingest.v1": Upstream.INGEST.value,
+    "twinmesh.twin.v1": Upstream.TWIN.value,
+    # Tells which part is away, so it must be asked even then.
+    "twinmesh.mesh.v1": unchecked(Upstream.ASSET),
+}
+# One service describes the whole contract; it too may be asked while it is not ready.
+_REFLECTION_UPSTREAM = unchecked(Upstream.ASSET)
+_JWKS_RPC = "/twinmesh.auth.v1.SessionService/GetJwks"
+
+_UNARY_LIMIT = {"max_stream_duration": "30s", "grpc_timeout_header_max": "300s"}
+# 0s: no limit but the caller's own grpc-timeout.
+_STREAM_LIMIT = {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"}
+_STREAM_IDLE = "3600s"
+_PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+# The request did not reach a handler, so any rpc may be sent again …
+_SAFE_FOR_ALL = "connect-failure,refused-stream,reset-before-request"
+# … and what changes nothing also after it did.
+_SAFE_WITHOUT_SIDE_EFFECTS = f"{_SAFE_FOR_ALL},reset"
+# Switches the filter on as the listener configures it.
+_BUFFERED = {
+    "envoy.filters.http.buffer": {
+        "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
+        "config": {},
+    }
+}
+# What the transcoder does not find stays here.
+_NOT_FOUND = {"direct_response": {"status": 404}}
+_EXT_AUTHZ_OFF = {
+    "envoy.filters.http.ext_authz": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+        "disabled": True,
+    }
+}
+
+
+def edge_routes(contract: Contract) -> list[Config]:
+    """Return the routes of the edge listener.
+
+    A JSON request has a route twice: one by its own path, which decides what the filters
+    do, and, once the transcoder has rewritten it, the one of its rpc.
+    """
+    made: list[Config] = []
+    for rpc in contract.rpcs:
+        made.append({"match": {"path": rpc.path}, "route": _action(rpc), **_filters(rpc)})
+    for rpc in contract.public:
+        made += [{"match": match, **_NOT_FOUND, **_filters(rpc, _BUFFERED)} for match in _json_matches(rpc)]
+    for prefix in ("/grpc.reflection.v1.", "/grpc.reflection.v1alpha."):
+        made.append({"match": {"prefix": prefix}, "route": _stream_action(_REFLECTION_UPSTREAM)})
+    made.append({"match": {"prefix": "/"}, **_NOT_FOUND, "typed_per_filter_config": _BUFFERED})
+    return made
+
+
+def jwks_routes(contract: Contract) -> list[Config]:
+    """Return the one route of the inner listener for auth_svc's keys."""
+    rpc = contract.rpc(_JWKS_RPC)
+    action = _unary_action(unchecked(Upstream.AUTH), rpc)
+    return [{"match": match, "route": action} for match in [{"path": rpc.path}, *_json_matches(rpc)]]
+
+
+def jwt_rules(contract: Contract) -> list[Config]:
+    """Return who needs a token: everybody, but for the public rpcs in both of their forms."""
+    rules: list[Config] = []
+    for rpc in contract.public:
+        rules += [{"match": match} for match in [{"path": rpc.path}, *_json_matches(rpc)]]
+    rules.append({"match": {"prefix": "/"}, "requires": {"provider_name": "twinmesh"}})
+    return rules
+
+
+def _filters(rpc: Rpc, more: Config | None = None) -> Config:
+    config = dict(more or {})
+    if rpc.is_public:
+        # A stale key must not keep its owner from logging in.
+        config |= _EXT_AUTHZ_OFF
+    return {"typed_per_filter_config": config} if config else {}
+
+
+def _action(rpc: Rpc) -> Config:
+    upstream = _UPSTREAM_OF_PACKAGE[rpc.package]
+    return _stream_action(upstream) if rpc.streaming else _unary_action(upstream, rpc)
+
+
+def _unary_action(upstream: str, rpc: Rpc) -> Config:
+    return {
+        "cluster": upstream,
+        "max_stream_duration": _UNARY_LIMIT,
+        "retry_policy": _retries(_SAFE_WITHOUT_SIDE_EFFECTS if rpc.idempotent else _SAFE_FOR_ALL),
+    }
+
+
+def _stream_action(upstream: str) -> Config:
+    return {"cluster": upstream, "max_stream_duration": _STREAM_LIMIT, "idle_timeout": _STREAM_IDLE}
+
+
+def _retries(on: str) -> Config:
+    return {
+        "retry_on": on,
+        "num_retries": 2,
+        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+        "retry_host_predicate": [
+            {
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {"@type": _PREVIOUS_HOSTS},
+            }
+        ],
+        "host_selection_retry_max_attempts": 3,
+    }
+
+
+def _json_matches(rpc: Rpc) -> list[Config]:
+    return [_json_match(binding) for binding in rpc.bindings]
+
+
+def _json_match(binding: HttpBinding) -> Config:
+    method = [{"name": ":method", "string_match": {"exact": binding.method}}]
+    if "{" not in binding.template:
+        return {"path": binding.template, "headers": method}
+    literals = re.split(r"\{[^}]*\}", binding.template)
+    regex = "[^/]+".join(re.escape(literal) for literal in literals)
+    return {"safe_regex": {"regex": regex}, "headers": method}

@@ -1,0 +1,141 @@
+"""What a rendered gateway depends on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from meshkit.config import Settings
+
+REQUESTS_PER_SECOND = 10_000
+
+
+class Upstream(StrEnum):
+    """The services behind the gateway, by the name they have everywhere."""
+
+    AUTH = "auth_svc"
+    ASSET = "asset_svc"
+    INGEST = "ingest_svc"
+    TWIN = "twin_svc"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where one process listens."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Endpoint":
+        """Read `host:port`, `[v6]:port`, or a URL such as `http://host:port`.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        authority = text.strip().rpartition("://")[2].rstrip("/")
+        host, colon, port = authority.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError(f"{text!r} is not host:port")
+        return cls(host, int(port))
+
+    @classmethod
+    def parse_list(cls, text: str) -> tuple["Endpoint", ...]:
+        """Read one or more endpoints with commas between them.
+
+        Raises:
+            ValueError: one is wrong, or there is none.
+        """
+        return tuple(cls.parse(part) for part in text.split(","))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """Everything that differs between one gateway and another.
+
+    Attributes:
+        bind: address to listen on.
+        port: port for gRPC, gRPC-Web and JSON.
+        admin_port: port of Envoy's admin interface, always on loopback.
+        jwks_port: port, always on loopback, where Envoy fetches auth_svc's keys from itself.
+        upstreams: the processes of each service; one endpoint per process.
+        descriptor_path: the contract's FileDescriptorSet, as this process and Envoy see it.
+        otlp: OTLP/gRPC receiver of spans; None exports none.
+        trace_sample_ratio: share of traces that begin here to record, 0 to 1.
+        cors_origins: origins of web pages that may call, such as `https://app.example`.
+        requests_per_second: of all clients together; twice as many at once.
+        access_log_path: file or device for one JSON object per request.
+        max_json_body_bytes: largest JSON body; gRPC messages are limited by the services.
+    """
+
+    bind: str
+    port: int
+    admin_port: int
+    jwks_port: int
+    upstreams: Mapping[Upstream, Sequence[Endpoint]]
+    descriptor_path: Path
+    otlp: Endpoint | None = None
+    trace_sample_ratio: float = 1.0
+    cors_origins: Sequence[str] = ()
+    requests_per_second: int = REQUESTS_PER_SECOND
+    access_log_path: str = "/dev/stdout"
+    max_json_body_bytes: int = 4 * 1024 * 1024
+
+
+class GatewayEnvironment(Settings):
+    """The same, as `python -m gateway.render` reads it from the environment."""
+
+    bind: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    gateway_port: int = Field(8080, gt=0, lt=65536, description="Port for gRPC, gRPC-Web and JSON.")
+    gateway_admin_port: int = Field(9901, gt=0, lt=65536, description="Envoy's admin port, on loopback.")
+    gateway_jwks_port: int = Field(9902, gt=0, lt=65536, description="Port of the key fetch, on loopback.")
+    auth_address: str = Field(description="Processes of auth_svc, host:port with commas between them.")
+    asset_address: str = Field(description="Processes of asset_svc, likewise.")
+    ingest_address: str = Field(description="Processes of ingest_svc, likewise.")
+    twin_address: str = Field(description="Processes of twin_svc, likewise.")
+    otlp_endpoint: str = Field(
+        "",
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="OTLP/gRPC receiver of traces, http://host:port; empty: none.",
+    )
+    trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")
+    cors_origins: str = Field("", description="Origins of web pages that may call, commas between them.")
+    gateway_requests_per_second: int = Field(
+        REQUESTS_PER_SECOND, gt=0, description="Requests of all clients together."
+    )
+
+    @field_validator("auth_address", "asset_address", "ingest_address", "twin_address")
+    @classmethod
+    def _lists_endpoints(cls, value: str) -> str:
+        Endpoint.parse_list(value)
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_endpoint(cls, value: str) -> str:
+        if value:
+            Endpoint.parse(value)
+        return value
+
+    def settings(self, *, descriptor_path: Path) -> GatewaySettings:
+        """Return what to render, with the contract where Envoy will find it."""
+        return GatewaySettings(
+            bind=self.bind,
+            port=self.gateway_port,
+            admin_port=self.gateway_admin_port,
+            jwks_port=self.gateway_jwks_port,
+            upstreams={
+                Upstream.AUTH: Endpoint.parse_list(self.auth_address),
+                Upstream.ASSET: Endpoint.parse_list(self.asset_address),
+                Upstream.INGEST: Endpoint.parse_list(self.ingest_address),
+                Upstream.TWIN: Endpoint.parse_list(self.twin_address),
+            },
+            descriptor_path=descriptor_path,
+            otlp=Endpoint.parse(self.otlp_endpoint) if self.otlp_endpoint else None,
+            trace_sample_ratio=self.trace_sample_ratio,
+            cors_origins=tuple(origin.strip() for origin in self.cors_origins.split(",") if origin.strip()),
+            requests_per_second=self.gateway_requests_per_second,
+        )
