@@ -32,12 +32,19 @@ $(UV): tools/install_uv.py
 	@$(PYTHON) tools/install_uv.py
 	@touch $(UV)
 
+# An environment knows the folder it was made for: in a moved or copied checkout it
+# would run the code of the old one, so there it is made anew.
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+NEW_ENVIRONMENT := yes
+endif
+
 $(INSTALLED): $(UV) requirements.lock pyproject.toml
 	@echo "installing the packages of requirements.lock into .venv/"
-	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	@$(if $(NEW_ENVIRONMENT),$(UV) venv --quiet --clear --python $(PYTHON) .venv)
 	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	@touch $(INSTALLED)
+	@pwd -P > $(INSTALLED)
 
 $(THIRD_PARTY): $(INSTALLED) tools/third_party_protos.py
 	@$(BIN)/python -m tools.third_party_protos

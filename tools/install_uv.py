@@ -23,7 +23,7 @@ def main() -> None:
             f"Twinmesh needs Python 3.11, 3.12 or 3.13; {sys.executable} is {platform.python_version()}.\n"
             "Name another one: make install PYTHON=/usr/bin/python3.11"
         )
-    pip = ["-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    pip = ["-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--root-user-action=ignore"]
     if importlib.util.find_spec("ensurepip"):
         _run(sys.executable, "-m", "venv", "--clear", str(TOOLS))
         _run(str(TOOLS / "bin" / "python"), *pip, UV)
