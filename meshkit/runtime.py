@@ -11,12 +11,29 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
-from meshkit.config import ServiceSettings, environment_name
+from meshkit.config import ServiceSettings, Settings, environment_name
 from meshkit.telemetry import configure_logging, tracing
 
 _log = structlog.get_logger()
 _BAD_SETTINGS = 2
 _S = TypeVar("_S", bound=ServiceSettings)
+_T = TypeVar("_T", bound=Settings)
+
+
+def read_settings(program: str, settings_type: type[_T]) -> _T:
+    """Return the settings of the environment.
+
+    Exits with status 2 and a line per setting when they are wrong.
+    """
+    try:
+        return settings_type()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            field = settings_type.model_fields.get(name)
+            told = environment_name(name, field) if field else name
+            sys.stderr.write(f"{program}: {told}: {problem['msg']}\n")
+        sys.exit(_BAD_SETTINGS)
 
 
 def run(
@@ -26,15 +43,7 @@ def run(
 
     Exits with status 2 and a line per setting when the settings are wrong.
     """
-    try:
-        settings = settings_type()
-    except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            field = settings_type.model_fields.get(name)
-            told = environment_name(name, field) if field else name
-            sys.stderr.write(f"{service}: {told}: {problem['msg']}\n")
-        sys.exit(_BAD_SETTINGS)
+    settings = read_settings(service, settings_type)
     configure_logging(service, settings.log_level)
     with tracing(service, endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio):
         uvloop.run(_serve(app(settings)))

@@ -1,0 +1,1 @@
+"""Access: who callers are and what they may do."""

@@ -1,0 +1,125 @@
+"""API keys: what may be granted, and their life."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret
+from auth_svc.roles import Role, permissions_of
+from meshkit.clock import Clock
+from meshkit.errors import PermissionDenied, invalid_field, not_found
+from meshkit.identity import SERVICE_PERMISSIONS, Principal, PrincipalKind
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key without its secret; times in microseconds since the epoch, None: never."""
+
+    tenant: str
+    id: str
+    display_name: str
+    permissions: frozenset[str]
+    creator: str
+    create_us: int
+    expire_us: int | None
+
+
+class ApiKeyStore(Protocol):
+    """Where API keys are kept."""
+
+    async def create(self, api_key: ApiKey, secret_hash: bytes) -> None:
+        """Store a key."""
+        ...
+
+    async def page(self, tenant: str, *, after: str, limit: int) -> Sequence[ApiKey]:
+        """Return keys that are not revoked, by id, after an id."""
+        ...
+
+    async def revoke(self, tenant: str, key_id: str) -> bool:
+        """Revoke a key; False when there is none to revoke."""
+        ...
+
+
+def granted(asked: Sequence[str], caller: frozenset[str]) -> frozenset[str]:
+    """Return what a new key carries.
+
+    Args:
+        asked: permissions asked for; none: those of role api_client that the caller holds.
+        caller: permissions that the caller holds.
+
+    Raises:
+        PermissionDenied: GRANT_EXCEEDS_CALLER.
+    """
+    grantable = caller - SERVICE_PERMISSIONS
+    if not asked:
+        return permissions_of(Role.API_CLIENT) & grantable
+    excess = sorted(set(asked) - grantable)
+    if excess:
+        raise PermissionDenied(
+            f"you do not hold {', '.join(excess)}, so a key of yours cannot either",
+            reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
+            metadata={"permission": ",".join(excess)},
+        )
+    return frozenset(asked)
+
+
+class ApiKeys:
+    """Makes, lists and revokes API keys.
+
+    Args:
+        store: where they are kept.
+        on_revoke: told of each key revoked here, tenant and id.
+        clock: tells when a key was made.
+    """
+
+    def __init__(self, *, store: ApiKeyStore, on_revoke: Callable[[str, str], None], clock: Clock) -> None:
+        self._store = store
+        self._on_revoke = on_revoke
+        self._clock = clock
+
+    async def create(
+        self, caller: Principal, *, display_name: str, permissions: Sequence[str], expire_us: int | None
+    ) -> tuple[ApiKey, str]:
+        """Make a key; returns it and the text to send as Bearer token, told this once.
+
+        Raises:
+            InvalidArgument: it would have expired already.
+            PermissionDenied: GRANT_EXCEEDS_CALLER.
+        """
+        now_us = self._clock.now_us()
+        if expire_us is not None and expire_us <= now_us:
+            raise invalid_field("expire_time", "must be in the future")
+        token = OpaqueToken(Prefix.API_KEY, caller.tenant, new_id(), new_secret())
+        api_key = ApiKey(
+            tenant=caller.tenant,
+            id=token.id,
+            display_name=display_name,
+            permissions=granted(permissions, caller.permissions),
+            creator=caller.subject if caller.kind == PrincipalKind.USER else caller.name,
+            create_us=now_us,
+            expire_us=expire_us,
+        )
+        await self._store.create(api_key, token.hash)
+        _log.info("API key created", api_key=api_key.id)
+        return api_key, token.text
+
+    async def page(self, tenant: str, *, after: str, limit: int) -> tuple[Sequence[ApiKey], bool]:
+        """Return a tenant's keys by id after an id, and whether there are more."""
+        found = await self._store.page(tenant, after=after, limit=limit + 1)
+        return found[:limit], len(found) > limit
+
+    async def revoke(self, tenant: str, key_id: str) -> None:
+        """Revoke a key for good.
+
+        Raises:
+            NotFound: the tenant has none with this id, or it was revoked before.
+        """
+        if not await self._store.revoke(tenant, key_id):
+            raise not_found("api_key", key_id)
+        self._on_revoke(tenant, key_id)
+        _log.info("API key revoked", api_key=key_id)

@@ -1,0 +1,135 @@
+"""The only place where auth_svc's parts meet."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+
+from auth_svc.access_tokens import AccessTokens
+from auth_svc.api_keys import ApiKeys
+from auth_svc.config import AuthSettings
+from auth_svc.key_exchange import KeyExchange
+from auth_svc.live_credentials import LiveTokenVerifier
+from auth_svc.passwords import PasswordVerifier
+from auth_svc.peers import peers
+from auth_svc.servicers.api_keys import ApiKeyServicer
+from auth_svc.servicers.authorization import AuthorizationServicer
+from auth_svc.servicers.health import HealthServicer
+from auth_svc.servicers.sessions import SessionServicer
+from auth_svc.sessions import Sessions
+from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
+from auth_svc.stores.api_keys import ApiKeyStore
+from auth_svc.stores.sessions import SessionStore
+from auth_svc.stores.signing_keys import SigningKeyStore
+from auth_svc.stores.users import UserStore
+from envoy_api import external_auth_pb2_grpc
+from meshkit import db
+from meshkit.clock import SystemClock
+from meshkit.identity import PrincipalKind, ServiceTokens
+from meshkit.server import Registration, running_server
+from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2_grpc
+from twinmesh.mesh.v1 import health_service_pb2_grpc
+
+SERVICE = "auth_svc"
+_POLL_REVOCATIONS_EVERY_S = 1.0
+_log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def app(settings: AuthSettings) -> AsyncIterator[int]:
+    """Run auth_svc while the context is open; yields its port."""
+    clock = SystemClock()
+    addresses = {
+        SERVICE: settings.auth_address,
+        "asset_svc": settings.asset_address,
+        "ingest_svc": settings.ingest_address,
+        "twin_svc": settings.twin_address,
+    }
+    async with (
+        db.pool(settings.database_url, application=SERVICE) as pool,
+        PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
+        peers(addresses) as mesh,
+    ):
+        session_store = SessionStore(pool=pool)
+        api_key_store = ApiKeyStore(pool=pool)
+        key_ring = KeyRing(
+            store=SigningKeyStore(pool=pool),
+            mesh_secret=settings.root_secret,
+            life_days=settings.signing_key_days,
+            clock=clock,
+        )
+        await key_ring.refresh()
+        access_tokens = AccessTokens(signers=key_ring, clock=clock)
+        sessions = Sessions(
+            users=UserStore(pool=pool),
+            sessions=session_store,
+            verify_password=passwords.verify,
+            access_tokens=access_tokens,
+            mesh_secret=settings.root_secret,
+            clock=clock,
+        )
+        key_exchange = KeyExchange(keys=api_key_store, access_tokens=access_tokens, clock=clock)
+        api_keys = ApiKeys(store=api_key_store, on_revoke=key_exchange.evict, clock=clock)
+        verifier = LiveTokenVerifier(
+            fetch_keys=key_ring.jwks,
+            service_tokens=ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock),
+            clock=clock,
+            is_live={PrincipalKind.USER: session_store.is_live, PrincipalKind.API_KEY: api_key_store.is_live},
+        )
+        registrations = [
+            Registration(
+                "twinmesh.auth.v1.SessionService",
+                session_service_pb2_grpc.add_SessionServiceServicer_to_server,
+                SessionServicer(sessions=sessions, jwks=key_ring.jwks),
+            ),
+            Registration(
+                "twinmesh.auth.v1.ApiKeyService",
+                api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server,
+                ApiKeyServicer(api_keys=api_keys),
+            ),
+            Registration(
+                "twinmesh.mesh.v1.HealthService",
+                health_service_pb2_grpc.add_HealthServiceServicer_to_server,
+                HealthServicer(peers=mesh),
+            ),
+            Registration(
+                "envoy.service.auth.v3.Authorization",
+                external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
+                AuthorizationServicer(key_exchange=key_exchange),
+            ),
+        ]
+        async with (
+            _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
+            _repeating("revocations", key_exchange.evict_revoked, every_s=_POLL_REVOCATIONS_EVERY_S),
+            running_server(
+                listen=settings.listen,
+                registrations=registrations,
+                verifier=verifier,
+                checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
+            ) as port,
+        ):
+            yield port
+
+
+@asynccontextmanager
+async def _repeating(
+    what: str, action: Callable[[], Awaitable[object]], *, every_s: float
+) -> AsyncIterator[None]:
+    """Repeat an action while the context is open; a failure is logged and the next try follows."""
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await action()
+            except Exception as error:
+                _log.warning("not refreshed; trying again", what=what, error=repr(error))
+
+    task = asyncio.create_task(repeat(), name=what)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

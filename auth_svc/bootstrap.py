@@ -1,0 +1,52 @@
+"""Makes the first tenant and its administrator: `python -m auth_svc.bootstrap`.
+
+Prints {"created": true}, or {"created": false} when the user exists; an existing
+password is never changed.
+"""
+
+import asyncio
+import json
+import sys
+
+from pydantic import Field, SecretStr
+
+from auth_svc.opaque_tokens import TENANT_PATTERN
+from auth_svc.passwords import hash_password
+from auth_svc.roles import Role
+from auth_svc.sessions import User
+from auth_svc.stores.users import UserStore
+from meshkit import db
+from meshkit.clock import Clock, SystemClock, to_datetime
+from meshkit.config import Settings
+from meshkit.runtime import read_settings
+
+USERNAME = "admin"
+
+
+class BootstrapSettings(Settings):
+    """What the bootstrap needs."""
+
+    service_database_url: SecretStr = Field(description="PostgreSQL URL with role twinmesh_auth.")
+    tenant: str = Field("demo", pattern=f"^{TENANT_PATTERN}$", description="Tenant to make.")
+    admin_password: SecretStr = Field(
+        min_length=8, max_length=1024, description=f"Password of user {USERNAME}, if that is new."
+    )
+
+
+async def bootstrap(settings: BootstrapSettings, *, clock: Clock) -> bool:
+    """Make the tenant and its administrator where absent; tells whether it made the latter."""
+    async with db.pool(
+        settings.service_database_url.get_secret_value(), application="auth_bootstrap", max_size=1
+    ) as pool:
+        users = UserStore(pool=pool)
+        if await users.find(settings.tenant, USERNAME) is not None:
+            return False
+        password_hash = hash_password(settings.admin_password.get_secret_value())
+        administrator = User(USERNAME, password_hash, Role.ADMIN)
+        return await users.create(settings.tenant, administrator, to_datetime(clock.now_us()))
+
+
+if __name__ == "__main__":
+    settings = read_settings("auth_svc.bootstrap", BootstrapSettings)
+    created = asyncio.run(bootstrap(settings, clock=SystemClock()))
+    sys.stdout.write(json.dumps({"created": created}) + "\n")

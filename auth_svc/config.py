@@ -1,0 +1,22 @@
+"""Settings of auth_svc."""
+
+from pydantic import Field
+
+from meshkit.config import ServiceSettings
+
+
+class AuthSettings(ServiceSettings):
+    """What auth_svc needs on top of every service's settings."""
+
+    asset_address: str = Field(description="Address of asset_svc, host:port; asked for its health.")
+    ingest_address: str = Field(description="Address of ingest_svc, host:port; asked for its health.")
+    twin_address: str = Field(description="Address of twin_svc, host:port; asked for its health.")
+    login_workers: int = Field(
+        2, ge=1, le=64, description="Passwords verified at once (one core, 64 MiB each)."
+    )
+    login_queue: int = Field(
+        16, ge=0, le=1024, description="Log-ins that may wait; more are told LOGIN_BUSY."
+    )
+    signing_key_days: int = Field(
+        30, ge=1, le=365, description="Days that a key signs before the next is made."
+    )

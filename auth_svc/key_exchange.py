@@ -1,0 +1,127 @@
+"""API keys to access tokens: what Envoy asks for each request that carries a key."""
+
+import hmac
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from auth_svc.access_tokens import AccessTokens, Grant
+from auth_svc.api_keys import ApiKey
+from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
+from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.errors import Unauthenticated
+from meshkit.identity import PrincipalKind
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+TOKEN_LIFE_S = 60
+CACHE_LIFE_S = 30
+# Whatever was cached when it began to be revoked has left the cache by itself later.
+REVOCATION_LOOK_BACK_S = CACHE_LIFE_S + 30
+_CACHED_KEYS = 10_000
+_NO_HASH = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key that is not revoked, and the hash of its secret."""
+
+    api_key: ApiKey
+    hash: bytes
+
+
+class KeyLookup(Protocol):
+    """Finds keys."""
+
+    async def find(self, tenant: str, key_id: str) -> StoredKey | None:
+        """Return a key, None when there is none or it is revoked."""
+        ...
+
+    async def revoked_within(self, period_s: int) -> Iterable[tuple[str, str]]:
+        """Return tenant and id of the keys revoked, by any process, in the last seconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchanged:
+    hash: bytes
+    access_token: str
+    until_us: int
+
+
+class KeyExchange:
+    """Exchanges API keys for short-lived access tokens, remembering them for 30 s.
+
+    Args:
+        keys: where keys are found.
+        access_tokens: makes access tokens.
+        clock: tells what has expired.
+    """
+
+    def __init__(self, *, keys: KeyLookup, access_tokens: AccessTokens, clock: Clock) -> None:
+        self._keys = keys
+        self._access_tokens = access_tokens
+        self._clock = clock
+        self._exchanged: OrderedDict[tuple[str, str], _Exchanged] = OrderedDict()
+        self._evictions = 0
+
+    async def exchange(self, text: str) -> str:
+        """Return an access token for a key.
+
+        Raises:
+            Unauthenticated: API_KEY_INVALID, the same whatever is wrong.
+        """
+        token = parse(Prefix.API_KEY, text)
+        if token is None:
+            raise refused()
+        known = self._exchanged.get((token.tenant, token.id))
+        if known is None or known.until_us <= self._clock.now_us():
+            known = await self._look_up(token)
+        # Compared for unknown keys as well, so that all refusals take the same time.
+        fits = hmac.compare_digest(token.hash, known.hash if known else _NO_HASH)
+        if known is None or not fits:
+            raise refused()
+        return known.access_token
+
+    def evict(self, tenant: str, key_id: str) -> None:
+        """Forget a key that was revoked."""
+        self._evictions += 1
+        self._exchanged.pop((tenant, key_id), None)
+
+    async def evict_revoked(self) -> None:
+        """Forget the keys that other processes revoked."""
+        for tenant, key_id in await self._keys.revoked_within(REVOCATION_LOOK_BACK_S):
+            self.evict(tenant, key_id)
+
+    async def _look_up(self, token: OpaqueToken) -> _Exchanged | None:
+        evictions = self._evictions
+        stored = await self._keys.find(token.tenant, token.id)
+        now_us = self._clock.now_us()
+        if stored is None or (stored.api_key.expire_us is not None and stored.api_key.expire_us <= now_us):
+            return None
+        api_key = stored.api_key
+        grant = Grant(
+            tenant=api_key.tenant,
+            subject=api_key.id,
+            kind=PrincipalKind.API_KEY,
+            permissions=api_key.permissions,
+            credential_id=api_key.id,
+            credential_expire_us=api_key.expire_us,
+        )
+        until_us = now_us + CACHE_LIFE_S * MICROS_PER_SECOND
+        if api_key.expire_us is not None:
+            until_us = min(until_us, api_key.expire_us)
+        exchanged = _Exchanged(stored.hash, self._access_tokens.issue(grant, life_s=TOKEN_LIFE_S), until_us)
+        # A key revoked while it was looked up must not stay.
+        if evictions == self._evictions:
+            self._exchanged[(token.tenant, token.id)] = exchanged
+            if len(self._exchanged) > _CACHED_KEYS:
+                self._exchanged.popitem(last=False)
+        return exchanged
+
+
+def refused() -> Unauthenticated:
+    """Return the one error for every key that is not good."""
+    return Unauthenticated(
+        "the API key is unknown, expired or revoked", reason=ErrorReason.ERROR_REASON_API_KEY_INVALID
+    )

@@ -1,0 +1,54 @@
+"""The five roles and the permissions that they carry."""
+
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a user is in its tenant."""
+
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    ANALYST = "analyst"
+    VIEWER = "viewer"
+    API_CLIENT = "api_client"
+
+
+_REFLECTION = frozenset({"contract:read"})
+_API_KEYS = frozenset({"api_key:read", "api_key:write"})
+_READ = frozenset(
+    {
+        "twin:read",
+        "history:read",
+        "device:read",
+        "device_type:read",
+        "asset:read",
+        "asset_type:read",
+    }
+)
+_WRITE = frozenset(
+    {
+        "telemetry:write",
+        "telemetry:backfill",
+        "device:write",
+        "device_type:write",
+        "asset:write",
+        "asset_type:write",
+    }
+)
+
+# profile:read is nobody's: only services may read across tenants.
+_PERMISSIONS = {
+    Role.ADMIN: _READ | _WRITE | _API_KEYS | _REFLECTION,
+    Role.OPERATOR: _READ | _WRITE | _REFLECTION,
+    Role.ANALYST: _READ | _REFLECTION,
+    Role.VIEWER: (_READ - {"asset_type:read"}) | _REFLECTION,
+    Role.API_CLIENT: frozenset(
+        {"telemetry:write", "twin:read", "history:read", "device:read", "device_type:read"}
+    )
+    | _REFLECTION,
+}
+
+
+def permissions_of(role: Role) -> frozenset[str]:
+    """Return the permissions that a role carries."""
+    return _PERMISSIONS[role]

@@ -1,0 +1,1 @@
+"""Rpcs to rules and back."""

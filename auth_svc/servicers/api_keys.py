@@ -1,0 +1,90 @@
+"""ApiKeyService."""
+
+import re
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from auth_svc.api_keys import ApiKey, ApiKeys
+from auth_svc.opaque_tokens import ID_PATTERN
+from meshkit import paging
+from meshkit.clock import MICROS_PER_SECOND
+from meshkit.errors import InvalidArgument, invalid_field
+from meshkit.identity import current_principal
+from twinmesh.auth.v1 import api_key_service_pb2 as pb
+from twinmesh.auth.v1 import api_key_service_pb2_grpc
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_DEFAULT_PAGE = 100
+_LONGEST_PAGE = 1000
+_ID = re.compile(ID_PATTERN)
+_LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the end of Timestamp's range
+
+
+class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
+    """Serves twinmesh.auth.v1.ApiKeyService.
+
+    Args:
+        api_keys: the rules.
+    """
+
+    def __init__(self, *, api_keys: ApiKeys) -> None:
+        self._api_keys = api_keys
+
+    async def CreateApiKey(self, request: pb.CreateApiKeyRequest, context: object) -> pb.CreateApiKeyResponse:
+        """Make a key and tell its secret."""
+        api_key, secret = await self._api_keys.create(
+            current_principal(),
+            display_name=request.display_name,
+            permissions=request.permissions,
+            expire_us=_micros(request.expire_time) if request.HasField("expire_time") else None,
+        )
+        return pb.CreateApiKeyResponse(id=api_key.id, secret=secret, api_key=_message(api_key))
+
+    async def ListApiKeys(self, request: pb.ListApiKeysRequest, context: object) -> pb.ListApiKeysResponse:
+        """List the tenant's keys."""
+        tenant = current_principal().tenant
+        question = ["api_keys", tenant]
+        found, more = await self._api_keys.page(
+            tenant,
+            after=_position(paging.decode(question, request.page_token)),
+            limit=paging.page_size(request.page_size, default=_DEFAULT_PAGE, maximum=_LONGEST_PAGE),
+        )
+        return pb.ListApiKeysResponse(
+            api_keys=[_message(api_key) for api_key in found],
+            next_page_token=paging.encode(question, found[-1].id) if more else "",
+        )
+
+    async def DeleteApiKey(self, request: pb.DeleteApiKeyRequest, context: object) -> pb.DeleteApiKeyResponse:
+        """Revoke a key."""
+        await self._api_keys.revoke(current_principal().tenant, request.id)
+        return pb.DeleteApiKeyResponse()
+
+
+def _micros(moment: Timestamp) -> int:
+    if not (0 <= moment.seconds <= _LAST_SECOND and 0 <= moment.nanos < 1_000_000_000):
+        raise invalid_field("expire_time", "must lie between the years 1970 and 9999")
+    return moment.seconds * MICROS_PER_SECOND + moment.nanos // 1000
+
+
+def _position(after: object | None) -> str:
+    if after is None:
+        return ""
+    if not isinstance(after, str) or not _ID.fullmatch(after):
+        raise InvalidArgument(
+            "page_token is damaged; start again without it",
+            reason=ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID,
+        )
+    return after
+
+
+def _message(api_key: ApiKey) -> pb.ApiKey:
+    message = pb.ApiKey(
+        id=api_key.id,
+        display_name=api_key.display_name,
+        permissions=sorted(api_key.permissions),
+        creator=api_key.creator,
+    )
+    message.create_time.FromMicroseconds(api_key.create_us)
+    if api_key.expire_us is not None:
+        message.expire_time.FromMicroseconds(api_key.expire_us)
+    return message

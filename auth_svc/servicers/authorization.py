@@ -1,0 +1,87 @@
+"""Envoy's Authorization service: API keys become access tokens on their way in."""
+
+import base64
+
+import structlog
+from google.protobuf import json_format
+from google.rpc import code_pb2, status_pb2
+
+from auth_svc.key_exchange import KeyExchange, refused
+from envoy_api import external_auth_pb2 as pb
+from envoy_api import external_auth_pb2_grpc
+from meshkit import status
+from meshkit.errors import Unauthenticated
+
+_log = structlog.get_logger()
+_SCHEME = "Bearer "
+_UNAUTHORIZED = 401
+_GRPC = "application/grpc"
+
+
+class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
+    """Serves envoy.service.auth.v3.Authorization for requests that carry an API key.
+
+    Args:
+        key_exchange: the rules.
+    """
+
+    def __init__(self, *, key_exchange: KeyExchange) -> None:
+        self._key_exchange = key_exchange
+        refusal = status.to_status(refused())
+        self._denied_json = _denied_json(refusal)
+        self._denied_grpc = _denied_grpc(refusal)
+
+    async def Check(self, request: pb.CheckRequest, context: object) -> pb.CheckResponse:
+        """Replace the key by a token, or refuse the request."""
+        http = request.attributes.request.http
+        try:
+            token = await self._key_exchange.exchange(
+                http.headers.get("authorization", "").removeprefix(_SCHEME)
+            )
+        except Unauthenticated as error:
+            _log.info("API key refused", path=http.path.partition("?")[0], detail=error.message)
+            is_grpc = http.headers.get("content-type", "").startswith(_GRPC)
+            return self._denied_grpc if is_grpc else self._denied_json
+        return pb.CheckResponse(
+            status=status_pb2.Status(code=code_pb2.OK),
+            ok_response=pb.OkHttpResponse(headers=[_header("authorization", _SCHEME + token)]),
+        )
+
+
+def _header(key: str, value: str) -> pb.HeaderValueOption:
+    return pb.HeaderValueOption(
+        header=pb.HeaderValue(key=key, value=value),
+        append_action=pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+    )
+
+
+def _denied_json(refusal: status_pb2.Status) -> pb.CheckResponse:
+    body = json_format.MessageToJson(refusal, indent=None, always_print_fields_with_no_presence=True)
+    return pb.CheckResponse(
+        status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED),
+        denied_response=pb.DeniedHttpResponse(
+            status=pb.HttpStatus(code=_UNAUTHORIZED),
+            headers=[
+                _header("content-type", "application/json"),
+                _header("www-authenticate", 'Bearer error="invalid_token"'),
+            ],
+            body=body,
+        ),
+    )
+
+
+def _denied_grpc(refusal: status_pb2.Status) -> pb.CheckResponse:
+    """Return a refusal that Envoy turns into a trailers-only answer.
+
+    For a gRPC request Envoy makes grpc-status of the HTTP status (401: UNAUTHENTICATED)
+    and grpc-message of the body, and keeps our headers: one carries the details.
+    """
+    details = base64.b64encode(refusal.SerializeToString()).rstrip(b"=").decode()
+    return pb.CheckResponse(
+        status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED),
+        denied_response=pb.DeniedHttpResponse(
+            status=pb.HttpStatus(code=_UNAUTHORIZED),
+            headers=[_header("grpc-status-details-bin", details)],
+            body=refusal.message,
+        ),
+    )

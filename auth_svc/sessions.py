@@ -1,0 +1,282 @@
+"""Sessions: log in, refresh, log out.
+
+A session is one log-in and the family of refresh tokens that follows from it. Each
+refresh token works once. The next one's secret is derived from the one presented, so a
+retry after a lost reply can be answered with the same token although only hashes are
+stored. A token that comes again in any other way has been copied by somebody: the
+whole session ends.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import structlog
+
+from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S, AccessTokens, Grant
+from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret, parse
+from auth_svc.roles import Role, permissions_of
+from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.errors import NotFound, Unauthenticated
+from meshkit.identity import Principal, PrincipalKind
+from meshkit.secrets import derive
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_log = structlog.get_logger()
+_DAY_S = 24 * 60 * 60
+IDLE_LIFE_S = 7 * _DAY_S  # a session that is not refreshed for so long ends
+LONGEST_LIFE_S = 30 * _DAY_S  # and after this one has to log in again anyway
+RETRY_GRACE_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user as log-in needs it."""
+
+    username: str
+    password_hash: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session to store, with the hash of its first refresh token."""
+
+    tenant: str
+    id: str
+    username: str
+    create_us: int
+    expire_us: int
+    end_us: int
+    token_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """A refresh token that was presented, with its session, as stored.
+
+    `newest_generation` is that of the session's one unused token.
+    """
+
+    username: str
+    role: Role
+    revoked: bool
+    expire_us: int
+    end_us: int
+    generation: int
+    newest_generation: int
+    use_us: int | None
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rotate:
+    """The token is good: mark it used and store its successor."""
+
+    next_hash: bytes
+    use_us: int
+    expire_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The reply was lost: answer it again, this once."""
+
+    replay_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """The token was used before: end the session."""
+
+    revoke_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The token is nothing to us: change nothing."""
+
+
+Verdict = Rotate | Replay | Revoke | Refuse
+
+
+# Takes a password and a hash, None for nobody's, at equal cost.
+PasswordCheck = Callable[[str, str | None], Awaitable[bool]]
+
+
+class UserStore(Protocol):
+    """Where users are kept."""
+
+    async def find(self, tenant: str, username: str) -> User | None:
+        """Return a user, None when there is none."""
+        ...
+
+
+class SessionStore(Protocol):
+    """Where sessions are kept."""
+
+    async def create(self, session: NewSession) -> None:
+        """Store a session and forget those of the same user that have ended."""
+        ...
+
+    async def present(
+        self, token: OpaqueToken, judge: Callable[[Presented | None], Verdict]
+    ) -> tuple[Presented | None, Verdict]:
+        """Judge a refresh token while its session is locked, and apply the verdict."""
+        ...
+
+    async def revoke(self, tenant: str, session_id: str, revoke_us: int) -> None:
+        """End a session; harmless when it has ended already."""
+        ...
+
+
+def judge(presented: Presented | None, *, now_us: int, next_hash: bytes) -> Verdict:
+    """Return what becomes of a refresh token that was presented.
+
+    Args:
+        presented: it and its session, None when no such token is stored.
+        now_us: the present.
+        next_hash: of the token to follow it.
+    """
+    if presented is None or presented.revoked or presented.expire_us <= now_us:
+        return Refuse()
+    if presented.use_us is None:
+        return Rotate(next_hash, use_us=now_us, expire_us=_idle_expiry(now_us, presented.end_us))
+    is_last_used = presented.generation == presented.newest_generation - 1
+    in_grace = now_us - presented.use_us <= RETRY_GRACE_S * MICROS_PER_SECOND
+    if is_last_used and in_grace and not presented.replayed:
+        return Replay(replay_us=now_us)
+    return Revoke(revoke_us=now_us)
+
+
+def _idle_expiry(now_us: int, end_us: int) -> int:
+    return min(now_us + IDLE_LIFE_S * MICROS_PER_SECOND, end_us)
+
+
+def _refused() -> Unauthenticated:
+    return Unauthenticated(
+        "the refresh token is unknown, expired, revoked or was used before; log in again",
+        reason=ErrorReason.ERROR_REASON_REFRESH_TOKEN_INVALID,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """What a log-in or refresh answers; `refresh_expire_us` in microseconds since the epoch."""
+
+    access_token: str
+    access_life_s: int
+    refresh_token: str
+    refresh_expire_us: int
+
+
+class Sessions:
+    """Logs people in and out.
+
+    Args:
+        users: who there is.
+        sessions: where sessions are kept.
+        verify_password: tells whether a password fits a hash.
+        access_tokens: makes access tokens.
+        mesh_secret: root of the key from which successors of refresh tokens are derived.
+        clock: tells what has expired.
+    """
+
+    def __init__(
+        self,
+        *,
+        users: UserStore,
+        sessions: SessionStore,
+        verify_password: PasswordCheck,
+        access_tokens: AccessTokens,
+        mesh_secret: bytes,
+        clock: Clock,
+    ) -> None:
+        self._users = users
+        self._sessions = sessions
+        self._verify_password = verify_password
+        self._access_tokens = access_tokens
+        self._chain_key = derive(mesh_secret, "refresh-tokens")
+        self._clock = clock
+
+    async def login(self, *, tenant: str, username: str, password: str) -> TokenPair:
+        """Open a session.
+
+        Raises:
+            Unauthenticated: LOGIN_FAILED, the same whatever is wrong.
+            ResourceExhausted: LOGIN_BUSY.
+        """
+        user = await self._users.find(tenant, username)
+        fits = await self._verify_password(password, user.password_hash if user else None)
+        if user is None or not fits:
+            _log.info("log-in failed", tenant=tenant, username=username)
+            raise Unauthenticated(
+                "tenant, user name or password is wrong", reason=ErrorReason.ERROR_REASON_LOGIN_FAILED
+            )
+        now_us = self._clock.now_us()
+        token = OpaqueToken(Prefix.REFRESH, tenant, new_id(), new_secret())
+        end_us = now_us + LONGEST_LIFE_S * MICROS_PER_SECOND
+        expire_us = _idle_expiry(now_us, end_us)
+        await self._sessions.create(
+            NewSession(tenant, token.id, user.username, now_us, expire_us, end_us, token.hash)
+        )
+        _log.info("logged in", tenant=tenant, username=username, session=token.id)
+        return self._pair(token, user.username, user.role, expire_us)
+
+    async def refresh(self, refresh_token: str) -> TokenPair:
+        """Trade a refresh token for the next pair.
+
+        Raises:
+            Unauthenticated: REFRESH_TOKEN_INVALID.
+        """
+        token = parse(Prefix.REFRESH, refresh_token)
+        if token is None:
+            raise _refused()
+        successor = self._successor(token)
+        now_us = self._clock.now_us()
+
+        def decide(presented: Presented | None) -> Verdict:
+            return judge(presented, now_us=now_us, next_hash=successor.hash)
+
+        presented, verdict = await self._sessions.present(token, decide)
+        if isinstance(verdict, Revoke):
+            _log.warning("refresh token used again; session revoked", tenant=token.tenant, session=token.id)
+        if presented is None or isinstance(verdict, Revoke | Refuse):
+            raise _refused()
+        expire_us = verdict.expire_us if isinstance(verdict, Rotate) else presented.expire_us
+        return self._pair(successor, presented.username, presented.role, expire_us)
+
+    async def logout(self, principal: Principal) -> None:
+        """End the caller's session.
+
+        Raises:
+            NotFound: the caller has none, being an API key or a service.
+        """
+        if principal.kind != PrincipalKind.USER:
+            raise NotFound(
+                f"{principal.name} has no session; an API key is ended by deleting it",
+                reason=ErrorReason.ERROR_REASON_NOT_FOUND,
+                metadata={"resource": "session", "id": principal.credential_id},
+            )
+        await self._sessions.revoke(principal.tenant, principal.credential_id, self._clock.now_us())
+        _log.info("logged out", session=principal.credential_id)
+
+    def _successor(self, token: OpaqueToken) -> OpaqueToken:
+        place = f"{token.tenant}/{token.id}/{token.secret}"
+        secret = hmac.new(self._chain_key, place.encode(), hashlib.sha256).hexdigest()
+        return replace(token, secret=secret)
+
+    def _pair(self, token: OpaqueToken, username: str, role: Role, expire_us: int) -> TokenPair:
+        grant = Grant(
+            tenant=token.tenant,
+            subject=username,
+            kind=PrincipalKind.USER,
+            permissions=permissions_of(role),
+            credential_id=token.id,
+            credential_expire_us=expire_us,
+            role=role,
+        )
+        access_token = self._access_tokens.issue(grant, life_s=ACCESS_TOKEN_LIFE_S)
+        return TokenPair(access_token, ACCESS_TOKEN_LIFE_S, token.text, expire_us)

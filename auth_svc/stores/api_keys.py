@@ -1,0 +1,110 @@
+"""Table auth.api_key."""
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+import asyncpg
+
+from auth_svc.api_keys import ApiKey
+from auth_svc.key_exchange import StoredKey
+from meshkit.clock import from_datetime, to_datetime
+from meshkit.db import tenant_transaction
+
+_INSERT = """
+INSERT INTO auth.api_key
+    (tenant_id, id, hash, display_name, permissions, creator, create_time, expire_time)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+"""
+
+_PAGE = """
+SELECT tenant_id, id, display_name, permissions, creator, create_time, expire_time
+FROM auth.api_key
+WHERE tenant_id = $1 AND id > $2 AND revoke_time IS NULL
+ORDER BY id
+LIMIT $3
+"""
+
+_FIND = """
+SELECT tenant_id, id, hash, display_name, permissions, creator, create_time, expire_time
+FROM auth.api_key
+WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
+"""
+
+# By the database's clock, which all processes share.
+_REVOKE = """
+UPDATE auth.api_key SET revoke_time = clock_timestamp()
+WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
+RETURNING true
+"""
+
+_IS_LIVE = """
+SELECT true
+FROM auth.api_key
+WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
+"""
+
+_REVOKED_WITHIN = "SELECT tenant_id, id FROM auth.api_keys_revoked_within($1)"
+
+
+class ApiKeyStore:
+    """API keys of all tenants, one tenant at a time.
+
+    Args:
+        pool: as role twinmesh_auth.
+    """
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def create(self, api_key: ApiKey, secret_hash: bytes) -> None:
+        """Store a key."""
+        async with tenant_transaction(self._pool, api_key.tenant) as connection:
+            await connection.execute(
+                _INSERT,
+                api_key.tenant,
+                api_key.id,
+                secret_hash,
+                api_key.display_name,
+                sorted(api_key.permissions),
+                api_key.creator,
+                to_datetime(api_key.create_us),
+                None if api_key.expire_us is None else to_datetime(api_key.expire_us),
+            )
+
+    async def page(self, tenant: str, *, after: str, limit: int) -> Sequence[ApiKey]:
+        """Return keys that are not revoked, by id, after an id."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            return [_api_key(row) for row in await connection.fetch(_PAGE, tenant, after, limit)]
+
+    async def find(self, tenant: str, key_id: str) -> StoredKey | None:
+        """Return a key, None when there is none or it is revoked."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            row = await connection.fetchrow(_FIND, tenant, key_id)
+        return None if row is None else StoredKey(_api_key(row), row["hash"])
+
+    async def revoke(self, tenant: str, key_id: str) -> bool:
+        """Revoke a key; False when there is none to revoke."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            return bool(await connection.fetchval(_REVOKE, tenant, key_id))
+
+    async def is_live(self, tenant: str, key_id: str) -> bool:
+        """Tell whether a key exists and was not revoked."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            return bool(await connection.fetchval(_IS_LIVE, tenant, key_id))
+
+    async def revoked_within(self, period_s: int) -> Iterable[tuple[str, str]]:
+        """Return tenant and id of the keys revoked, by any process, in the last seconds."""
+        rows = await self._pool.fetch(_REVOKED_WITHIN, timedelta(seconds=period_s))
+        return [(row["tenant_id"], row["id"]) for row in rows]
+
+
+def _api_key(row: asyncpg.Record) -> ApiKey:
+    return ApiKey(
+        tenant=row["tenant_id"],
+        id=row["id"],
+        display_name=row["display_name"],
+        permissions=frozenset(row["permissions"]),
+        creator=row["creator"],
+        create_us=from_datetime(row["create_time"]),
+        expire_us=None if row["expire_time"] is None else from_datetime(row["expire_time"]),
+    )

@@ -1,0 +1,149 @@
+"""Tables auth.session and auth.refresh_token."""
+
+from collections.abc import Callable
+
+import asyncpg
+
+from auth_svc.opaque_tokens import OpaqueToken
+from auth_svc.roles import Role
+from auth_svc.sessions import NewSession, Presented, Refuse, Replay, Revoke, Rotate, Verdict
+from meshkit.clock import from_datetime, to_datetime
+from meshkit.db import Connection, tenant_transaction
+
+_INSERT = """
+INSERT INTO auth.session (tenant_id, id, username, create_time, expire_time, end_time)
+VALUES ($1, $2, $3, $4, $5, $6)
+"""
+
+_INSERT_GENERATION = """
+INSERT INTO auth.refresh_token (tenant_id, session_id, generation, hash)
+VALUES ($1, $2, $3, $4)
+"""
+
+_DELETE_ENDED = """
+DELETE FROM auth.session
+WHERE tenant_id = $1 AND username = $2 AND expire_time <= $3
+"""
+
+# Everything that changes a session or its tokens holds this lock.
+_LOCK = """
+SELECT session.username, user_account.role, session.revoke_time, session.expire_time, session.end_time
+FROM auth.session
+JOIN auth.user_account USING (tenant_id, username)
+WHERE session.tenant_id = $1 AND session.id = $2
+FOR UPDATE OF session
+"""
+
+_FIND_GENERATION = """
+SELECT generation, use_time, replay_time,
+       (SELECT max(generation) FROM auth.refresh_token WHERE tenant_id = $1 AND session_id = $2)
+           AS newest_generation
+FROM auth.refresh_token
+WHERE tenant_id = $1 AND session_id = $2 AND hash = $3
+"""
+
+_USE_GENERATION = """
+UPDATE auth.refresh_token SET use_time = $4
+WHERE tenant_id = $1 AND session_id = $2 AND generation = $3
+"""
+
+_REPLAY_GENERATION = """
+UPDATE auth.refresh_token SET replay_time = $4
+WHERE tenant_id = $1 AND session_id = $2 AND generation = $3
+"""
+
+_EXTEND = "UPDATE auth.session SET expire_time = $3 WHERE tenant_id = $1 AND id = $2"
+
+_REVOKE = """
+UPDATE auth.session SET revoke_time = $3
+WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
+"""
+
+_IS_LIVE = """
+SELECT true
+FROM auth.session
+WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
+"""
+
+
+class SessionStore:
+    """Sessions of all tenants, one tenant at a time.
+
+    Args:
+        pool: as role twinmesh_auth.
+    """
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def create(self, session: NewSession) -> None:
+        """Store a session and forget those of the same user that have ended."""
+        created = to_datetime(session.create_us)
+        async with tenant_transaction(self._pool, session.tenant) as connection:
+            await connection.execute(_DELETE_ENDED, session.tenant, session.username, created)
+            await connection.execute(
+                _INSERT,
+                session.tenant,
+                session.id,
+                session.username,
+                created,
+                to_datetime(session.expire_us),
+                to_datetime(session.end_us),
+            )
+            await connection.execute(_INSERT_GENERATION, session.tenant, session.id, 1, session.token_hash)
+
+    async def present(
+        self, token: OpaqueToken, judge: Callable[[Presented | None], Verdict]
+    ) -> tuple[Presented | None, Verdict]:
+        """Judge a refresh token while its session is locked, and apply the verdict."""
+        async with tenant_transaction(self._pool, token.tenant) as connection:
+            presented = await _presented(connection, token)
+            verdict = judge(presented)
+            if presented is not None:
+                await _apply(connection, token, presented.generation, verdict)
+        return presented, verdict
+
+    async def revoke(self, tenant: str, session_id: str, revoke_us: int) -> None:
+        """End a session; harmless when it has ended already."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            await connection.execute(_REVOKE, tenant, session_id, to_datetime(revoke_us))
+
+    async def is_live(self, tenant: str, session_id: str) -> bool:
+        """Tell whether a session exists and was not ended."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            return bool(await connection.fetchval(_IS_LIVE, tenant, session_id))
+
+
+async def _presented(connection: Connection, token: OpaqueToken) -> Presented | None:
+    session = await connection.fetchrow(_LOCK, token.tenant, token.id)
+    if session is None:
+        return None
+    row = await connection.fetchrow(_FIND_GENERATION, token.tenant, token.id, token.hash)
+    if row is None:
+        return None
+    return Presented(
+        username=session["username"],
+        role=Role(session["role"]),
+        revoked=session["revoke_time"] is not None,
+        expire_us=from_datetime(session["expire_time"]),
+        end_us=from_datetime(session["end_time"]),
+        generation=row["generation"],
+        newest_generation=row["newest_generation"],
+        use_us=None if row["use_time"] is None else from_datetime(row["use_time"]),
+        replayed=row["replay_time"] is not None,
+    )
+
+
+async def _apply(connection: Connection, token: OpaqueToken, generation: int, verdict: Verdict) -> None:
+    session = (token.tenant, token.id)
+    match verdict:
+        case Rotate():
+            await connection.execute(_USE_GENERATION, *session, generation, to_datetime(verdict.use_us))
+            await connection.execute(_INSERT_GENERATION, *session, generation + 1, verdict.next_hash)
+            await connection.execute(_EXTEND, *session, to_datetime(verdict.expire_us))
+        case Replay():
+            await connection.execute(_REPLAY_GENERATION, *session, generation, to_datetime(verdict.replay_us))
+        case Revoke():
+            await connection.execute(_REVOKE, *session, to_datetime(verdict.revoke_us))
+        case Refuse():
+            pass
