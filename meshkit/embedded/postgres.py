@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
-from urllib.parse import quote
 
 import psutil
 
@@ -66,6 +65,12 @@ _TRY_SECONDS = 30.0
 _READY_SECONDS = 120.0
 
 
+def admin_url_of(home: Path, port: int) -> str:
+    """The migrator's URL of the server of `home`, for those who know its port but did not start it."""
+    password = (home / "postgres" / f"{MIGRATOR}.password").read_text()
+    return f"postgresql://{MIGRATOR}:{password}@127.0.0.1:{port}/{DATABASE}"
+
+
 class EmbeddedPostgres(Part):
     """One PostgreSQL server with its data in `home`/postgres.
 
@@ -106,17 +111,12 @@ class EmbeddedPostgres(Part):
     @property
     def admin_url(self) -> str:
         """The migrator's URL: owner of the database `twinmesh`, may create roles and databases."""
-        return self.url(user=MIGRATOR, password=self._password(MIGRATOR))
+        return admin_url_of(self._home, self.port)
 
     @property
     def superuser_url(self) -> str:
         """The superuser's URL, for tests and repairs; the mesh itself never uses it."""
-        return self.url(user=SUPERUSER, password=self._password(SUPERUSER), database="postgres")
-
-    def url(self, *, user: str, password: str, database: str = DATABASE) -> str:
-        """The URL by which `user` reaches `database` on this server."""
-        login = f"{quote(user, safe='')}:{quote(password, safe='')}"
-        return f"postgresql://{login}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{SUPERUSER}:{self._password(SUPERUSER)}@127.0.0.1:{self.port}/postgres"
 
     def _starting(self) -> Iterator[None]:
         yield from self._take_home()

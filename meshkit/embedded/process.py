@@ -55,6 +55,11 @@ class ChildProcess:
         """The exit code (negative: the signal that ended it), None while it runs or before."""
         return self._popen.poll() if self._popen is not None else None
 
+    @property
+    def stop_signal(self) -> signal.Signals:
+        """The signal that asks it to end in order."""
+        return self._stop_signals[0][0]
+
     def spawn(self) -> None:
         """Starts the command; raises RuntimeError when it runs already."""
         if self.pid is not None:

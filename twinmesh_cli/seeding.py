@@ -1,0 +1,90 @@
+"""Tenant `demo`, its first user, and the sample data; each service seeds its own store."""
+
+import asyncio
+import json
+import os
+import secrets as random_secrets
+from dataclasses import dataclass
+from typing import Any
+
+from meshkit import secrets
+from meshkit.embedded import PartFailedError
+from twinmesh_cli.database import role_url
+from twinmesh_cli.service import module_command, service_environment
+from twinmesh_cli.settings import LauncherSettings
+
+_PASSWORD_BYTES = 12
+_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """What was done. `password` is the new user's generated one, None if it was given or is old."""
+
+    user_created: bool
+    password: str | None
+
+
+async def seed(settings: LauncherSettings, *, admin_url: str, mesh_secret: str) -> Seeded:
+    """Makes what is missing; what is there stays as it is.
+
+    A generated password exists in this answer and, hashed, in the database, nowhere else.
+
+    Raises:
+        PartFailedError: a step failed.
+    """
+    given = settings.admin_password.get_secret_value() if settings.admin_password else None
+    password = given or random_secrets.token_urlsafe(_PASSWORD_BYTES)
+    root = secrets.decode_root(mesh_secret)
+
+    def variables(role: str) -> dict[str, str]:
+        return {
+            "TWINMESH_SERVICE_DATABASE_URL": role_url(admin_url, root=root, role=role),
+            "TWINMESH_MESH_SECRET": mesh_secret,
+            "TWINMESH_LOG_LEVEL": settings.log_level,
+        }
+
+    user = {**variables("twinmesh_auth"), "TWINMESH_ADMIN_PASSWORD": password}
+    steps = [
+        asyncio.create_task(_run("auth_svc.bootstrap", variables=user)),
+        asyncio.create_task(
+            _run("asset_svc.seed", "--tenant", "demo", variables=variables("twinmesh_asset"))
+        ),
+    ]
+    try:
+        bootstrap, _ = await asyncio.gather(*steps)
+    finally:
+        for step in steps:
+            step.cancel()
+        await asyncio.gather(*steps, return_exceptions=True)
+    created = bool(_last_object(bootstrap).get("created"))
+    return Seeded(user_created=created, password=password if created and given is None else None)
+
+
+async def _run(module: str, *arguments: str, variables: dict[str, str]) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *module_command(module, *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=service_environment(variables),
+    )
+    try:
+        async with asyncio.timeout(_SECONDS):
+            output, errors = await process.communicate()
+    except TimeoutError:
+        raise PartFailedError(module, f"did not finish within {_SECONDS:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        tail = os.linesep.join(errors.decode(errors="replace").splitlines()[-20:])
+        raise PartFailedError(module, f"ended with code {process.returncode}", log_tail=tail)
+    return output.decode()
+
+
+def _last_object(output: str) -> dict[str, Any]:
+    lines = output.strip().splitlines()
+    answer = json.loads(lines[-1]) if lines else {}
+    return answer if isinstance(answer, dict) else {}

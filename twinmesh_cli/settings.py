@@ -1,0 +1,89 @@
+"""Settings of the launcher and the command line."""
+
+import sys
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+
+from meshkit import secrets
+from meshkit.config import Settings, environment_name
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+_BAD_SETTINGS = 2
+
+
+def _default_home() -> Path:
+    """The checkout's own folder, so that commands find it from anywhere, or the present one without any."""
+    root = _CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
+    return root / ".twinmesh"
+
+
+class LauncherSettings(Settings):
+    """What a person may set; everything else is derived or picked."""
+
+    home: Path = Field(_default_home(), description="Folder of all data, secrets and logs.")
+    gateway_port: int = Field(8080, ge=1, le=65535, description="Port for gRPC, gRPC-Web and JSON.")
+    bind: str = Field("127.0.0.1", description="Address that the gateway and MQTT listen on.")
+    mqtt_port: int = Field(
+        1883, ge=1, le=65535, description="Port for MQTT. It listens, but no device can log in yet."
+    )
+    admin_password: SecretStr | None = Field(
+        None, description="First password of user admin of tenant demo; generated and printed once if unset."
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL to use instead of the embedded one; a role with CREATEROLE and BYPASSRLS.",
+    )
+    nats_url: SecretStr | None = Field(None, description="NATS to use instead of the embedded one.")
+    otlp_endpoint: str = Field(
+        "",
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="OTLP/gRPC receiver of traces to use instead of the embedded one, http://host:port.",
+    )
+    mesh_secret: SecretStr | None = Field(
+        None,
+        description="Root secret, base64url of 32 bytes or more; generated and kept in the home if unset.",
+    )
+    trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that services log."
+    )
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("mesh_secret")
+    @classmethod
+    def _decodes(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            secrets.decode_root(value.get_secret_value())
+        return value
+
+    @property
+    def gateway_host(self) -> str:
+        """The host by which this machine reaches the gateway."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound.
+        host = everywhere.get(self.bind, self.bind)
+        return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+    @property
+    def gateway_url(self) -> str:
+        """The address to give to clients on this machine."""
+        return f"http://{self.gateway_host}:{self.gateway_port}"
+
+
+def load_settings() -> LauncherSettings:
+    """Reads the environment; exits with status 2 and a line per wrong setting."""
+    try:
+        return LauncherSettings()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            field = LauncherSettings.model_fields.get(name)
+            print(
+                f"twinmesh: {environment_name(name, field) if field else name}: {problem['msg']}",
+                file=sys.stderr,
+            )
+        sys.exit(_BAD_SETTINGS)

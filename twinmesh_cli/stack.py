@@ -1,0 +1,304 @@
+"""The whole mesh of one home: which parts there are, in which order, and what they are told."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from gateway.render import render
+from gateway.settings import Endpoint, GatewaySettings, Upstream
+from meshkit import secrets
+from meshkit.embedded import (
+    EmbeddedEnvoy,
+    EmbeddedNats,
+    EmbeddedPostgres,
+    Part,
+    PartFailedError,
+    free_ports,
+    is_port_free,
+)
+from twinmesh.auth.v1 import session_service_pb2
+from twinmesh_cli.database import DatabaseAwayError, migrate, role_url
+from twinmesh_cli.home import Home, mesh_secret
+from twinmesh_cli.progress import Reporter
+from twinmesh_cli.seeding import Seeded, seed
+from twinmesh_cli.service import ServiceProcess
+from twinmesh_cli.settings import LauncherSettings
+from twinmesh_cli.state import LauncherState, PartRecord, ProcessIdentity, end_processes
+from twinmesh_cli.supervisor import Supervised, Supervisor
+
+_MAINTENANCE = "maintenance"
+_TRACES = "traces"
+_SERVICE_ROLES: Mapping[str, str] = {
+    "auth_svc": "twinmesh_auth",
+    "asset_svc": "twinmesh_asset",
+    "ingest_svc": "twinmesh_ingest",
+    "twin_svc": "twinmesh_twin_query",
+    _MAINTENANCE: "twinmesh_maintenance",
+}
+_MODULES: Mapping[str, str] = {_MAINTENANCE: "telemetry_store.maintenance"}
+_FEED_ROLE = "twinmesh_twin_feed"
+_LOOPBACK = ("127.", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Started:
+    """What there is to tell once the mesh is ready."""
+
+    gateway_url: str
+    seeded: Seeded
+    notices: tuple[str, ...]
+    seconds: float
+
+
+@dataclass
+class _Facts:
+    """What is known only after the first stage."""
+
+    admin_url: str
+    nats_url: str
+    otlp_endpoint: str
+    ports: dict[str, int] = field(default_factory=dict)
+
+
+class Stack:
+    """One running mesh. Use: `await start()`, wait, `await stop()`; the home must be locked."""
+
+    def __init__(self, *, settings: LauncherSettings, home: Home, reporter: Reporter) -> None:
+        self._settings = settings
+        self._home = home
+        self._reporter = reporter
+        self._secret = mesh_secret(settings, home)
+        self._supervisor = Supervisor(changed=self._on_change, tell=reporter.notice)
+        self._notices: list[str] = []
+        self._ready = False
+        self._launcher = ProcessIdentity.own()
+
+    async def start(self) -> Started:
+        """Brings everything up.
+
+        Raises:
+            PartFailedError: a part could not start.
+        """
+        began = time.monotonic()
+        self._end_predecessor()
+        self._write_state()
+        self._look_before()
+        facts = await self._start_servers()
+        await self._migrate(facts)
+        seeded = await self._seed(facts)
+        await self._start_services(facts)
+        await self._supervisor.start([self._envoy(facts)])
+        self._ready = True
+        self._write_state()
+        return Started(
+            gateway_url=self._settings.gateway_url,
+            seeded=seeded,
+            notices=tuple(self._notices),
+            seconds=time.monotonic() - began,
+        )
+
+    async def stop(self) -> None:
+        """Stops everything, the gateway first, the database last."""
+        self._ready = False
+        await self._supervisor.stop()
+        self._home.state.unlink(missing_ok=True)
+
+    def _end_predecessor(self) -> None:
+        left = LauncherState.read(self._home.state)
+        ended = end_processes(left) if left else []
+        if ended:
+            self._reporter.notice(f"ended what an earlier launcher had left running: {', '.join(ended)}")
+
+    def _look_before(self) -> None:
+        """Finds what would fail later with a message that is harder to understand."""
+        settings = self._settings
+        if not is_port_free(settings.gateway_port, host=settings.bind):
+            raise PartFailedError(
+                "envoy",
+                f"port {settings.gateway_port} on {settings.bind} is in use or not allowed",
+                advice="Set TWINMESH_GATEWAY_PORT to a free port.",
+            )
+        if not settings.bind.startswith(_LOOPBACK):
+            self._note(
+                f"TWINMESH_BIND={settings.bind} is open to other machines, without encryption: "
+                "passwords and tokens can be read on the way"
+            )
+
+    def _mqtt_port(self) -> int | None:
+        settings = self._settings
+        if is_port_free(settings.mqtt_port, host=settings.bind):
+            return settings.mqtt_port
+        if "mqtt_port" in settings.model_fields_set:
+            raise PartFailedError(
+                "nats",
+                f"port {settings.mqtt_port} on {settings.bind} is in use or not allowed",
+                advice="Set TWINMESH_MQTT_PORT to a free port.",
+            )
+        self._note(
+            f"MQTT stays closed: port {settings.mqtt_port} is in use; set TWINMESH_MQTT_PORT to another"
+        )
+        return None
+
+    async def _start_servers(self) -> _Facts:
+        """PostgreSQL, NATS and the trace receiver, as far as none is given."""
+        settings, home = self._settings, self._home
+        parts: list[Part] = []
+        postgres = nats = None
+        if settings.database_url is None:
+            postgres = EmbeddedPostgres(home=home.root, log_path=home.log("postgres"))
+            parts.append(postgres)
+        if settings.nats_url is None:
+            nats = EmbeddedNats(
+                home=home.root,
+                mqtt_port=self._mqtt_port(),
+                mqtt_host=settings.bind,
+                log_path=home.log("nats"),
+            )
+            parts.append(nats)
+        otlp_endpoint = settings.otlp_endpoint
+        if not otlp_endpoint:
+            receiver = ServiceProcess(
+                name=_TRACES,
+                module="twinmesh_cli.trace_receiver",
+                port=free_ports(1)[0],
+                variables={"TWINMESH_TRACES": str(home.traces), "TWINMESH_LOG_LEVEL": settings.log_level},
+                log_path=home.log(_TRACES),
+            )
+            otlp_endpoint = f"http://127.0.0.1:{receiver.port}"
+            parts.append(receiver)
+        await self._supervisor.start(parts)
+        return _Facts(
+            admin_url=postgres.admin_url if postgres else _reveal(settings.database_url),
+            nats_url=nats.url if nats else _reveal(settings.nats_url),
+            otlp_endpoint=otlp_endpoint,
+        )
+
+    async def _migrate(self, facts: _Facts) -> None:
+        try:
+            applied = await migrate(facts.admin_url, root=secrets.decode_root(self._secret))
+        except DatabaseAwayError as error:
+            raise PartFailedError("migrations", str(error)) from error
+        self._reporter.step("migrations", f"{len(applied)} applied" if applied else "nothing to do")
+
+    async def _seed(self, facts: _Facts) -> Seeded:
+        seeded = await seed(self._settings, admin_url=facts.admin_url, mesh_secret=self._secret)
+        self._reporter.step("sample data", "loaded" if seeded.user_created else "there already")
+        return seeded
+
+    async def _start_services(self, facts: _Facts) -> None:
+        facts.ports = dict(zip(_SERVICE_ROLES, free_ports(len(_SERVICE_ROLES)), strict=True))
+        root = secrets.decode_root(self._secret)
+        shared = {
+            "TWINMESH_NATS_URL": facts.nats_url,
+            "TWINMESH_MESH_SECRET": self._secret,
+            "TWINMESH_AUTH_ADDRESS": f"127.0.0.1:{facts.ports['auth_svc']}",
+            "TWINMESH_ASSET_ADDRESS": f"127.0.0.1:{facts.ports['asset_svc']}",
+            "TWINMESH_INGEST_ADDRESS": f"127.0.0.1:{facts.ports['ingest_svc']}",
+            "TWINMESH_TWIN_ADDRESS": f"127.0.0.1:{facts.ports['twin_svc']}",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": facts.otlp_endpoint,
+            "TWINMESH_TRACE_SAMPLE_RATIO": str(self._settings.trace_sample_ratio),
+            "TWINMESH_LOG_LEVEL": self._settings.log_level,
+        }
+        services = []
+        for name, role in _SERVICE_ROLES.items():
+            variables = {
+                **shared,
+                "TWINMESH_SERVICE_DATABASE_URL": role_url(facts.admin_url, root=root, role=role),
+            }
+            if name == "twin_svc":
+                variables["TWINMESH_FEED_DATABASE_URL"] = role_url(
+                    facts.admin_url, root=root, role=_FEED_ROLE
+                )
+            services.append(
+                ServiceProcess(
+                    name=name,
+                    module=_MODULES.get(name, name),
+                    port=facts.ports[name],
+                    variables=variables,
+                    log_path=self._home.log(name),
+                )
+            )
+        await self._supervisor.start(services)
+
+    def _envoy(self, facts: _Facts) -> EmbeddedEnvoy:
+        settings = self._settings
+        admin_port, jwks_port = free_ports(2)
+
+        def configure(descriptor: Path) -> Mapping[str, Any]:
+            return render(
+                GatewaySettings(
+                    bind=settings.bind,
+                    port=settings.gateway_port,
+                    admin_port=admin_port,
+                    jwks_port=jwks_port,
+                    upstreams={each: [Endpoint("127.0.0.1", facts.ports[each.value])] for each in Upstream},
+                    descriptor_path=descriptor,
+                    otlp=Endpoint.parse(facts.otlp_endpoint),
+                    trace_sample_ratio=settings.trace_sample_ratio,
+                )
+            )
+
+        return EmbeddedEnvoy(
+            home=self._home.root,
+            descriptor=_contract_descriptor(),
+            render=configure,
+            log_path=self._home.log("envoy"),
+        )
+
+    def _note(self, text: str) -> None:
+        self._notices.append(text)
+        self._reporter.notice(text)
+
+    def _on_change(self, each: Supervised) -> None:
+        self._write_state()
+        self._reporter.part(each.part.name, each.state)
+
+    def _write_state(self) -> None:
+        LauncherState(
+            launcher=self._launcher,
+            gateway_url=self._settings.gateway_url,
+            parts=tuple(self._record(each) for each in self._supervisor.supervised),
+            ready=self._ready,
+            notices=tuple(self._notices),
+        ).write(self._home.state)
+
+    def _record(self, each: Supervised) -> PartRecord:
+        process = each.part.process
+        identity = None
+        if process is not None and process.pid is not None:
+            identity = ProcessIdentity.of(process.pid, process.command)
+        return PartRecord(
+            name=each.part.name,
+            state=each.state,
+            port=self._port(each.part),
+            since=each.since,
+            restarts=each.restarts,
+            log=str(self._home.log(each.part.name)),
+            stop_signal=int(process.stop_signal) if process is not None else 0,
+            identity=identity,
+        )
+
+    def _port(self, part: Part) -> int | None:
+        if isinstance(part, EmbeddedEnvoy):
+            return self._settings.gateway_port
+        if isinstance(part, ServiceProcess | EmbeddedPostgres | EmbeddedNats) and part.running:
+            return part.port
+        return None
+
+
+def _reveal(secret: SecretStr | None) -> str:
+    return secret.get_secret_value() if secret is not None else ""
+
+
+def _contract_descriptor() -> Path:
+    """The contract as the generator left it beside the generated packages."""
+    descriptor = Path(session_service_pb2.__file__).parents[3] / "twinmesh.binpb"
+    if not descriptor.is_file():
+        raise PartFailedError(
+            "envoy", f"{descriptor} is missing", advice="Generate the code again: make generate"
+        )
+    return descriptor
