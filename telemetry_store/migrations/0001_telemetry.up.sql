@@ -97,10 +97,13 @@ CREATE TABLE telemetry.ingest_commit (
     order_no bigint NOT NULL,
     committed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     days date[] NOT NULL,
+    traceparent text,
     CONSTRAINT ingest_commit_pkey PRIMARY KEY (instance, commit_no)
 );
-COMMENT ON TABLE telemetry.ingest_commit IS 'One row per group commit that stored samples.';
+COMMENT ON TABLE telemetry.ingest_commit IS 'One row per group commit; its segments, if any, carry its numbers.';
 COMMENT ON COLUMN telemetry.ingest_commit.days IS 'UTC days whose partitions it wrote, ascending.';
+COMMENT ON COLUMN telemetry.ingest_commit.traceparent IS
+    'W3C trace context of the commit''s span, when it is recorded: readers go on in the same trace.';
 
 -- Never cached per session: a later transaction of one writer must get a later number.
 CREATE SEQUENCE telemetry.commit_order AS bigint CACHE 1;
@@ -366,14 +369,15 @@ GRANT USAGE ON SEQUENCE telemetry.commit_order TO twinmesh_ingest;
 -- Made by function only, and expired by maintenance.
 GRANT SELECT ON telemetry.backfill TO twinmesh_ingest;
 
--- Requests of a tenant's callers; without a tenant set the comparison is with null.
+-- Requests of a tenant's callers; without a tenant set the comparison is with null. As a
+-- subquery the setting is read once per statement, not once per row.
 GRANT SELECT ON telemetry.series, telemetry.segment, telemetry.series_latest TO twinmesh_twin_query;
 CREATE POLICY tenant ON telemetry.series FOR SELECT TO twinmesh_twin_query
-    USING (tenant_id = nullif(current_setting('twinmesh.tenant', true), ''));
+    USING (tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
 CREATE POLICY tenant ON telemetry.segment FOR SELECT TO twinmesh_twin_query
-    USING (tenant_id = nullif(current_setting('twinmesh.tenant', true), ''));
+    USING (tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
 CREATE POLICY tenant ON telemetry.series_latest FOR SELECT TO twinmesh_twin_query
-    USING (tenant_id = nullif(current_setting('twinmesh.tenant', true), ''));
+    USING (tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
 
 -- The twins of all tenants follow every commit.
 GRANT SELECT

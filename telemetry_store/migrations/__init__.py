@@ -13,8 +13,9 @@ OWNER = Owner(
             bypass_rls=True,
             settings={"idle_in_transaction_session_timeout": "5s", "transaction_timeout": "30s"},
         ),
-        Role("twinmesh_twin_feed"),
-        Role("twinmesh_twin_query"),
-        Role("twinmesh_maintenance"),
+        # Readers plan with the actual times, so that only these days' partitions are opened.
+        Role("twinmesh_twin_feed", settings={"plan_cache_mode": "force_custom_plan"}),
+        Role("twinmesh_twin_query", settings={"plan_cache_mode": "force_custom_plan"}),
+        Role("twinmesh_maintenance", settings={"plan_cache_mode": "force_custom_plan"}),
     ),
 )
