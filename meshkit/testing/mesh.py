@@ -1,0 +1,125 @@
+"""A whole mesh for tests and benches, driven as its user would: by command line and HTTP."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from meshkit.embedded import free_ports
+
+_COMMAND_TIMEOUT_S = 90
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A mesh in a home of its own."""
+
+    home: Path
+    port: int
+    environment: dict[str, str]
+    password: str
+
+    @property
+    def url(self) -> str:
+        """Return the gateway's base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """Return the gateway's host:port, for gRPC."""
+        return f"127.0.0.1:{self.port}"
+
+    def twinmesh(
+        self, *arguments: str, check: bool = True, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command of the command line against this mesh."""
+        done = subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(
+                f"twinmesh {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+            )
+        return done
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return what starts a command of the command line."""
+        return [sys.executable, "-m", "twinmesh_cli", *arguments]
+
+    def status(self) -> dict[str, Any]:
+        """Return what `twinmesh status` tells."""
+        answer: dict[str, Any] = json.loads(self.twinmesh("status", "--json", check=False).stdout)
+        return answer
+
+    def part(self, name: str) -> dict[str, Any]:
+        """Return what `twinmesh status` tells of one part."""
+        found: dict[str, Any] = next(part for part in self.status()["parts"] if part["name"] == name)
+        return found
+
+    def kill(self, name: str) -> None:
+        """End a part as a crash would."""
+        psutil.Process(self.part(name)["pid"]).kill()
+
+    def database_url(self, user: str = "twinmesh_migrator") -> str:
+        """Return a URL of the mesh's database, for looking behind the gateway."""
+        password = (self.home / "postgres" / f"{user}.password").read_text()
+        return f"postgresql://{user}:{password}@127.0.0.1:{self.part('postgres')['port']}/twinmesh"
+
+    def client(self, token: str = "") -> httpx.AsyncClient:
+        """Return a JSON client with a token."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30)
+
+    def log_in(self, username: str = "admin", tenant: str = "demo") -> str:
+        """Return an access token."""
+        answer = httpx.post(
+            f"{self.url}/v1/auth/login",
+            json={"tenant": tenant, "username": username, "password": self.password},
+            timeout=30,
+        )
+        answer.raise_for_status()
+        token: str = answer.json()["accessToken"]
+        return token
+
+
+def start_mesh(home: Path, **settings: str) -> Mesh:
+    """Start a mesh in the background and wait until it is ready."""
+    port, mqtt_port = free_ports(2)
+    password = secrets.token_urlsafe(12)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("TWINMESH_", "OTEL_"))},
+        "TWINMESH_HOME": str(home / "home"),
+        "TWINMESH_GATEWAY_PORT": str(port),
+        "TWINMESH_MQTT_PORT": str(mqtt_port),
+        "TWINMESH_ADMIN_PASSWORD": password,
+        "TWINMESH_GATEWAY": f"127.0.0.1:{port}",
+        "TWINMESH_CREDENTIALS": str(home / "credentials.json"),
+        **settings,
+    }
+    mesh = Mesh(home / "home", port, environment, password)
+    mesh.twinmesh("up", "--detach")
+    return mesh
+
+
+def eventually(condition: Callable[[], bool], what: str, *, seconds: float = 30) -> None:
+    """Wait for something that another process brings about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never came true: {what}")
+        time.sleep(0.05)

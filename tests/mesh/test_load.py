@@ -1,0 +1,101 @@
+"""`twinmesh load`: exactly the file's samples in history, however often it is run or killed."""
+
+import asyncio
+import csv
+import io
+import random
+import uuid
+from asyncio.subprocess import DEVNULL
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from meshkit.testing.mesh import Mesh
+
+pytestmark = pytest.mark.xdist_group("mesh")
+
+METRICS = ("pressure", "flow")
+Samples = set[tuple[datetime, str, float]]
+
+
+def write_recording(path: Path, rows: int) -> Samples:
+    """Write a recording of 2020 with awkward numbers; return its samples."""
+    chance = random.Random(rows)
+    start = datetime(2020, 3, 9, 22, 59, 50, tzinfo=UTC)
+    samples: Samples = set()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["datetime", *METRICS])
+        for number in range(rows):
+            moment = start + timedelta(seconds=number)
+            values = [chance.uniform(-1, 1) * 10 ** chance.randint(-300, 300), chance.random()]
+            writer.writerow([moment.strftime("%Y-%m-%d %H:%M:%S"), *map(repr, values)])
+            samples |= {(moment, metric, value) for metric, value in zip(METRICS, values, strict=True)}
+    return samples
+
+
+def options(path: Path, device: str) -> list[str]:
+    of_file = ["--time-column", "datetime", "--delimiter", ";"]
+    return ["load", str(path), *of_file, "--device", device, "--device-type", "recorded-pump"]
+
+
+def history_of(mesh: Mesh, device: str) -> Samples:
+    range_of_2020 = ["--start", "2020-01-01", "--end", "2021-01-01"]
+    shown = mesh.twinmesh("query", device, "--as", "csv", *range_of_2020).stdout
+    rows = list(csv.DictReader(io.StringIO(shown)))
+    found = {(datetime.fromisoformat(row["time"]), row["metric"], float(row["value"])) for row in rows}
+    assert len(found) == len(rows), "nothing is there twice"
+    return found
+
+
+@pytest.fixture(scope="module")
+def logged_in(mesh: Mesh) -> Mesh:
+    mesh.twinmesh("login", "--password-stdin", stdin=f"{mesh.password}\n")
+    return mesh
+
+
+def test_a_recording_is_loaded_once(logged_in: Mesh, tmp_path: Path) -> None:
+    device, path = f"pump-{uuid.uuid4().hex[:8]}", tmp_path / "recording.csv"
+    samples = write_recording(path, 2_345)
+    first = logged_in.twinmesh(*options(path, device)).stdout
+    assert f"{len(samples)} samples were new" in first
+    assert history_of(logged_in, device) == samples
+    again = logged_in.twinmesh(*options(path, device)).stdout
+    assert "0 samples were new" in again
+    assert history_of(logged_in, device) == samples
+
+
+async def test_a_killed_load_is_completed(logged_in: Mesh, tmp_path: Path) -> None:
+    device, path = f"pump-{uuid.uuid4().hex[:8]}", tmp_path / "recording.csv"
+    samples = write_recording(path, 20_000)
+    connection = await asyncpg.connect(logged_in.database_url("postgres"))
+    command = logged_in.command(*options(path, device))
+    running = await asyncio.create_subprocess_exec(*command, env=logged_in.environment, stdout=DEVNULL)
+    stored = 0
+    try:
+        while not stored:
+            assert running.returncode is None, "the load ended before it was killed"
+            stored = await connection.fetchval(
+                "SELECT count(*) FROM telemetry.segment JOIN telemetry.series "
+                "USING (tenant_id, series_id) WHERE device_id = $1",
+                device,
+            )
+    finally:
+        running.kill()
+        await running.wait()
+        await connection.close()
+    found = history_of(logged_in, device)
+    assert found < samples
+    logged_in.twinmesh(*options(path, device))
+    assert history_of(logged_in, device) == samples
+
+
+def test_a_row_that_does_not_fit_is_named_before_anything_is_sent(logged_in: Mesh, tmp_path: Path) -> None:
+    path = tmp_path / "broken.csv"
+    path.write_text("datetime;flow\n2020-01-01 00:00:00;1\n2020-01-01 00:00:01;warm\n")
+    refused = logged_in.twinmesh(*options(path, f"pump-{uuid.uuid4().hex[:8]}"), check=False)
+    assert refused.returncode == 1
+    assert "line 3" in refused.stderr
+    assert "warm" in refused.stderr
