@@ -50,6 +50,7 @@ async def running_server(
     registrations: Sequence[Registration],
     verifier: TokenVerifier,
     checks: Mapping[str, Check],
+    reflected: Sequence[str] | None = None,
 ) -> AsyncIterator[int]:
     """Serve until the context ends, then drain; yields the port.
 
@@ -58,9 +59,11 @@ async def running_server(
 
     Args:
         listen: host:port, port 0 for any.
-        registrations: what is served; reflection describes it.
+        registrations: what is served.
         verifier: proves callers.
         checks: by dependency name.
+        reflected: full names of the services that reflection lists, of which others may
+            serve some; what is served when None.
     """
     server = grpc.aio.server(
         interceptors=[
@@ -74,7 +77,8 @@ async def running_server(
     for registration in registrations:
         registration.add(registration.servicer, server)
     names = [registration.name for registration in registrations]
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME, health.SERVICE_NAME], server)
+    listed = names if reflected is None else reflected
+    reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME, health.SERVICE_NAME], server)
     port = server.add_insecure_port(listen)
     monitor = _HealthMonitor(servicer=health_servicer, services=names, checks=checks)
     await monitor.check()

@@ -1,0 +1,1 @@
+"""Assets, devices, and their types: what the fleet is made of."""

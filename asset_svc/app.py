@@ -1,0 +1,106 @@
+"""The only place where asset_svc's parts meet."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from nats.aio.client import Client
+
+from asset_svc.asset import Assets
+from asset_svc.asset_type import AssetTypes
+from asset_svc.changes import BusChanges
+from asset_svc.config import AssetSettings
+from asset_svc.contract import PUBLIC_SERVICES
+from asset_svc.device import Devices
+from asset_svc.device_type import DeviceTypes
+from asset_svc.profile import Profiles
+from asset_svc.servicers.asset import AssetServicer
+from asset_svc.servicers.asset_type import AssetTypeServicer
+from asset_svc.servicers.device import DeviceServicer
+from asset_svc.servicers.device_type import DeviceTypeServicer
+from asset_svc.servicers.profile import ProfileServicer
+from asset_svc.stores.asset import AssetRows
+from asset_svc.stores.asset_type import AssetTypeRows
+from asset_svc.stores.device import DeviceRows
+from asset_svc.stores.device_type import DeviceTypeRows
+from asset_svc.stores.profile import ProfileRows
+from asset_svc.stores.rows import TenantStore
+from meshkit import bus, db
+from meshkit.client import fetch_keys_from, service_channel
+from meshkit.clock import SystemClock
+from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.server import Registration, running_server
+from twinmesh.asset.v1 import (
+    asset_service_pb2_grpc,
+    asset_type_service_pb2_grpc,
+    device_service_pb2_grpc,
+    device_type_service_pb2_grpc,
+    profile_service_pb2_grpc,
+)
+
+SERVICE = "asset_svc"
+
+
+@asynccontextmanager
+async def app(settings: AssetSettings) -> AsyncIterator[int]:
+    """Run asset_svc while the context is open; yields its port."""
+    clock = SystemClock()
+    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    async with (
+        db.pool(settings.database_url, application=SERVICE) as pool,
+        bus.connection(settings.nats_url.get_secret_value(), name=SERVICE) as client,
+        service_channel(settings.auth_address, tokens=tokens) as auth_channel,
+    ):
+
+        async def check_nats() -> None:
+            if not client.is_connected:
+                raise ConnectionError("not connected")
+
+        verifier = TokenVerifier(
+            fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
+        )
+        async with running_server(
+            listen=settings.listen,
+            registrations=_registrations(pool, client),
+            verifier=verifier,
+            checks={"postgresql": lambda: pool.fetchval("SELECT 1"), "nats": check_nats},
+            reflected=PUBLIC_SERVICES,
+        ) as port:
+            yield port
+
+
+def _registrations(pool: asyncpg.Pool, client: Client) -> list[Registration]:
+    changes = BusChanges(client=client)
+    device_types = DeviceTypes(store=TenantStore(pool=pool, rows=DeviceTypeRows), changes=changes)
+    devices = Devices(store=TenantStore(pool=pool, rows=DeviceRows), changes=changes)
+    asset_types = AssetTypes(store=TenantStore(pool=pool, rows=AssetTypeRows))
+    assets = Assets(store=TenantStore(pool=pool, rows=AssetRows))
+    # Devices and their types must belong together.
+    profiles = Profiles(store=TenantStore(pool=pool, rows=ProfileRows, isolation="repeatable_read"))
+    return [
+        Registration(
+            "twinmesh.asset.v1.DeviceTypeService",
+            device_type_service_pb2_grpc.add_DeviceTypeServiceServicer_to_server,
+            DeviceTypeServicer(device_types=device_types),
+        ),
+        Registration(
+            "twinmesh.asset.v1.DeviceService",
+            device_service_pb2_grpc.add_DeviceServiceServicer_to_server,
+            DeviceServicer(devices=devices),
+        ),
+        Registration(
+            "twinmesh.asset.v1.AssetTypeService",
+            asset_type_service_pb2_grpc.add_AssetTypeServiceServicer_to_server,
+            AssetTypeServicer(asset_types=asset_types),
+        ),
+        Registration(
+            "twinmesh.asset.v1.AssetService",
+            asset_service_pb2_grpc.add_AssetServiceServicer_to_server,
+            AssetServicer(assets=assets),
+        ),
+        Registration(
+            "twinmesh.asset.v1.ProfileService",
+            profile_service_pb2_grpc.add_ProfileServiceServicer_to_server,
+            ProfileServicer(profiles=profiles),
+        ),
+    ]

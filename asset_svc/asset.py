@@ -1,0 +1,42 @@
+"""Rules of assets and their hierarchy."""
+
+from collections.abc import Collection
+from typing import Protocol
+
+from asset_svc.resources import Resources, Rows
+from meshkit.errors import FailedPrecondition, invalid_field
+from twinmesh.asset.v1.asset_service_pb2 import Asset
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+
+class AssetRows(Rows[Asset], Protocol):
+    """One tenant's assets, inside of a transaction."""
+
+    async def ancestors(self, asset_id: str) -> Collection[str]:
+        """Return an asset's id and those of all it is part of.
+
+        Until the transaction ends no other changes a parent, so that two cannot
+        close a cycle together.
+        """
+        ...
+
+
+class Assets(Resources[Asset, AssetRows]):
+    """What the fleet is there for, as a forest."""
+
+    resource = "asset"
+
+    def _check(self, resource: Asset, *, path: str) -> None:
+        if not resource.asset_type_id:
+            raise invalid_field(f"{path}.asset_type_id", "must not be empty")
+
+    async def _check_references(self, rows: AssetRows, resource: Asset, *, previous: Asset | None) -> None:
+        if not resource.parent_id or (previous is not None and previous.parent_id == resource.parent_id):
+            return
+        # A new asset is nobody's parent yet, save its own.
+        above = {resource.parent_id} if previous is None else await rows.ancestors(resource.parent_id)
+        if resource.id in above:
+            raise FailedPrecondition(
+                f"asset {resource.id!r} cannot be part of {resource.parent_id!r}, which is part of it",
+                reason=ErrorReason.ERROR_REASON_PARENT_INVALID,
+            )

@@ -1,0 +1,32 @@
+"""The services that callers reach through the gateway, whichever process serves them.
+
+The gateway asks asset_svc for reflection, so asset_svc describes all of them.
+ProfileService is absent: it is for services only.
+"""
+
+from twinmesh.asset.v1 import (
+    asset_service_pb2,
+    asset_type_service_pb2,
+    device_service_pb2,
+    device_type_service_pb2,
+)
+from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2
+from twinmesh.ingest.v1 import ingest_service_pb2
+from twinmesh.mesh.v1 import health_service_pb2
+from twinmesh.twin.v1 import twin_service_pb2
+
+_FILES = (
+    api_key_service_pb2,
+    asset_service_pb2,
+    asset_type_service_pb2,
+    device_service_pb2,
+    device_type_service_pb2,
+    health_service_pb2,
+    ingest_service_pb2,
+    session_service_pb2,
+    twin_service_pb2,
+)
+
+PUBLIC_SERVICES = tuple(
+    sorted(service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values())
+)

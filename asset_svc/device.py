@@ -1,0 +1,87 @@
+"""Rules of devices and the gateways they sit behind."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from asset_svc.changes import Changes
+from asset_svc.resources import Resources, Rows, Store
+from meshkit.errors import FailedPrecondition, invalid_field
+from twinmesh.asset.v1.device_service_pb2 import (
+    DEVICE_ROLE_CHILD,
+    DEVICE_ROLE_ENDPOINT,
+    DEVICE_ROLE_GATEWAY,
+    DEVICE_ROLE_GATEWAY_CHUNKED,
+    DEVICE_ROLE_UNSPECIFIED,
+    DEVICE_STATUS_ACTIVE,
+    DEVICE_STATUS_UNSPECIFIED,
+    Device,
+    DeviceRole,
+)
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_GATEWAYS = (DEVICE_ROLE_GATEWAY, DEVICE_ROLE_GATEWAY_CHUNKED)
+
+
+class DeviceRows(Rows[Device], Protocol):
+    """One tenant's devices, inside of a transaction."""
+
+    async def role_of(self, device_id: str) -> DeviceRole.ValueType | None:
+        """Return a device's role, None when it is absent; it stays until the transaction ends."""
+        ...
+
+
+class Devices(Resources[Device, DeviceRows]):
+    """What sends telemetry, for itself or for the children behind it.
+
+    Args:
+        store: of devices.
+        changes: told of every change.
+    """
+
+    resource = "device"
+
+    def __init__(self, *, store: Store[DeviceRows], changes: Changes) -> None:
+        super().__init__(store=store)
+        self._changes = changes
+
+    async def create_batch(self, tenant: str, devices: Sequence[Device]) -> list[Device]:
+        """Add devices in order, all or none; a parent may stand earlier in the batch.
+
+        Raises:
+            DomainError: as `create` for the first device that cannot be added.
+        """
+        async with self._store.transaction(tenant) as rows:
+            created = [
+                await self._insert(rows, device, path=f"devices[{index}]")
+                for index, device in enumerate(devices)
+            ]
+        await self._announce(tenant, [device.id for device in created])
+        return created
+
+    def _complete(self, resource: Device) -> None:
+        if resource.role == DEVICE_ROLE_UNSPECIFIED:
+            resource.role = DEVICE_ROLE_ENDPOINT
+        if resource.status == DEVICE_STATUS_UNSPECIFIED:
+            resource.status = DEVICE_STATUS_ACTIVE
+
+    def _check(self, resource: Device, *, path: str) -> None:
+        if not resource.device_type_id:
+            raise invalid_field(f"{path}.device_type_id", "must not be empty")
+        if resource.role == DEVICE_ROLE_CHILD and not resource.parent_id:
+            raise invalid_field(f"{path}.parent_id", "a child needs the gateway it sits behind")
+        if resource.role != DEVICE_ROLE_CHILD and resource.parent_id:
+            raise invalid_field(f"{path}.parent_id", "only a child sits behind a gateway")
+
+    async def _check_references(self, rows: DeviceRows, resource: Device, *, previous: Device | None) -> None:
+        if not resource.parent_id or (previous is not None and previous.parent_id == resource.parent_id):
+            return
+        role = await rows.role_of(resource.parent_id)
+        # An absent parent is found out by the database, as other references are.
+        if role is not None and role not in _GATEWAYS:
+            raise FailedPrecondition(
+                f"device {resource.parent_id!r} is no gateway and cannot have children",
+                reason=ErrorReason.ERROR_REASON_PARENT_INVALID,
+            )
+
+    async def _announce(self, tenant: str, ids: Sequence[str]) -> None:
+        await self._changes.devices(tenant, ids)

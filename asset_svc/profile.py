@@ -1,0 +1,79 @@
+"""Rules of profiles: what the other services need to know of devices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from asset_svc.listing import read_page
+from asset_svc.resources import Rows, Store
+from twinmesh.asset.v1.device_service_pb2 import Device, ListDevicesRequest
+from twinmesh.asset.v1.device_type_service_pb2 import DeviceType
+from twinmesh.asset.v1.profile_service_pb2 import ListProfilesRequest
+
+_DEFAULT_PAGE = 1000
+_MAXIMUM_PAGE = 10_000
+
+
+class ProfileRows(Protocol):
+    """One tenant's devices and device types, inside of one snapshot."""
+
+    @property
+    def devices(self) -> Rows[Device]:
+        """The tenant's devices."""
+        ...
+
+    @property
+    def device_types(self) -> Rows[DeviceType]:
+        """The tenant's device types."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilePage:
+    """Devices, and the types they are of, each once."""
+
+    devices: list[Device]
+    device_types: list[DeviceType]
+    next_page_token: str = ""
+
+
+class Profiles:
+    """Devices with their types, for a tenant that the calling service names.
+
+    Args:
+        store: whose transactions read from one snapshot.
+    """
+
+    def __init__(self, *, store: Store[ProfileRows]) -> None:
+        self._store = store
+
+    async def find(self, tenant: str, device_ids: Sequence[str]) -> ProfilePage:
+        """Read those devices that exist, in no order."""
+        async with self._store.transaction(tenant) as rows:
+            devices = await rows.devices.find(device_ids)
+            return ProfilePage(devices, await _types_of(rows, devices))
+
+    async def page(self, request: ListProfilesRequest) -> ProfilePage:
+        """Read one page of a tenant's devices by id.
+
+        Raises:
+            InvalidArgument: PAGE_TOKEN_INVALID.
+        """
+        filters = ListDevicesRequest(device_type_id=request.device_type_id)
+        async with self._store.transaction(request.tenant) as rows:
+
+            async def fetch(after: str, limit: int) -> list[Device]:
+                return await rows.devices.page(filters, after=after, limit=limit)
+
+            devices, next_page_token = await read_page(
+                request,
+                tenant=request.tenant,
+                default_size=_DEFAULT_PAGE,
+                maximum_size=_MAXIMUM_PAGE,
+                fetch=fetch,
+            )
+            return ProfilePage(devices, await _types_of(rows, devices), next_page_token)
+
+
+async def _types_of(rows: ProfileRows, devices: Sequence[Device]) -> list[DeviceType]:
+    return await rows.device_types.find(sorted({device.device_type_id for device in devices}))

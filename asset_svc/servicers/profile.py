@@ -1,0 +1,32 @@
+"""ProfileService: the contract's side of the rules of profiles."""
+
+from typing import Any
+
+from asset_svc.profile import Profiles
+from twinmesh.asset.v1 import profile_service_pb2 as contract
+from twinmesh.asset.v1 import profile_service_pb2_grpc as contract_grpc
+
+
+class ProfileServicer(contract_grpc.ProfileServiceServicer):
+    """Serves profiles to services, which have no tenant of their own: the request names it.
+
+    Args:
+        profiles: their rules.
+    """
+
+    def __init__(self, *, profiles: Profiles) -> None:
+        self._profiles = profiles
+
+    async def BatchGetProfiles(
+        self, request: contract.BatchGetProfilesRequest, context: Any
+    ) -> contract.BatchGetProfilesResponse:
+        found = await self._profiles.find(request.tenant, request.device_ids)
+        return contract.BatchGetProfilesResponse(devices=found.devices, device_types=found.device_types)
+
+    async def ListProfiles(
+        self, request: contract.ListProfilesRequest, context: Any
+    ) -> contract.ListProfilesResponse:
+        page = await self._profiles.page(request)
+        return contract.ListProfilesResponse(
+            devices=page.devices, device_types=page.device_types, next_page_token=page.next_page_token
+        )

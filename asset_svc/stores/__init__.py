@@ -1,0 +1,1 @@
+"""Schema `asset` in SQL: one module per resource, and what they share."""
