@@ -61,7 +61,7 @@ def run() -> Report:
         cases.append(Case(f"{name}: p99", p99 * 1000, "ms"))
     failures = sum(sum(outcome.failures.values()) for rounds in outcomes.values() for outcome in rounds)
     notes = [
-        f"{CONNECTIONS} connections, one reading per request; medians of {ROUNDS} rounds of {ROUND_S:.0f} s in turns",
+        f"{CONNECTIONS} connections, one reading per request; medians of {ROUNDS} rounds in turns",
         "on: fsync, token check, validation, request ids; traces off unless stated; the peer has no tracing",
         f"{failures} requests failed",
     ]
