@@ -56,9 +56,7 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
             if not client.is_connected:
                 raise ConnectionError("not connected")
 
-        verifier = TokenVerifier(
-            fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
-        )
+        verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         async with running_server(
             listen=settings.listen,
             registrations=_registrations(pool, client),

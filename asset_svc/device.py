@@ -44,20 +44,6 @@ class Devices(Resources[Device, DeviceRows]):
         super().__init__(store=store)
         self._changes = changes
 
-    async def create_batch(self, tenant: str, devices: Sequence[Device]) -> list[Device]:
-        """Add devices in order, all or none; a parent may stand earlier in the batch.
-
-        Raises:
-            DomainError: as `create` for the first device that cannot be added.
-        """
-        async with self._store.transaction(tenant) as rows:
-            created = [
-                await self._insert(rows, device, path=f"devices[{index}]")
-                for index, device in enumerate(devices)
-            ]
-        await self._announce(tenant, [device.id for device in created])
-        return created
-
     def _complete(self, resource: Device) -> None:
         if resource.role == DEVICE_ROLE_UNSPECIFIED:
             resource.role = DEVICE_ROLE_ENDPOINT

@@ -100,6 +100,20 @@ class Resources(Generic[_M, _R]):
         await self._announce(tenant, [created.id])
         return created
 
+    async def create_all(self, tenant: str, resources: Sequence[_M]) -> list[_M]:
+        """Add resources in order, all or none; one may refer to another before it.
+
+        Raises:
+            DomainError: as `create` for the first that cannot be added.
+        """
+        async with self._store.transaction(tenant) as rows:
+            created = [
+                await self._insert(rows, each, path=f"{self.resource}s[{index}]")
+                for index, each in enumerate(resources)
+            ]
+        await self._announce(tenant, [each.id for each in created])
+        return created
+
     async def get(self, tenant: str, resource_id: str) -> _M:
         """Read one.
 

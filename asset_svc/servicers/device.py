@@ -44,5 +44,5 @@ class DeviceServicer(contract_grpc.DeviceServiceServicer):
     async def BatchCreateDevices(
         self, request: contract.BatchCreateDevicesRequest, context: Any
     ) -> contract.BatchCreateDevicesResponse:
-        devices = await self._devices.create_batch(current_principal().tenant, request.devices)
+        devices = await self._devices.create_all(current_principal().tenant, request.devices)
         return contract.BatchCreateDevicesResponse(devices=devices)
