@@ -1,6 +1,6 @@
 """The connection to NATS."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import nats
@@ -11,10 +11,17 @@ _log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def connection(url: str, *, name: str) -> AsyncIterator[Client]:
+async def connection(
+    url: str, *, name: str, on_reconnect: Callable[[], None] = lambda: None
+) -> AsyncIterator[Client]:
     """Connect and stay connected, reconnecting for as long as the context is open.
 
     Messages are only hints: whoever subscribes reads the database when it missed some.
+
+    Args:
+        url: nats:// URL with credentials.
+        name: shown in the server's list of connections.
+        on_reconnect: called after each reconnection, when messages may have been missed.
     """
 
     async def on_error(error: Exception) -> None:
@@ -23,8 +30,9 @@ async def connection(url: str, *, name: str) -> AsyncIterator[Client]:
     async def on_disconnect() -> None:
         _log.warning("bus disconnected")
 
-    async def on_reconnect() -> None:
+    async def reconnected() -> None:
         _log.info("bus reconnected")
+        on_reconnect()
 
     client = await nats.connect(
         url,
@@ -33,7 +41,7 @@ async def connection(url: str, *, name: str) -> AsyncIterator[Client]:
         reconnect_time_wait=0.25,
         error_cb=on_error,
         disconnected_cb=on_disconnect,
-        reconnected_cb=on_reconnect,
+        reconnected_cb=reconnected,
     )
     try:
         yield client

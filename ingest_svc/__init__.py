@@ -1,0 +1,1 @@
+"""Takes telemetry, decides what is stored, and answers when it is durable."""

@@ -1,0 +1,247 @@
+"""The rules: which of the sent samples are stored, which are refused, and why."""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ingest_svc.profile import DeviceProfile
+from ingest_svc.reading import NUMBER, Reading, SentSample, SentValue
+from ingest_svc.window import TimeWindow
+from telemetry_store.catalog import SeriesKey
+from telemetry_store.columns import Kind, KindColumns
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+MAX_REFUSALS = 1_000
+# From here on a double no longer tells which whole number was meant.
+_EXACT_NUMBERS = 2**53
+_NONE: Set[str] = frozenset()
+
+
+class Refusal(NamedTuple):
+    """Why a reading (metric is "") or one of its values is not stored."""
+
+    reading_index: int
+    device_id: str
+    metric: str
+    reason: ErrorReason.ValueType
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Accepted samples of one kind, in the order sent; `series` are places in `Assessment.series`."""
+
+    series: list[int] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    values: list[SentValue] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Assessment:
+    """What becomes of a batch.
+
+    `series` holds each series that gets a sample once. `refusals` are in the order of
+    the readings, at most MAX_REFUSALS. The two counts are exact: together they are all
+    samples sent.
+    """
+
+    series: list[SeriesKey] = field(default_factory=list)
+    samples: dict[Kind, Samples] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+    stored_samples: int = 0
+    refused_samples: int = 0
+
+    def columns(self, series_ids: npt.NDArray[np.int32]) -> list[KindColumns]:
+        """Return the accepted samples as columns.
+
+        Args:
+            series_ids: int32[len(series)], the ids of `series` in order.
+        """
+        return [
+            KindColumns(
+                kind=kind,
+                series=series_ids[np.array(samples.series, np.intp)],
+                times=np.array(samples.times, np.int64),
+                values=np.array(samples.values, _VALUE_TYPES[kind]),
+            )
+            for kind, samples in self.samples.items()
+        ]
+
+
+_VALUE_TYPES: dict[Kind, Any] = {
+    Kind.DOUBLE: np.float64,
+    Kind.INT: np.int64,
+    Kind.BOOL: np.bool_,
+    Kind.STRING: np.object_,
+    Kind.POINT: np.float64,  # None, an altitude not known, becomes NaN
+}
+
+
+def assess(
+    readings: Sequence[Reading],
+    *,
+    profiles: Mapping[str, DeviceProfile],
+    window: TimeWindow,
+    received_us: int,
+    all_or_nothing: bool,
+) -> Assessment:
+    """Decide about every sample of a batch.
+
+    Args:
+        readings: as sent.
+        profiles: by id, those of the readings' devices that exist in the tenant.
+        window: event times that are taken.
+        received_us: stands in for absent times, microseconds since the epoch.
+        all_or_nothing: one refusal refuses the batch.
+    """
+    assessor = _Assessor(profiles, window)
+    for index, reading in enumerate(readings):
+        assessor.take(index, reading, received_us if reading.time_us is None else reading.time_us)
+    if all_or_nothing and assessor.assessment.refused_samples:
+        return refuse_rest(
+            readings,
+            assessor.assessment,
+            reason=ErrorReason.ERROR_REASON_BATCH_REFUSED,
+            message="something else of the batch was refused, and its mode is ALL_OR_NOTHING",
+        )
+    return assessor.assessment
+
+
+def refuse_rest(
+    readings: Sequence[Reading], assessment: Assessment, *, reason: ErrorReason.ValueType, message: str
+) -> Assessment:
+    """Return the assessment in which all that was accepted is refused after all.
+
+    What was refused before keeps its reason, and its place when MAX_REFUSALS do not
+    hold everything: it tells more.
+    """
+    known: dict[int, list[Refusal]] = {}
+    for refusal in assessment.refusals:
+        known.setdefault(refusal.reading_index, []).append(refusal)
+    room = MAX_REFUSALS - len(assessment.refusals)
+    refusals: list[Refusal] = []
+    for index, reading in enumerate(readings):
+        of_reading = known.get(index, [])
+        if room <= 0 and not of_reading:
+            continue
+        for metric in _left_to_refuse(reading, of_reading):
+            if room > 0:
+                room -= 1
+                of_reading.append(Refusal(index, reading.device_id, metric, reason, message))
+        refusals += sorted(of_reading, key=_metric)
+    return Assessment(
+        refusals=refusals, refused_samples=assessment.stored_samples + assessment.refused_samples
+    )
+
+
+def _left_to_refuse(reading: Reading, refusals: Sequence[Refusal]) -> Iterable[str]:
+    """Return the metrics of a reading not refused yet; "" when that is all of it."""
+    if not refusals:
+        return [""]
+    refused = {refusal.metric for refusal in refusals}
+    if "" in refused:
+        return []
+    return [metric for metric, _, _ in reading.samples if metric not in refused]
+
+
+def _metric(refusal: Refusal) -> str:
+    return refusal.metric
+
+
+class _Assessor:
+    """Goes through a batch's readings in order."""
+
+    def __init__(self, profiles: Mapping[str, DeviceProfile], window: TimeWindow) -> None:
+        self.assessment = Assessment()
+        self._profiles = profiles
+        self._window = window
+        # Places in the assessment's series, by device and metric.
+        self._series: dict[str, dict[str, int]] = {}
+
+    def take(self, index: int, reading: Reading, time_us: int) -> None:
+        profile = self._profiles.get(reading.device_id)
+        if profile is None:
+            # The same words whether it is absent or another tenant's.
+            reason = ErrorReason.ERROR_REASON_DEVICE_UNKNOWN
+            message = f"device {reading.device_id!r} does not exist"
+        elif not profile.enabled:
+            reason = ErrorReason.ERROR_REASON_DEVICE_DISABLED
+            message = f"device {reading.device_id!r} is disabled"
+        elif not self._window.start_us <= time_us < self._window.end_us:
+            reason = ErrorReason.ERROR_REASON_TIME_OUT_OF_WINDOW
+            message = f"its time is outside of {self._window}"
+        else:
+            self._take_samples(index, reading, time_us, profile)
+            return
+        self._refuse(Refusal(index, reading.device_id, "", reason, message), len(reading.samples))
+
+    def _take_samples(self, index: int, reading: Reading, time_us: int, profile: DeviceProfile) -> None:
+        series_by_metric = self._series.setdefault(reading.device_id, {})
+        repeated = _repeated(reading.samples)
+        for metric, form, value in reading.samples:
+            defined = profile.metrics.get(metric)
+            if metric in repeated:
+                reason = ErrorReason.ERROR_REASON_METRIC_REPEATED
+                message = f"metric {metric!r} is stated more than once in this reading"
+            elif defined is None:
+                reason = ErrorReason.ERROR_REASON_METRIC_UNKNOWN
+                message = f"device type {profile.device_type_id!r} defines no metric {metric!r}"
+            elif (stored := _as_kind(defined.kind, form, value)) is None:
+                reason = ErrorReason.ERROR_REASON_KIND_MISMATCH
+                message = _mismatch(metric, defined.kind, form)
+            else:
+                series = series_by_metric.get(metric)
+                if series is None:
+                    series = series_by_metric[metric] = len(self.assessment.series)
+                    key = SeriesKey(reading.device_id, metric, defined.kind, defined.unit)
+                    self.assessment.series.append(key)
+                self._accept(defined.kind, series, time_us, stored)
+                continue
+            self._refuse(Refusal(index, reading.device_id, metric, reason, message), 1)
+
+    def _accept(self, kind: Kind, series: int, time_us: int, value: SentValue) -> None:
+        samples = self.assessment.samples.get(kind)
+        if samples is None:
+            samples = self.assessment.samples[kind] = Samples()
+        samples.series.append(series)
+        samples.times.append(time_us)
+        samples.values.append(value)
+        self.assessment.stored_samples += 1
+
+    def _refuse(self, refusal: Refusal, samples: int) -> None:
+        self.assessment.refused_samples += samples
+        if len(self.assessment.refusals) < MAX_REFUSALS:
+            self.assessment.refusals.append(refusal)
+
+
+def _repeated(samples: Sequence[SentSample]) -> Set[str]:
+    """Return the metrics stated more than once."""
+    metrics = [metric for metric, _, _ in samples]
+    once = set(metrics)
+    if len(once) == len(metrics):
+        return _NONE
+    return {metric for metric in once if metrics.count(metric) > 1}
+
+
+def _as_kind(kind: Kind, form: int, value: SentValue) -> SentValue | None:
+    """Return a sent value as its metric's kind, None when it is none of that kind."""
+    if form == kind:
+        return value
+    if form == NUMBER and kind == Kind.DOUBLE:
+        return value
+    if form == NUMBER and kind == Kind.INT:
+        number = cast(float, value)
+        if number.is_integer() and abs(number) < _EXACT_NUMBERS:
+            return int(number)
+    return None
+
+
+def _mismatch(metric: str, kind: Kind, form: int) -> str:
+    if form != NUMBER:
+        return f"metric {metric!r} is {kind.name}, not {Kind(form).name}"
+    if kind == Kind.INT:
+        return f"metric {metric!r} is INT: its number must be whole and below 2^53 (or send intValue)"
+    return f"metric {metric!r} is {kind.name}, not a number"

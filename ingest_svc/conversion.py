@@ -1,0 +1,141 @@
+"""Between the contract's messages and the rules' plain data."""
+
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
+from typing import cast
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ingest_svc.assessment import Assessment
+from ingest_svc.profile import LOCATION, LOCATION_PROFILE, DeviceProfile, MetricProfile
+from ingest_svc.reading import NUMBER, Reading, SentPoint, SentSample
+from meshkit.clock import MICROS_PER_SECOND
+from meshkit.errors import FieldViolation, InvalidArgument
+from telemetry_store.columns import Kind
+from telemetry_store.requests import RequestIdentity, WriterIdentity
+from twinmesh.asset.v1 import device_service_pb2 as device_pb2
+from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
+from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
+from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.type.v1 import value_pb2
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_NANOS_PER_MICRO = 1_000
+_NANOS_PER_SECOND = 1_000_000_000
+_MAX_VIOLATIONS = 100
+_METRIC = itemgetter(0)
+_POINT = "point_value"
+_FORMS: dict[str, int] = {
+    "double_value": Kind.DOUBLE.value,
+    "int_value": Kind.INT.value,
+    "bool_value": Kind.BOOL.value,
+    "string_value": Kind.STRING.value,
+    _POINT: Kind.POINT.value,
+}
+
+
+def to_readings(messages: Sequence[ingest_pb2.Reading]) -> list[Reading]:
+    """Return the readings of a request.
+
+    Raises:
+        InvalidArgument: INVALID_FIELD, naming each reading that states no value or
+            whose time is no time; both are mistakes that the contract cannot name.
+    """
+    readings = [Reading(message.device_id, _time_us(message), _samples(message)) for message in messages]
+    violations = list(_violations(messages, readings))
+    if violations:
+        raise InvalidArgument(
+            f"{violations[0].field}: {violations[0].description}",
+            reason=ErrorReason.ERROR_REASON_INVALID_FIELD,
+            violations=violations[:_MAX_VIOLATIONS],
+        )
+    return readings
+
+
+def _time_us(message: ingest_pb2.Reading) -> int | None:
+    return to_micros(message.time) if message.HasField("time") else None
+
+
+def to_micros(time: Timestamp) -> int:
+    """Return microseconds since the epoch; what is finer is cut off."""
+    return time.seconds * MICROS_PER_SECOND + time.nanos // _NANOS_PER_MICRO
+
+
+def _samples(message: ingest_pb2.Reading) -> list[SentSample]:
+    samples: list[SentSample] = []
+    # Keys and look-ups: upb's items() is written in Python and costs twice as much.
+    values, numbers = message.values, message.numbers
+    for metric in values:
+        value = values[metric]
+        kind = cast(str, value.WhichOneof("kind"))  # The contract requires one.
+        samples.append(
+            (metric, _FORMS[kind], _point(value.point_value) if kind == _POINT else getattr(value, kind))
+        )
+    for metric in numbers:
+        samples.append((metric, NUMBER, numbers[metric]))
+    if message.HasField("location"):
+        samples.append((LOCATION, Kind.POINT.value, _point(message.location)))
+    if len(samples) > 1:
+        # Maps have no order of their own. Equal metrics stay in the order above.
+        samples.sort(key=_METRIC)
+    return samples
+
+
+def _point(point: value_pb2.Point) -> SentPoint:
+    return point.latitude, point.longitude, point.altitude if point.HasField("altitude") else None
+
+
+def _violations(
+    messages: Sequence[ingest_pb2.Reading], readings: Sequence[Reading]
+) -> Iterable[FieldViolation]:
+    for index, (message, reading) in enumerate(zip(messages, readings, strict=True)):
+        if not reading.samples:
+            yield FieldViolation(f"readings[{index}]", "states no value; send values, numbers or location")
+        if not 0 <= message.time.nanos < _NANOS_PER_SECOND:
+            yield FieldViolation(f"readings[{index}].time.nanos", "must be from 0 to 999999999")
+
+
+def to_identity(request: ingest_pb2.IngestTelemetryRequest) -> RequestIdentity | WriterIdentity | None:
+    """Return what makes the request known when it comes again, None when nothing does."""
+    if request.request_id:
+        return RequestIdentity(request.request_id)
+    if request.writer_id:
+        return WriterIdentity(request.writer_id, request.sequence)
+    return None
+
+
+def to_response(assessment: Assessment) -> ingest_pb2.IngestTelemetryResponse:
+    """Return the answer that says what became of a batch."""
+    return ingest_pb2.IngestTelemetryResponse(
+        ack_level=ingest_pb2.ACK_LEVEL_DURABLE,
+        stored_samples=assessment.stored_samples,
+        refused_samples=assessment.refused_samples,
+        refusals=[
+            ingest_pb2.Refusal(
+                reading_index=refusal.reading_index,
+                device_id=refusal.device_id,
+                metric=refusal.metric,
+                reason=refusal.reason,
+                message=refusal.message,
+            )
+            for refusal in assessment.refusals
+        ],
+    )
+
+
+def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, DeviceProfile]:
+    """Return the devices that asset_svc answered, by id."""
+    metrics = {device_type.id: _metrics(device_type) for device_type in answer.device_types}
+    return {
+        device.id: DeviceProfile(
+            device_type_id=device.device_type_id,
+            enabled=device.status != device_pb2.DEVICE_STATUS_DISABLED,
+            metrics=metrics[device.device_type_id],
+        )
+        for device in answer.devices
+    }
+
+
+def _metrics(device_type: device_type_pb2.DeviceType) -> dict[str, MetricProfile]:
+    metrics = {metric.name: MetricProfile(Kind(metric.kind), metric.unit) for metric in device_type.metrics}
+    return {**metrics, LOCATION: LOCATION_PROFILE}

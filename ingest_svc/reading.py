@@ -1,0 +1,46 @@
+"""Readings as they were sent: plain, ordered, with a digest that retries agree on."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# Forms of a sent value beside the five kinds (1 to 5, `telemetry_store.columns.Kind`):
+# a bare number, whose kind is the metric's.
+NUMBER = 0
+
+SentPoint = tuple[float, float, float | None]  # latitude, longitude, altitude
+SentValue = float | int | bool | str | SentPoint
+
+
+# One value: its metric, its form (NUMBER or a kind's number) and itself. A bare tuple,
+# for there may be many in one request.
+SentSample = tuple[str, int, SentValue]
+
+
+class Reading(NamedTuple):
+    """What one device sent for one time.
+
+    `time_us` is in microseconds since the epoch, None when the server shall fill it.
+    `samples` are sorted by metric; a metric stated twice stands in it twice.
+    """
+
+    device_id: str
+    time_us: int | None
+    samples: Sequence[SentSample]
+
+
+_CANONICAL = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False)
+_FORMAT = "readings/1"
+
+
+def digest(readings: Sequence[Reading], *, all_or_nothing: bool, backfill_id: str) -> bytes:
+    """Return 32 bytes that are equal exactly when the same content was sent.
+
+    It is the SHA-256 of the content as ASCII JSON, in which floats are the shortest
+    text that reads back as the same number. Protobuf's own deterministic form is not
+    used: it may change with the library, and the digest of a writer's batch must still
+    match when a retry comes after an upgrade.
+    """
+    content = [_FORMAT, all_or_nothing, backfill_id, readings]
+    return hashlib.sha256(_CANONICAL.encode(content).encode("ascii")).digest()
