@@ -1,12 +1,10 @@
 """One PostgreSQL and one NATS for the whole run, shared by all of its workers."""
 
 import asyncio
-import importlib
 import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from meshkit.embedded import EmbeddedNats, EmbeddedPostgres
 from meshkit.testing.auth import TokenMint, fake_auth
 from meshkit.testing.database import TestDatabase, build_template, fresh_database
 
-_OWNER_PACKAGES = ("auth_svc.migrations", "asset_svc.migrations", "telemetry_store.migrations")
 _SOAK = os.environ.get("TWINMESH_TEST_SCALE") == "soak"
 
 # The same examples in every run but the soak, which looks for new ones.
@@ -40,11 +37,7 @@ class Servers:
         """Start them and return their URLs."""
         self._postgres.start()
         self._nats.start()
-        owners = []
-        for package in _OWNER_PACKAGES:
-            with suppress(ModuleNotFoundError, AttributeError):
-                owners.append(importlib.import_module(package).OWNER)
-        asyncio.run(build_template(self._postgres.admin_url, owners))
+        asyncio.run(build_template(self._postgres.admin_url, OWNERS))
         return {"postgres": self._postgres.admin_url, "nats": self._nats.url}
 
     def stop(self) -> None:
