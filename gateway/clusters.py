@@ -8,6 +8,7 @@ from gateway.settings import Endpoint, GatewaySettings, Upstream
 
 JWKS = "jwks"
 OTLP = "otlp"
+NOWHERE = "nowhere"
 
 _HTTP = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 # Envoy's own limit of 1,024 requests per cluster is passed by a fleet of long streams.
@@ -65,6 +66,7 @@ def clusters(settings: GatewaySettings) -> list[Config]:
         for upstream in (Upstream.AUTH, Upstream.ASSET)
     ]
     made.append(_jwks(settings))
+    made.append(_grpc(NOWHERE, []))
     made.append(_grpc(OTLP, [] if settings.otlp is None else [settings.otlp]))
     return made
 

@@ -5,8 +5,10 @@ status as headers; all others, transcoded or not, get it as a JSON body.
 """
 
 import base64
+import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2, json_format
@@ -19,6 +21,8 @@ from meshkit.status import ERROR_DOMAIN
 
 # Stands in for Envoy's own words, which only JSON answers can carry.
 _ENVOYS_WORDS = "%LOCAL_REPLY_BODY%"
+# What grpc-message carries as it stands; `%` starts an escape there, and a command in Envoy.
+_GRPC_MESSAGE_PLAIN = string.ascii_letters + string.digits + string.punctuation.replace("%", "") + " "
 _CEL = "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
 
 
@@ -137,12 +141,15 @@ def _unauthenticated() -> Iterator[_Reply]:
         reason="TOKEN_INVALID",
         message="the token has expired; log in or refresh",
     )
-    yield _Reply(
-        when=(unauthorized,),
-        code=grpc.StatusCode.UNAUTHENTICATED,
-        reason="TOKEN_INVALID",
-        message="the token is malformed, forged or not one of ours",
-    )
+    # Of a foreign audience Envoy says 403.
+    for refused in (unauthorized, _details("jwt_authn_access_denied")):
+        yield _Reply(
+            when=(refused,),
+            code=grpc.StatusCode.UNAUTHENTICATED,
+            reason="TOKEN_INVALID",
+            message="the token is malformed, forged or not one of ours",
+            http_status=401,
+        )
 
 
 def _unavailable() -> Iterator[_Reply]:
@@ -169,10 +176,13 @@ def _grpc_mapper(reply: _Reply) -> Config:
     details = base64.b64encode(status.SerializeToString(deterministic=True)).rstrip(b"=").decode()
     return {
         "filter": _all(*_CAME_AS_GRPC, *reply.when),
-        "body": {"inline_string": status.message},
-        "body_format_override": {"text_format_source": {"inline_string": _ENVOYS_WORDS}},
+        # A response of trailers only. Envoy makes one of itself for gRPC, not for gRPC-Web.
+        "status_code": 200,
+        "body_format_override": {"text_format_source": {"inline_string": ""}},
         "headers_to_add": [
+            _set("content-type", "application/grpc"),
             _set("grpc-status", str(status.code)),
+            _set("grpc-message", quote(status.message, safe=_GRPC_MESSAGE_PLAIN)),
             _set("grpc-status-details-bin", details),
         ],
     }

@@ -3,7 +3,7 @@
 import re
 
 from gateway import Config
-from gateway.clusters import unchecked
+from gateway.clusters import NOWHERE, unchecked
 from gateway.contract import Contract, HttpBinding, Rpc
 from gateway.settings import Upstream
 
@@ -35,8 +35,9 @@ _BUFFERED = {
         "config": {},
     }
 }
-# What the transcoder does not find stays here.
-_NOT_FOUND = {"direct_response": {"status": 404}}
+# A JSON request stays here until the transcoder has found its rpc. The CORS filter wants
+# a route that leads somewhere; this one leads to a cluster of no endpoints.
+_JSON = {"route": {"cluster": NOWHERE}}
 _EXT_AUTHZ_OFF = {
     "envoy.filters.http.ext_authz": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
@@ -55,10 +56,12 @@ def edge_routes(contract: Contract) -> list[Config]:
     for rpc in contract.rpcs:
         made.append({"match": {"path": rpc.path}, "route": _action(rpc), **_filters(rpc)})
     for rpc in contract.public:
-        made += [{"match": match, **_NOT_FOUND, **_filters(rpc, _BUFFERED)} for match in _json_matches(rpc)]
+        made += [{"match": match, **_JSON, **_filters(rpc, _BUFFERED)} for match in _json_matches(rpc)]
     for prefix in ("/grpc.reflection.v1.", "/grpc.reflection.v1alpha."):
         made.append({"match": {"prefix": prefix}, "route": _stream_action(_REFLECTION_UPSTREAM)})
-    made.append({"match": {"prefix": "/"}, **_NOT_FOUND, "typed_per_filter_config": _BUFFERED})
+    is_grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    made.append({"match": {"prefix": "/", "headers": [is_grpc]}, "direct_response": {"status": 404}})
+    made.append({"match": {"prefix": "/"}, **_JSON, "typed_per_filter_config": _BUFFERED})
     return made
 
 

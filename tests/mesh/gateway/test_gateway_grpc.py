@@ -1,0 +1,184 @@
+"""Native gRPC and gRPC-Web through the same port."""
+
+import json
+import struct
+from collections.abc import Iterator
+
+import grpc
+import httpx
+import pytest
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.mesh.gateway.conftest import Gateway, info_of
+from tests.mesh.gateway.neighbours import GOOD_KEY
+from twinmesh.asset.v1 import (
+    device_service_pb2,
+    device_service_pb2_grpc,
+    profile_service_pb2,
+    profile_service_pb2_grpc,
+)
+from twinmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
+from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
+
+LIST_DEVICES = "/twinmesh.asset.v1.DeviceService/ListDevices"
+
+
+def test_unary_with_its_deadline(gateway: Gateway) -> None:
+    devices = device_service_pb2_grpc.DeviceServiceStub(gateway.channel)
+    request = device_service_pb2.GetDeviceRequest(id="x")
+    answer, call = devices.GetDevice.with_call(request, metadata=gateway.metadata, timeout=17)
+    assert answer.id == "x"
+    deadline = gateway.arrivals.deadlines[-1]
+    assert deadline is not None
+    assert 0 < deadline <= 17
+    assert len(dict(call.initial_metadata())["x-trace-id"]) == 32
+
+
+def test_api_key(gateway: Gateway) -> None:
+    devices = device_service_pb2_grpc.DeviceServiceStub(gateway.channel)
+    devices.ListDevices(
+        device_service_pb2.ListDevicesRequest(), metadata=(("authorization", f"Bearer {GOOD_KEY}"),)
+    )
+
+
+def test_streams_both_ways(gateway: Gateway) -> None:
+    ingest = ingest_service_pb2_grpc.IngestServiceStub(gateway.channel)
+
+    def batches() -> Iterator[ingest_service_pb2.StreamTelemetryRequest]:
+        for sequence in (1, 2, 3):
+            yield ingest_service_pb2.StreamTelemetryRequest(batch=ingest_service_pb2.Batch(sequence=sequence))
+
+    acks = ingest.StreamTelemetry(batches(), metadata=gateway.metadata)
+    assert [ack.ack.durable_through for ack in acks] == [1, 2, 3]
+    twins = twin_service_pb2_grpc.TwinServiceStub(gateway.channel)
+    events = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(), metadata=gateway.metadata)
+    assert [event.bookmark for event in events] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("credential", "expected"),
+    [
+        (None, "CREDENTIAL_MISSING"),
+        ("Bearer a.b.c", "TOKEN_INVALID"),
+        ("Bearer tmk_acme_1_wrong", "API_KEY_INVALID"),
+    ],
+)
+def test_refusals_are_statuses_with_details(gateway: Gateway, credential: str | None, expected: str) -> None:
+    devices = device_service_pb2_grpc.DeviceServiceStub(gateway.channel)
+    metadata = () if credential is None else (("authorization", credential),)
+    with pytest.raises(grpc.RpcError) as refused:
+        devices.ListDevices(device_service_pb2.ListDevicesRequest(), metadata=metadata)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert info_of(refused.value).reason == expected
+    assert "x-trace-id" in dict(refused.value.trailing_metadata())
+
+
+def test_errors_of_services_pass_unchanged(gateway: Gateway) -> None:
+    devices = device_service_pb2_grpc.DeviceServiceStub(gateway.channel)
+    with pytest.raises(grpc.RpcError) as refused:
+        devices.GetDevice(device_service_pb2.GetDeviceRequest(id="absent"), metadata=gateway.metadata)
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert info_of(refused.value).metadata["id"] == "absent"
+
+
+def test_services_for_services_are_not_reachable(gateway: Gateway) -> None:
+    before = len(gateway.arrivals.requests)
+    profiles = profile_service_pb2_grpc.ProfileServiceStub(gateway.channel)
+    with pytest.raises(grpc.RpcError) as refused:
+        profiles.ListProfiles(
+            profile_service_pb2.ListProfilesRequest(tenant="acme"), metadata=gateway.metadata
+        )
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert info_of(refused.value).reason == "ROUTE_NOT_FOUND"
+    path = "/twinmesh.asset.v1.ProfileService/ListProfiles"
+    for content_type in ("application/json", "application/grpc-web+proto"):
+        gateway.http.post(path, headers={**gateway.bearer, "content-type": content_type}, content=b"{}")
+    assert len(gateway.arrivals.requests) == before
+
+
+def test_health_of_a_service_is_not_routed(gateway: Gateway) -> None:
+    health = health_pb2_grpc.HealthStub(gateway.channel)
+    with pytest.raises(grpc.RpcError) as refused:
+        health.Check(health_pb2.HealthCheckRequest(), metadata=gateway.metadata)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_reflection_needs_a_token(gateway: Gateway) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(gateway.channel)
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="twinmesh.asset.v1.DeviceService")
+    with pytest.raises(grpc.RpcError) as refused:
+        list(stub.ServerReflectionInfo(iter([request])))
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    answers = list(stub.ServerReflectionInfo(iter([request]), metadata=gateway.metadata))
+    assert answers[0].file_descriptor_response.file_descriptor_proto
+
+
+def _web(gateway: Gateway, message: Message, headers: dict[str, str]) -> httpx.Response:
+    payload = message.SerializeToString()
+    return gateway.http.post(
+        LIST_DEVICES,
+        headers={"content-type": "application/grpc-web+proto", "x-grpc-web": "1", **headers},
+        content=struct.pack(">BI", 0, len(payload)) + payload,
+    )
+
+
+def _frames(body: bytes) -> Iterator[tuple[int, bytes]]:
+    while body:
+        flags, length = struct.unpack(">BI", body[:5])
+        yield flags, body[5 : 5 + length]
+        body = body[5 + length :]
+
+
+def test_grpc_web(gateway: Gateway) -> None:
+    answer = _web(gateway, device_service_pb2.ListDevicesRequest(page_size=7), gateway.bearer)
+    assert answer.status_code == 200
+    assert gateway.arrivals.requests[-1].page_size == 7
+    frames = dict(_frames(answer.content))
+    device_service_pb2.ListDevicesResponse.FromString(frames[0])
+    assert b"grpc-status:0" in frames[0x80]
+
+
+def test_grpc_web_refusals_carry_a_status(gateway: Gateway) -> None:
+    answer = _web(gateway, device_service_pb2.ListDevicesRequest(), {})
+    assert answer.status_code == 200
+    assert answer.headers["grpc-status"] == "16"
+    assert answer.headers["grpc-status-details-bin"]
+    assert "grpc-status-details-bin" not in answer.headers["grpc-message"]
+
+
+def test_one_trace_through_the_gateway(gateway: Gateway) -> None:
+    answer = gateway.http.get("/v1/devices", headers=gateway.bearer)
+    trace_id = answer.headers["x-trace-id"]
+    assert gateway.arrivals.metadata[-1]["traceparent"].split("-")[1] == trace_id
+    assert gateway.arrivals.wait_for_trace(trace_id)
+
+
+def test_a_callers_trace_goes_on(gateway: Gateway) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    traceparent = f"00-{trace_id}-b7ad6b7169203331-01"
+    answer = gateway.http.get("/v1/devices", headers={**gateway.bearer, "traceparent": traceparent})
+    assert answer.headers["x-trace-id"] == trace_id
+    assert gateway.arrivals.metadata[-1]["traceparent"].split("-")[1] == trace_id
+
+
+def test_the_access_log_names_the_caller_and_no_credential(gateway: Gateway) -> None:
+    bearer = gateway.bearer
+    answer = gateway.http.get("/v1/devices?search=findme", headers=bearer)
+    trace_id = answer.headers["x-trace-id"]
+
+    def entries() -> list[dict[str, object]]:
+        lines = gateway.access_log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    # Envoy writes its log about once a second.
+    entry = next(
+        entry
+        for _ in iter(lambda: gateway.http.get("/healthz/live").status_code, None)
+        for entry in entries()
+        if entry["trace_id"] == trace_id
+    )
+    assert (entry["method"], entry["path"], entry["tenant"]) == ("GET", "/v1/devices", "acme")
+    assert entry["upstream_cluster"] == "asset_svc"
+    assert bearer["authorization"] not in gateway.access_log.read_text()
