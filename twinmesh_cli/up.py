@@ -135,6 +135,8 @@ def _start_detached(home: Home) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
+            env={**os.environ, "TWINMESH_HOME": str(home.root)},
+            cwd="/",
             text=True,
             start_new_session=True,
         ) as launcher,

@@ -1,7 +1,6 @@
 """Envoy from the wheel, run from a rendered configuration."""
 
 import json
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
@@ -56,8 +55,7 @@ class EmbeddedEnvoy(Part):
         self._home.mkdir(parents=True, exist_ok=True)
         folder = data_folder(self._home, "envoy", self._account)
         descriptor = folder / "contract.binpb"
-        shutil.copyfile(self._descriptor, descriptor)
-        descriptor.chmod(0o644)
+        write_private(descriptor, self._descriptor.read_bytes(), self._account)
         config = self._render(descriptor)
         admin = config["admin"]["address"]["socket_address"]
         self._admin_address = f"{admin['address']}:{admin['port_value']}"

@@ -80,14 +80,17 @@ def reachable_copy(*, label: str, sources: tuple[Path, ...], account: Account | 
     return target
 
 
-def write_private(path: Path, text: str, account: Account | None) -> None:
-    """Writes a file that only `account` can read, whole or not at all."""
+def write_private(path: Path, content: str | bytes, account: Account | None) -> None:
+    """Writes a file that only `account` can read, whole or not at all.
+
+    The folder may belong to the account, so nothing that lies there is written through.
+    """
     filling = path.with_name(path.name + ".new")
     filling.unlink(missing_ok=True)
-    with os.fdopen(os.open(filling, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(filling, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         if account is not None:
             os.fchown(file.fileno(), account.uid, account.gid)
-        file.write(text)
+        file.write(content.encode() if isinstance(content, str) else content)
     filling.replace(path)
 
 

@@ -170,7 +170,8 @@ class EmbeddedPostgres(Part):
         self._account = unprivileged_account()
         self._home.mkdir(parents=True, exist_ok=True)
         self._root = data_folder(self._home, "postgres", self._account)
-        lock = (self._root / "lock").open("ab")
+        # In the home, which is the caller's own, not in the account's folder.
+        lock = (self._home / "postgres.lock").open("ab")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
