@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from twinmesh_cli.main import app
+from twinmesh_cli.settings import LauncherSettings, load_settings
+
+_PASSWORD = "correct horse"
+_URL = "postgresql://migrator:hidden-word@db.example:5432/twinmesh"
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("TWINMESH_GATEWAY_PORT", "TWINMESH_BIND", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TWINMESH_HOME", str(tmp_path))
+
+
+def test_config_lists_every_setting_and_masks_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWINMESH_ADMIN_PASSWORD", _PASSWORD)
+    monkeypatch.setenv("TWINMESH_DATABASE_URL", _URL)
+    monkeypatch.setenv("TWINMESH_GATEWAY_PORT", "9443")
+
+    plain = CliRunner().invoke(app, ["config"])
+    listed = CliRunner().invoke(app, ["config", "--json"])
+
+    rows = {row["name"]: row for row in json.loads(listed.stdout)}
+    assert set(rows) >= {
+        "TWINMESH_HOME",
+        "TWINMESH_GATEWAY_PORT",
+        "TWINMESH_BIND",
+        "TWINMESH_MQTT_PORT",
+        "TWINMESH_ADMIN_PASSWORD",
+        "TWINMESH_DATABASE_URL",
+        "TWINMESH_NATS_URL",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+    }
+    assert (rows["TWINMESH_GATEWAY_PORT"]["value"], rows["TWINMESH_GATEWAY_PORT"]["default"]) == (
+        "9443",
+        "8080",
+    )
+    assert "TWINMESH_GATEWAY_PORT=9443  (default: 8080)" in plain.stdout
+    for output in (plain.stdout, listed.stdout):
+        assert _PASSWORD not in output
+        assert "hidden-word" not in output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TWINMESH_GATEWAY_PORT", "80800"),
+        ("TWINMESH_MQTT_PORT", "mqtt"),
+        ("TWINMESH_MESH_SECRET", "short"),
+        ("TWINMESH_LOG_LEVEL", "LOUD"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_its_value_is_not(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SystemExit) as exit_info:
+        load_settings()
+
+    assert exit_info.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"twinmesh: {name}: ")
+    assert value not in told.removeprefix(f"twinmesh: {name}: ") or name != "TWINMESH_MESH_SECRET"
+
+
+@pytest.mark.parametrize(
+    ("bind", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("::", "http://[::1]:8080"),
+        ("::1", "http://[::1]:8080"),
+        ("10.1.2.3", "http://10.1.2.3:8080"),
+    ],
+)
+def test_the_address_is_one_that_clients_here_can_use(bind: str, url: str) -> None:
+    assert LauncherSettings(bind=bind).gateway_url == url
