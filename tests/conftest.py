@@ -14,6 +14,7 @@ import pytest
 from meshkit.embedded import EmbeddedNats, EmbeddedPostgres
 from meshkit.testing.auth import TokenMint, fake_auth
 from meshkit.testing.database import TestDatabase, build_template, fresh_database
+from twinmesh_cli.owners import OWNERS
 
 _SOAK = os.environ.get("TWINMESH_TEST_SCALE") == "soak"
 
