@@ -1,0 +1,171 @@
+"""The feed: every commit, in order, exactly once, whatever fails in between.
+
+An ingest process numbers its commits without gaps, so a reader remembers one number
+per instance, the frontier, and asks for what lies behind it. All reading happens in
+one REPEATABLE READ snapshot: when it shows an instance's number, it shows all of that
+instance's commits up to it.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import asyncpg
+
+from meshkit.db import Connection
+from telemetry_store.columns import MICROS_PER_DAY
+
+# Last commit_no taken, by instance; an instance not named: none.
+Frontier = Mapping[int, int]
+# A commit holds up to a few hundred thousand samples.
+COMMITS_PER_READ = 256
+_EPOCH = date(1970, 1, 1)
+
+_LAGGING = """
+SELECT i.instance, coalesce(taken.commit_no, 0) AS taken, i.floor_commit_no
+FROM telemetry.ingest_instance AS i
+LEFT JOIN unnest($1::integer[], $2::bigint[]) AS taken (instance, commit_no) USING (instance)
+WHERE i.last_commit_no > coalesce(taken.commit_no, 0)
+"""
+
+# By instance along the primary key first, so that a long way behind costs no more.
+_COMMITS = """
+SELECT c.instance, c.commit_no, c.order_no, c.days, c.traceparent
+FROM unnest($1::integer[], $2::bigint[]) AS taken (instance, commit_no)
+CROSS JOIN LATERAL (
+    SELECT instance, commit_no, order_no, days, traceparent
+    FROM telemetry.ingest_commit
+    WHERE instance = taken.instance AND commit_no > taken.commit_no
+    ORDER BY commit_no
+    LIMIT $3
+) AS c
+ORDER BY c.order_no
+LIMIT $3
+"""
+
+_CONSUMER = "SELECT frontier FROM telemetry.feed_consumer WHERE name = $1"
+
+
+class FeedExpiredError(Exception):
+    """Commits behind the frontier are not kept any more: rebuild from a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One group commit.
+
+    Attributes:
+        instance: of the ingest process.
+        commit_no: contiguous per instance; with it the feed offset.
+        order_no: decides which of two samples of equal time is later.
+        days: UTC days that its samples lie in.
+        traceparent: W3C trace context of the commit's span, "" when it was not recorded.
+    """
+
+    instance: int
+    commit_no: int
+    order_no: int
+    days: Sequence[date]
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRead:
+    """What one read found.
+
+    Attributes:
+        commits: by order_no, per instance without a gap.
+        frontier: after them.
+        behind: whether there are more.
+    """
+
+    commits: Sequence[Commit]
+    frontier: Frontier
+    behind: bool
+
+
+@asynccontextmanager
+async def snapshot(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
+    """Run one REPEATABLE READ transaction, in which all of one read belongs."""
+    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
+        yield connection
+
+
+async def read_commits(
+    connection: Connection, frontier: Frontier, *, limit: int = COMMITS_PER_READ
+) -> CommitRead:
+    """Read the commits that follow a frontier.
+
+    Args:
+        connection: in a snapshot.
+        frontier: what was taken before.
+        limit: most commits to return.
+
+    Raises:
+        FeedExpiredError: the frontier is below an instance's floor, or commits are gone.
+    """
+    lagging = await connection.fetch(_LAGGING, list(frontier), list(frontier.values()))
+    if not lagging:
+        return CommitRead((), frontier, behind=False)
+    for row in lagging:
+        if row["taken"] < row["floor_commit_no"]:
+            raise FeedExpiredError(
+                f"instance {row['instance']}: commits after {row['taken']} may be sealed,"
+                f" the floor is {row['floor_commit_no']}"
+            )
+    rows = await connection.fetch(
+        _COMMITS, [row["instance"] for row in lagging], [row["taken"] for row in lagging], limit
+    )
+    after = dict(frontier)
+    commits = []
+    for row in rows:
+        expected = after.get(row["instance"], 0) + 1
+        if row["commit_no"] != expected:
+            raise FeedExpiredError(f"instance {row['instance']}: commit {expected} is gone")
+        after[row["instance"]] = row["commit_no"]
+        commits.append(
+            Commit(row["instance"], row["commit_no"], row["order_no"], row["days"], row["traceparent"] or "")
+        )
+    if not commits:
+        raise FeedExpiredError(f"instance {lagging[0]['instance']}: its commits are gone")
+    return CommitRead(commits, after, behind=len(commits) == limit)
+
+
+def day_ranges(commits: Sequence[Commit]) -> list[tuple[tuple[int, int], list[int]]]:
+    """Return the runs of successive days that commits touch, each with the orders that touch it.
+
+    A run is [start, end) in microseconds since the epoch. Reading run by run opens only
+    the partitions that hold something, also when a backfill wrote years apart.
+    """
+    orders: defaultdict[int, list[int]] = defaultdict(list)
+    for commit in commits:
+        for day in commit.days:
+            orders[(day - _EPOCH) // timedelta(days=1)].append(commit.order_no)
+    ranges: list[tuple[tuple[int, int], set[int]]] = []
+    for day_no in sorted(orders):
+        start, end = day_no * MICROS_PER_DAY, (day_no + 1) * MICROS_PER_DAY
+        if ranges and ranges[-1][0][1] == start:
+            (first, _), touching = ranges.pop()
+            ranges.append(((first, end), touching | set(orders[day_no])))
+        else:
+            ranges.append(((start, end), set(orders[day_no])))
+    return [(span, sorted(touching)) for span, touching in ranges]
+
+
+async def read_consumer(connection: Connection, name: str) -> dict[int, int]:
+    """Return how far a registered consumer is; a consumer not registered: nowhere."""
+    frontier = await connection.fetchval(_CONSUMER, name)
+    return {} if frontier is None else decode_frontier(frontier)
+
+
+def decode_frontier(text: str) -> dict[int, int]:
+    """Return a frontier from its JSON text."""
+    return {int(instance): int(commit_no) for instance, commit_no in json.loads(text).items()}
+
+
+def encode_frontier(frontier: Frontier) -> str:
+    """Return a frontier as JSON text, {"17": 4711}."""
+    return json.dumps({str(instance): commit_no for instance, commit_no in frontier.items()})

@@ -1,0 +1,276 @@
+"""Raw samples of one device: by metric and time, each time once, page by page."""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meshkit.db import Connection
+from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, POINT_WIDTH, Kind
+from telemetry_store.series import Position, Series
+
+_SERIES_OF_DEVICE = """
+SELECT series_id, tenant_id, device_id, metric, kind, unit
+FROM telemetry.series
+WHERE tenant_id = $1 AND device_id = $2 AND ($3::text[] IS NULL OR metric = ANY ($3))
+ORDER BY metric, kind
+"""
+
+# PostgreSQL's binary form of arrays, laid end to end, is decoded at once by numpy; the
+# driver would make one Python object per sample. array_send begins with 20 bytes of
+# dimensions, and each element is preceded by its length.
+_SEGMENTS = """
+SELECT count(*) AS segments,
+       max(start_time) AS last_start,
+       string_agg(int8send(order_no), '') AS order_nos,
+       string_agg(int4send(cardinality(times)), '') AS lengths,
+       string_agg(substr(array_send(times), 21), '') AS times,
+       string_agg(substr(array_send({values}), 21), '') AS values
+FROM (
+    SELECT start_time, order_no, times, {values}
+    FROM telemetry.segment
+    WHERE tenant_id = $1 AND series_id = $2 AND start_time >= $3 AND start_time < $4 AND end_time >= $5
+      AND (start_time, order_no) > ($6, $7)
+    ORDER BY start_time, order_no
+    LIMIT $8
+) AS found
+"""
+_VALUE_COLUMNS = {
+    Kind.DOUBLE: "doubles",
+    Kind.INT: "ints",
+    Kind.BOOL: "bools",
+    Kind.STRING: "strings",
+    Kind.POINT: "points",
+}
+_SEGMENTS_OF = {kind: _SEGMENTS.format(values=column) for kind, column in _VALUE_COLUMNS.items()}
+_TIME = np.dtype([("length", ">i4"), ("value", ">i8")])
+
+# Runs end at the hour: at 1 Hz a full one has this many samples, a first guess only.
+_LIKELY_RUN = 3_600
+# Partitions are days; a statement plans with those of its window only. Years without a
+# sample are passed in a few steps.
+_WINDOW = 32 * MICROS_PER_DAY
+_WINDOW_GROWTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesHistory:
+    """Samples of one series, ascending and each time once.
+
+    Attributes:
+        series: whose.
+        times: int64[n], microseconds since the epoch.
+        values: as in KindColumns.
+    """
+
+    series: Series
+    times: npt.NDArray[np.int64]
+    values: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """One page, and where the next one goes on; None after the last."""
+
+    histories: Sequence[SeriesHistory]
+    position: Position | None
+
+
+async def read_history(
+    connection: Connection,
+    *,
+    tenant: str,
+    device_id: str,
+    metrics: Sequence[str],
+    start_us: int,
+    end_us: int,
+    position: Position | None,
+    limit: int,
+) -> HistoryPage:
+    """Read one page of a device's samples with start_us <= time < end_us.
+
+    Args:
+        connection: in a REPEATABLE READ transaction that sees the tenant.
+        tenant: whose device.
+        device_id: which one.
+        metrics: which of its metrics; empty: all.
+        start_us: microseconds since the epoch.
+        end_us: microseconds since the epoch.
+        position: where the page before ended; None: from the start.
+        limit: most samples, over all series together.
+    """
+    rows = await connection.fetch(_SERIES_OF_DEVICE, tenant, device_id, list(metrics) or None)
+    histories: list[SeriesHistory] = []
+    for row in rows:
+        kind = Kind(row["kind"])
+        start = start_us
+        if position is not None:
+            if (row["metric"], kind) < (position.metric, position.kind):
+                continue
+            if (row["metric"], kind) == (position.metric, position.kind):
+                start = max(start_us, position.after_us + 1)
+        if limit == 0:
+            return HistoryPage(histories, Position(row["metric"], kind, start - 1))
+        series = Series(row["series_id"], row["tenant_id"], device_id, row["metric"], kind, row["unit"])
+        times, values = await _read_series(connection, series, start, end_us, limit + 1)
+        more = len(times) > limit
+        if len(times):
+            histories.append(SeriesHistory(series, times[:limit], values[:limit]))
+        if more:
+            return HistoryPage(histories, Position(row["metric"], kind, int(times[limit - 1])))
+        limit -= len(times)
+    return HistoryPage(histories, None)
+
+
+async def _read_series(
+    connection: Connection, series: Series, start: int, end: int, limit: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Return the first samples of a series in [start, end), at most `limit`."""
+    reading = _Reading(series.kind, start, end)
+    window_start, length = start - start % MICROS_PER_HOUR, _WINDOW
+    while window_start < end and reading.count < limit:
+        window_end = min(end, window_start + length)
+        before = reading.count
+        await _read_window(connection, series, (window_start, window_end), reading, limit)
+        length = _WINDOW if reading.count > before else length * _WINDOW_GROWTH
+        window_start = window_end
+    times, values = reading.merged()
+    return times[:limit], values[:limit]
+
+
+async def _read_window(
+    connection: Connection, series: Series, window: tuple[int, int], reading: "_Reading", limit: int
+) -> None:
+    """Read segments by start time until the window ends or `limit` samples are certain."""
+    window_start, window_end = window
+    after = (window_start - 1, 0)
+    rows = limit // _LIKELY_RUN + 2
+    while True:
+        row = await connection.fetchrow(
+            _SEGMENTS_OF[series.kind],
+            series.tenant,
+            series.series_id,
+            window_start,
+            window_end,
+            reading.start,
+            *after,
+            rows,
+        )
+        assert row is not None  # noqa: S101 - an aggregate without groups is one row
+        exhausted = row["segments"] < rows
+        if row["segments"]:
+            last_order = reading.add(row)
+            after = (row["last_start"], last_order)
+        # A segment not read yet starts no earlier than the last one read.
+        reading.settle(window_end if exhausted else row["last_start"])
+        if exhausted or reading.count >= limit:
+            return
+        # Each row holds a sample at least; rows are like those before.
+        lacking = limit - reading.count
+        rows = min(lacking, int(lacking / reading.samples_per_segment * 1.1)) + 2
+
+
+class _Reading:
+    """Samples of one series, as far as they were read.
+
+    `count` is how many distinct samples are certain: no segment that is not read yet
+    can hold another before them.
+    """
+
+    def __init__(self, kind: Kind, start: int, end: int) -> None:
+        self.start = start
+        self.count = 0
+        self._end = end
+        self._decode = _DECODERS[kind]
+        self._settled = start
+        self._segments = 0
+        self._samples = 0
+        self._times: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._orders: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._values: npt.NDArray[Any] = self._decode(b"", 0)
+
+    @property
+    def samples_per_segment(self) -> float:
+        return self._samples / self._segments if self._segments else 1.0
+
+    def add(self, row: Any) -> int:
+        """Take what a statement returned; returns the order of the last segment."""
+        lengths = np.frombuffer(row["lengths"], ">i4")
+        orders = np.frombuffer(row["order_nos"], ">i8")
+        times = np.frombuffer(row["times"], _TIME)["value"].astype(np.int64)
+        values = self._decode(row["values"], len(times))
+        self._segments += len(lengths)
+        self._samples += len(times)
+        self._times, self._orders, self._values = merge(
+            np.concatenate([self._times, times]),
+            np.concatenate([self._orders, np.repeat(orders, lengths).astype(np.int64)]),
+            np.concatenate([self._values, values]),
+        )
+        return int(orders[-1])
+
+    def settle(self, horizon: int) -> None:
+        """Note that all samples before the horizon are read."""
+        self._settled = horizon
+        first, last = np.searchsorted(self._times, (self.start, min(horizon, self._end)))
+        self.count = int(last - first)
+
+    def merged(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+        """Return the certain samples."""
+        first, last = np.searchsorted(self._times, (self.start, min(self._settled, self._end)))
+        return self._times[first:last], self._values[first:last]
+
+
+def merge(
+    times: npt.NDArray[np.int64], order_nos: npt.NDArray[np.int64], values: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Return the samples by time, of equal times the one with the greatest order.
+
+    Args:
+        times: int64[n], in any order.
+        order_nos: int64[n].
+        values: [n, …].
+    """
+    if bool(np.all(times[1:] > times[:-1])):
+        return times, order_nos, values
+    ranked = np.lexsort((order_nos, times))
+    ordered = times[ranked]
+    kept = ranked[np.append(ordered[1:] != ordered[:-1], True)]
+    return times[kept], order_nos[kept], values[kept]
+
+
+def _doubles(payload: bytes, _count: int) -> npt.NDArray[Any]:
+    return np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", ">f8")]))["value"].astype(np.float64)
+
+
+def _ints(payload: bytes, _count: int) -> npt.NDArray[Any]:
+    return np.frombuffer(payload, _TIME)["value"].astype(np.int64)
+
+
+def _bools(payload: bytes, _count: int) -> npt.NDArray[Any]:
+    return np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", "?")]))["value"].copy()
+
+
+def _strings(payload: bytes, count: int) -> npt.NDArray[Any]:
+    values = np.empty(count, np.object_)
+    place = 0
+    for index in range(count):
+        (length,) = struct.unpack_from(">i", payload, place)
+        place += 4 + length
+        values[index] = payload[place - length : place].decode()
+    return values
+
+
+def _points(payload: bytes, _count: int) -> npt.NDArray[Any]:
+    return _doubles(payload, 0).reshape(-1, POINT_WIDTH)
+
+
+_DECODERS: dict[Kind, Callable[[bytes, int], npt.NDArray[Any]]] = {
+    Kind.DOUBLE: _doubles,
+    Kind.INT: _ints,
+    Kind.BOOL: _bools,
+    Kind.STRING: _strings,
+    Kind.POINT: _points,
+}

@@ -1,0 +1,58 @@
+"""What is read of series: who they are, their latest samples, places in their history."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from telemetry_store.columns import Kind
+
+
+class Point(NamedTuple):
+    """A position (WGS 84): degrees north, degrees east, metres above the ellipsoid if known."""
+
+    latitude: float
+    longitude: float
+    altitude: float | None
+
+
+Value = float | int | bool | str | Point
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric of one device in one kind; `series_id` is unique in the installation."""
+
+    series_id: int
+    tenant: str
+    device_id: str
+    metric: str
+    kind: Kind
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class LatestSample:
+    """The latest sample of a series, as far as somebody knows.
+
+    Of two samples the one with the greater `rank` is the later: by event time, and of
+    equal times the one committed later.
+    """
+
+    tenant: str
+    series_id: int
+    time_us: int
+    order_no: int
+    value: Value
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Return (event time in microseconds since the epoch, order of the commit)."""
+        return self.time_us, self.order_no
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a device's history: in one series, after a time (microseconds since the epoch)."""
+
+    metric: str
+    kind: Kind
+    after_us: int

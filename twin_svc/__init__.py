@@ -1,0 +1,1 @@
+"""Answers for the present state of devices and for their past."""

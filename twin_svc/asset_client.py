@@ -1,0 +1,97 @@
+"""asset_svc as the twins see it: the source of devices, and news of their changes."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import grpc
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from meshkit.client import call
+from meshkit.errors import DomainError, dependency_unavailable
+from twin_svc.registry import DevicePage, DeviceRegistry
+from twin_svc.twins import Device
+from twinmesh.asset.v1 import device_service_pb2 as device_pb2
+from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
+from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
+from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_log = structlog.get_logger()
+_PEER = "asset_svc"
+_SUBJECT = "asset.changed."
+
+
+class AssetDevices:
+    """Reads devices from asset_svc with this service's own identity."""
+
+    def __init__(self, *, channel: grpc.aio.Channel) -> None:
+        self._stub = profile_grpc.ProfileServiceStub(channel)
+
+    async def fetch(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, Device]:
+        """Return those of up to 10,000 devices that exist in the tenant, by id.
+
+        Raises:
+            Unavailable: asset_svc does not answer, or not with devices.
+        """
+        request = profile_pb2.BatchGetProfilesRequest(tenant=tenant, device_ids=device_ids)
+        try:
+            answer = await call(self._stub.BatchGetProfiles, request, peer=_PEER)
+        except DomainError as error:
+            raise _unavailable(tenant, error) from error
+        return {device.id: device for device in _devices(answer.devices, answer.device_types)}
+
+    async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
+        """Return one page of a tenant's devices by id.
+
+        Raises:
+            InvalidArgument: PAGE_TOKEN_INVALID.
+            Unavailable: asset_svc does not answer, or not with devices.
+        """
+        request = profile_pb2.ListProfilesRequest(
+            tenant=tenant, device_type_id=device_type_id, page_size=page_size, page_token=page_token
+        )
+        try:
+            answer = await call(self._stub.ListProfiles, request, peer=_PEER)
+        except DomainError as error:
+            if error.reason == ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID:
+                raise
+            raise _unavailable(tenant, error) from error
+        return DevicePage(list(_devices(answer.devices, answer.device_types)), answer.next_page_token)
+
+
+async def follow_changes(bus: Client, registry: DeviceRegistry) -> None:
+    """Make the registry forget what asset_svc announces as changed, as long as the bus is open."""
+
+    async def on_change(message: Msg) -> None:
+        try:
+            change = json.loads(message.data)
+            device_ids, device_type_ids = list(change["devices"]), list(change["device_types"])
+        except (ValueError, KeyError, TypeError) as error:
+            _log.warning("announcement not understood", subject=message.subject, error=repr(error))
+            registry.forget_all()
+            return
+        tenant = message.subject.removeprefix(_SUBJECT)
+        registry.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
+
+    await bus.subscribe(f"{_SUBJECT}*", cb=on_change)
+
+
+def _devices(
+    devices: Iterable[device_pb2.Device], device_types: Iterable[device_type_pb2.DeviceType]
+) -> Iterable[Device]:
+    units = {
+        device_type.id: {metric.name: metric.unit for metric in device_type.metrics}
+        for device_type in device_types
+    }
+    for device in devices:
+        yield Device(
+            device.id, device.display_name, device.device_type_id, units.get(device.device_type_id, {})
+        )
+
+
+def _unavailable(tenant: str, error: DomainError) -> DomainError:
+    """Whatever is wrong between two services is not the caller's mistake."""
+    _log.warning("devices cannot be read", tenant=tenant, error=str(error))
+    return dependency_unavailable(_PEER)

@@ -1,0 +1,31 @@
+"""Settings of twin_svc."""
+
+from pydantic import Field, SecretStr
+
+from meshkit.config import ServiceSettings
+
+
+class TwinSettings(ServiceSettings):
+    """What twin_svc needs beside what every service needs.
+
+    `service_database_url` is of the role twinmesh_twin_query, which sees one tenant per
+    transaction.
+    """
+
+    feed_database_url: SecretStr = Field(
+        description="PostgreSQL URL with the role twinmesh_twin_feed, which follows all tenants' commits."
+    )
+    asset_address: str = Field(description="Address of asset_svc, host:port.")
+    feed_poll_ms: int = Field(200, ge=10, le=60_000, description="How often new commits are looked for.")
+    future_window_minutes: int = Field(
+        10,
+        ge=0,
+        le=1440,
+        description="How far ahead of the server's clock ingest takes live telemetry; history without"
+        " an end reaches as far.",
+    )
+
+    @property
+    def feed_url(self) -> str:
+        """Return the feed's database URL in the clear."""
+        return self.feed_database_url.get_secret_value()

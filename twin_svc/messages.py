@@ -1,0 +1,127 @@
+"""Between the contract's messages and the twins' own types."""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from meshkit.clock import MICROS_PER_SECOND
+from meshkit.errors import invalid_field
+from telemetry_store.columns import Kind
+from telemetry_store.history import SeriesHistory
+from telemetry_store.series import Point, Value
+from twin_svc.history import EARLIEST_US, LATEST_US
+from twin_svc.twins import Twin
+from twinmesh.twin.v1 import twin_service_pb2 as contract
+from twinmesh.type.v1 import value_pb2
+
+_NANOS_PER_SECOND = 1_000_000_000
+_LENGTH_DELIMITED = 2
+# Little-endian as on the wire; a packed bool is one byte.
+_PACKED: dict[Kind, tuple[str, str]] = {
+    Kind.DOUBLE: ("double_values", "<f8"),
+    Kind.INT: ("int_values", "<i8"),
+    Kind.BOOL: ("bool_values", "u1"),
+}
+
+
+def twin_message(twin: Twin) -> contract.Twin:
+    """Return a twin as the contract has it."""
+    message = contract.Twin(
+        id=twin.device.id, display_name=twin.device.display_name, device_type_id=twin.device.device_type_id
+    )
+    for metric, state in twin.metrics.items():
+        shown = message.metrics[metric]
+        shown.value.CopyFrom(_value(state.value))
+        shown.time.CopyFrom(_timestamp(state.time_us))
+        shown.unit = state.unit
+    if twin.location is not None and twin.location_time_us is not None:
+        message.location.CopyFrom(_point(twin.location))
+        message.location_time.CopyFrom(_timestamp(twin.location_time_us))
+    if twin.last_seen_us is not None:
+        message.last_seen_time.CopyFrom(_timestamp(twin.last_seen_us))
+    return message
+
+
+def history_message(history: SeriesHistory) -> contract.MetricHistory:
+    """Return samples of one series as the contract has them."""
+    series = history.series
+    message = contract.MetricHistory(
+        metric=series.metric, kind=value_pb2.ValueKind.ValueType(series.kind), unit=series.unit
+    )
+    wire = _packed_field("times", history.times.astype("<i8"))
+    if series.kind in _PACKED:
+        field, layout = _PACKED[series.kind]
+        wire += _packed_field(field, history.values.astype(layout))
+    elif series.kind is Kind.STRING:
+        message.string_values.extend(history.values)
+    else:
+        message.point_values.extend(
+            value_pb2.Point(
+                latitude=latitude, longitude=longitude, altitude=None if math.isnan(altitude) else altitude
+            )
+            for latitude, longitude, altitude in history.values.tolist()
+        )
+    message.MergeFromString(wire)
+    return message
+
+
+def time_bound(message: contract.QueryHistoryRequest, field: Literal["start_time", "end_time"]) -> int | None:
+    """Return a bound of a time range in microseconds since the epoch, None when it is absent.
+
+    Event times are whole microseconds: a bound between two of them means the later one.
+
+    Raises:
+        InvalidArgument: it is no valid timestamp.
+    """
+    if not message.HasField(field):
+        return None
+    timestamp: Timestamp = getattr(message, field)
+    micros = timestamp.seconds * MICROS_PER_SECOND + -(-timestamp.nanos // 1000)
+    if not (0 <= timestamp.nanos < _NANOS_PER_SECOND and EARLIEST_US <= micros <= LATEST_US):
+        raise invalid_field(field, "must be a time in the years 1 to 9999")
+    return micros
+
+
+def _packed_field(field: str, array: npt.NDArray[Any]) -> bytes:
+    """Return a repeated field of fixed-width elements as on the wire.
+
+    Parsed as a whole this takes 2 ns per element; one assigned by Python takes 75.
+    """
+    payload = np.ascontiguousarray(array).tobytes()
+    number = contract.MetricHistory.DESCRIPTOR.fields_by_name[field].number
+    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(len(payload)) + payload
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _value(value: Value) -> value_pb2.Value:
+    match value:
+        case bool():
+            return value_pb2.Value(bool_value=value)
+        case int():
+            return value_pb2.Value(int_value=value)
+        case float():
+            return value_pb2.Value(double_value=value)
+        case str():
+            return value_pb2.Value(string_value=value)
+        case Point():
+            return value_pb2.Value(point_value=_point(value))
+
+
+def _point(point: Point) -> value_pb2.Point:
+    return value_pb2.Point(latitude=point.latitude, longitude=point.longitude, altitude=point.altitude)
+
+
+def _timestamp(micros: int) -> Timestamp:
+    seconds, rest = divmod(micros, MICROS_PER_SECOND)
+    return Timestamp(seconds=seconds, nanos=rest * 1000)

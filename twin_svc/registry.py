@@ -1,0 +1,147 @@
+"""Which devices a tenant has, asked of asset_svc and remembered for a moment."""
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.errors import not_found
+from twin_svc.twins import Device
+
+# A change is announced on the bus; this bounds what a lost announcement can do.
+_FRESH_US = 10 * MICROS_PER_SECOND
+_CAPACITY = 50_000
+
+_Key = tuple[str, str]  # tenant, device id
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePage:
+    """Devices by id, and what the next page goes on after ("": there is none)."""
+
+    devices: Sequence[Device]
+    after: str
+
+
+class DeviceSource(Protocol):
+    """Where devices are known."""
+
+    async def fetch(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, Device]:
+        """Return those of the devices that exist in the tenant, by id."""
+        ...
+
+    async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
+        """Return one page of a tenant's devices, of one type unless that is ""."""
+        ...
+
+
+@dataclass(slots=True)
+class _Entry:
+    device: Device
+    fetched_us: int
+
+
+class DeviceRegistry:
+    """Finds devices. That a device does not exist is never remembered: a new one appears at once.
+
+    Args:
+        source: answers what is not remembered.
+        clock: tells the age of what is remembered.
+    """
+
+    def __init__(self, *, source: DeviceSource, clock: Clock) -> None:
+        self._source = source
+        self._clock = clock
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        # Raised by every change: an answer that was under way then may be from before it.
+        self._changes = 0
+
+    async def get(self, tenant: str, device_id: str) -> Device:
+        """Return a device.
+
+        Raises:
+            NotFound: the tenant has no such device.
+            Unavailable: nobody can tell now.
+        """
+        found = await self.find(tenant, [device_id])
+        if device_id not in found:
+            raise not_found("device", device_id)
+        return found[device_id]
+
+    async def find(self, tenant: str, device_ids: Collection[str]) -> dict[str, Device]:
+        """Return those of the devices that exist in the tenant, by id.
+
+        Raises:
+            Unavailable: nobody can tell now.
+        """
+        now_us = self._clock.now_us()
+        found: dict[str, Device] = {}
+        missing = []
+        for device_id in device_ids:
+            entry = self._entries.get((tenant, device_id))
+            if entry is not None and now_us - entry.fetched_us < _FRESH_US:
+                found[device_id] = entry.device
+            else:
+                missing.append(device_id)
+        if missing:
+            changes = self._changes
+            fetched = await self._source.fetch(tenant, missing)
+            found.update(fetched)
+            if changes == self._changes:
+                self._remember(tenant, fetched, now_us)
+        return found
+
+    async def choose(
+        self, tenant: str, *, device_ids: Collection[str], device_type_id: str, page_size: int, after: str
+    ) -> DevicePage:
+        """Return one page of those of the devices that exist, of one type unless that is "".
+
+        Raises:
+            Unavailable: nobody can tell now.
+        """
+        found = await self.find(tenant, {device_id for device_id in device_ids if device_id > after})
+        fitting = [
+            found[device_id]
+            for device_id in sorted(found)
+            if device_type_id in ("", found[device_id].device_type_id)
+        ]
+        more = len(fitting) > page_size
+        return DevicePage(fitting[:page_size], fitting[page_size - 1].id if more else "")
+
+    async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
+        """Return one page of a tenant's devices, always asked for anew.
+
+        Raises:
+            InvalidArgument: PAGE_TOKEN_INVALID.
+            Unavailable: nobody can tell now.
+        """
+        return await self._source.page(
+            tenant, device_type_id=device_type_id, page_size=page_size, page_token=page_token
+        )
+
+    def forget(self, tenant: str, *, device_ids: Collection[str], device_type_ids: Collection[str]) -> None:
+        """Drop what is known to have changed."""
+        self._changes += 1
+        for device_id in device_ids:
+            self._entries.pop((tenant, device_id), None)
+        if device_type_ids:
+            concerned = [
+                key
+                for key, entry in self._entries.items()
+                if key[0] == tenant and entry.device.device_type_id in device_type_ids
+            ]
+            for key in concerned:
+                del self._entries[key]
+
+    def forget_all(self) -> None:
+        """Drop everything: announcements may have been missed."""
+        self._changes += 1
+        self._entries.clear()
+
+    def _remember(self, tenant: str, devices: Mapping[str, Device], now_us: int) -> None:
+        for device_id, device in devices.items():
+            self._entries[tenant, device_id] = _Entry(device, now_us)
+            self._entries.move_to_end((tenant, device_id))
+        while len(self._entries) > _CAPACITY:
+            self._entries.popitem(last=False)
