@@ -22,6 +22,15 @@ class Kind(IntEnum):
     POINT = 5
 
 
+_VALUE_TYPES: dict[Kind, np.dtype[Any]] = {
+    Kind.DOUBLE: np.dtype(np.float64),
+    Kind.INT: np.dtype(np.int64),
+    Kind.BOOL: np.dtype(np.bool_),
+    Kind.STRING: np.dtype(np.object_),
+    Kind.POINT: np.dtype(np.float64),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class KindColumns:
     """Samples of one kind, in the order sent.
@@ -32,12 +41,29 @@ class KindColumns:
         times: int64[n], microseconds since 1970-01-01 UTC.
         values: by kind float64[n], int64[n], bool[n], object[n] of str, or
             float64[n, 3] of latitude, longitude and altitude (NaN when absent).
+
+    Raises:
+        ValueError: types or lengths disagree.
     """
 
     kind: Kind
     series: npt.NDArray[np.int32]
     times: npt.NDArray[np.int64]
     values: npt.NDArray[Any]
+
+    def __post_init__(self) -> None:
+        """Check the types and shapes, which would otherwise fail a whole group of callers."""
+        samples = len(self.times)
+        shape = (samples, POINT_WIDTH) if self.kind is Kind.POINT else (samples,)
+        if self.series.dtype != np.int32 or self.times.dtype != np.int64:
+            raise ValueError(f"series and times are {self.series.dtype} and {self.times.dtype}")
+        if self.values.dtype != _VALUE_TYPES[self.kind]:
+            raise ValueError(f"values of kind {self.kind.name} are {self.values.dtype}")
+        if self.series.shape != (samples,) or self.times.ndim != 1 or self.values.shape != shape:
+            raise ValueError(
+                f"shapes disagree: series {self.series.shape}, times {self.times.shape}, "
+                f"values {self.values.shape}"
+            )
 
     def __len__(self) -> int:
         """Return the number of samples."""

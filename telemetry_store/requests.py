@@ -7,8 +7,6 @@ from opentelemetry.trace import SpanContext
 
 from telemetry_store.columns import KindColumns
 
-DIGEST_BYTES = 32
-
 
 @dataclass(frozen=True, slots=True)
 class RequestIdentity:

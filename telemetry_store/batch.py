@@ -1,0 +1,102 @@
+"""One caller's batch on its way to the database, and many of them prepared as one."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
+from telemetry_store.copy import CopyPayload, encode
+from telemetry_store.cursors import CursorKey, Recorded
+from telemetry_store.merge import merge
+from telemetry_store.request_ids import RequestKey
+from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """A request under way.
+
+    Attributes:
+        request: as it came.
+        refused: PostgreSQL has refused its content.
+        skipped_since: when its cursor was first found locked elsewhere, by the loop's clock.
+    """
+
+    request: WriteRequest
+    refused: bool = False
+    skipped_since: float | None = None
+
+    @property
+    def record(self) -> Recorded:
+        """Return what is kept under the batch's identity once it is committed."""
+        request = self.request
+        return Recorded(request.digest, request.refused_outcome if self.refused else request.outcome)
+
+    @property
+    def samples(self) -> Sequence[KindColumns]:
+        """Return what is to be stored."""
+        return () if self.refused else self.request.samples
+
+    @property
+    def cursor_key(self) -> CursorKey | None:
+        """Return the writer's cursor, None without one."""
+        identity = self.request.identity
+        return (self.request.tenant, identity.writer_id) if isinstance(identity, WriterIdentity) else None
+
+    @property
+    def request_key(self) -> RequestKey | None:
+        """Return the key of the request id, None without one."""
+        identity = self.request.identity
+        if not isinstance(identity, RequestIdentity):
+            return None
+        return (self.request.tenant, self.request.principal, identity.request_id)
+
+    @property
+    def sender(self) -> tuple[str, str]:
+        """Return who is answerable for the content: the writer, without one the principal."""
+        return self.cursor_key or (self.request.tenant, self.request.principal)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Rows for these batches, ready to be stamped.
+
+    Attributes:
+        batches: in arrival order.
+        payload: their rows.
+        rows: how many.
+        samples: how many are stored.
+        days: UTC days they touch, as days since 1970-01-01, ascending.
+    """
+
+    batches: tuple[Batch, ...]
+    payload: CopyPayload
+    rows: int
+    samples: int
+    days: tuple[int, ...]
+
+
+def prepare(batches: Sequence[Batch]) -> Prepared:
+    """Merge the batches' samples and build their rows; pure, may run in a thread.
+
+    Raises:
+        UnicodeEncodeError: a string has no UTF-8 form.
+    """
+    parts: defaultdict[Kind, list[KindColumns]] = defaultdict(list)
+    tenants: defaultdict[Kind, list[str]] = defaultdict(list)
+    for batch in batches:
+        for columns in batch.samples:
+            if len(columns):
+                parts[columns.kind].append(columns)
+                tenants[columns.kind].append(batch.request.tenant)
+    merged = [(merge(parts[kind]), tenants[kind]) for kind in parts]
+    days = {int(day) for runs, _ in merged for day in np.unique(runs.times[runs.starts] // MICROS_PER_DAY)}
+    return Prepared(
+        batches=tuple(batches),
+        payload=encode(merged),
+        rows=sum(len(runs.starts) for runs, _ in merged),
+        samples=sum(len(runs.times) for runs, _ in merged),
+        days=tuple(sorted(days)),
+    )

@@ -1,0 +1,188 @@
+"""The group commit's transaction, in the order that the commit protocol fixes.
+
+Cursors are locked, duplicates and gaps dropped, request ids claimed, the commit's
+numbers taken, segments copied, cursors advanced, the commit recorded: docs/adr/0003
+and 0004 say why in this order.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from meshkit.db import Connection
+from meshkit.errors import DomainError
+from telemetry_store import cursors, request_ids
+from telemetry_store.batch import Batch, Prepared
+from telemetry_store.copy import COLUMNS
+from telemetry_store.cursors import Cursor, CursorKey, Recorded
+from telemetry_store.instances import CommitNumbers, take_numbers
+from telemetry_store.request_ids import RequestKey
+from telemetry_store.requests import WriteResult, WriterIdentity
+
+Answer = WriteResult | DomainError
+Prepare = Callable[[Sequence[Batch]], Awaitable[Prepared]]
+
+
+class InstanceClosedError(Exception):
+    """The instance was closed: register anew and start the transaction again."""
+
+
+@dataclass(slots=True)
+class Decision:
+    """What becomes of a group's batches if its transaction commits.
+
+    Attributes:
+        answers: by batch; a batch without one was skipped, its cursor being locked elsewhere.
+        taken: batches to store, in arrival order.
+        advanced: records by cursor and sequence, ascending per cursor.
+    """
+
+    answers: dict[Batch, Answer] = field(default_factory=dict)
+    taken: list[Batch] = field(default_factory=list)
+    advanced: dict[tuple[CursorKey, int], Recorded] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A group that is stored, not yet committed; without numbers nothing was new."""
+
+    answers: dict[Batch, Answer]
+    numbers: CommitNumbers | None
+    samples: int
+
+
+async def store_group(
+    connection: Connection,
+    batches: Sequence[Batch],
+    prepared: Prepared | None,
+    prepare: Prepare,
+    instance: int,
+) -> Stored:
+    """Do all of a group's work but its COMMIT.
+
+    Args:
+        connection: in a transaction that has done nothing yet.
+        batches: in arrival order; their cursors exist.
+        prepared: rows of all batches, built in the hope that none is dropped, or None.
+        prepare: builds the rows of those that are left.
+        instance: this process's.
+
+    Raises:
+        InstanceClosedError: nothing may be committed under this instance.
+        asyncpg.PostgresError: as the database says.
+    """
+    decision = await _decide(connection, batches)
+    if not decision.taken:
+        return Stored(decision.answers, None, 0)
+    if prepared is None or prepared.batches != tuple(decision.taken):
+        prepared = await prepare(decision.taken)
+    numbers = await take_numbers(connection, instance)
+    if numbers is None:
+        raise InstanceClosedError
+    if prepared.rows:
+        await _copy(connection, prepared, numbers)
+    if decision.advanced:
+        await cursors.advance(connection, decision.advanced)
+    await connection.execute(
+        """
+        INSERT INTO telemetry.ingest_commit (instance, commit_no, order_no, days)
+        SELECT $1, $2, $3, ARRAY (SELECT date '1970-01-01' + day FROM unnest($4::integer[]) AS day)
+        """,
+        numbers.instance,
+        numbers.commit_no,
+        numbers.order_no,
+        prepared.days,
+    )
+    return Stored(decision.answers, numbers, prepared.samples)
+
+
+async def _decide(connection: Connection, batches: Sequence[Batch]) -> Decision:
+    decision = Decision()
+    await _judge_sequences(connection, batches, decision)
+    await _claim_request_ids(connection, batches, decision)
+    for batch in batches:
+        if batch.request.identity is None:
+            decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=False)
+    decision.taken = [
+        batch
+        for batch in batches
+        if isinstance(answer := decision.answers.get(batch), WriteResult) and not answer.duplicate
+    ]
+    return decision
+
+
+async def _judge_sequences(connection: Connection, batches: Sequence[Batch], decision: Decision) -> None:
+    keys = sorted({key for batch in batches if (key := batch.cursor_key) is not None})
+    if not keys:
+        return
+    locked = await cursors.lock(connection, keys)
+    known = await _known_sequences(connection, batches, locked)
+    for batch in batches:
+        identity, key = batch.request.identity, batch.cursor_key
+        if not isinstance(identity, WriterIdentity) or key is None or key not in locked:
+            continue
+        cursor, place = locked[key], (key, identity.sequence)
+        try:
+            duplicate = cursors.judge(
+                cursor, identity, batch.request.principal, batch.request.digest, known.get(place)
+            )
+        except DomainError as error:
+            decision.answers[batch] = error
+            continue
+        if duplicate is None:
+            cursor.last_sequence = identity.sequence
+            known[place] = decision.advanced[place] = batch.record
+        decision.answers[batch] = WriteResult((duplicate or batch.record).outcome, duplicate is not None)
+
+
+async def _known_sequences(
+    connection: Connection, batches: Sequence[Batch], locked: dict[CursorKey, Cursor]
+) -> dict[tuple[CursorKey, int], Recorded]:
+    repeated = [
+        (key, batch.request.identity.sequence)
+        for batch in batches
+        if isinstance(batch.request.identity, WriterIdentity)
+        and (key := batch.cursor_key) in locked
+        and batch.request.identity.sequence <= locked[key].last_sequence
+    ]
+    return await cursors.recorded(connection, repeated) if repeated else {}
+
+
+async def _claim_request_ids(connection: Connection, batches: Sequence[Batch], decision: Decision) -> None:
+    first: dict[RequestKey, Batch] = {}
+    for batch in batches:
+        key = batch.request_key
+        if key is not None:
+            first.setdefault(key, batch)
+    if not first:
+        return
+    now: datetime = await connection.fetchval("SELECT now()")
+    known = await request_ids.claim(connection, {key: batch.record for key, batch in first.items()}, now)
+    for batch in batches:
+        key = batch.request_key
+        if key is None:
+            continue
+        duplicate = key in known or first[key] is not batch
+        record = known.get(key, first[key].record)
+        try:
+            request_ids.check_digest(key[2], batch.request.digest, record)
+        except DomainError as error:
+            decision.answers[batch] = error
+        else:
+            decision.answers[batch] = WriteResult(record.outcome, duplicate)
+
+
+async def _copy(connection: Connection, prepared: Prepared, numbers: CommitNumbers) -> None:
+    async def chunks() -> AsyncIterator[memoryview]:
+        for chunk in prepared.payload.stamped(
+            instance=numbers.instance, commit_no=numbers.commit_no, order_no=numbers.order_no
+        ):
+            yield chunk
+
+    await connection.copy_to_table(
+        "segment",
+        schema_name="telemetry",
+        columns=COLUMNS,
+        source=chunks(),  # type: ignore[arg-type] # Any buffer will do.
+        format="binary",
+    )

@@ -1,0 +1,211 @@
+"""Writer cursors: which sequence a writer may commit next, and what its last ones got."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from meshkit.db import Connection
+from meshkit.errors import DomainError, FailedPrecondition, InvalidArgument, PermissionDenied
+from telemetry_store.requests import OpenedCursor, WriterIdentity
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+OUTCOMES_KEPT = 256  # as the constraint writer_outcome_slot has it; at least the batches in flight
+
+CursorKey = tuple[str, str]  # tenant, writer id
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was committed under an identity: the content's digest and the answer."""
+
+    digest: bytes
+    outcome: bytes
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A locked cursor, going forward as a group's batches are taken."""
+
+    principal: str
+    epoch: int
+    last_sequence: int
+
+
+def judge(
+    cursor: Cursor, identity: WriterIdentity, principal: str, digest: bytes, recorded: Recorded | None
+) -> Recorded | None:
+    """Say what a writer's batch is.
+
+    Args:
+        cursor: the writer's, locked.
+        identity: the batch's.
+        principal: who sends it.
+        digest: of its content.
+        recorded: what is known of its sequence, None when nothing is.
+
+    Returns:
+        None when the batch is the next one; the record when it is a duplicate.
+
+    Raises:
+        PermissionDenied: the writer is another principal's.
+        FailedPrecondition: FENCED, SEQUENCE_GAP or OUTCOME_EXPIRED.
+        InvalidArgument: SEQUENCE_REUSED.
+    """
+    if cursor.principal != principal:
+        raise not_owned(identity.writer_id)
+    if identity.epoch is not None and identity.epoch != cursor.epoch:
+        raise FailedPrecondition(
+            f"a later stream of writer {identity.writer_id!r} took over; do not reopen by yourself",
+            reason=ErrorReason.ERROR_REASON_FENCED,
+        )
+    expected = cursor.last_sequence + 1
+    if identity.sequence > expected:
+        raise FailedPrecondition(
+            f"sequence {expected} is missing before {identity.sequence}; send it first",
+            reason=ErrorReason.ERROR_REASON_SEQUENCE_GAP,
+            metadata={"expected": str(expected)},
+        )
+    if identity.sequence == expected:
+        return None
+    if recorded is None:
+        raise FailedPrecondition(
+            f"sequence {identity.sequence} was consumed, but its outcome is no longer kept; "
+            f"go on with {expected}",
+            reason=ErrorReason.ERROR_REASON_OUTCOME_EXPIRED,
+        )
+    if recorded.digest != digest:
+        raise InvalidArgument(
+            f"sequence {identity.sequence} was used with other content; a new batch needs {expected}",
+            reason=ErrorReason.ERROR_REASON_SEQUENCE_REUSED,
+            metadata={"sequence": str(identity.sequence)},
+        )
+    return recorded
+
+
+def not_owned(writer_id: str) -> DomainError:
+    """Return the error for a writer that another principal used first."""
+    return PermissionDenied(
+        f"writer {writer_id!r} belongs to another principal; choose another writer id",
+        reason=ErrorReason.ERROR_REASON_WRITER_NOT_OWNED,
+    )
+
+
+async def ensure(connection: Connection, owners: Mapping[CursorKey, str]) -> None:
+    """Insert absent cursors, each bound to its principal; to be run outside of a transaction.
+
+    FOR UPDATE locks nothing for an absent row, and within a transaction a second
+    process would wait for the first one's whole commit.
+    """
+    keys = sorted(owners)
+    await connection.execute(
+        """
+        INSERT INTO telemetry.writer_cursor (tenant_id, writer_id, principal)
+        SELECT tenant_id, writer_id, principal
+        FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted (tenant_id, writer_id, principal)
+        ON CONFLICT DO NOTHING
+        """,
+        [tenant for tenant, _ in keys],
+        [writer_id for _, writer_id in keys],
+        [owners[key] for key in keys],
+    )
+
+
+async def lock(connection: Connection, keys: Sequence[CursorKey]) -> dict[CursorKey, Cursor]:
+    """Lock those cursors that nobody else holds until the transaction ends."""
+    rows = await connection.fetch(
+        """
+        SELECT held.tenant_id, held.writer_id, held.principal, held.epoch, held.last_sequence
+        FROM telemetry.writer_cursor AS held
+        JOIN unnest($1::text[], $2::text[]) AS wanted (tenant_id, writer_id) USING (tenant_id, writer_id)
+        ORDER BY held.tenant_id, held.writer_id
+        FOR UPDATE OF held SKIP LOCKED
+        """,
+        [tenant for tenant, _ in keys],
+        [writer_id for _, writer_id in keys],
+    )
+    return {
+        (row["tenant_id"], row["writer_id"]): Cursor(row["principal"], row["epoch"], row["last_sequence"])
+        for row in rows
+    }
+
+
+async def recorded(
+    connection: Connection, sequences: Sequence[tuple[CursorKey, int]]
+) -> dict[tuple[CursorKey, int], Recorded]:
+    """Return what is kept of these sequences of locked cursors."""
+    rows = await connection.fetch(
+        """
+        SELECT kept.tenant_id, kept.writer_id, kept.sequence, kept.digest, kept.outcome
+        FROM telemetry.writer_outcome AS kept
+        JOIN unnest($1::text[], $2::text[], $3::bigint[]) AS wanted (tenant_id, writer_id, sequence)
+          ON kept.tenant_id = wanted.tenant_id AND kept.writer_id = wanted.writer_id
+         AND kept.slot = wanted.sequence % 256 AND kept.sequence = wanted.sequence
+        """,
+        [tenant for (tenant, _), _ in sequences],
+        [writer_id for (_, writer_id), _ in sequences],
+        [sequence for _, sequence in sequences],
+    )
+    return {
+        ((row["tenant_id"], row["writer_id"]), row["sequence"]): Recorded(row["digest"], row["outcome"])
+        for row in rows
+    }
+
+
+async def advance(connection: Connection, taken: Mapping[tuple[CursorKey, int], Recorded]) -> None:
+    """Move locked cursors to their last sequence taken, and record the outcomes.
+
+    Args:
+        connection: in the transaction that locked them.
+        taken: records by cursor and sequence, ascending per cursor.
+    """
+    last = dict(taken.keys())
+    await connection.execute(
+        """
+        UPDATE telemetry.writer_cursor AS held
+        SET last_sequence = taken.sequence
+        FROM unnest($1::text[], $2::text[], $3::bigint[]) AS taken (tenant_id, writer_id, sequence)
+        WHERE held.tenant_id = taken.tenant_id AND held.writer_id = taken.writer_id
+        """,
+        [tenant for tenant, _ in last],
+        [writer_id for _, writer_id in last],
+        list(last.values()),
+    )
+    # One statement may touch a slot of the ring once only.
+    ring = {(key, sequence % OUTCOMES_KEPT): sequence for key, sequence in taken}
+    kept = [(key, sequence) for (key, _), sequence in ring.items()]
+    await connection.execute(
+        """
+        INSERT INTO telemetry.writer_outcome (tenant_id, writer_id, slot, sequence, digest, outcome)
+        SELECT tenant_id, writer_id, sequence % 256, sequence, digest, outcome
+        FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[], $5::bytea[])
+            AS taken (tenant_id, writer_id, sequence, digest, outcome)
+        ON CONFLICT (tenant_id, writer_id, slot) DO UPDATE
+        SET sequence = excluded.sequence, digest = excluded.digest, outcome = excluded.outcome
+        """,
+        [tenant for (tenant, _), _ in kept],
+        [writer_id for (_, writer_id), _ in kept],
+        [sequence for _, sequence in kept],
+        [taken[entry].digest for entry in kept],
+        [taken[entry].outcome for entry in kept],
+    )
+
+
+async def open_cursor(connection: Connection, key: CursorKey, principal: str) -> OpenedCursor:
+    """Raise a writer's epoch under its lock, which fences its older streams.
+
+    Raises:
+        PermissionDenied: WRITER_NOT_OWNED.
+    """
+    await ensure(connection, {key: principal})
+    row = await connection.fetchrow(
+        """
+        UPDATE telemetry.writer_cursor
+        SET epoch = epoch + 1
+        WHERE tenant_id = $1 AND writer_id = $2 AND principal = $3
+        RETURNING epoch, last_sequence
+        """,
+        *key,
+        principal,
+    )
+    if row is None:
+        raise not_owned(key[1])
+    return OpenedCursor(row["epoch"], row["last_sequence"])

@@ -1,0 +1,163 @@
+"""Batches that wait to be committed: bounded, in the order they came."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meshkit.errors import DomainError, ResourceExhausted
+from telemetry_store.batch import Batch
+from telemetry_store.columns import Kind
+from telemetry_store.requests import WriteRequest, WriteResult
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_GROUP_SAMPLES = 500_000
+_GROUP_BATCHES = 4_096
+_BATCH_BYTES = 512  # Of a batch without samples.
+_OBJECT_BYTES = 64  # Of a Python string without its characters.
+_BUSY_RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    answer: asyncio.Future[WriteResult]
+    samples: int
+    size: int
+
+
+class WaitingBatches:
+    """Callers wait here for their answers, from `enter` until `settle`.
+
+    Args:
+        max_samples: most samples of all callers together.
+        max_bytes: most bytes of them. A batch that is alone is always let in.
+        refuse_when_closed: makes the error for callers that come too late.
+    """
+
+    def __init__(
+        self, *, max_samples: int, max_bytes: int, refuse_when_closed: Callable[[], DomainError]
+    ) -> None:
+        self._max_samples = max_samples
+        self._max_bytes = max_bytes
+        self._refuse_when_closed = refuse_when_closed
+        self._entries: dict[Batch, _Entry] = {}
+        self._queue: deque[Batch] = deque()
+        self._deferred: list[Batch] = []
+        self._samples = 0  # of all callers
+        self._bytes = 0
+        self._queued_samples = 0
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    async def enter(self, request: WriteRequest) -> WriteResult:
+        """Wait for a request's answer.
+
+        Raises:
+            ResourceExhausted: INGEST_BUSY.
+            DomainError: as the request was settled.
+        """
+        if self._closed:
+            raise self._refuse_when_closed()
+        samples = sum(len(columns) for columns in request.samples)
+        size = _size(request)
+        if self._entries:
+            self._check_limit("samples", self._max_samples, self._samples, samples)
+            self._check_limit("bytes", self._max_bytes, self._bytes, size)
+        batch = Batch(request)
+        entry = _Entry(asyncio.get_running_loop().create_future(), samples, size)
+        self._entries[batch] = entry
+        self._queue.append(batch)
+        self._samples += samples
+        self._bytes += size
+        self._queued_samples += samples
+        self._changed.set()
+        return await entry.answer
+
+    def settle(self, batch: Batch, answer: WriteResult | Exception) -> None:
+        """Answer a batch's caller, who may have gone; a second answer is ignored."""
+        entry = self._leave(batch)
+        if entry is None or entry.answer.done():
+            return
+        if isinstance(answer, Exception):
+            entry.answer.set_exception(answer)
+        else:
+            entry.answer.set_result(answer)
+
+    def settle_all(self, error: Callable[[], Exception]) -> None:
+        """Answer everybody who still waits."""
+        for batch in list(self._entries):
+            self.settle(batch, error())
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._closed = True
+        self._changed.set()
+
+    async def arrival(self) -> bool:
+        """Wait until something waits; False when closed and nothing does."""
+        while not self._queue and not self._deferred and not self._closed:
+            self._changed.clear()
+            await self._changed.wait()
+        return bool(self._queue or self._deferred)
+
+    async def reaches(self, samples: int) -> None:
+        """Wait until so many samples are queued."""
+        while self._queued_samples < samples:
+            self._changed.clear()
+            await self._changed.wait()
+
+    @property
+    def only_deferred(self) -> bool:
+        """Say whether nothing new has come."""
+        return not self._queue
+
+    def drain(self) -> list[Batch]:
+        """Take the next group, in arrival order, without those whose callers have gone."""
+        group: list[Batch] = []
+        samples = 0
+        while self._queue and len(group) < _GROUP_BATCHES and samples < _GROUP_SAMPLES:
+            batch = self._queue.popleft()
+            entry = self._entries[batch]
+            self._queued_samples -= entry.samples
+            if entry.answer.done():
+                self._leave(batch)
+                continue
+            samples += entry.samples
+            group.append(batch)
+        return group
+
+    def defer(self, batch: Batch) -> None:
+        """Keep a batch for the next group, before everything that came later."""
+        self._deferred.append(batch)
+        self._changed.set()
+
+    def take_deferred(self) -> list[Batch]:
+        """Return what was deferred, in arrival order."""
+        deferred, self._deferred = self._deferred, []
+        return deferred
+
+    def _leave(self, batch: Batch) -> _Entry | None:
+        entry = self._entries.pop(batch, None)
+        if entry is not None:
+            self._samples -= entry.samples
+            self._bytes -= entry.size
+        return entry
+
+    def _check_limit(self, what: str, limit: int, used: int, more: int) -> None:
+        if used + more > limit:
+            raise ResourceExhausted(
+                f"{used} {what} wait to be committed, and {more} more would pass the limit of {limit}; "
+                "retry later with the same identity",
+                reason=ErrorReason.ERROR_REASON_INGEST_BUSY,
+                metadata={"limit": str(limit), "used": str(used)},
+                retry_after_s=_BUSY_RETRY_S,
+            )
+
+
+def _size(request: WriteRequest) -> int:
+    size = _BATCH_BYTES + len(request.outcome) + len(request.refused_outcome)
+    for columns in request.samples:
+        size += columns.series.nbytes + columns.times.nbytes + columns.values.nbytes
+        if columns.kind is Kind.STRING:
+            size += sum(_OBJECT_BYTES + len(value) for value in columns.values.tolist())
+    return size

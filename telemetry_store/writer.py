@@ -1,0 +1,284 @@
+"""The telemetry writer: many callers' batches, one transaction after another.
+
+Callers wait; one task drains what waits into a group, prepares its rows while the last
+group commits, and commits it. What a group's failure means is decided here: content
+that PostgreSQL refuses is searched for and recorded as refused, everything else is
+transient and consumes nothing.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager, suppress
+from types import TracebackType
+from typing import Self
+
+import asyncpg
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, Span
+
+from meshkit.errors import DomainError, InvalidArgument, dependency_unavailable
+from meshkit.telemetry import tracer
+from telemetry_store import cursors
+from telemetry_store.batch import Batch, Prepared, prepare
+from telemetry_store.committer import DATABASE_ERRORS, Committer, ContentRefusedError, TransientError
+from telemetry_store.instances import Registration
+from telemetry_store.requests import (
+    OpenedCursor,
+    RequestIdentity,
+    WriteRequest,
+    WriteResult,
+    WriterIdentity,
+)
+from telemetry_store.waiting import WaitingBatches
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+__all__ = [
+    "OpenedCursor",
+    "RequestIdentity",
+    "TelemetryWriter",
+    "WriteRequest",
+    "WriteResult",
+    "WriterIdentity",
+]
+
+_log = structlog.get_logger()
+_WINDOW_S = 0.002
+_AHEAD_SAMPLES = 20_000  # From here on rows are worth preparing while another group commits.
+_THREAD_SAMPLES = 4_000  # From here on a thread is worth its switch.
+_SKIPPED_AT_MOST_S = 2.0
+_SKIPPED_RETRY_S = 0.02
+_ALONE_FOR_S = 60.0
+_DRAIN_S = 15.0
+_WAITING_SAMPLES = 4_000_000
+_WAITING_BYTES = 256 * 1024 * 1024
+
+
+class TelemetryWriter:
+    """Makes batches durable, exactly once for those with an identity.
+
+    Args:
+        pool: of the ingest role, with three connections or more; two are held.
+        max_waiting_samples: most samples in memory before callers are told to wait.
+        max_waiting_bytes: most bytes of them.
+        window_s: how long the first batch waits for others, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: asyncpg.Pool,
+        max_waiting_samples: int = _WAITING_SAMPLES,
+        max_waiting_bytes: int = _WAITING_BYTES,
+        window_s: float = _WINDOW_S,
+    ) -> None:
+        self._pool = pool
+        self._window_s = window_s
+        self._waiting = WaitingBatches(
+            max_samples=max_waiting_samples, max_bytes=max_waiting_bytes, refuse_when_closed=_stopping
+        )
+        self._registration = Registration(pool=pool)
+        self._committer = Committer(pool=pool, registration=self._registration, prepare=self._prepare)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._alone_until: dict[tuple[str, str], float] = {}
+        self._stack = AsyncExitStack()
+        self._running: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Begin to take batches; the database may still be away."""
+        self._stack.callback(self._thread.shutdown)
+        await self._stack.enter_async_context(self._registration)
+        await self._stack.enter_async_context(self._committer)
+        self._running = asyncio.create_task(self._run(), name="telemetry-writer")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take no more batches, commit those that wait, and close the instance."""
+        self._waiting.close()
+        if self._running is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_S):
+                    await self._running
+        self._waiting.settle_all(_stopping)
+        await self._stack.aclose()
+
+    async def write(self, request: WriteRequest) -> WriteResult:
+        """Commit a batch with others and return once it is durable.
+
+        Batches are taken in the order of the calls. Cancelling the call drops the batch
+        if it still waits; once its group is under way it may be committed all the same.
+
+        Raises:
+            FailedPrecondition: SEQUENCE_GAP, OUTCOME_EXPIRED or FENCED.
+            InvalidArgument: SEQUENCE_REUSED, REQUEST_ID_REUSED, or VALUE_REFUSED when
+                PostgreSQL refuses the identity itself.
+            PermissionDenied: WRITER_NOT_OWNED.
+            ResourceExhausted: INGEST_BUSY; nothing was taken.
+            Unavailable: DEPENDENCY_UNAVAILABLE; sent again under the same identity the
+                batch is committed once.
+        """
+        return await self._waiting.enter(request)
+
+    async def open_writer(self, *, tenant: str, principal: str, writer_id: str) -> OpenedCursor:
+        """Raise a writer's epoch, which fences its older streams, and return its place.
+
+        Raises:
+            PermissionDenied: WRITER_NOT_OWNED.
+            Unavailable: DEPENDENCY_UNAVAILABLE.
+        """
+        try:
+            async with self._pool.acquire() as connection:
+                return await cursors.open_cursor(connection, (tenant, writer_id), principal)
+        except DATABASE_ERRORS as error:
+            raise _database_away() from error
+
+    async def _run(self) -> None:
+        committing: asyncio.Task[None] | None = None
+        while True:
+            if not await self._waiting.arrival():  # Closed, and nothing waits …
+                if committing is None:
+                    return
+                await committing  # … unless this defers something.
+                committing = None
+                continue
+            if committing is None or committing.done():
+                await asyncio.sleep(_SKIPPED_RETRY_S if self._waiting.only_deferred else self._window_s)
+            else:
+                await self._worth_preparing_or(committing)
+            group = self._waiting.drain()
+            prepared = await self._prepare_ahead(group)
+            if committing is not None:
+                await committing
+            committing = asyncio.create_task(self._commit(group, prepared), name="telemetry-commit")
+
+    async def _worth_preparing_or(self, committing: asyncio.Task[None]) -> None:
+        """Wait for many samples, or for the end of the commit: small groups then become one."""
+        enough = asyncio.create_task(self._waiting.reaches(_AHEAD_SAMPLES))
+        await asyncio.wait((enough, committing), return_when=asyncio.FIRST_COMPLETED)
+        enough.cancel()
+
+    async def _prepare(self, batches: Sequence[Batch]) -> Prepared:
+        samples = sum(len(columns) for batch in batches for columns in batch.samples)
+        if samples < _THREAD_SAMPLES:
+            return prepare(batches)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, prepare, batches)
+
+    async def _prepare_ahead(self, batches: Sequence[Batch]) -> Prepared | None:
+        try:
+            return await self._prepare(batches)
+        except UnicodeEncodeError:
+            return None  # The commit meets it again, and looks for the batch.
+
+    async def _commit(self, group: list[Batch], prepared: Prepared | None) -> None:
+        group = self._waiting.take_deferred() + group
+        try:
+            for unit in self._units(group):
+                await self._commit_unit(unit, prepared)
+        except Exception as error:
+            # A defect; its callers are told, and the others' batches go on.
+            _log.exception("group failed")
+            for batch in group:
+                self._waiting.settle(batch, error)
+
+    def _units(self, group: Sequence[Batch]) -> list[list[Batch]]:
+        """Split a group: senders of bad content commit alone for a while."""
+        now = asyncio.get_running_loop().time()
+        self._alone_until = {sender: until for sender, until in self._alone_until.items() if until > now}
+        together: list[Batch] = []
+        alone: dict[tuple[str, str], list[Batch]] = {}
+        for batch in group:
+            if batch.sender in self._alone_until:
+                alone.setdefault(batch.sender, []).append(batch)
+            else:
+                together.append(batch)
+        return [unit for unit in (together, *alone.values()) if unit]
+
+    async def _commit_unit(self, batches: Sequence[Batch], prepared: Prepared | None) -> None:
+        try:
+            with _commit_span(batches) as span:
+                stored = await self._committer.commit(batches, prepared)
+                span.set_attribute("twinmesh.samples", stored.samples)
+                if stored.numbers is not None:
+                    span.set_attribute("twinmesh.instance", stored.numbers.instance)
+                    span.set_attribute("twinmesh.commit_no", stored.numbers.commit_no)
+                    span.set_attribute("twinmesh.order_no", stored.numbers.order_no)
+        except TransientError as error:
+            _log.warning("group was not committed", batches=len(batches), error=str(error))
+            for batch in batches:
+                self._waiting.settle(batch, _database_away())
+        except ContentRefusedError as error:
+            await self._search(batches, error)
+        else:
+            for batch in batches:
+                answer = stored.answers.get(batch)
+                if answer is None:
+                    self._defer(batch)
+                else:
+                    self._waiting.settle(batch, answer)
+
+    async def _search(self, batches: Sequence[Batch], error: ContentRefusedError) -> None:
+        """Halve a refused group until the bad batch is alone, and record its refusal.
+
+        The first half commits first, so a refusal is recorded before the same writer's
+        next batch.
+        """
+        if len(batches) > 1:
+            half = len(batches) // 2
+            await self._commit_unit(batches[:half], None)
+            await self._commit_unit(batches[half:], None)
+            return
+        batch = batches[0]
+        if batch.refused:
+            self._waiting.settle(batch, _identity_refused())
+            return
+        _log.warning("content refused", tenant=batch.request.tenant, sender=batch.sender[1], error=str(error))
+        batch.refused = True
+        self._alone_until[batch.sender] = asyncio.get_running_loop().time() + _ALONE_FOR_S
+        await self._commit_unit(batches, None)
+
+    def _defer(self, batch: Batch) -> None:
+        """Let a batch whose cursor is locked elsewhere wait for the next group, not for ever."""
+        now = asyncio.get_running_loop().time()
+        if batch.skipped_since is None:
+            batch.skipped_since = now
+        if now - batch.skipped_since <= _SKIPPED_AT_MOST_S:
+            self._waiting.defer(batch)
+            return
+        if batch.cursor_key is not None:
+            self._committer.forget(batch.cursor_key)
+        self._waiting.settle(batch, _database_away())
+
+
+@contextmanager
+def _commit_span(batches: Sequence[Batch]) -> Iterator[Span]:
+    """Trace a commit in the trace of its first recorded batch, linked to all of them."""
+    contexts = [batch.request.span for batch in batches if batch.request.span is not None]
+    recorded = [context for context in contexts if context.trace_flags.sampled]
+    if not recorded:
+        yield INVALID_SPAN
+        return
+    with tracer.start_as_current_span(
+        "telemetry.commit",
+        context=trace.set_span_in_context(NonRecordingSpan(recorded[0])),
+        links=[Link(context) for context in dict.fromkeys(recorded)],
+        attributes={"twinmesh.batches": len(batches)},
+    ) as span:
+        yield span
+
+
+def _database_away() -> DomainError:
+    return dependency_unavailable("postgresql")
+
+
+def _stopping() -> DomainError:
+    return dependency_unavailable("ingest_svc")
+
+
+def _identity_refused() -> DomainError:
+    return InvalidArgument(
+        "the database refuses the request id or writer id itself; choose another",
+        reason=ErrorReason.ERROR_REASON_VALUE_REFUSED,
+    )

@@ -1,0 +1,201 @@
+"""The merge and the COPY rows against a plain model, byte by byte."""
+
+import functools
+import math
+import struct
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind, KindColumns
+from telemetry_store.copy import COLUMNS, CopyPayload, encode
+from telemetry_store.merge import merge
+
+Sample = tuple[int, int, Any]  # series, time, value
+Row = tuple[str, int, int, int, list[int], Kind, list[Any]]
+
+_INT64 = st.integers(-(2**63), 2**63 - 1)
+_FLOAT = st.floats(allow_nan=False)
+_VALUES: dict[Kind, st.SearchStrategy[Any]] = {
+    Kind.DOUBLE: _FLOAT,
+    Kind.INT: _INT64,
+    Kind.BOOL: st.booleans(),
+    Kind.STRING: st.text(max_size=8),
+    Kind.POINT: st.tuples(_FLOAT, _FLOAT, _FLOAT),
+}
+_DTYPES: dict[Kind, Any] = {
+    Kind.DOUBLE: np.float64,
+    Kind.INT: np.int64,
+    Kind.BOOL: np.bool_,
+    Kind.STRING: object,
+}
+# Few series and times near hour and day boundaries, so that samples meet.
+_TIMES = st.builds(
+    lambda base, offset: base + offset,
+    st.sampled_from([0, MICROS_PER_HOUR, MICROS_PER_DAY, 500_000 * MICROS_PER_HOUR, -MICROS_PER_HOUR]),
+    st.integers(-3, 3),
+)
+_TENANTS = ("demo", "a", "acme", "größe")
+
+
+def columns(kind: Kind, samples: Sequence[Sample]) -> KindColumns:
+    if kind is Kind.POINT:
+        values = np.array([value for *_, value in samples], dtype=np.float64).reshape(len(samples), 3)
+    else:
+        values = np.empty(len(samples), dtype=_DTYPES[kind])
+        values[:] = [value for *_, value in samples]
+    return KindColumns(
+        kind,
+        np.array([series for series, *_ in samples], dtype=np.int32),
+        np.array([time for _, time, _ in samples], dtype=np.int64),
+        values,
+    )
+
+
+def _series_of(tenant: int, place: int) -> int:
+    return place * len(_TENANTS) + tenant
+
+
+@st.composite
+def parts_of(draw: st.DrawFn, kind: Kind) -> list[tuple[str, list[Sample]]]:
+    """Return parts in arrival order; a series belongs to one tenant."""
+    parts = []
+    for number in range(draw(st.integers(1, 5))):
+        tenant = draw(st.integers(0, len(_TENANTS) - 1))
+        series = st.integers(0, 3).map(functools.partial(_series_of, tenant))
+        samples = draw(
+            st.lists(st.tuples(series, _TIMES, _VALUES[kind]), min_size=0 if number else 1, max_size=12)
+        )
+        parts.append((_TENANTS[tenant], samples))
+    return parts
+
+
+def expected_rows(kind: Kind, parts: Sequence[tuple[str, Sequence[Sample]]]) -> list[Row]:
+    latest: dict[tuple[int, int], Any] = {}
+    tenant_of = {}
+    for tenant, samples in parts:
+        for series, time, value in samples:
+            latest[series, time] = value
+            tenant_of[series] = tenant
+    runs: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for series, time in sorted(latest):
+        runs[series, time // MICROS_PER_HOUR].append(time)
+    return [
+        (
+            tenant_of[series],
+            series,
+            times[0],
+            times[-1],
+            times,
+            kind,
+            [latest[series, time] for time in times],
+        )
+        for (series, _), times in runs.items()
+    ]
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, form: str) -> Any:
+        values = struct.unpack_from(f">{form}", self.data, self.at)
+        self.at += struct.calcsize(f">{form}")
+        return values[0]
+
+    def field(self) -> bytes | None:
+        size = self.take("i")
+        if size == -1:
+            return None
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+
+def _array(data: bytes, oid: int, form: str | None) -> list[Any]:
+    reader = _Reader(data)
+    assert (reader.take("i"), reader.take("i"), reader.take("i")) == (1, 0, oid)
+    length = reader.take("i")
+    assert reader.take("i") == 1
+    items = [reader.field() for _ in range(length)]
+    assert reader.at == len(data)
+    assert None not in items
+    return [
+        item.decode() if form is None else struct.unpack(f">{form}", item)[0]
+        for item in items
+        if item is not None
+    ]
+
+
+def decoded(payload: CopyPayload) -> Iterator[Row]:
+    """Read the COPY stream back, checking all that is not a row's content."""
+    reader = _Reader(b"".join(payload.stamped(instance=7, commit_no=2**40, order_no=-(2**60))))
+    assert reader.data.startswith(b"PGCOPY\n\xff\r\n\0" + bytes(8))
+    reader.at = 19
+    while (fields := reader.take("h")) != -1:
+        assert fields == len(COLUMNS)
+        row = dict(zip(COLUMNS, [reader.field() for _ in COLUMNS], strict=True))
+        assert struct.unpack(">i", row["instance"] or b"") == (7,)
+        assert struct.unpack(">q", row["commit_no"] or b"") == (2**40,)
+        assert struct.unpack(">q", row["order_no"] or b"") == (-(2**60),)
+        set_columns = [name for name in COLUMNS[5:10] if row[name] is not None]
+        assert len(set_columns) == 1
+        kind, oid, form = {
+            "doubles": (Kind.DOUBLE, 701, "d"),
+            "ints": (Kind.INT, 20, "q"),
+            "bools": (Kind.BOOL, 16, "?"),
+            "strings": (Kind.STRING, 25, None),
+            "points": (Kind.POINT, 701, "d"),
+        }[set_columns[0]]
+        values = _array(row[set_columns[0]] or b"", oid, form)
+        if kind is Kind.POINT:
+            values = [tuple(values[place : place + 3]) for place in range(0, len(values), 3)]
+        yield (
+            (row["tenant_id"] or b"").decode(),
+            struct.unpack(">i", row["series_id"] or b"")[0],
+            struct.unpack(">q", row["start_time"] or b"")[0],
+            struct.unpack(">q", row["end_time"] or b"")[0],
+            _array(row["times"] or b"", 20, "q"),
+            kind,
+            values,
+        )
+    assert reader.at == len(reader.data)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@given(data=st.data())
+def test_rows_are_the_last_of_equal_samples_in_runs_within_an_hour(kind: Kind, data: st.DataObject) -> None:
+    parts = data.draw(parts_of(kind))
+    runs = merge([columns(kind, samples) for _, samples in parts])
+    rows = list(decoded(encode([(runs, [tenant for tenant, _ in parts])])))
+    assert sorted(rows, key=lambda row: row[1:3]) == expected_rows(kind, parts)
+
+
+def test_kinds_share_one_payload() -> None:
+    double = merge([columns(Kind.DOUBLE, [(1, 5, 1.5)])])
+    text = merge([columns(Kind.STRING, [(2, 6, "open")]), columns(Kind.STRING, [(3, 6, "")])])
+    rows = list(decoded(encode([(double, ["demo"]), (text, ["demo", "acme"])])))
+    assert rows == [
+        ("demo", 1, 5, 5, [5], Kind.DOUBLE, [1.5]),
+        ("demo", 2, 6, 6, [6], Kind.STRING, ["open"]),
+        ("acme", 3, 6, 6, [6], Kind.STRING, [""]),
+    ]
+
+
+def test_an_absent_altitude_stays_not_a_number() -> None:
+    runs = merge([columns(Kind.POINT, [(1, 5, (52.5, 13.4, math.nan))])])
+    [(*_, [(latitude, longitude, altitude)])] = decoded(encode([(runs, ["demo"])]))
+    assert (latitude, longitude) == (52.5, 13.4)
+    assert math.isnan(altitude)
+
+
+def test_a_payload_may_be_stamped_again() -> None:
+    payload = encode([(merge([columns(Kind.INT, [(1, 5, 4)])]), ["demo"])])
+    first = b"".join(payload.stamped(instance=1, commit_no=1, order_no=1))
+    assert b"".join(payload.stamped(instance=2, commit_no=9, order_no=9)) != first
+    assert b"".join(payload.stamped(instance=1, commit_no=1, order_no=1)) == first
