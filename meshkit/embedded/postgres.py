@@ -61,6 +61,8 @@ _WORTH_ANOTHER_TRY = (
     "could not create any TCP/IP sockets",
 )
 _TRY_SECONDS = 30.0
+# Fast shutdown, immediate shutdown, and the end.
+_LEFTOVER_SIGNALS = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
 # Recovery after a crash replays up to max_wal_size.
 _READY_SECONDS = 120.0
 
@@ -181,23 +183,38 @@ class EmbeddedPostgres(Part):
         yield from self._end_leftover()
 
     def _end_leftover(self) -> Iterator[None]:
-        """A server whose owner was killed may still be closing, or may not have noticed."""
-        pid_file = self._data / "postmaster.pid"
-        with contextlib.suppress(OSError, ValueError, IndexError, psutil.Error):
-            leftover = psutil.Process(int(pid_file.read_text().splitlines()[0]))
-            if str(self._data) not in leftover.cmdline():
-                # Its id was given to somebody else, whom the server would take for itself.
-                pid_file.unlink()
+        """A server whose owner was killed may still be closing, or may not have noticed.
+
+        The server itself would take anybody who has the id in the lock file for its
+        predecessor: a stranger who got the same id, or a dead process nobody reaped.
+        """
+        lock_file = self._data / "postmaster.pid"
+        if not lock_file.exists():
+            return
+        for number, seconds in _LEFTOVER_SIGNALS:
+            deadline = time.monotonic() + seconds
+            signalled: set[int] = set()
+            while left := self._processes_on_data():
+                for process in left:
+                    if process.pid not in signalled:
+                        signalled.add(process.pid)
+                        _send(process, number)
+                if time.monotonic() > deadline:
+                    break
+                yield
+            else:
+                lock_file.unlink(missing_ok=True)
                 return
-            for number, seconds in ((signal.SIGINT, 20.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0)):
-                leftover.send_signal(number)
-                deadline = time.monotonic() + seconds
-                while leftover.is_running() and leftover.status() != psutil.STATUS_ZOMBIE:
-                    if time.monotonic() > deadline:
-                        break
-                    yield
-                else:
-                    return
+        raise PartFailedError(self.name, f"processes of an earlier start still use {self._data}")
+
+    def _processes_on_data(self) -> list[psutil.Process]:
+        """The server, or its children if they outlived it: all of them work in the data folder."""
+        found: dict[int, tuple[psutil.Process, int]] = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(self._data):
+                    found[process.pid] = (process, process.ppid())
+        return [process for process, parent in found.values() if parent not in found]
 
     def _make_cluster(self) -> Iterator[None]:
         folder = self._folder
@@ -224,7 +241,7 @@ class EmbeddedPostgres(Part):
             while initdb.exit_code is None:
                 yield
         finally:
-            initdb.signal(signal.SIGKILL)
+            initdb.kill()
         if initdb.exit_code != 0:
             raise PartFailedError(
                 self.name, f"initdb ended with code {initdb.exit_code}", log_tail=initdb.log_tail()
@@ -305,3 +322,8 @@ class EmbeddedPostgres(Part):
         foreign = ("PG", "LC_", "LANG")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return {**kept, "LC_ALL": "C", "HOME": str(self._folder)}
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)

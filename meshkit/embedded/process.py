@@ -90,6 +90,12 @@ class ChildProcess:
         if self._popen is not None:
             self._popen.send_signal(number)
 
+    def kill(self) -> None:
+        """Ends the process at once and waits until it is gone."""
+        if self._popen is not None:
+            self._popen.kill()
+            self._popen.wait()
+
     def stopping(self) -> Iterator[None]:
         """Ends the process; yields whenever it wants to wait."""
         for number, seconds in (*self._stop_signals, (signal.SIGKILL, _KILL_SECONDS)):
