@@ -1,0 +1,104 @@
+"""asset_svc in this process, on its own database, with a stand-in for auth_svc."""
+
+import base64
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import pytest
+
+from asset_svc.app import app
+from asset_svc.config import AssetSettings
+from meshkit.client import service_channel
+from meshkit.clock import SystemClock
+from meshkit.identity import ServiceTokens
+from meshkit.testing.auth import TokenMint, bearer
+from meshkit.testing.database import TestDatabase
+from twinmesh.asset.v1 import (
+    asset_service_pb2_grpc,
+    asset_type_service_pb2_grpc,
+    device_service_pb2_grpc,
+    device_type_service_pb2_grpc,
+    profile_service_pb2_grpc,
+)
+from twinmesh.asset.v1.device_service_pb2 import CreateDeviceRequest, Device
+from twinmesh.asset.v1.device_type_service_pb2 import CreateDeviceTypeRequest, DeviceType
+
+ROOT = bytes(range(32))
+EVERYTHING = tuple(
+    f"{resource}:{verb}"
+    for resource in ("device", "device_type", "asset", "asset_type")
+    for verb in ("read", "write")
+)
+
+
+class _Credential(grpc.aio.UnaryUnaryClientInterceptor):
+    def __init__(self, token: str) -> None:
+        self._metadata = bearer(token)
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        details = client_call_details._replace(metadata=grpc.aio.Metadata(*self._metadata))
+        return await continuation(details, request)
+
+
+class Caller:
+    """Stubs of one caller."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.devices = device_service_pb2_grpc.DeviceServiceStub(channel)
+        self.device_types = device_type_service_pb2_grpc.DeviceTypeServiceStub(channel)
+        self.assets = asset_service_pb2_grpc.AssetServiceStub(channel)
+        self.asset_types = asset_type_service_pb2_grpc.AssetTypeServiceStub(channel)
+
+    async def add_type(self, type_id: str = "sensor") -> DeviceType:
+        return await self.device_types.CreateDeviceType(
+            CreateDeviceTypeRequest(device_type=DeviceType(id=type_id))
+        )
+
+    async def add_device(self, device_id: str, type_id: str = "sensor", **fields: Any) -> Device:
+        device = Device(id=device_id, device_type_id=type_id, **fields)
+        return await self.devices.CreateDevice(CreateDeviceRequest(device=device))
+
+
+Connect = Callable[..., Caller]
+
+
+@pytest.fixture
+async def asset_address(database: TestDatabase, nats_url: str, auth_address: str) -> AsyncIterator[str]:
+    settings = AssetSettings(
+        service_database_url=database.url("twinmesh_asset"),
+        nats_url=nats_url,
+        mesh_secret=base64.urlsafe_b64encode(ROOT).decode(),
+        auth_address=auth_address,
+    )
+    async with app(settings) as port:
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture
+async def connect(asset_address: str, mint: TokenMint) -> AsyncIterator[Connect]:
+    """Connects a caller of a tenant with permissions."""
+    async with AsyncExitStack() as channels:
+
+        def connect(tenant: str, permissions: Iterable[str] = EVERYTHING) -> Caller:
+            credential = _Credential(mint.token(tenant=tenant, permissions=permissions))
+            channel = grpc.aio.insecure_channel(asset_address, interceptors=[credential])
+            channels.push_async_callback(channel.close)
+            return Caller(channel)
+
+        yield connect
+
+
+@pytest.fixture
+def caller(connect: Connect) -> Caller:
+    """May do everything in tenant `demo`."""
+    return connect("demo")
+
+
+@pytest.fixture
+async def profiles(asset_address: str) -> AsyncIterator[Any]:
+    """ProfileService as another service calls it."""
+    tokens = ServiceTokens(service="ingest_svc", mesh_secret=ROOT, clock=SystemClock())
+    async with service_channel(asset_address, tokens=tokens) as channel:
+        yield profile_service_pb2_grpc.ProfileServiceStub(channel)
