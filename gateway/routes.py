@@ -13,7 +13,7 @@ _UPSTREAM_OF_PACKAGE = {
     "twinmesh.ingest.v1": Upstream.INGEST.value,
     "twinmesh.twin.v1": Upstream.TWIN.value,
     # Tells which part is away, so it must be asked even then.
-    "twinmesh.mesh.v1": unchecked(Upstream.ASSET),
+    "twinmesh.mesh.v1": unchecked(Upstream.AUTH),
 }
 # One service describes the whole contract; it too may be asked while it is not ready.
 _REFLECTION_UPSTREAM = unchecked(Upstream.ASSET)

@@ -235,6 +235,7 @@ def auth_svc(arrivals: Arrivals, mint: TokenMint, *, port: int = 0) -> AbstractC
         lambda server: external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
             KeyChecks(arrivals, mint), server
         ),
+        lambda server: health_service_pb2_grpc.add_HealthServiceServicer_to_server(MeshHealth(), server),
     )
 
 
@@ -247,7 +248,6 @@ def asset_svc(arrivals: Arrivals, *, port: int = 0) -> AbstractContextManager[in
         lambda server: profile_service_pb2_grpc.add_ProfileServiceServicer_to_server(
             Profiles(arrivals), server
         ),
-        lambda server: health_service_pb2_grpc.add_HealthServiceServicer_to_server(MeshHealth(), server),
         lambda server: reflection.enable_server_reflection(names, server),
     )
 

@@ -4,6 +4,7 @@ import json
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from typing import Any
 
 import jwt
 import pytest
@@ -25,7 +26,7 @@ def _symmetric(token: str, key: str) -> str:
     return jwt.encode(claims, key, algorithm="HS256", headers={"kid": "test-key", "typ": "at+jwt"})
 
 
-def _minted(**claims: object) -> Callable[[Gateway], str]:
+def _minted(**claims: Any) -> Callable[[Gateway], str]:
     return lambda gateway: gateway.mint.token(tenant=TENANT, permissions=[], **claims)
 
 

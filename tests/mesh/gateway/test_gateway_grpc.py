@@ -2,7 +2,8 @@
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import grpc
 import httpx
@@ -25,6 +26,10 @@ from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 LIST_DEVICES = "/twinmesh.asset.v1.DeviceService/ListDevices"
 
 
+def metadata_value(metadata: Iterable[Any], key: str) -> str:
+    return str({each.key: each.value for each in metadata}[key])
+
+
 def test_unary_with_its_deadline(gateway: Gateway) -> None:
     devices = device_service_pb2_grpc.DeviceServiceStub(gateway.channel)
     request = device_service_pb2.GetDeviceRequest(id="x")
@@ -33,7 +38,7 @@ def test_unary_with_its_deadline(gateway: Gateway) -> None:
     deadline = gateway.arrivals.deadlines[-1]
     assert deadline is not None
     assert 0 < deadline <= 17
-    assert len(dict(call.initial_metadata())["x-trace-id"]) == 32
+    assert len(metadata_value(call.initial_metadata(), "x-trace-id")) == 32
 
 
 def test_api_key(gateway: Gateway) -> None:
@@ -72,7 +77,7 @@ def test_refusals_are_statuses_with_details(gateway: Gateway, credential: str | 
         devices.ListDevices(device_service_pb2.ListDevicesRequest(), metadata=metadata)
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert info_of(refused.value).reason == expected
-    assert "x-trace-id" in dict(refused.value.trailing_metadata())
+    assert len(metadata_value(refused.value.trailing_metadata(), "x-trace-id")) == 32
 
 
 def test_errors_of_services_pass_unchanged(gateway: Gateway) -> None:
@@ -99,14 +104,14 @@ def test_services_for_services_are_not_reachable(gateway: Gateway) -> None:
 
 
 def test_health_of_a_service_is_not_routed(gateway: Gateway) -> None:
-    health = health_pb2_grpc.HealthStub(gateway.channel)
+    health: Any = health_pb2_grpc.HealthStub(gateway.channel)
     with pytest.raises(grpc.RpcError) as refused:
         health.Check(health_pb2.HealthCheckRequest(), metadata=gateway.metadata)
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_reflection_needs_a_token(gateway: Gateway) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(gateway.channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(gateway.channel)
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="twinmesh.asset.v1.DeviceService")
     with pytest.raises(grpc.RpcError) as refused:
         list(stub.ServerReflectionInfo(iter([request])))

@@ -47,7 +47,7 @@ def test_services_may_start_after_the_gateway_and_come_and_go(start_gateway: Sta
     _is_away(gateway, "/v1/devices", f"Bearer {GOOD_KEY}", "auth_svc")
     ready = gateway.http.get("/healthz/ready")
     assert ready.status_code == 503
-    assert detail(ready, "ErrorInfo")["metadata"] == {"dependency": "asset_svc"}
+    assert detail(ready, "ErrorInfo")["metadata"] == {"dependency": "auth_svc"}
 
     with neighbours.auth_svc(arrivals, mint, port=auth):
         _until(lambda: _dependency(gateway, bearer) == "asset_svc")

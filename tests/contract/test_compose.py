@@ -1,0 +1,185 @@
+"""compose.yaml and what it mounts, as far as they can be tried without a container engine."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.contract import CONTRACT, read_contract
+from meshkit import secrets
+from meshkit.embedded import binaries
+from twinmesh_cli.database import role_password
+from twinmesh_cli.owners import OWNERS
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?P<rule>:[-?])?(?P<rest>[^}]*)\}")
+SECRETS = {"TWINMESH_MESH_SECRET", "POSTGRES_PASSWORD", "NATS_PASSWORD", "TWINMESH_ADMIN_PASSWORD"}
+ROOT_SECRET = "A" * 43
+
+
+def example() -> dict[str, str]:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def interpolated(text: str) -> str:
+    """The text as compose reads it with the example's settings."""
+    settings = example()
+
+    def value(match: re.Match[str]) -> str:
+        set_to = settings.get(match["name"], "")
+        return set_to or (match["rest"] if match["rule"] == ":-" else "")
+
+    return VARIABLE.sub(value, text)
+
+
+def test_follows_the_compose_specification() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, ROOT / "compose.yaml"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_variable_is_in_the_example_and_the_other_way_round() -> None:
+    used = {match["name"] for match in VARIABLE.finditer((ROOT / "compose.yaml").read_text())}
+    assert used == set(example())
+
+
+def test_secrets_have_no_default() -> None:
+    for match in VARIABLE.finditer((ROOT / "compose.yaml").read_text()):
+        if match["name"] in SECRETS:
+            assert match["rule"] == ":?", match[0]
+        else:
+            assert match["rule"] == ":-", match[0]
+            assert match["rest"] == example()[match["name"]], match[0]
+    assert {name for name, value in example().items() if not value} >= SECRETS
+
+
+def test_what_is_referred_to_is_there() -> None:
+    for name, service in SERVICES.items():
+        for needed, how in service.get("depends_on", {}).items():
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in SERVICES[needed], f"{name} waits for the health of {needed}"
+            if how["condition"] == "service_completed_successfully":
+                assert SERVICES[needed].get("restart") != "unless-stopped", f"{needed} never completes"
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (ROOT / source).is_file() if source.startswith("./") else source in COMPOSE["volumes"]
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    for line in dockerfile.splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            assert all((ROOT / source).exists() for source in line.split()[1:-1]), line
+
+
+def test_ports_are_published_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {"gateway", "nats"}
+    for ports in published.values():
+        assert all(interpolated(port).startswith("127.0.0.1:") for port in ports)
+
+
+def test_services_are_told_roles_that_migrations_make() -> None:
+    made = {role.name for owner in OWNERS for role in owner.roles}
+    told = set()
+    for service in SERVICES.values():
+        for argument in service.get("command", []):
+            variable, _, role = argument.partition("=")
+            if variable.endswith("_DATABASE_URL"):
+                assert role in made
+                told.add(role)
+    assert told == made
+
+
+def test_a_service_is_run_with_its_roles_url(tmp_path: Path) -> None:
+    (tmp_path / "shows.py").write_text("import os; print(os.environ['TWINMESH_SERVICE_DATABASE_URL'])")
+    shown = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "deploy" / "run_service.py",
+            "shows",
+            "TWINMESH_SERVICE_DATABASE_URL=twinmesh_auth",
+        ],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(tmp_path),
+            "TWINMESH_MESH_SECRET": ROOT_SECRET,
+            "TWINMESH_DATABASE": SERVICES["auth_svc"]["environment"]["TWINMESH_DATABASE"],
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    password = role_password(secrets.decode_root(ROOT_SECRET), "twinmesh_auth")
+    assert shown.stdout.strip() == f"postgresql://twinmesh_auth:{password}@postgres:5432/twinmesh"
+
+
+@pytest.fixture
+def rendered(short_home: Path) -> Path:
+    """The folder that the step `gateway-config` fills."""
+    step = SERVICES["gateway-config"]
+    environment = {name: interpolated(str(value)) for name, value in step["environment"].items()}
+    assert step["command"][1:] == ["-m", "gateway.render", "/gateway"]
+    subprocess.run(
+        [sys.executable, "-m", "gateway.render", short_home],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environment},
+        check=True,
+    )
+    return short_home
+
+
+def test_envoy_accepts_the_gateways_configuration(rendered: Path) -> None:
+    envoy, config = str(binaries.envoy(None)), str(rendered / "envoy.json")
+    command = [envoy, "--mode", "validate", "--config-path", config]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_gateway_reaches_services_by_name(rendered: Path) -> None:
+    config = json.loads((rendered / "envoy.json").read_text())
+    clusters = {cluster["name"]: cluster for cluster in config["static_resources"]["clusters"]}
+    for name in ("auth_svc", "asset_svc", "ingest_svc", "twin_svc", "otlp"):
+        (locality,) = clusters[name]["load_assignment"]["endpoints"]
+        (host,) = locality["lb_endpoints"]
+        address = host["endpoint"]["address"]["socket_address"]
+        assert clusters[name]["type"] == "STRICT_DNS"
+        assert address["address"] in SERVICES
+    assert read_contract(rendered / "contract.binpb") == read_contract(CONTRACT)
+    admin = config["admin"]["address"]["socket_address"]
+    assert admin["address"] == "127.0.0.1"
+
+
+def test_nats_accepts_its_configuration() -> None:
+    done = subprocess.run(
+        [binaries.nats_server(None), "-t", "-c", ROOT / "deploy" / "nats.conf"],
+        env={"NATS_PASSWORD": "n0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_collectors_pipelines_name_what_is_defined() -> None:
+    collector = yaml.safe_load((ROOT / "deploy" / "otel-collector.yaml").read_text())
+    for pipeline in collector["service"]["pipelines"].values():
+        for kind in ("receivers", "processors", "exporters"):
+            assert set(pipeline[kind]) <= set(collector[kind])
+    grpc_port = collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rpartition(":")[2]
+    endpoint = SERVICES["gateway-config"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"]
+    assert endpoint == f"http://otel-collector:{grpc_port}"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the gateway's image has bash, this machine has not")
+def test_the_gateways_health_check_is_a_valid_script() -> None:
+    script = SERVICES["gateway"]["healthcheck"]["test"][3]
+    assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0

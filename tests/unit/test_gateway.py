@@ -1,0 +1,133 @@
+"""What the rendered gateway says, without running it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.contract import CONTRACT, read_contract
+from gateway.render import render
+from gateway.settings import Endpoint, GatewayEnvironment, GatewaySettings, Upstream
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+ADDRESSES = {f"TWINMESH_{name}_ADDRESS": "127.0.0.1:1" for name in ("AUTH", "ASSET", "INGEST", "TWIN")}
+
+
+def rendered(**changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "bind": "127.0.0.1",
+        "port": 1,
+        "admin_port": 2,
+        "jwks_port": 3,
+        "upstreams": {each: [Endpoint("127.0.0.1", 4)] for each in Upstream},
+        "descriptor_path": CONTRACT,
+        **changes,
+    }
+    return render(GatewaySettings(**settings))
+
+
+def walk(node: Any) -> Any:
+    yield node
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        yield from walk(child)
+
+
+def cluster(config: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = [each for each in config["static_resources"]["clusters"] if each["name"] == name]
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("localhost:80", "localhost", 80),
+        ("[::1]:8080", "::1", 8080),
+        ("http://collector:4317", "collector", 4317),
+        ("http://collector:4317/", "collector", 4317),
+    ],
+)
+def test_endpoints_are_read(text: str, host: str, port: int) -> None:
+    assert Endpoint.parse(text) == Endpoint(host, port)
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:0", "host:65536", "host:http"])
+def test_wrong_endpoints_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not host:port"):
+        Endpoint.parse(text)
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not [node for node in walk(rendered()) if isinstance(node, str) and "${" in node]
+    assert None not in list(walk(rendered()))
+
+
+def test_rendering_is_a_function_of_the_settings() -> None:
+    assert rendered() == rendered()
+
+
+def test_clusters_know_addresses_and_names() -> None:
+    assert cluster(rendered(), "twin_svc")["type"] == "STATIC"
+    named = {each: [Endpoint("twin", 1), Endpoint("twin", 2)] for each in Upstream}
+    twin = cluster(rendered(upstreams=named), "twin_svc")
+    assert twin["type"] == "STRICT_DNS"
+    assert len(twin["load_assignment"]["endpoints"][0]["lb_endpoints"]) == 2
+
+
+def test_without_a_receiver_nothing_is_recorded() -> None:
+    def sampled(config: dict[str, Any]) -> float:
+        (edge, _) = config["static_resources"]["listeners"]
+        manager = edge["filter_chains"][0]["filters"][0]["typed_config"]
+        return float(manager["tracing"]["random_sampling"]["value"])
+
+    assert sampled(rendered(trace_sample_ratio=0.25)) == 0
+    assert sampled(rendered(trace_sample_ratio=0.25, otlp=Endpoint("127.0.0.1", 5))) == 25
+
+
+def test_reasons_are_those_of_the_contract() -> None:
+    reasons = {node["reason"] for node in walk(rendered()) if isinstance(node, dict) and "reason" in node}
+    assert reasons >= {"TOKEN_INVALID", "ROUTE_NOT_FOUND", "RATE_LIMITED"}
+    assert {f"ERROR_REASON_{reason}" for reason in reasons} <= set(ErrorReason.keys())
+
+
+def test_every_reachable_rpc_has_a_route_and_streams_no_limit() -> None:
+    contract = read_contract(CONTRACT)
+    assert "twinmesh.asset.v1.ProfileService" not in contract.services
+    (edge, _) = rendered()["static_resources"]["listeners"]
+    manager = edge["filter_chains"][0]["filters"][0]["typed_config"]
+    (host,) = manager["route_config"]["virtual_hosts"]
+    routes = {route["match"].get("path"): route for route in host["routes"]}
+    for rpc in contract.rpcs:
+        limit = routes[rpc.path]["route"]["max_stream_duration"]["max_stream_duration"]
+        assert (limit == "0s") is rpc.streaming, rpc.path
+        retried = routes[rpc.path]["route"].get("retry_policy", {}).get("retry_on", "").split(",")
+        assert ("reset" in retried) is (rpc.idempotent and not rpc.streaming), rpc.path
+
+
+def test_the_environment_makes_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ADDRESSES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TWINMESH_ASSET_ADDRESS", "one:1,two:2")
+    monkeypatch.setenv("TWINMESH_CORS_ORIGINS", "https://a.example, https://b.example")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317")
+    settings = GatewayEnvironment().settings(descriptor_path=Path("contract.binpb"))
+    assert settings.upstreams[Upstream.ASSET] == (Endpoint("one", 1), Endpoint("two", 2))
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert settings.otlp == Endpoint("collector", 4317)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TWINMESH_AUTH_ADDRESS", "nowhere"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector"),
+        ("TWINMESH_TRACE_SAMPLE_RATIO", "2"),
+        ("TWINMESH_GATEWAY_PORT", "0"),
+    ],
+)
+def test_a_wrong_environment_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    for variable, address in ADDRESSES.items():
+        monkeypatch.setenv(variable, address)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="validation error"):
+        GatewayEnvironment()
