@@ -1,0 +1,63 @@
+"""The only place where the maintenance worker's parts meet."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import asyncpg
+
+from meshkit import db
+from meshkit.client import fetch_keys_from, service_channel
+from meshkit.clock import SystemClock
+from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.server import running_server
+from telemetry_store.maintenance.backfills import expire_backfills
+from telemetry_store.maintenance.config import MaintenanceSettings
+from telemetry_store.maintenance.instances import close_dead_instances
+from telemetry_store.maintenance.partitions import (
+    drop_request_windows,
+    ensure_request_windows,
+    ensure_segment_days,
+)
+from telemetry_store.maintenance.worker import Step, Worker
+
+SERVICE = "maintenance"
+
+
+def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
+    """Return all that maintenance does: name, seconds between runs, work."""
+    return (
+        Step(
+            "segment_days",
+            300,
+            partial(ensure_segment_days, pool, late_window_days=settings.late_window_days),
+        ),
+        Step("request_windows_ahead", 60, partial(ensure_request_windows, pool)),
+        Step("request_windows_kept", 60, partial(drop_request_windows, pool, keep=settings.request_ids_kept)),
+        Step("dead_instances", 2, partial(close_dead_instances, pool)),
+        Step("backfills", 60, partial(expire_backfills, pool)),
+    )
+
+
+@asynccontextmanager
+async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
+    """Run the worker while the context is open; yields its health port."""
+    clock = SystemClock()
+    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    async with (
+        db.pool(settings.database_url, application=SERVICE) as pool,
+        service_channel(settings.auth_address, tokens=tokens) as auth_channel,
+    ):
+        worker = Worker(pool=pool, steps=steps(pool, settings))
+        async with (
+            worker.running(),
+            running_server(
+                listen=settings.listen,
+                registrations=(),
+                verifier=TokenVerifier(
+                    fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
+                ),
+                checks={"postgresql": lambda: pool.fetchval("SELECT 1"), "maintenance": worker.check},
+            ) as port,
+        ):
+            yield port

@@ -1,0 +1,23 @@
+"""Settings of the maintenance worker."""
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from meshkit.config import ServiceSettings
+
+
+class MaintenanceSettings(ServiceSettings):
+    """What maintenance needs beside what every service needs."""
+
+    late_window_days: int = Field(
+        7, ge=1, le=365, description="How many days old live telemetry may be; partitions reach as far back."
+    )
+    request_ids_kept_minutes: int = Field(
+        60, ge=60, le=1440, description="How long a repeated request id is answered with the first outcome."
+    )
+
+    @property
+    def request_ids_kept(self) -> timedelta:
+        """Return how long request ids are kept."""
+        return timedelta(minutes=self.request_ids_kept_minutes)

@@ -1,0 +1,91 @@
+"""Runs maintenance steps, each at its own pace; of several workers one at a time works."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import asyncpg
+import structlog
+
+_log = structlog.get_logger()
+_TICK_S = 0.5
+_LOCK_KEY = 0x6D61696E74  # "maint"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kind of work: done again after so many seconds, and harmless to repeat."""
+
+    name: str
+    every_s: float
+    run: Callable[[], Awaitable[object]]
+
+
+class Worker:
+    """Runs the steps until it is left.
+
+    A step that fails is logged and tried again at the next tick; the others go on.
+
+    Args:
+        pool: of the maintenance role.
+        steps: in the order in which they run when several are due.
+    """
+
+    def __init__(self, *, pool: asyncpg.Pool, steps: Sequence[Step]) -> None:
+        self._pool = pool
+        self._steps = steps
+        self._due_at = dict.fromkeys((step.name for step in steps), float("-inf"))
+        self._failing = dict.fromkeys((step.name for step in steps), "it has not run yet")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Work in the background while the context is open."""
+        task = asyncio.create_task(self._run(), name="maintenance")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def check(self) -> None:
+        """Return when every step worked the last time.
+
+        Raises:
+            RuntimeError: naming the steps that did not.
+        """
+        if self._failing:
+            raise RuntimeError("; ".join(f"{name}: {why}" for name, why in self._failing.items()))
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._run_due()
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+                _log.warning("database is away", error=repr(error))
+            await asyncio.sleep(_TICK_S)
+
+    async def _run_due(self) -> None:
+        now = asyncio.get_running_loop().time()
+        due = [step for step in self._steps if self._due_at[step.name] <= now]
+        if not due:
+            return
+        async with self._pool.acquire() as connection:
+            if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK_KEY):
+                # Another worker is at it; giving the connection back gives up the lock.
+                for step in due:
+                    self._failing.pop(step.name, None)
+                return
+            for step in due:
+                await self._run_step(step)
+
+    async def _run_step(self, step: Step) -> None:
+        try:
+            await step.run()
+        except Exception as error:
+            self._failing[step.name] = repr(error)
+            _log.exception("step failed", step=step.name)
+        else:
+            self._failing.pop(step.name, None)
+            self._due_at[step.name] = asyncio.get_running_loop().time() + step.every_s
