@@ -65,6 +65,13 @@ def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> None:
     context.abort_with_status(rpc_status.to_status(status.to_status(error)))
 
 
+def _header(name: str, value: str) -> external_auth_pb2.HeaderValueOption:
+    return external_auth_pb2.HeaderValueOption(
+        header=external_auth_pb2.HeaderValue(key=name, value=value),
+        append_action=external_auth_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+    )
+
+
 class Sessions(session_service_pb2_grpc.SessionServiceServicer):
     def __init__(self, arrivals: Arrivals, mint: TokenMint) -> None:
         self._arrivals = arrivals
@@ -93,14 +100,13 @@ class KeyChecks(external_auth_pb2_grpc.AuthorizationServicer):
             return external_auth_pb2.CheckResponse(
                 status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED),
                 denied_response=external_auth_pb2.DeniedHttpResponse(
-                    status=external_auth_pb2.HttpStatus(code=401)
+                    status=external_auth_pb2.HttpStatus(code=401),
+                    headers=[_header("content-type", "application/json")],
+                    body="{}",
                 ),
             )
         token = self._mint.token(tenant=TENANT, permissions=[], subject="key-1", kind="api_key")
-        option = external_auth_pb2.HeaderValueOption(
-            header=external_auth_pb2.HeaderValue(key="authorization", value=f"Bearer {token}"),
-            append_action=external_auth_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
-        )
+        option = _header("authorization", f"Bearer {token}")
         return external_auth_pb2.CheckResponse(
             status=status_pb2.Status(), ok_response=external_auth_pb2.OkHttpResponse(headers=[option])
         )
