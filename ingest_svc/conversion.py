@@ -11,6 +11,7 @@ from ingest_svc.profile import LOCATION, LOCATION_PROFILE, DeviceProfile, Metric
 from ingest_svc.reading import NUMBER, Reading, SentPoint, SentSample
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import FieldViolation, InvalidArgument
+from telemetry_store.backfill import BackfillRow
 from telemetry_store.columns import Kind
 from telemetry_store.requests import RequestIdentity, WriterIdentity
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
@@ -121,6 +122,15 @@ def to_response(assessment: Assessment) -> ingest_pb2.IngestTelemetryResponse:
             for refusal in assessment.refusals
         ],
     )
+
+
+def to_backfill(row: BackfillRow) -> ingest_pb2.Backfill:
+    """Return a declared backfill."""
+    backfill = ingest_pb2.Backfill(id=row.backfill_id)
+    backfill.start_time.FromMicroseconds(row.start_us)
+    backfill.end_time.FromMicroseconds(row.end_us)
+    backfill.expire_time.FromMicroseconds(row.expire_us)
+    return backfill
 
 
 def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, DeviceProfile]:

@@ -1,0 +1,70 @@
+"""The only place where ingest_svc's parts meet."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ingest_svc.asset_client import AssetProfiles, follow_changes
+from ingest_svc.config import IngestSettings
+from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.servicer import IngestServicer
+from ingest_svc.store import BackfillStore
+from meshkit import bus, db
+from meshkit.client import fetch_keys_from, service_channel
+from meshkit.clock import SystemClock
+from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.server import Registration, running_server
+from telemetry_store.catalog import SeriesCatalog
+from telemetry_store.writer import TelemetryWriter
+from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
+
+SERVICE = "ingest_svc"
+
+
+@asynccontextmanager
+async def app(settings: IngestSettings) -> AsyncIterator[int]:
+    """Run ingest_svc while the context is open; yields its port.
+
+    At the end the server stops first and waits for the requests under way, so that the
+    writer, which ends after it, still commits and answers them.
+    """
+    clock = SystemClock()
+    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    async with (
+        service_channel(settings.auth_address, tokens=tokens) as auth_channel,
+        service_channel(settings.asset_address, tokens=tokens) as asset_channel,
+        db.pool(settings.database_url, application=SERVICE) as pool,
+        ProfileCache(source=AssetProfiles(channel=asset_channel), clock=clock) as profiles,
+        bus.connection(
+            settings.nats_url.get_secret_value(), name=SERVICE, on_reconnect=profiles.distrust
+        ) as nats_client,
+        TelemetryWriter(pool=pool) as writer,
+    ):
+        await follow_changes(nats_client, profiles)
+        servicer = IngestServicer(
+            profiles=profiles,
+            catalog=SeriesCatalog(pool=pool),
+            writer=writer,
+            backfills=BackfillStore(pool=pool),
+            live_window=settings.live_window,
+            clock=clock,
+        )
+
+        async def check_nats() -> None:
+            if not nats_client.is_connected:
+                raise ConnectionError("not connected")
+
+        async with running_server(
+            listen=settings.listen,
+            registrations=[
+                Registration(
+                    "twinmesh.ingest.v1.IngestService",
+                    ingest_grpc.add_IngestServiceServicer_to_server,
+                    servicer,
+                )
+            ],
+            verifier=TokenVerifier(
+                fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
+            ),
+            checks={"postgresql": lambda: pool.fetchval("SELECT 1"), "nats": check_nats},
+        ) as port:
+            yield port

@@ -1,0 +1,44 @@
+"""Backfills, as the telemetry store keeps them."""
+
+import asyncpg
+
+from ingest_svc.window import TimeWindow
+from meshkit.errors import FailedPrecondition
+from telemetry_store.backfill import BackfillRow, create_backfill, find_backfill
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+
+class BackfillStore:
+    """Declares backfills and finds their ranges.
+
+    Args:
+        pool: of the ingest role.
+    """
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def declare(self, *, tenant: str, principal: str, start_us: int, end_us: int) -> BackfillRow:
+        """Declare a backfill; the same range answers the same one.
+
+        Raises:
+            Unavailable: PostgreSQL is away.
+        """
+        return await create_backfill(
+            self._pool, tenant=tenant, principal=principal, start_us=start_us, end_us=end_us
+        )
+
+    async def window(self, tenant: str, backfill_id: str) -> TimeWindow:
+        """Return the event times that a tenant's backfill takes.
+
+        Raises:
+            FailedPrecondition: BACKFILL_UNKNOWN, it is absent, expired or another tenant's.
+            Unavailable: PostgreSQL is away.
+        """
+        found = await find_backfill(self._pool, tenant=tenant, backfill_id=backfill_id)
+        if found is None:
+            raise FailedPrecondition(
+                f"backfill {backfill_id!r} is unknown or has expired; declare it (again) with CreateBackfill",
+                reason=ErrorReason.ERROR_REASON_BACKFILL_UNKNOWN,
+            )
+        return TimeWindow(f"backfill {backfill_id},", found.start_us, found.end_us)
