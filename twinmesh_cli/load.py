@@ -124,12 +124,7 @@ class _Load:
 
     async def _make_devices(self, device_type: str) -> None:
         types: Any = device_type_service_pb2_grpc.DeviceTypeServiceStub(self._session.channel)
-        metrics = [
-            device_type_service_pb2.MetricDefinition(
-                name=column.metric, kind=column.value_kind, unit=column.unit
-            )
-            for column in self._mapping.metrics
-        ]
+        metrics = [column.definition for column in self._mapping.metrics]
         await self._unless_there(
             types.CreateDeviceType,
             device_type_service_pb2.CreateDeviceTypeRequest(

@@ -3,18 +3,20 @@
 import csv
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-import plotext
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from meshkit.clock import to_datetime
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 from twinmesh.type.v1 import value_pb2
+from twinmesh_cli.chart import chart
+from twinmesh_cli.recording import parse_time
 from twinmesh_cli.session import Session, run
 
 _COLUMNS = {
@@ -24,7 +26,16 @@ _COLUMNS = {
     value_pb2.VALUE_KIND_STRING: "string_values",
     value_pb2.VALUE_KIND_POINT: "point_values",
 }
-_PLOTTED = {value_pb2.VALUE_KIND_DOUBLE, value_pb2.VALUE_KIND_INT, value_pb2.VALUE_KIND_BOOL}
+_DRAWN = {value_pb2.VALUE_KIND_DOUBLE, value_pb2.VALUE_KIND_INT, value_pb2.VALUE_KIND_BOOL}
+_PAGE = 100_000  # the largest that the server gives
+_CHART_LINES = 10
+
+
+def _time(text: str) -> datetime:
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a time, such as 2026-03-01T12:00:00Z") from None
 
 
 class Form(StrEnum):
@@ -38,36 +49,44 @@ class Form(StrEnum):
 def query(
     device: Annotated[str, typer.Argument(help="The device's id.")],
     metric: Annotated[list[str] | None, typer.Option(help="Metric; repeatable. Without any: all.")] = None,
-    start: Annotated[datetime | None, typer.Option(help="From this time on (UTC).")] = None,
-    end: Annotated[datetime | None, typer.Option(help="Before this time (UTC).")] = None,
+    start: Annotated[
+        datetime | None,
+        typer.Option(parser=_time, metavar="TIME", help="From then on, ISO 8601; 24 hours before the end."),
+    ] = None,
+    end: Annotated[
+        datetime | None, typer.Option(parser=_time, metavar="TIME", help="Before then, ISO 8601; now.")
+    ] = None,
     form: Annotated[Form, typer.Option("--as", help="How to show it.")] = Form.TABLE,
     limit: Annotated[int, typer.Option(min=1, help="At most this many samples.")] = 100_000,
 ) -> None:
-    """Show raw samples of a device."""
+    """Show raw samples of a device; a time without a zone is UTC."""
     request = twin_service_pb2.QueryHistoryRequest(id=device, metrics=metric or [])
     if start is not None:
-        request.start_time.FromDatetime(start.replace(tzinfo=UTC))
+        request.start_time.FromDatetime(start)
     if end is not None:
-        request.end_time.FromDatetime(end.replace(tzinfo=UTC))
-    histories = run(lambda session: _fetch(session, request, limit))
+        request.end_time.FromDatetime(end)
+    histories, is_whole = run(lambda session: _fetch(session, request, limit))
     {Form.TABLE: _table, Form.CSV: _csv, Form.CHART: _chart}[form](histories)
+    if not is_whole:
+        print(f"there are more than these {limit:,} samples; see --limit, --start, --end", file=sys.stderr)
 
 
 async def _fetch(
     session: Session, request: twin_service_pb2.QueryHistoryRequest, limit: int
-) -> list[twin_service_pb2.MetricHistory]:
+) -> tuple[list[twin_service_pb2.MetricHistory], bool]:
+    """Return up to `limit` samples, and whether that is all of them."""
     stub: Any = twin_service_pb2_grpc.TwinServiceStub(session.channel)
     histories: list[twin_service_pb2.MetricHistory] = []
     left = limit
     while left > 0:
-        request.page_size = left
+        request.page_size = min(left, _PAGE)
         page = await session.call(stub.QueryHistory, request)
         histories += page.metrics
         left -= sum(len(history.times) for history in page.metrics)
         if not page.next_page_token:
-            break
+            return histories, True
         request.page_token = page.next_page_token
-    return histories
+    return histories, False
 
 
 def _rows(histories: list[twin_service_pb2.MetricHistory]) -> Iterator[tuple[str, str, str, str]]:
@@ -77,34 +96,49 @@ def _rows(histories: list[twin_service_pb2.MetricHistory]) -> Iterator[tuple[str
 
 
 def _text(value: object) -> str:
+    """Return a value as `twinmesh load` reads it, to the last digit."""
     if isinstance(value, value_pb2.Point):
         position = f"{value.latitude!r} {value.longitude!r}"
         return f"{position} {value.altitude!r}" if value.HasField("altitude") else position
+    if isinstance(value, bool):
+        return str(value).lower()
     return repr(value) if isinstance(value, float) else str(value)
 
 
 def _table(histories: list[twin_service_pb2.MetricHistory]) -> None:
     table = Table("time", "metric", "value", "unit")
     for row in _rows(histories):
-        table.add_row(*row)
+        table.add_row(*(Text(_visible(cell)) for cell in row))
     Console().print(table)
 
 
+def _visible(text: str) -> str:
+    """Return a device's text so that it cannot steer the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def _csv(histories: list[twin_service_pb2.MetricHistory]) -> None:
-    writer = csv.writer(sys.stdout)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["time", "metric", "value", "unit"])
     writer.writerows(_rows(histories))
 
 
 def _chart(histories: list[twin_service_pb2.MetricHistory]) -> None:
-    drawn = [history for history in histories if history.kind in _PLOTTED]
+    drawn = [history for history in histories if history.kind in _DRAWN]
     if not drawn:
         print("no numbers to draw")
         return
-    plotext.date_form("Y-m-d H:M:S")
+    width = Console().width
     for name in sorted({history.metric for history in drawn}):
-        parts = [history for history in drawn if history.metric == name]
-        times = [plotext.datetime_to_string(to_datetime(micros)) for part in parts for micros in part.times]
-        values = [float(value) for part in parts for value in getattr(part, _COLUMNS[part.kind])]
-        plotext.plot(times, values, label=f"{name} {parts[0].unit}".strip())
-    plotext.show()
+        samples = sorted(
+            (micros, float(value))
+            for part in drawn
+            if part.metric == name
+            for micros, value in zip(part.times, getattr(part, _COLUMNS[part.kind]), strict=True)
+        )
+        unit = next(part.unit for part in drawn if part.metric == name)
+        times, values = zip(*samples, strict=True)
+        title = _visible(f"{name} {unit}".strip())
+        print(chart(f"{title}, {len(samples):,} samples", times, values, width=width, height=_CHART_LINES))

@@ -8,15 +8,22 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from itertools import islice
 from pathlib import Path
 
+from meshkit.errors import InvalidArgument
+from meshkit.validation import validate
+from twinmesh.asset.v1 import device_type_service_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2
 from twinmesh.type.v1 import value_pb2
 
 CHUNK_READINGS = 1_000
+# Half of what a service takes in one message.
+CHUNK_BYTES = 4 * 1024 * 1024
 # Below the longest backfill the server takes.
 SPAN = timedelta(days=365)
 _EPOCH = datetime(1990, 1, 1, tzinfo=UTC)
@@ -43,20 +50,37 @@ class MetricColumn:
     unit: str = ""
 
     @property
-    def value_kind(self) -> value_pb2.ValueKind.ValueType:
-        """Return the contract's name of the kind."""
-        return _KINDS[self.kind]
+    def definition(self) -> device_type_service_pb2.MetricDefinition:
+        """Return the metric as a device type defines it."""
+        return device_type_service_pb2.MetricDefinition(
+            name=self.metric, kind=_KINDS[self.kind], unit=self.unit
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """How the rows of a file become readings."""
+    """How the rows of a file become readings.
+
+    Raises:
+        RecordingError: two columns would become one metric.
+    """
 
     time_column: str
     metrics: tuple[MetricColumn, ...]
     device_id: str = ""
     device_column: str = ""
     delimiter: str = ","
+
+    def __post_init__(self) -> None:
+        by_metric: dict[str, str] = {}
+        for column in self.metrics:
+            other = by_metric.get(column.metric)
+            if other is not None:
+                raise RecordingError(
+                    f"columns {other!r} and {column.column!r} would both become metric {column.metric!r}; "
+                    "name them with --metric"
+                )
+            by_metric[column.metric] = column.column
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +105,18 @@ def parse_metric_option(text: str) -> MetricColumn:
     """Return the column that "COLUMN=METRIC[:KIND[:UNIT]]" describes.
 
     Raises:
-        RecordingError: the text has another form.
+        RecordingError: the text has another form, or the contract refuses such a metric.
     """
     column, _, rest = text.rpartition("=")
-    metric, *more = rest.split(":", 2)
-    kind = more[0] if more and more[0] else "double"
-    if not column or not metric or kind not in _KINDS:
+    metric, kind, unit = (*rest.split(":", 2), "", "")[:3]
+    if not column or not metric or kind not in {"", *_KINDS}:
         raise RecordingError(f"{text!r}: write COLUMN=METRIC[:KIND[:UNIT]], KIND one of {', '.join(_KINDS)}")
-    return MetricColumn(column, metric, kind, more[1] if len(more) > 1 else "")
+    parsed = MetricColumn(column, metric, kind or "double", unit)
+    try:
+        validate(parsed.definition)
+    except InvalidArgument as error:
+        raise RecordingError(f"{text!r}: {error.message}") from error
+    return parsed
 
 
 def metric_name(column: str) -> str:
@@ -103,15 +131,15 @@ def header(path: Path, delimiter: str) -> list[str]:
     Raises:
         RecordingError: it has none.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.reader(file, delimiter=delimiter):
-            return row
+    for _, row in _lines(path, delimiter):
+        return row
     raise RecordingError(f"{path} is empty")
 
 
 def writer_id(path: Path, mapping: Mapping) -> str:
     """Return the name of the writer that loads this content by this mapping, and no other."""
-    digest = hashlib.sha256(json.dumps(asdict(mapping), sort_keys=True).encode())
+    cut = [CHUNK_READINGS, CHUNK_BYTES, SPAN.days]
+    digest = hashlib.sha256(json.dumps([cut, asdict(mapping)], sort_keys=True).encode())
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
@@ -124,30 +152,18 @@ def chunks(path: Path, mapping: Mapping) -> Iterator[Chunk]:
     Raises:
         RecordingError: a row does not fit; says which line and why.
     """
-    sequence = 0
-    waiting: list[ingest_service_pb2.Reading] = []
-    span = 0
-    for moment, reading in _readings(path, mapping):
-        its_span = (moment - _EPOCH) // SPAN
-        if waiting and (its_span != span or len(waiting) == CHUNK_READINGS):
-            sequence += 1
-            yield Chunk(sequence, span, waiting)
-            waiting = []
-        span = its_span
-        waiting.append(reading)
-    if waiting:
-        yield Chunk(sequence + 1, span, waiting)
+    return _chunks(_readings(path, mapping))
 
 
 def plan(path: Path, mapping: Mapping) -> Plan:
     """Read the whole file once, so that a row that does not fit is found before anything is sent.
 
     Raises:
-        RecordingError: a row does not fit.
+        RecordingError: a row does not fit, or the contract refuses it.
     """
     sequence = readings = 0
     ranges: dict[int, tuple[datetime, datetime]] = {}
-    for chunk in chunks(path, mapping):
+    for chunk in _chunks(_valid(path, _readings(path, mapping))):
         sequence, readings = chunk.sequence, readings + len(chunk.readings)
         times = [reading.time.ToDatetime(tzinfo=UTC) for reading in chunk.readings]
         first, last = ranges.get(chunk.span, (times[0], times[0]))
@@ -155,52 +171,130 @@ def plan(path: Path, mapping: Mapping) -> Plan:
     return Plan(sequence, readings, ranges)
 
 
-def _readings(path: Path, mapping: Mapping) -> Iterator[tuple[datetime, ingest_service_pb2.Reading]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, delimiter=mapping.delimiter)
-        wanted = [mapping.time_column, *(column.column for column in mapping.metrics)]
-        wanted += [mapping.device_column] if mapping.device_column else []
-        missing = [column for column in wanted if column not in (rows.fieldnames or [])]
-        if missing:
-            raise RecordingError(
-                f"{path} has no column {', '.join(map(repr, missing))}; it has {rows.fieldnames}"
-            )
-        for row in rows:
-            try:
-                moment = _time(row[mapping.time_column])
-                device_id = row[mapping.device_column] if mapping.device_column else mapping.device_id
-                reading = ingest_service_pb2.Reading(device_id=device_id)
-                reading.time.FromDatetime(moment)
-                for column in mapping.metrics:
-                    text = row[column.column]
-                    if text:
-                        _set_value(reading.values[column.metric], column.kind, text)
-            except (ValueError, TypeError) as error:
-                raise RecordingError(f"{path}, line {rows.line_num}: {error}") from error
-            yield moment, reading
+def parse_time(text: str) -> datetime:
+    """Return the moment that ISO 8601 text tells, in UTC if it tells no zone.
 
-
-def _time(text: str) -> datetime:
-    """Read ISO 8601; without a zone it is UTC."""
+    Raises:
+        ValueError: it is something else.
+    """
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _set_value(value: value_pb2.Value, kind: str, text: str) -> None:
-    if kind == "double":
-        value.double_value = float(text)
-    elif kind == "int":
-        value.int_value = int(text) if "." not in text else _whole(text)
-    elif kind == "bool":
-        if text.lower() not in _TRUTH:
-            raise ValueError(f"{text!r} is neither true nor false")
-        value.bool_value = _TRUTH[text.lower()]
-    else:
-        value.string_value = text
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A reading and where it stands in the file."""
+
+    line: int
+    moment: datetime
+    reading: ingest_service_pb2.Reading
 
 
-def _whole(text: str) -> int:
-    number = float(text)
-    if not number.is_integer():
-        raise ValueError(f"{text!r} is not a whole number")
+def _chunks(rows: Iterable[_Row]) -> Iterator[Chunk]:
+    sequence = span = size = 0
+    waiting: list[ingest_service_pb2.Reading] = []
+    for row in rows:
+        its_span, its_size = (row.moment - _EPOCH) // SPAN, row.reading.ByteSize()
+        full = len(waiting) == CHUNK_READINGS or size + its_size > CHUNK_BYTES
+        if waiting and (full or its_span != span):
+            sequence += 1
+            yield Chunk(sequence, span, waiting)
+            waiting, size = [], 0
+        span, size = its_span, size + its_size
+        waiting.append(row.reading)
+    if waiting:
+        yield Chunk(sequence + 1, span, waiting)
+
+
+def _valid(path: Path, rows: Iterable[_Row]) -> Iterator[_Row]:
+    """Pass on what the server will take as a request; it refuses a whole chunk for one reading."""
+    for row in rows:
+        try:
+            validate(row.reading)
+        except InvalidArgument as error:
+            raise _misfit(path, row.line, error.message) from error
+        yield row
+
+
+def _readings(path: Path, mapping: Mapping) -> Iterator[_Row]:
+    headings = header(path, mapping.delimiter)
+    place = {name: _place(path, headings, name) for name in _wanted(mapping)}
+
+    def reading(row: list[str]) -> tuple[datetime, ingest_service_pb2.Reading]:
+        if len(row) != len(headings):
+            raise ValueError(f"{len(row)} columns, but the heading has {len(headings)}")
+        moment = parse_time(row[place[mapping.time_column]])
+        device_id = row[place[mapping.device_column]] if mapping.device_column else mapping.device_id
+        made = ingest_service_pb2.Reading(device_id=device_id)
+        made.time.FromDatetime(moment)
+        for column in mapping.metrics:
+            text = row[place[column.column]]
+            if text:
+                _set_value(made.values[column.metric], column, text)
+        return moment, made
+
+    for line, row in islice(_lines(path, mapping.delimiter), 1, None):
+        # An empty line, at the end for instance, is no row.
+        if row:
+            try:
+                yield _Row(line, *reading(row))
+            except ValueError as error:
+                raise _misfit(path, line, str(error)) from error
+
+
+def _wanted(mapping: Mapping) -> list[str]:
+    columns = [mapping.time_column, *(column.column for column in mapping.metrics)]
+    return [*columns, mapping.device_column] if mapping.device_column else columns
+
+
+def _place(path: Path, headings: Sequence[str], name: str) -> int:
+    if headings.count(name) != 1:
+        number = "more than one column" if name in headings else "no column"
+        raise RecordingError(f"{path} has {number} {name!r}; it has {', '.join(map(repr, headings))}")
+    return headings.index(name)
+
+
+def _lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each row, with the number of its last line."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            rows = csv.reader(file, delimiter=delimiter)
+        except (TypeError, ValueError) as error:
+            raise RecordingError(f"delimiter {delimiter!r}: one character, or \\t, is expected") from error
+        try:
+            for row in rows:
+                yield rows.line_num, row
+        except csv.Error as error:
+            raise _misfit(path, rows.line_num, str(error)) from error
+        except UnicodeDecodeError as error:
+            # Text is decoded ahead of the lines, so the line is not known exactly.
+            raise RecordingError(f"{path}, after line {rows.line_num}: it is not UTF-8: {error}") from error
+
+
+def _misfit(path: Path, line: int, why: str) -> RecordingError:
+    return RecordingError(f"{path}, line {line}: {why}")
+
+
+def _set_value(value: value_pb2.Value, column: MetricColumn, text: str) -> None:
+    try:
+        if column.kind == "double":
+            value.double_value = float(text)
+        elif column.kind == "int":
+            value.int_value = _integer(text)
+        elif column.kind == "bool":
+            value.bool_value = _TRUTH[text.lower()]
+        else:
+            value.string_value = text
+    except (ValueError, KeyError):
+        raise ValueError(f"column {column.column!r}: {text!r} is no {column.kind}") from None
+
+
+def _integer(text: str) -> int:
+    """Read a whole number of 64 bits, also one written as 5.0 or 1e3, without a detour over double."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(text) from None
+    if not number.is_finite() or number.copy_abs() > 2**63 or number != number.to_integral_value():
+        raise ValueError(text)
     return int(number)
