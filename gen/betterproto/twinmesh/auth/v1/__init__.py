@@ -273,7 +273,7 @@ class Jwk(betterproto2.Message):
     Public x coordinate, base64url.
     """
 
-    y: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    y: "str | None" = betterproto2.field(4, betterproto2.TYPE_STRING, optional=True)
     """
     Public y coordinate, base64url; EC only.
     """
