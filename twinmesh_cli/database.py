@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
@@ -33,12 +34,22 @@ def role_url(admin_url: str, *, root: bytes, role: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{login}@{host}"))
 
 
-async def migrate(admin_url: str, *, root: bytes) -> list[Migration]:
-    """Makes the roles and applies the migrations that are missing; returns those applied."""
+@dataclass(frozen=True)
+class Migrated:
+    """What a migration did. `born` tells one database from another that took its place."""
+
+    applied: tuple[Migration, ...]
+    born: str
+
+
+async def migrate(admin_url: str, *, root: bytes) -> Migrated:
+    """Makes the roles and applies the migrations that are missing."""
     async with connected(admin_url) as connection:
         passwords = {role.name: role_password(root, role.name) for owner in OWNERS for role in owner.roles}
         await ensure_roles(connection, OWNERS, passwords)
-        return await migrate_up(connection, OWNERS)
+        applied = await migrate_up(connection, OWNERS)
+        born = await connection.fetchval("SELECT min(applied_at) FROM mesh.migration")
+    return Migrated(applied=tuple(applied), born=str(born))
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ class Home:
         self.root = root
         self.logs = root / "logs"
         self.state = root / "state.json"
+        self.seeded = root / "seeded"
         self.traces = root / "traces.sqlite"
 
     def make(self) -> None:

@@ -1,8 +1,14 @@
 """The command `twinmesh`: a registry, every command lives in a module of its own."""
 
+import logging
+
+import structlog
 import typer
 
 from twinmesh_cli import config, load, login, migrations, query, status, trace, up
+
+# Commands tell people what happens; what libraries log for services would come between.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 app = typer.Typer(
     help="Runs and uses a Twinmesh on this machine.", no_args_is_help=True, add_completion=False

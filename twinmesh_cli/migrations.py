@@ -4,6 +4,7 @@ import asyncio
 import sys
 from typing import Annotated, NoReturn
 
+import asyncpg
 import typer
 
 from meshkit import secrets
@@ -14,6 +15,8 @@ from twinmesh_cli.home import Home, mesh_secret
 from twinmesh_cli.owners import OWNERS
 from twinmesh_cli.seeding import seed as run_seed
 from twinmesh_cli.settings import load_settings
+
+_FAILURES = (DatabaseAwayError, MigrationError, PartFailedError, asyncpg.PostgresError)
 
 migrate_app = typer.Typer(
     help="Take the database forward or back, or show where it is.", no_args_is_help=True
@@ -28,8 +31,8 @@ def up() -> None:
     try:
         with reachable_database(settings, home) as url:
             root = secrets.decode_root(mesh_secret(settings, home))
-            applied = asyncio.run(migrate(url, root=root))
-    except (DatabaseAwayError, MigrationError, PartFailedError) as error:
+            applied = asyncio.run(migrate(url, root=root)).applied
+    except _FAILURES as error:
         _fail(str(error))
     for each in applied:
         print(f"applied {each.owner} {each.version:04} {each.name}")
@@ -59,7 +62,7 @@ def down(
     try:
         with reachable_database(settings, Home(settings.home)) as url:
             lines = asyncio.run(back(url))
-    except (DatabaseAwayError, MigrationError, PartFailedError) as error:
+    except _FAILURES as error:
         _fail(str(error))
     print("\n".join(lines) or "nothing to do")
 
@@ -79,7 +82,7 @@ def status() -> None:
     try:
         with reachable_database(settings, Home(settings.home)) as url:
             rows = asyncio.run(listed(url))
-    except (DatabaseAwayError, MigrationError, PartFailedError) as error:
+    except _FAILURES as error:
         _fail(str(error))
     for name, applied in rows:
         print(f"{'applied' if applied else 'missing':<8} {name}")
@@ -93,7 +96,7 @@ def seed() -> None:
     try:
         with reachable_database(settings, home) as url:
             done = asyncio.run(run_seed(settings, admin_url=url, mesh_secret=mesh_secret(settings, home)))
-    except (DatabaseAwayError, PartFailedError) as error:
+    except _FAILURES as error:
         _fail(str(error))
     if done.password is not None:
         print(f"user admin of tenant demo has the password {done.password} (shown only this once)")

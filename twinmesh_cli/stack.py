@@ -1,11 +1,16 @@
 """The whole mesh of one home: which parts there are, in which order, and what they are told."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+import httpx
+import nats
+import nats.errors
 from pydantic import SecretStr
 
 from gateway.render import render
@@ -20,8 +25,9 @@ from meshkit.embedded import (
     free_ports,
     is_port_free,
 )
+from meshkit.migrate import MigrationError
 from twinmesh.auth.v1 import session_service_pb2
-from twinmesh_cli.database import DatabaseAwayError, migrate, role_url
+from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate, role_url
 from twinmesh_cli.home import Home, mesh_secret
 from twinmesh_cli.progress import Reporter
 from twinmesh_cli.seeding import Seeded, seed
@@ -41,6 +47,7 @@ _SERVICE_ROLES: Mapping[str, str] = {
 }
 _MODULES: Mapping[str, str] = {_MAINTENANCE: "telemetry_store.maintenance"}
 _FEED_ROLE = "twinmesh_twin_feed"
+_ANSWER_SECONDS = 30.0
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -86,12 +93,13 @@ class Stack:
         began = time.monotonic()
         self._end_predecessor()
         self._write_state()
-        self._look_before()
+        await self._look_before()
         facts = await self._start_servers()
-        await self._migrate(facts)
-        seeded = await self._seed(facts)
+        migrated = await self._migrate(facts)
+        seeded = await self._seed(facts, migrated)
         await self._start_services(facts)
         await self._supervisor.start([self._envoy(facts)])
+        await self._until_answering()
         self._ready = True
         self._write_state()
         return Started(
@@ -113,7 +121,7 @@ class Stack:
         if ended:
             self._reporter.notice(f"ended what an earlier launcher had left running: {', '.join(ended)}")
 
-    def _look_before(self) -> None:
+    async def _look_before(self) -> None:
         """Finds what would fail later with a message that is harder to understand."""
         settings = self._settings
         if not is_port_free(settings.gateway_port, host=settings.bind):
@@ -127,6 +135,9 @@ class Stack:
                 f"TWINMESH_BIND={settings.bind} is open to other machines, without encryption: "
                 "passwords and tokens can be read on the way"
             )
+
+        if settings.nats_url is not None:
+            await _try_nats(settings.nats_url.get_secret_value())
 
     def _mqtt_port(self) -> int | None:
         settings = self._settings
@@ -177,15 +188,28 @@ class Stack:
             otlp_endpoint=otlp_endpoint,
         )
 
-    async def _migrate(self, facts: _Facts) -> None:
+    async def _migrate(self, facts: _Facts) -> Migrated:
         try:
-            applied = await migrate(facts.admin_url, root=secrets.decode_root(self._secret))
-        except DatabaseAwayError as error:
+            migrated = await migrate(facts.admin_url, root=secrets.decode_root(self._secret))
+        except (DatabaseAwayError, MigrationError) as error:
             raise PartFailedError("migrations", str(error)) from error
-        self._reporter.step("migrations", f"{len(applied)} applied" if applied else "nothing to do")
+        except asyncpg.PostgresError as error:
+            raise PartFailedError(
+                "migrations",
+                f"PostgreSQL refused: {error}",
+                advice="TWINMESH_DATABASE_URL needs a role with CREATEROLE, BYPASSRLS and CREATE on it.",
+            ) from error
+        count = len(migrated.applied)
+        self._reporter.step("migrations", f"{count} applied" if count else "nothing to do")
+        return migrated
 
-    async def _seed(self, facts: _Facts) -> Seeded:
+    async def _seed(self, facts: _Facts, migrated: Migrated) -> Seeded:
+        """Once for each database: what people delete later stays deleted."""
+        marker = self._home.seeded
+        if not migrated.applied and marker.exists() and marker.read_text() == migrated.born:
+            return Seeded(user_created=False, password=None)
         seeded = await seed(self._settings, admin_url=facts.admin_url, mesh_secret=self._secret)
+        marker.write_text(migrated.born)
         self._reporter.step("sample data", "loaded" if seeded.user_created else "there already")
         return seeded
 
@@ -249,6 +273,27 @@ class Stack:
             log_path=self._home.log("envoy"),
         )
 
+    async def _until_answering(self) -> None:
+        """Waits until the gateway itself calls the mesh ready, which asks everybody behind it."""
+        answer = "no answer"
+        try:
+            async with (
+                asyncio.timeout(_ANSWER_SECONDS),
+                httpx.AsyncClient(trust_env=False, timeout=5) as client,
+            ):
+                while True:
+                    try:
+                        response = await client.get(f"{self._settings.gateway_url}/healthz/ready")
+                    except httpx.TransportError as error:
+                        answer = repr(error)
+                    else:
+                        if response.is_success:
+                            return
+                        answer = response.text
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise PartFailedError("envoy", f"the gateway does not call the mesh ready: {answer}") from None
+
     def _note(self, text: str) -> None:
         self._notices.append(text)
         self._reporter.notice(text)
@@ -288,6 +333,21 @@ class Stack:
         if isinstance(part, ServiceProcess | EmbeddedPostgres | EmbeddedNats) and part.running:
             return part.port
         return None
+
+
+async def _try_nats(url: str) -> None:
+    # Also its library writes failures to a log of its own; the exception says enough.
+    async def quiet(_: Exception) -> None:
+        return
+
+    try:
+        client = await nats.connect(url, allow_reconnect=False, connect_timeout=5, error_cb=quiet)
+    except (OSError, TimeoutError, ValueError, nats.errors.Error) as error:
+        where = url.rpartition("@")[2].removeprefix("nats://")
+        raise PartFailedError(
+            "nats", f"NATS at {where} cannot be used: {error}", advice="Check TWINMESH_NATS_URL."
+        ) from error
+    await client.close()
 
 
 def _reveal(secret: SecretStr | None) -> str:

@@ -19,6 +19,7 @@ from twinmesh_cli.traces import Span, TraceStore, TraceView
 
 _ID = re.compile(r"[0-9a-f]{4,32}")
 _BAR_CELLS = 30
+_FILE_COLUMNS = 160
 _POLL_SECONDS = 0.25
 
 
@@ -66,7 +67,8 @@ def _is_whole(spans: Sequence[Span]) -> bool:
 
 
 def _print(view: TraceView) -> None:
-    console = Console(highlight=False)
+    # Into a file or pipe, nothing is cut for lack of room.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
     console.print(f"trace [bold]{view.trace_id}[/bold]  {len(view.spans)} spans")
     begin = min(span.start_ns for span in view.spans)
     console.print(waterfall(view.spans, begin_ns=begin))
@@ -97,20 +99,20 @@ def waterfall(spans: Sequence[Span], *, begin_ns: int) -> Table:
     first = min(span.start_ns for span in spans)
     length = max(max(span.end_ns for span in spans) - first, 1)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("span", no_wrap=True)
-    table.add_column("service", no_wrap=True)
-    table.add_column("start ms", justify="right")
-    table.add_column("took ms", justify="right")
-    table.add_column("", no_wrap=True)
+    table.add_column("start ms", justify="right", min_width=8)
+    table.add_column("took ms", justify="right", min_width=8)
+    table.add_column("service", no_wrap=True, min_width=11)
+    table.add_column("span", no_wrap=True, ratio=1)
+    table.add_column("", no_wrap=True, overflow="crop")
     for depth, span in in_tree_order(spans):
         name = Text("  " * depth + span.name, style="red" if span.failed else "")
         if span.links:
             name.append(f"  → {len(span.links)} linked", style="dim")
         table.add_row(
-            name,
-            span.service,
             f"{(span.start_ns - begin_ns) / 1e6:.2f}",
             f"{(span.end_ns - span.start_ns) / 1e6:.2f}",
+            span.service,
+            name,
             _bar(span, first_ns=first, length_ns=length),
         )
     return table

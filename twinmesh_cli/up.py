@@ -40,8 +40,10 @@ def up(
     if detach:
         _start_detached(home)
     elif report:
-        with (home.logs / "launcher.log").open("a") as log:
-            reporter = PipeReporter(sys.stdout, log)
+        with (home.logs / "launcher.log").open("a") as log, os.fdopen(os.dup(1), "w") as pipe:
+            # Whatever else is printed belongs into the log, where standard error goes already.
+            os.dup2(2, 1)
+            reporter = PipeReporter(pipe, log)
             problem = _run_locked(
                 settings, home, reporter, told=lambda text: reporter.finish(text=text, failed=False)
             )
