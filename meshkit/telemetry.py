@@ -17,6 +17,10 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from meshkit.identity import principal_or_none
 
 tracer = trace.get_tracer("twinmesh")
+# Without the frames' variables: requests hold passwords and tokens.
+_render_exception = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
 
 
 def current_trace_id() -> str:
@@ -57,7 +61,7 @@ def configure_logging(service: str, level: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.dict_tracebacks,
+                _render_exception,
                 structlog.processors.JSONRenderer(),
             ],
         )

@@ -263,7 +263,7 @@ def _commit_span(batches: Sequence[Batch]) -> Iterator[Span]:
     with tracer.start_as_current_span(
         "telemetry.commit",
         context=trace.set_span_in_context(NonRecordingSpan(recorded[0])),
-        links=[Link(context) for context in dict.fromkeys(recorded)],
+        links=[Link(context) for context in {context.span_id: context for context in recorded}.values()],
         attributes={"twinmesh.batches": len(batches)},
     ) as span:
         yield span
