@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
 from meshkit.db import Connection
 from meshkit.errors import DomainError
 from telemetry_store import cursors, request_ids
@@ -19,6 +22,7 @@ from telemetry_store.instances import CommitNumbers, take_numbers
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import WriteResult, WriterIdentity
 
+_propagator = TraceContextTextMapPropagator()
 Answer = WriteResult | DomainError
 Prepare = Callable[[Sequence[Batch]], Awaitable[Prepared]]
 
@@ -85,15 +89,24 @@ async def store_group(
         await cursors.advance(connection, decision.advanced)
     await connection.execute(
         """
-        INSERT INTO telemetry.ingest_commit (instance, commit_no, order_no, days)
-        SELECT $1, $2, $3, ARRAY (SELECT date '1970-01-01' + day FROM unnest($4::integer[]) AS day)
+        INSERT INTO telemetry.ingest_commit (instance, commit_no, order_no, days, traceparent)
+        SELECT $1, $2, $3, ARRAY (SELECT date '1970-01-01' + day FROM unnest($4::integer[]) AS day), $5
         """,
         numbers.instance,
         numbers.commit_no,
         numbers.order_no,
         prepared.days,
+        _traceparent(),
     )
     return Stored(decision.answers, numbers, prepared.samples)
+
+
+def _traceparent() -> str | None:
+    """Return the context of the commit's span for those who read it on, None when it is not recorded."""
+    carrier: dict[str, str] = {}
+    if trace.get_current_span().get_span_context().trace_flags.sampled:
+        _propagator.inject(carrier)
+    return carrier.get("traceparent")
 
 
 async def _decide(connection: Connection, batches: Sequence[Batch]) -> Decision:

@@ -16,7 +16,7 @@ _SERIES_OF_DEVICE = """
 SELECT series_id, tenant_id, device_id, metric, kind, unit
 FROM telemetry.series
 WHERE tenant_id = $1 AND device_id = $2 AND ($3::text[] IS NULL OR metric = ANY ($3))
-ORDER BY metric, kind
+ORDER BY metric COLLATE "C", kind
 """
 
 # PostgreSQL's binary form of arrays, laid end to end, is decoded at once by numpy; the

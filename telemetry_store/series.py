@@ -34,7 +34,8 @@ class LatestSample:
     """The latest sample of a series, as far as somebody knows.
 
     Of two samples the one with the greater `rank` is the later: by event time, and of
-    equal times the one committed later.
+    equal times the one committed later. One commit can hold two series of a metric whose
+    kind was just changed: then the newer series counts.
     """
 
     tenant: str
@@ -44,9 +45,9 @@ class LatestSample:
     value: Value
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Return (event time in microseconds since the epoch, order of the commit)."""
-        return self.time_us, self.order_no
+    def rank(self) -> tuple[int, int, int]:
+        """Return (event time in microseconds since the epoch, order of the commit, series)."""
+        return self.time_us, self.order_no, self.series_id
 
 
 @dataclass(frozen=True, slots=True)

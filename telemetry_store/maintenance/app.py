@@ -14,6 +14,7 @@ from meshkit.server import running_server
 from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
 from telemetry_store.maintenance.instances import close_dead_instances
+from telemetry_store.maintenance.latest import keep_latest
 from telemetry_store.maintenance.partitions import (
     drop_request_windows,
     ensure_request_windows,
@@ -35,6 +36,7 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
         Step("request_windows_ahead", 60, partial(ensure_request_windows, pool)),
         Step("request_windows_kept", 60, partial(drop_request_windows, pool, keep=settings.request_ids_kept)),
         Step("dead_instances", 2, partial(close_dead_instances, pool)),
+        Step("latest", 1, partial(keep_latest, pool)),
         Step("backfills", 60, partial(expire_backfills, pool)),
     )
 
