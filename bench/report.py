@@ -2,12 +2,12 @@
 
 import json
 import platform
-import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -42,11 +42,12 @@ class Report:
             ratio = "" if case.ratio is None else f"{case.ratio:.2f}"
             table.add_row(
                 case.name,
-                f"{case.value:,.4g}" if case.value < 1000 else f"{case.value:,.0f}",
+                f"{case.value:.4g}" if abs(case.value) < 1000 else f"{case.value:,.0f}",
                 case.unit,
                 ratio,
             )
-        console = Console()
+        # What stands in brackets is no markup here.
+        console = Console(markup=False)
         console.print(table)
         for note in self.notes:
             console.print(note)
@@ -74,7 +75,5 @@ def commit() -> str:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value below which a share of the values lies, 0 to 1."""
-    if len(values) == 1:
-        return values[0]
-    return statistics.quantiles(values, n=1000, method="inclusive")[min(998, max(0, round(share * 1000) - 1))]
+    """Return the value below which a share of the values lies, 0 to 1, between two values linearly."""
+    return float(np.quantile(values, share))

@@ -1,0 +1,183 @@
+"""History as a table, as CSV and as a chart."""
+
+import csv
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from twinmesh.twin.v1.twin_service_pb2 import MetricHistory, QueryHistoryRequest, QueryHistoryResponse
+from twinmesh.twin.v1.twin_service_pb2_grpc import TwinServiceServicer, add_TwinServiceServicer_to_server
+from twinmesh.type.v1 import value_pb2
+from twinmesh.type.v1.value_pb2 import Point
+from twinmesh_cli import query
+from twinmesh_cli.chart import chart
+from twinmesh_cli.main import app
+
+SECOND = 1_000_000
+START = 1_583_020_800 * SECOND  # 2020-03-01T00:00:00Z
+
+EVERY_KIND = [
+    MetricHistory(
+        metric="flow", kind=value_pb2.VALUE_KIND_DOUBLE, unit="l/min", times=[START], double_values=[0.1]
+    ),
+    MetricHistory(metric="starts", kind=value_pb2.VALUE_KIND_INT, times=[START + 1], int_values=[2**53 + 1]),
+    MetricHistory(metric="running", kind=value_pb2.VALUE_KIND_BOOL, times=[START], bool_values=[True]),
+    MetricHistory(
+        metric="state", kind=value_pb2.VALUE_KIND_STRING, times=[START], string_values=['on, "warm"']
+    ),
+    MetricHistory(
+        metric="location",
+        kind=value_pb2.VALUE_KIND_POINT,
+        times=[START, START + SECOND],
+        point_values=[Point(latitude=1.5, longitude=-2), Point(latitude=0, longitude=0, altitude=0)],
+    ),
+]
+
+
+def test_csv_holds_every_kind_to_the_last_digit(capsys: pytest.CaptureFixture[str]) -> None:
+    query._csv(EVERY_KIND)
+    shown = capsys.readouterr().out
+    assert "\r" not in shown
+    assert list(csv.reader(io.StringIO(shown))) == [
+        ["time", "metric", "value", "unit"],
+        ["2020-03-01T00:00:00+00:00", "flow", "0.1", "l/min"],
+        ["2020-03-01T00:00:00.000001+00:00", "starts", "9007199254740993", ""],
+        ["2020-03-01T00:00:00+00:00", "running", "true", ""],
+        ["2020-03-01T00:00:00+00:00", "state", 'on, "warm"', ""],
+        ["2020-03-01T00:00:00+00:00", "location", "1.5 -2.0", ""],
+        ["2020-03-01T00:00:01+00:00", "location", "0.0 0.0 0.0", ""],
+    ]
+
+
+def test_the_table_shows_what_devices_send_and_obeys_none_of_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    text = "[/] [red]hot[/red] :boom: \x1b[2J\n"
+    history = MetricHistory(
+        metric="state", kind=value_pb2.VALUE_KIND_STRING, times=[START], string_values=[text]
+    )
+    query._table([history])
+    shown = capsys.readouterr().out
+    assert r"[/] [red]hot[/red] :boom: \x1b[2J\n" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_chart_is_drawn_for_each_metric_that_has_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    query._chart(EVERY_KIND)
+    titles = [line for line in capsys.readouterr().out.splitlines() if "samples" in line]
+    assert titles == ["flow l/min, 1 samples", "running, 1 samples", "starts, 1 samples"]
+    query._chart(EVERY_KIND[3:])
+    assert capsys.readouterr().out == "no numbers to draw\n"
+
+
+def test_a_chart_in_full() -> None:
+    times = [START + minute * 60 * SECOND for minute in range(5)]
+    drawn = chart("t °C", times, [0, 1, 2, 3, 4], width=47, height=2)
+    assert drawn.replace("\N{BRAILLE PATTERN BLANK}", "·").splitlines() == [
+        "t °C",
+        "4 ┤······················⡀·········⠠··········⠈",
+        "0 ┤⡀··········⠂",
+        "   2020-03-01 00:00:00      2020-03-01 00:04:00",
+    ]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10**15), st.floats(allow_nan=False, allow_infinity=False)),
+        min_size=1,
+        max_size=30,
+    ),
+    st.integers(20, 90),
+    st.integers(1, 12),
+)
+def test_a_chart_never_leaves_its_frame(
+    samples: Sequence[tuple[int, float]], width: int, height: int
+) -> None:
+    times, values = zip(*sorted(samples), strict=True)
+    lines = chart("title", times, values, width=width, height=height).splitlines()
+    assert len(lines) == height + 2
+    assert any(0x2800 < ord(char) <= 0x28FF for line in lines for char in line)
+    assert all(len(line) <= width for line in lines[:-1])
+
+
+class Twins(TwinServiceServicer):
+    """A twin_svc that gives pages of at most two samples; remembers what it was asked."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.asked: list[QueryHistoryRequest] = []
+
+    def QueryHistory(
+        self, request: QueryHistoryRequest, context: grpc.ServicerContext
+    ) -> QueryHistoryResponse:
+        self.asked.append(request)
+        begin = int(request.page_token or 0)
+        end = min(begin + min(2, request.page_size), self.samples)
+        history = MetricHistory(
+            metric="m", kind=value_pb2.VALUE_KIND_INT, times=range(begin, end), int_values=range(begin, end)
+        )
+        token = "" if end == self.samples else str(end)
+        return QueryHistoryResponse(metrics=[history], next_page_token=token)
+
+
+def run_query(twins: Twins, *arguments: str) -> Result:
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_TwinServiceServicer_to_server(twins, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    environment = {"TWINMESH_GATEWAY": f"127.0.0.1:{port}", "TWINMESH_API_KEY": "key"}
+    try:
+        return CliRunner().invoke(app, ["query", "pump-1", "--as", "csv", *arguments], env=environment)
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize(("limit", "found"), [(10, 5), (5, 5), (4, 4), (1, 1)])
+def test_pages_are_followed_up_to_the_limit(limit: int, found: int) -> None:
+    twins = Twins(5)
+    done = run_query(twins, "--limit", str(limit))
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [int(row["value"]) for row in rows] == list(range(found))
+    assert ("there are more" in done.stderr) is (found < 5)
+    assert all(request.page_size <= limit for request in twins.asked)
+
+
+def test_a_page_is_never_larger_than_the_server_gives() -> None:
+    twins = Twins(1)
+    run_query(twins, "--limit", str(10**12))
+    assert [request.page_size for request in twins.asked] == [100_000]
+
+
+@pytest.mark.parametrize(
+    ("told", "moment"),
+    [
+        ("2026-03-01T12:00:00.5Z", datetime(2026, 3, 1, 12, 0, 0, 500_000, tzinfo=UTC)),
+        ("2026-03-01T12:00:00+02:00", datetime(2026, 3, 1, 10, tzinfo=UTC)),
+        ("2026-03-01", datetime(2026, 3, 1, tzinfo=UTC)),
+    ],
+)
+def test_times_are_taken_as_they_are_told(told: str, moment: datetime) -> None:
+    twins = Twins(1)
+    run_query(twins, "--start", told, "--metric", "a", "--metric", "b")
+    (request,) = twins.asked
+    assert (request.id, list(request.metrics)) == ("pump-1", ["a", "b"])
+    assert request.start_time.ToDatetime(tzinfo=UTC) == moment
+    assert not request.HasField("end_time")
+
+
+def test_what_is_no_time_is_quoted() -> None:
+    done = run_query(Twins(1), "--end", "yesterday")
+    assert done.exit_code == 2
+    assert "'yesterday' is not a time" in done.stderr
