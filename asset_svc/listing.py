@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
 
+from asset_svc.kinds import ResourceT
 from meshkit import paging
 from twinmesh.asset.v1.asset_service_pb2 import ListAssetsRequest
 from twinmesh.asset.v1.asset_type_service_pb2 import ListAssetTypesRequest
@@ -20,16 +20,6 @@ ListRequest = (
 )
 
 
-class Identified(Protocol):
-    """A resource with an id."""
-
-    @property
-    def id(self) -> str:
-        """Return the id."""
-        ...
-
-
-_M = TypeVar("_M", bound=Identified)
 _ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 
 
@@ -39,8 +29,8 @@ async def read_page(
     tenant: str,
     default_size: int,
     maximum_size: int,
-    fetch: Callable[[str, int], Awaitable[list[_M]]],
-) -> tuple[list[_M], str]:
+    fetch: Callable[[str, int], Awaitable[list[ResourceT]]],
+) -> tuple[list[ResourceT], str]:
     """Return one page and the token of the next, "" on the last.
 
     Args:

@@ -4,26 +4,21 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from asset_svc.kinds import ResourceT
 from asset_svc.listing import ListRequest, read_page
 from asset_svc.updates import updated
 from meshkit.errors import Aborted, not_found
 from meshkit.validation import validate
-from twinmesh.asset.v1.asset_service_pb2 import Asset
-from twinmesh.asset.v1.asset_type_service_pb2 import AssetType
-from twinmesh.asset.v1.device_service_pb2 import Device
-from twinmesh.asset.v1.device_type_service_pb2 import DeviceType
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _DEFAULT_PAGE = 100
 _MAXIMUM_PAGE = 1000
 
-_M = TypeVar("_M", Device, DeviceType, Asset, AssetType)
 
-
-class Rows(Protocol[_M]):
+class Rows(Protocol[ResourceT]):
     """One tenant's rows of one resource, inside of a transaction."""
 
-    async def insert(self, resource: _M) -> _M:
+    async def insert(self, resource: ResourceT) -> ResourceT:
         """Add a row; returns the resource with etag and times.
 
         Raises:
@@ -32,19 +27,19 @@ class Rows(Protocol[_M]):
         """
         ...
 
-    async def find(self, ids: Sequence[str]) -> list[_M]:
+    async def find(self, ids: Sequence[str]) -> list[ResourceT]:
         """Read those that exist, in no order."""
         ...
 
-    async def lock(self, resource_id: str) -> _M | None:
+    async def lock(self, resource_id: str) -> ResourceT | None:
         """Read one and keep others from changing it until the transaction ends."""
         ...
 
-    async def page(self, request: Any, *, after: str, limit: int) -> list[_M]:
+    async def page(self, request: Any, *, after: str, limit: int) -> list[ResourceT]:
         """Read those that match a list request's filters, by id, the first after an id."""
         ...
 
-    async def update(self, resource: _M) -> _M:
+    async def update(self, resource: ResourceT) -> ResourceT:
         """Write a locked row; returns the resource with its new etag and time.
 
         Raises:
@@ -73,7 +68,7 @@ class Store(Protocol[_R_co]):
         ...
 
 
-class Resources(Generic[_M, _R]):
+class Resources(Generic[ResourceT, _R]):
     """Creates, reads, lists, changes and deletes one kind of resource.
 
     A subclass adds the kind's own rules.
@@ -87,7 +82,7 @@ class Resources(Generic[_M, _R]):
     def __init__(self, *, store: Store[_R]) -> None:
         self._store = store
 
-    async def create(self, tenant: str, resource: _M) -> _M:
+    async def create(self, tenant: str, resource: ResourceT) -> ResourceT:
         """Add a resource; returns it as stored.
 
         Raises:
@@ -100,7 +95,7 @@ class Resources(Generic[_M, _R]):
         await self._announce(tenant, [created.id])
         return created
 
-    async def create_all(self, tenant: str, resources: Sequence[_M]) -> list[_M]:
+    async def create_all(self, tenant: str, resources: Sequence[ResourceT]) -> list[ResourceT]:
         """Add resources in order, all or none; one may refer to another before it.
 
         Raises:
@@ -114,7 +109,7 @@ class Resources(Generic[_M, _R]):
         await self._announce(tenant, [each.id for each in created])
         return created
 
-    async def get(self, tenant: str, resource_id: str) -> _M:
+    async def get(self, tenant: str, resource_id: str) -> ResourceT:
         """Read one.
 
         Raises:
@@ -125,29 +120,29 @@ class Resources(Generic[_M, _R]):
             raise not_found(self.resource, resource_id)
         return found[0]
 
-    async def find(self, tenant: str, ids: Sequence[str]) -> list[_M]:
+    async def find(self, tenant: str, ids: Sequence[str]) -> list[ResourceT]:
         """Read those that exist, in no order."""
         async with self._store.transaction(tenant) as rows:
-            found: list[_M] = await rows.find(ids)
+            found: list[ResourceT] = await rows.find(ids)
             return found
 
-    async def page(self, tenant: str, request: ListRequest) -> tuple[list[_M], str]:
+    async def page(self, tenant: str, request: ListRequest) -> tuple[list[ResourceT], str]:
         """Read one page by id, and the token of the next ("" on the last).
 
         Raises:
             InvalidArgument: PAGE_TOKEN_INVALID.
         """
 
-        async def fetch(after: str, limit: int) -> list[_M]:
+        async def fetch(after: str, limit: int) -> list[ResourceT]:
             async with self._store.transaction(tenant) as rows:
-                found: list[_M] = await rows.page(request, after=after, limit=limit)
+                found: list[ResourceT] = await rows.page(request, after=after, limit=limit)
                 return found
 
         return await read_page(
             request, tenant=tenant, default_size=_DEFAULT_PAGE, maximum_size=_MAXIMUM_PAGE, fetch=fetch
         )
 
-    async def update(self, tenant: str, sent: _M, paths: Sequence[str]) -> _M:
+    async def update(self, tenant: str, sent: ResourceT, paths: Sequence[str]) -> ResourceT:
         """Change the fields that an update mask names; returns the resource as stored.
 
         Args:
@@ -169,7 +164,7 @@ class Resources(Generic[_M, _R]):
             self._complete(changed)
             self._check(changed, path=self.resource)
             await self._check_references(rows, changed, previous=current)
-            saved: _M = await rows.update(changed)
+            saved: ResourceT = await rows.update(changed)
         await self._announce(tenant, [saved.id])
         return saved
 
@@ -186,15 +181,15 @@ class Resources(Generic[_M, _R]):
             await rows.delete(resource_id)
         await self._announce(tenant, [resource_id])
 
-    async def _insert(self, rows: _R, resource: _M, *, path: str) -> _M:
+    async def _insert(self, rows: _R, resource: ResourceT, *, path: str) -> ResourceT:
         self._complete(resource)
         self._check(resource, path=path)
         await self._check_references(rows, resource, previous=None)
-        created: _M = await rows.insert(resource)
+        created: ResourceT = await rows.insert(resource)
         return created
 
-    async def _locked(self, rows: _R, resource_id: str, *, etag: str) -> _M:
-        current: _M | None = await rows.lock(resource_id)
+    async def _locked(self, rows: _R, resource_id: str, *, etag: str) -> ResourceT:
+        current: ResourceT | None = await rows.lock(resource_id)
         if current is None:
             raise not_found(self.resource, resource_id)
         if etag and etag != current.etag:
@@ -205,13 +200,13 @@ class Resources(Generic[_M, _R]):
             )
         return current
 
-    def _complete(self, resource: _M) -> None:
+    def _complete(self, resource: ResourceT) -> None:
         """Fill in what an unspecified field stands for."""
 
-    def _check(self, resource: _M, *, path: str) -> None:
+    def _check(self, resource: ResourceT, *, path: str) -> None:
         """Refuse content that the contract cannot refuse; `path` leads to the resource."""
 
-    async def _check_references(self, rows: _R, resource: _M, *, previous: _M | None) -> None:
+    async def _check_references(self, rows: _R, resource: ResourceT, *, previous: ResourceT | None) -> None:
         """Refuse what the database's constraints cannot refuse."""
 
     async def _announce(self, tenant: str, ids: Sequence[str]) -> None:

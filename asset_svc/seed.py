@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from asset_svc.asset import Assets
 from asset_svc.asset_type import AssetTypes
@@ -19,6 +19,7 @@ from asset_svc.changes import BusChanges, Changes
 from asset_svc.config import SeedSettings
 from asset_svc.device import Devices
 from asset_svc.device_type import DeviceTypes
+from asset_svc.kinds import ResourceT
 from asset_svc.resources import Resources
 from asset_svc.sample_data import sample_data
 from asset_svc.stores.asset import AssetRows
@@ -30,13 +31,8 @@ from meshkit import bus, db
 from meshkit.errors import DomainError
 from meshkit.runtime import read_settings
 from meshkit.telemetry import configure_logging
-from twinmesh.asset.v1.asset_service_pb2 import Asset
-from twinmesh.asset.v1.asset_type_service_pb2 import AssetType
-from twinmesh.asset.v1.device_service_pb2 import Device
-from twinmesh.asset.v1.device_type_service_pb2 import DeviceType
 
 SEED = "asset_svc.seed"
-_M = TypeVar("_M", Device, DeviceType, Asset, AssetType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,7 @@ async def seed(settings: SeedSettings, *, tenant: str) -> Seeded:
         return Seeded(sum(part.created for part in parts), sum(part.existing for part in parts))
 
 
-async def _add(resources: Resources[_M, Any], tenant: str, wanted: Sequence[_M]) -> Seeded:
+async def _add(resources: Resources[ResourceT, Any], tenant: str, wanted: Sequence[ResourceT]) -> Seeded:
     existing = {each.id for each in await resources.find(tenant, [each.id for each in wanted])}
     missing = [each for each in wanted if each.id not in existing]
     if missing:

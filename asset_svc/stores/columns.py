@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import _EnumTypeWrapper
@@ -31,10 +31,9 @@ class EnumText(Generic[_V]):
         """Return the value of what is stored."""
         return self._enum.Value(self._prefix + text.upper())
 
-
-def filter_text(enum: EnumText[Any], value: int) -> str:
-    """Return what to compare a column with, "" (no filter) for UNSPECIFIED."""
-    return enum.text(value) if value else ""
+    def wanted(self, value: _V) -> str:
+        """Return what a filter asks for: what is stored, "" for UNSPECIFIED."""
+        return self.text(value) if value else ""
 
 
 def containing(search: str) -> str:

@@ -4,7 +4,7 @@ import json
 
 import asyncpg
 
-from asset_svc.stores.columns import EnumText, containing, filter_text
+from asset_svc.stores.columns import EnumText, containing
 from asset_svc.stores.rows import Table, TableRows
 from meshkit.db import Connection
 from twinmesh.asset.v1.device_service_pb2 import Device, DeviceRole, DeviceStatus, ListDevicesRequest
@@ -32,7 +32,7 @@ def _filters(request: ListDevicesRequest) -> tuple[object, ...]:
         containing(request.search),
         request.device_type_id,
         request.parent_id,
-        filter_text(_ROLE, request.role),
+        _ROLE.wanted(request.role),
         request.tag,
         request.asset_id,
     )

@@ -7,14 +7,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import asyncpg
 
+from asset_svc.kinds import ResourceT
 from asset_svc.stores.violations import violations_of_delete, violations_of_write
 from meshkit.db import Connection, tenant_transaction
-from twinmesh.asset.v1.asset_service_pb2 import Asset
-from twinmesh.asset.v1.asset_type_service_pb2 import AssetType
-from twinmesh.asset.v1.device_service_pb2 import Device
-from twinmesh.asset.v1.device_type_service_pb2 import DeviceType
 
-_M = TypeVar("_M", Device, DeviceType, Asset, AssetType)
 _R = TypeVar("_R")
 
 # Others may still refer to the row meanwhile (their foreign keys lock its key), but not change it.
@@ -22,7 +18,7 @@ _LOCKED = " FOR NO KEY UPDATE"
 
 
 @dataclass(frozen=True, slots=True)
-class Table(Generic[_M]):
+class Table(Generic[ResourceT]):
     """How one resource lies in its table: statements, and conversions of its columns.
 
     In all statements $1 is the tenant: row-level security shows no other's rows,
@@ -40,12 +36,12 @@ class Table(Generic[_M]):
     find: str
     page: str
     delete: str
-    values: Callable[[_M], tuple[object, ...]]
+    values: Callable[[ResourceT], tuple[object, ...]]
     filters: Callable[[Any], tuple[object, ...]]
-    from_row: Callable[[asyncpg.Record], _M]
+    from_row: Callable[[asyncpg.Record], ResourceT]
 
 
-class TableRows(Generic[_M]):
+class TableRows(Generic[ResourceT]):
     """One tenant's rows of one table, inside of a transaction.
 
     Args:
@@ -54,12 +50,12 @@ class TableRows(Generic[_M]):
         table: which.
     """
 
-    def __init__(self, connection: Connection, tenant: str, table: Table[_M]) -> None:
+    def __init__(self, connection: Connection, tenant: str, table: Table[ResourceT]) -> None:
         self._connection = connection
         self._tenant = tenant
-        self._table: Table[_M] = table
+        self._table: Table[ResourceT] = table
 
-    async def insert(self, resource: _M) -> _M:
+    async def insert(self, resource: ResourceT) -> ResourceT:
         """Add a row; returns the resource with etag and times.
 
         Raises:
@@ -68,7 +64,7 @@ class TableRows(Generic[_M]):
         """
         return await self._write(self._table.insert, resource)
 
-    async def update(self, resource: _M) -> _M:
+    async def update(self, resource: ResourceT) -> ResourceT:
         """Write a locked row; returns the resource with its new etag and time.
 
         Raises:
@@ -76,17 +72,17 @@ class TableRows(Generic[_M]):
         """
         return await self._write(self._table.update, resource)
 
-    async def find(self, ids: Sequence[str]) -> list[_M]:
+    async def find(self, ids: Sequence[str]) -> list[ResourceT]:
         """Read those that exist, in no order."""
         rows = await self._connection.fetch(self._table.find, self._tenant, ids)
         return [self._read(row) for row in rows]
 
-    async def lock(self, resource_id: str) -> _M | None:
+    async def lock(self, resource_id: str) -> ResourceT | None:
         """Read one and keep others from changing it until the transaction ends."""
         row = await self._connection.fetchrow(self._table.find + _LOCKED, self._tenant, [resource_id])
         return self._read(row) if row is not None else None
 
-    async def page(self, request: Any, *, after: str, limit: int) -> list[_M]:
+    async def page(self, request: Any, *, after: str, limit: int) -> list[ResourceT]:
         """Read those that match a list request's filters, by id, the first after an id."""
         filters = self._table.filters(request)
         rows = await self._connection.fetch(self._table.page, self._tenant, after, limit, *filters)
@@ -101,17 +97,17 @@ class TableRows(Generic[_M]):
         with violations_of_delete(self._table.resource, resource_id):
             await self._connection.execute(self._table.delete, self._tenant, resource_id)
 
-    async def _write(self, statement: str, resource: _M) -> _M:
+    async def _write(self, statement: str, resource: ResourceT) -> ResourceT:
         values = self._table.values(resource)
         with violations_of_write(self._table.resource, resource):
             (row,) = await self._connection.fetch(statement, self._tenant, resource.id, *values)
         return _stamped(resource, row)
 
-    def _read(self, row: asyncpg.Record) -> _M:
+    def _read(self, row: asyncpg.Record) -> ResourceT:
         return _stamped(self._table.from_row(row), row)
 
 
-def _stamped(resource: _M, row: asyncpg.Record) -> _M:
+def _stamped(resource: ResourceT, row: asyncpg.Record) -> ResourceT:
     resource.etag = f'"{row["version"]}"'
     resource.create_time.FromDatetime(row["create_time"])
     resource.update_time.FromDatetime(row["update_time"])

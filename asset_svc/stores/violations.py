@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import asyncpg
-from google.protobuf.message import Message
 
-from meshkit.errors import AlreadyExists, DomainError, FailedPrecondition
+from asset_svc.kinds import Resource
+from meshkit.errors import AlreadyExists, FailedPrecondition
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -32,7 +32,7 @@ _ID_HINTS = {"device_id_key": "; device ids are unique in the whole installation
 
 
 @contextmanager
-def violations_of_write(resource: str, written: Message) -> Iterator[None]:
+def violations_of_write(resource: str, written: Resource) -> Iterator[None]:
     """Raise what an INSERT or UPDATE of a resource broke as a domain error.
 
     Raises:
@@ -42,11 +42,10 @@ def violations_of_write(resource: str, written: Message) -> Iterator[None]:
     try:
         yield
     except asyncpg.UniqueViolationError as error:
-        taken = str(getattr(written, "id"))  # noqa: B009 - each resource has an id, their common type does not say so
         raise AlreadyExists(
-            f"{resource} {taken!r} exists already{_ID_HINTS.get(error.constraint_name or '', '')}",
+            f"{resource} {written.id!r} exists already{_ID_HINTS.get(error.constraint_name or '', '')}",
             reason=ErrorReason.ERROR_REASON_ALREADY_EXISTS,
-            metadata={"resource": resource, "id": taken},
+            metadata={"resource": resource, "id": written.id},
         ) from error
     except asyncpg.ForeignKeyViolationError as error:
         reference = _REFERENCES[error.constraint_name or ""]
@@ -69,12 +68,8 @@ def violations_of_delete(resource: str, resource_id: str) -> Iterator[None]:
         yield
     except asyncpg.ForeignKeyViolationError as error:
         holders = _REFERENCES[error.constraint_name or ""].holders
-        raise _in_use(resource, resource_id, holders) from error
-
-
-def _in_use(resource: str, resource_id: str, holders: str) -> DomainError:
-    return FailedPrecondition(
-        f"{resource} {resource_id!r} still has {holders}",
-        reason=ErrorReason.ERROR_REASON_IN_USE,
-        metadata={"resource": resource, "id": resource_id},
-    )
+        raise FailedPrecondition(
+            f"{resource} {resource_id!r} still has {holders}",
+            reason=ErrorReason.ERROR_REASON_IN_USE,
+            metadata={"resource": resource, "id": resource_id},
+        ) from error
