@@ -4,6 +4,7 @@ import getpass
 import sys
 from typing import Annotated, Any
 
+import grpc
 import typer
 
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
@@ -31,12 +32,17 @@ def login(
 def logout() -> None:
     """End the session and forget its tokens."""
 
-    async def work(session: Session) -> None:
+    async def work(session: Session) -> str:
         if session.store.read() is None:
-            return
+            return "nobody was logged in"
         stub: Any = session_service_pb2_grpc.SessionServiceStub(session.channel)
-        await session.call(stub.Logout, session_service_pb2.LogoutRequest())
+        try:
+            await session.call(stub.Logout, session_service_pb2.LogoutRequest())
+        except grpc.aio.AioRpcError as error:
+            # A session that has ended by itself leaves tokens to forget all the same.
+            if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+                raise
         session.store.write(None)
+        return "logged out"
 
-    run(work)
-    print("logged out")
+    print(run(work))
