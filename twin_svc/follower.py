@@ -145,7 +145,7 @@ def _continue_traces(commits: Sequence[Commit]) -> list[Span]:
     """Begin a span in the trace of each commit that is recorded."""
     return [
         tracer.start_span(
-            "apply commit to twins",
+            "twin.apply",
             context=_propagator.extract({"traceparent": commit.traceparent}),
             attributes={"twinmesh.instance": commit.instance, "twinmesh.commit_no": commit.commit_no},
         )

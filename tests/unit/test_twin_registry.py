@@ -1,0 +1,135 @@
+"""Which devices exist is remembered for a moment; that one does not is never remembered."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from meshkit.errors import NotFound, dependency_unavailable
+from meshkit.testing.clock import ManualClock
+from twin_svc.registry import DevicePage, DeviceRegistry
+from twin_svc.twins import Device
+
+TENANT = "demo"
+
+
+def device(device_id: str, *, name: str = "", device_type_id: str = "pump") -> Device:
+    return Device(device_id, name, device_type_id, {})
+
+
+class Source:
+    """asset_svc: `devices` exist; asked ids are noted; `hold` keeps answers back."""
+
+    def __init__(self, *devices: Device) -> None:
+        self.devices = {one.id: one for one in devices}
+        self.asked: list[list[str]] = []
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.was_asked = asyncio.Event()
+        self.away = False
+
+    async def fetch(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, Device]:
+        self.asked.append(sorted(device_ids))
+        if self.away:
+            raise dependency_unavailable("asset_svc")
+        found = (
+            {one: self.devices[one] for one in device_ids if one in self.devices} if tenant == TENANT else {}
+        )
+        self.was_asked.set()
+        await self.hold.wait()
+        return found
+
+    async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
+        return DevicePage([], "")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(1_000_000_000)
+
+
+async def test_a_device_is_asked_for_once_until_it_is_old(clock: ManualClock) -> None:
+    source = Source(device("pump-1"))
+    registry = DeviceRegistry(source=source, clock=clock)
+    for _ in range(3):
+        assert (await registry.get(TENANT, "pump-1")).id == "pump-1"
+    assert source.asked == [["pump-1"]]
+
+    clock.advance(11)
+    del source.devices["pump-1"]
+    with pytest.raises(NotFound):
+        await registry.get(TENANT, "pump-1")
+
+
+async def test_a_new_device_appears_at_once(clock: ManualClock) -> None:
+    source = Source()
+    registry = DeviceRegistry(source=source, clock=clock)
+    with pytest.raises(NotFound):
+        await registry.get(TENANT, "pump-1")
+    source.devices["pump-1"] = device("pump-1")
+    assert (await registry.get(TENANT, "pump-1")).id == "pump-1"
+
+
+async def test_another_tenants_device_is_not_found(clock: ManualClock) -> None:
+    registry = DeviceRegistry(source=Source(device("pump-1")), clock=clock)
+    await registry.get(TENANT, "pump-1")
+    with pytest.raises(NotFound):
+        await registry.get("other", "pump-1")
+
+
+@pytest.mark.parametrize(
+    ("device_ids", "device_type_ids", "asked_again"),
+    [(["pump-1"], [], ["pump-1"]), ([], ["pump"], ["pump-1", "pump-2"]), (["x"], ["y"], None)],
+)
+async def test_what_changed_is_asked_for_again(
+    clock: ManualClock, device_ids: list[str], device_type_ids: list[str], asked_again: list[str] | None
+) -> None:
+    source = Source(device("pump-1"), device("pump-2"), device("valve-1", device_type_id="valve"))
+    registry = DeviceRegistry(source=source, clock=clock)
+    everything = sorted(source.devices)
+    await registry.find(TENANT, everything)
+    registry.forget("other", device_ids=everything, device_type_ids=["pump", "valve"])
+    registry.forget(TENANT, device_ids=device_ids, device_type_ids=device_type_ids)
+    assert sorted(await registry.find(TENANT, everything)) == everything
+    assert source.asked[1:] == ([] if asked_again is None else [asked_again])
+
+
+async def test_an_answer_from_before_a_change_is_not_remembered(clock: ManualClock) -> None:
+    source = Source(device("pump-1", name="old"))
+    registry = DeviceRegistry(source=source, clock=clock)
+    source.hold.clear()
+    asking = asyncio.create_task(registry.get(TENANT, "pump-1"))
+    await source.was_asked.wait()
+    source.devices["pump-1"] = device("pump-1", name="new")
+    registry.forget(TENANT, device_ids=["pump-1"], device_type_ids=[])
+    source.hold.set()
+    await asking
+    assert (await registry.get(TENANT, "pump-1")).display_name == "new"
+
+
+async def test_nobody_claims_to_know_while_the_source_is_away(clock: ManualClock) -> None:
+    source = Source(device("pump-1"))
+    registry = DeviceRegistry(source=source, clock=clock)
+    source.away = True
+    with pytest.raises(type(dependency_unavailable("")), match="asset_svc"):
+        await registry.get(TENANT, "pump-1")
+
+
+async def test_chosen_devices_come_by_id_page_by_page(clock: ManualClock) -> None:
+    source = Source(device("a"), device("c"), device("b"), device("v", device_type_id="valve"))
+    registry = DeviceRegistry(source=source, clock=clock)
+
+    async def page(after: str, device_type_id: str = "") -> tuple[list[str], str]:
+        found = await registry.choose(
+            TENANT,
+            device_ids=["v", "c", "a", "b", "z"],
+            device_type_id=device_type_id,
+            page_size=2,
+            after=after,
+        )
+        return [one.id for one in found.devices], found.after
+
+    assert await page("") == (["a", "b"], "b")
+    assert await page("b") == (["c", "v"], "")
+    assert await page("b", "pump") == (["c"], "")
+    assert await page("", "valve") == (["v"], "")
