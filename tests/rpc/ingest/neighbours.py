@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ingest_svc.app import app
 from ingest_svc.config import IngestSettings
+from meshkit.clock import SystemClock
+from meshkit.identity import ServiceTokens
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
 from meshkit.testing.database import TestDatabase
@@ -48,8 +49,10 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
     def __init__(self) -> None:
         self.devices: dict[str, dict[str, device_pb2.Device]] = {}
         self.asked: list[list[str]] = []
+        self.refusing = False
         self.answering = asyncio.Event()
         self.answering.set()
+        self._tokens = ServiceTokens(service="asset_svc", mesh_secret=bytes(range(32)), clock=SystemClock())
 
     def add(self, device_id: str, *, tenant: str = TENANT, disabled: bool = False) -> None:
         status = device_pb2.DEVICE_STATUS_DISABLED if disabled else device_pb2.DEVICE_STATUS_ACTIVE
@@ -60,8 +63,13 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
     async def BatchGetProfiles(
         self, request: profile_pb2.BatchGetProfilesRequest, context: Any
     ) -> profile_pb2.BatchGetProfilesResponse:
+        authorization = dict(context.invocation_metadata())["authorization"]
+        principal, _ = self._tokens.verify(authorization.removeprefix("Bearer "))
+        assert principal.subject == "ingest_svc"
         self.asked.append(sorted(request.device_ids))
         await self.answering.wait()
+        if self.refusing:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "refused")
         of_tenant = self.devices.get(request.tenant, {})
         pump = device_type_pb2.DeviceType(
             id="pump",
@@ -137,11 +145,11 @@ class Ingest:
         """Call IngestTelemetry, which must fail as a whole."""
         return await refused(self.send(*readings, **fields))
 
-    async def is_serving(self) -> bool:
-        """Ask the service's health."""
+    async def is_serving(self, service: str = "") -> bool:
+        """Ask the health of the process, or of one thing in it."""
         check = health_pb2_grpc.HealthStub(self.channel).Check  # type: ignore[attr-defined]
         try:
-            answer = await check(health_pb2.HealthCheckRequest())
+            answer = await check(health_pb2.HealthCheckRequest(service=service))
         except grpc.aio.AioRpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -179,14 +187,11 @@ class Ingest:
         finally:
             await connection.close()
 
-    async def announce(
-        self, *device_ids: str, device_types: Iterable[str] = (), tenant: str = TENANT
-    ) -> None:
-        """Announce changes as asset_svc does."""
+    async def announce(self, payload: bytes, *, tenant: str = TENANT) -> None:
+        """Announce a change as asset_svc does."""
         bus = await nats.connect(self.nats_url)
         try:
-            payload = {"devices": list(device_ids), "device_types": list(device_types)}
-            await bus.publish(f"asset.changed.{tenant}", json.dumps(payload).encode())
+            await bus.publish(f"asset.changed.{tenant}", payload)
             await bus.flush()
         finally:
             await bus.close()

@@ -66,7 +66,7 @@ async def test_without_identity_equal_requests_are_stored_again_and_show_once(in
 async def test_a_request_refused_in_whole_is_remembered_too(ingest: Ingest) -> None:
     first = await ingest.send(reading("late", temperature=1.0), request_id="r-1")
     ingest.assets.add("late")
-    await ingest.announce("late")
+    await ingest.announce(b'{"devices": ["late"], "device_types": []}')
     again = await ingest.send(reading("late", temperature=1.0), request_id="r-1")
     assert (first.refused_samples, again.refused_samples, again.duplicate) == (1, 1, True)
     assert await ingest.samples() == {}
