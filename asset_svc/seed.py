@@ -107,6 +107,8 @@ def main() -> None:
         seeded = asyncio.run(seed(settings, tenant=tenant))
     except DomainError as error:
         sys.exit(f"{SEED}: {error.message}")
+    except OSError as error:
+        sys.exit(f"{SEED}: a server cannot be reached: {error}")
     sys.stdout.write(json.dumps({"created": seeded.created, "existing": seeded.existing}) + "\n")
 
 
