@@ -1,7 +1,8 @@
 """Passwords: argon2id in a small executor that refuses rather than queues without end."""
 
 import asyncio
-import secrets
+import base64
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Self, TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
+from argon2.low_level import ARGON2_VERSION
 
 from meshkit.errors import ResourceExhausted
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -29,6 +31,14 @@ def hash_password(password: str) -> str:
     return _hasher().hash(password)
 
 
+def _hash_of_nothing(hasher: PasswordHasher) -> str:
+    """Return a hash that costs as much to verify as any other and that no password has."""
+    sizes = (hasher.salt_len, hasher.hash_len)
+    salt, digest = (base64.b64encode(os.urandom(size)).rstrip(b"=").decode() for size in sizes)
+    cost = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
+    return f"$argon2id$v={ARGON2_VERSION}${cost}${salt}${digest}"
+
+
 class PasswordVerifier:
     """Verifies passwords; each call costs the same, whether the user exists or not.
 
@@ -41,10 +51,9 @@ class PasswordVerifier:
         self._hasher = _hasher()
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="argon2")
         self._free = threading.BoundedSemaphore(workers + queue)
-        self._nobodys_hash = ""
+        self._nobodys_hash = _hash_of_nothing(self._hasher)
 
     async def __aenter__(self) -> Self:
-        self._nobodys_hash = await self._run(lambda: self._hasher.hash(secrets.token_hex()))
         return self
 
     async def __aexit__(

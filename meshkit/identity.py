@@ -190,10 +190,13 @@ class TokenVerifier:
                 issuer=ISSUER,
                 options={"require": ["sub", "tenant", "kind", "perms", "exp", "iat"]},
             )
+            kind = PrincipalKind(claims["kind"])
+            if kind == PrincipalKind.SERVICE:
+                raise _invalid_token("services have tokens of another kind")
             principal = Principal(
                 tenant=str(claims["tenant"]),
                 subject=str(claims["sub"]),
-                kind=PrincipalKind(claims["kind"]),
+                kind=kind,
                 permissions=frozenset(claims["perms"]) - SERVICE_PERMISSIONS,
                 role=str(claims.get("role", "")),
                 credential_id=str(claims.get("cred_id", "")),

@@ -1,0 +1,166 @@
+"""auth_svc itself, on a real PostgreSQL, and its rpcs at hand."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from auth_svc.app import app
+from auth_svc.config import AuthSettings
+from auth_svc.passwords import hash_password
+from auth_svc.roles import Role
+from auth_svc.sessions import User
+from auth_svc.stores.users import UserStore
+from envoy_api import external_auth_pb2, external_auth_pb2_grpc
+from meshkit import db
+from meshkit.clock import SystemClock, to_datetime
+from meshkit.embedded.ports import free_port
+from meshkit.testing.auth import bearer
+from meshkit.testing.database import TestDatabase
+from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2, session_service_pb2_grpc
+from twinmesh.mesh.v1 import health_service_pb2_grpc
+
+MESH_SECRET = b"0123456789abcdef0123456789abcdef"
+PASSWORD = "correct horse"
+# Hashed once for the whole run: it costs 0.1 s.
+_PASSWORD_HASH = hash_password(PASSWORD)
+_NOWHERE = "127.0.0.1:1"
+
+
+@dataclass(frozen=True, slots=True)
+class AuthApp:
+    """A running auth_svc."""
+
+    database: TestDatabase
+    channel: grpc.aio.Channel
+    sessions: Any
+    api_keys: Any
+    health: Any
+    authorization: Any
+
+    async def add_user(self, tenant: str, username: str, role: Role) -> None:
+        """Store a user whose password is PASSWORD."""
+        async with db.pool(self.database.url("twinmesh_auth"), application="test", max_size=1) as pool:
+            created = to_datetime(SystemClock().now_us())
+            await UserStore(pool=pool).create(tenant, User(username, _PASSWORD_HASH, role), created)
+
+    async def login(self, tenant: str = "demo", username: str = "admin") -> session_service_pb2.LoginResponse:
+        """Log in."""
+        request = session_service_pb2.LoginRequest(tenant=tenant, username=username, password=PASSWORD)
+        answer: session_service_pb2.LoginResponse = await self.sessions.Login(request)
+        return answer
+
+    async def as_user(self, tenant: str = "demo", username: str = "admin") -> tuple[tuple[str, str], ...]:
+        """Log in and return the call metadata of that user."""
+        return bearer((await self.login(tenant, username)).access_token)
+
+    async def check(self, authorization: str, **headers: str) -> external_auth_pb2.CheckResponse:
+        """Ask as Envoy does."""
+        request = external_auth_pb2.CheckRequest()
+        request.attributes.request.http.path = "/v1/telemetry"
+        request.attributes.request.http.headers["authorization"] = authorization
+        for name, value in headers.items():
+            request.attributes.request.http.headers[name.replace("_", "-")] = value
+        answer: external_auth_pb2.CheckResponse = await self.authorization.Check(request)
+        return answer
+
+    async def sql(self, statement: str, *arguments: object) -> None:
+        """Change the database behind the service's back."""
+        connection = await asyncpg.connect(self.database.admin_url)
+        try:
+            await connection.execute(statement, *arguments)
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def without_database(self) -> AsyncIterator[None]:
+        """Take the database away from the service for a while."""
+        name = self.database.admin_url.rsplit("/", 1)[1]
+        admin = await asyncpg.connect(self.database.admin_url)
+        own = await asyncpg.connect(self.database.url("twinmesh_auth"))
+        try:
+            await admin.execute(f'ALTER DATABASE "{name}" CONNECTION LIMIT 0')
+            await own.execute(
+                """
+                SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()
+                """
+            )
+            yield
+            await admin.execute(f'ALTER DATABASE "{name}" CONNECTION LIMIT -1')
+        finally:
+            await own.close()
+            await admin.close()
+
+
+@asynccontextmanager
+async def running_auth(
+    database: TestDatabase, *, peers: Mapping[str, str] | None = None, **settings: Any
+) -> AsyncIterator[AuthApp]:
+    """Run auth_svc with user admin in tenant demo.
+
+    Args:
+        database: its own.
+        peers: addresses of the other services by setting; nowhere when absent.
+        settings: what differs from the defaults.
+    """
+    addresses = {"asset_address": _NOWHERE, "ingest_address": _NOWHERE, "twin_address": _NOWHERE}
+    own_address = f"127.0.0.1:{free_port()}"
+    arguments: dict[str, Any] = {
+        "listen": own_address,
+        "service_database_url": database.url("twinmesh_auth"),
+        "nats_url": "nats://unused",
+        "mesh_secret": base64.urlsafe_b64encode(MESH_SECRET).decode(),
+        "auth_address": own_address,
+        **addresses,
+        **(peers or {}),
+        **settings,
+    }
+    async with app(AuthSettings(**arguments)), grpc.aio.insecure_channel(own_address) as channel:
+        running = AuthApp(
+            database=database,
+            channel=channel,
+            sessions=session_service_pb2_grpc.SessionServiceStub(channel),
+            api_keys=api_key_service_pb2_grpc.ApiKeyServiceStub(channel),
+            health=health_service_pb2_grpc.HealthServiceStub(channel),
+            authorization=external_auth_pb2_grpc.AuthorizationStub(channel),
+        )
+        await running.add_user("demo", "admin", Role.ADMIN)
+        yield running
+
+
+def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+    """Return the status that a refusal carries."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None
+    return status
+
+
+def error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
+    """Return a status's ErrorInfo."""
+    info = error_details_pb2.ErrorInfo()
+    assert any(detail.Unpack(info) for detail in status.details)
+    return info
+
+
+async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
+    """Await a call that must be refused and return its code and reason."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return error.code(), error_info(status_of(error)).reason
+    raise AssertionError(f"it was answered: {answer}")
+
+
+async def until(condition: Any, *, within_s: float = 10.0) -> None:
+    """Wait until an asynchronous condition holds."""
+    async with asyncio.timeout(within_s):
+        while not await condition():  # noqa: ASYNC110 - it is another task that makes it true
+            await asyncio.sleep(0.02)

@@ -1,0 +1,164 @@
+"""API keys: made, listed, revoked, over the wire."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from auth_svc.roles import Role, permissions_of
+from meshkit import paging
+from meshkit.testing.auth import bearer
+from meshkit.testing.database import TestDatabase
+from tests.rpc.auth_app import AuthApp, error_info, refusal, running_auth, status_of
+from twinmesh.auth.v1 import api_key_service_pb2 as pb
+
+_Metadata = tuple[tuple[str, str], ...]
+
+
+@pytest.fixture
+async def auth(database: TestDatabase) -> AsyncIterator[AuthApp]:
+    async with running_auth(database) as running:
+        yield running
+
+
+@pytest.fixture
+async def admin(auth: AuthApp) -> _Metadata:
+    return await auth.as_user()
+
+
+async def _create(auth: AuthApp, caller: _Metadata, **fields: Any) -> pb.CreateApiKeyResponse:
+    request = pb.CreateApiKeyRequest(**{"display_name": "Gateway 7", **fields})
+    answer: pb.CreateApiKeyResponse = await auth.api_keys.CreateApiKey(request, metadata=caller)
+    return answer
+
+
+async def _list(auth: AuthApp, caller: _Metadata, **fields: Any) -> pb.ListApiKeysResponse:
+    answer: pb.ListApiKeysResponse = await auth.api_keys.ListApiKeys(
+        pb.ListApiKeysRequest(**fields), metadata=caller
+    )
+    return answer
+
+
+async def _delete(auth: AuthApp, caller: _Metadata, key_id: str) -> pb.DeleteApiKeyResponse:
+    answer: pb.DeleteApiKeyResponse = await auth.api_keys.DeleteApiKey(
+        pb.DeleteApiKeyRequest(id=key_id), metadata=caller
+    )
+    return answer
+
+
+async def test_a_key_is_told_once_and_listed_without_its_secret(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin, permissions=["twin:read", "device:write"])
+    assert made.secret.startswith(f"tmk_demo_{made.id}_")
+    assert made.api_key.id == made.id
+    listed = await _list(auth, admin)
+    assert list(listed.api_keys) == [made.api_key]
+    (key,) = listed.api_keys
+    assert (key.display_name, key.creator) == ("Gateway 7", "admin")
+    assert list(key.permissions) == ["device:write", "twin:read"]
+    assert not key.HasField("expire_time")
+    assert made.secret.rsplit("_", 1)[1] not in str(listed)
+
+
+async def test_by_default_a_key_is_an_api_client(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin)
+    assert set(made.api_key.permissions) == permissions_of(Role.API_CLIENT)
+
+
+async def test_nobody_grants_what_he_does_not_hold(auth: AuthApp, admin: _Metadata) -> None:
+    only_keys = await _create(auth, admin, permissions=["api_key:write", "twin:read"])
+    # A key that may make keys makes them by the token that Envoy gets for it.
+    allowed = await auth.check(f"Bearer {only_keys.secret}")
+    key = bearer(allowed.ok_response.headers[0].header.value.removeprefix("Bearer "))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await _create(auth, key, permissions=["twin:read", "device:write"])
+    assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    info = error_info(status_of(refused.value))
+    assert (info.reason, info.metadata["permission"]) == ("GRANT_EXCEEDS_CALLER", "device:write")
+    made = await _create(auth, key)
+    assert list(made.api_key.permissions) == ["twin:read"]
+    assert made.api_key.creator == f"api_key:{only_keys.id}"
+
+
+async def test_even_an_admin_cannot_grant_what_is_nobodys(auth: AuthApp, admin: _Metadata) -> None:
+    for permission in ("profile:read", "no_such:thing"):
+        code, reason = await refusal(_create(auth, admin, permissions=[permission]))
+        assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "GRANT_EXCEEDS_CALLER"), permission
+
+
+async def test_keys_are_for_those_who_may(auth: AuthApp) -> None:
+    await auth.add_user("demo", "olga", Role.OPERATOR)
+    operator = await auth.as_user(username="olga")
+    denied = (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+    assert await refusal(_create(auth, operator)) == denied
+    assert await refusal(_list(auth, operator)) == denied
+    assert await refusal(_delete(auth, operator, "abc")) == denied
+
+
+async def test_a_deleted_key_is_gone_for_good(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin)
+    await _delete(auth, admin, made.id)
+    assert not (await _list(auth, admin)).api_keys
+    gone = (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+    assert await refusal(_delete(auth, admin, made.id)) == gone
+    assert await refusal(_delete(auth, admin, "neverwas")) == gone
+
+
+async def test_tenants_do_not_see_each_others_keys(auth: AuthApp, admin: _Metadata) -> None:
+    await auth.add_user("other", "eve", Role.ADMIN)
+    eve = await auth.as_user("other", "eve")
+    made = await _create(auth, admin)
+    assert not (await _list(auth, eve)).api_keys
+    assert await refusal(_delete(auth, eve, made.id)) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+    assert (await auth.check(f"Bearer {made.secret}")).HasField("ok_response")
+    assert [key.id for key in (await _list(auth, admin)).api_keys] == [made.id]
+
+
+async def test_pages_follow_each_other_by_id(auth: AuthApp, admin: _Metadata) -> None:
+    made = sorted([(await _create(auth, admin)).id for _ in range(5)])
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await _list(auth, admin, page_size=2, page_token=token)
+        assert len(page.api_keys) <= 2
+        seen += [key.id for key in page.api_keys]
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == made
+    assert len((await _list(auth, admin, page_size=1_000_000_000)).api_keys) == 5
+
+
+async def test_a_page_token_that_is_not_ours_is_refused(auth: AuthApp, admin: _Metadata) -> None:
+    own, foreign = ["api_keys", "demo"], ["api_keys", "other"]
+    crafted = [paging.encode(own, position) for position in (7, "a\x00b", "\ud800", ["abc"])]
+    for token in ("garbage", paging.encode(foreign, "abc"), *crafted):
+        code, reason = await refusal(_list(auth, admin, page_token=token))
+        assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"), token
+
+
+async def test_a_key_must_end_in_the_future(auth: AuthApp, admin: _Metadata) -> None:
+    for seconds in (-(2**62), -1, 0, int(time.time()) - 1, 253_402_300_800, 2**62):
+        code, reason = await refusal(_create(auth, admin, expire_time={"seconds": seconds}))
+        assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"), seconds
+
+
+async def test_a_malformed_key_is_a_bad_request(auth: AuthApp, admin: _Metadata) -> None:
+    cases: list[dict[str, Any]] = [
+        {"display_name": ""},
+        {"display_name": "x" * 129},
+        {"display_name": "a\x00b"},
+        {"permissions": ["twin:read", "twin:read"]},
+        {"permissions": ["all"]},
+        {"expire_time": {"seconds": 2_000_000_000, "nanos": -1}},
+    ]
+    for malformed in cases:
+        code, reason = await refusal(_create(auth, admin, **malformed))
+        assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"), malformed
+
+
+async def test_a_malformed_id_is_a_bad_request(auth: AuthApp, admin: _Metadata) -> None:
+    for key_id in ("", "A", "a/b", "a" * 65, "*"):
+        code, reason = await refusal(_delete(auth, admin, key_id))
+        assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"), key_id

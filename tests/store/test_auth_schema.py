@@ -1,0 +1,135 @@
+"""What the database itself keeps apart and forbids, whatever the code does."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from auth_svc.migrations import OWNER
+from meshkit.migrate import migrate_down, migrate_up
+from meshkit.testing.database import TestDatabase
+
+_TENANT_TABLES = ["tenant", "user_account", "session", "refresh_token", "api_key"]
+
+
+@pytest.fixture
+async def filled(database: TestDatabase) -> TestDatabase:
+    """Two tenants with one row in every table."""
+    connection = await asyncpg.connect(database.admin_url)
+    try:
+        for tenant in ("demo", "other"):
+            await connection.execute(
+                f"""
+                INSERT INTO auth.tenant VALUES ('{tenant}', now());
+                INSERT INTO auth.user_account VALUES ('{tenant}', 'ada', 'hash', 'admin', now());
+                INSERT INTO auth.session VALUES ('{tenant}', 's1', 'ada', now(), now(), now());
+                INSERT INTO auth.refresh_token VALUES ('{tenant}', 's1', 1, sha256('x'));
+                INSERT INTO auth.api_key
+                VALUES ('{tenant}', 'k{tenant}', sha256('x'), 'key', '{{twin:read}}', 'ada', now());
+                """
+            )
+    finally:
+        await connection.close()
+    return database
+
+
+@pytest.fixture
+async def service(filled: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(filled.url("twinmesh_auth"))
+    yield connection
+    await connection.close()
+
+
+async def _set_tenant(connection: asyncpg.Connection, tenant: str) -> None:
+    await connection.execute("SELECT set_config('twinmesh.tenant', $1, false)", tenant)
+
+
+async def test_without_a_tenant_nothing_is_seen(service: asyncpg.Connection) -> None:
+    for step in ("never set", "emptied"):
+        if step == "emptied":
+            await _set_tenant(service, "")
+        for table in _TENANT_TABLES:
+            assert await service.fetchval(f"SELECT count(*) FROM auth.{table}") == 0, (step, table)
+
+
+async def test_a_tenant_sees_its_own_rows_only(service: asyncpg.Connection) -> None:
+    for tenant in ("demo", "other"):
+        await _set_tenant(service, tenant)
+        for table in _TENANT_TABLES:
+            rows = await service.fetch(f"SELECT tenant_id FROM auth.{table}")
+            assert [row["tenant_id"] for row in rows] == [tenant], table
+
+
+async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -> None:
+    await _set_tenant(service, "demo")
+    for statement in (
+        "INSERT INTO auth.tenant VALUES ('third', now())",
+        "INSERT INTO auth.user_account VALUES ('other', 'eve', 'hash', 'admin', now())",
+        "INSERT INTO auth.session VALUES ('other', 's2', 'ada', now(), now(), now())",
+        "INSERT INTO auth.refresh_token VALUES ('other', 's1', 2, sha256('y'))",
+        "INSERT INTO auth.api_key VALUES ('other', 'k2', sha256('x'), 'key', '{}', 'eve', now())",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+            await service.execute(statement)
+
+
+async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Connection) -> None:
+    await _set_tenant(service, "demo")
+    for statement in (
+        "UPDATE auth.user_account SET role = 'admin'",
+        "UPDATE auth.api_key SET permissions = '{}'",
+        "UPDATE auth.session SET username = 'eve'",
+        "UPDATE auth.signing_key SET activate_time = now()",
+        "DELETE FROM auth.api_key",
+        "DELETE FROM auth.tenant",
+        "ALTER TABLE auth.api_key NO FORCE ROW LEVEL SECURITY",
+        "CREATE TABLE auth.mine (n integer)",
+        "SELECT 1 FROM mesh.migration",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await service.execute(statement)
+
+
+async def test_every_tenant_table_forces_row_level_security(database: TestDatabase) -> None:
+    connection = await asyncpg.connect(database.admin_url)
+    try:
+        rows = await connection.fetch(
+            """
+            SELECT relname FROM pg_class
+            WHERE relnamespace = 'auth'::regnamespace AND relkind IN ('r', 'p')
+              AND relrowsecurity AND relforcerowsecurity
+            """
+        )
+        owned = await connection.fetchval(
+            "SELECT count(*) FROM pg_class WHERE relowner = 'twinmesh_auth'::regrole"
+        )
+    finally:
+        await connection.close()
+    assert {row["relname"] for row in rows} == set(_TENANT_TABLES)
+    assert owned == 0
+
+
+async def test_revocations_of_all_tenants_are_told_by_id_only(
+    filled: TestDatabase, service: asyncpg.Connection
+) -> None:
+    connection = await asyncpg.connect(filled.admin_url)
+    try:
+        await connection.execute("UPDATE auth.api_key SET revoke_time = now() WHERE tenant_id = 'other'")
+        await connection.execute(
+            "UPDATE auth.api_key SET revoke_time = now() - interval '1 hour' WHERE tenant_id = 'demo'"
+        )
+    finally:
+        await connection.close()
+    rows = await service.fetch("SELECT * FROM auth.api_keys_revoked_within('1 minute')")
+    assert [dict(row) for row in rows] == [{"tenant_id": "other", "id": "kother"}]
+
+
+async def test_the_schema_can_be_taken_back_and_made_again(filled: TestDatabase) -> None:
+    connection = await asyncpg.connect(filled.admin_url)
+    try:
+        await migrate_down(connection, OWNER, to_version=0)
+        assert await connection.fetchval("SELECT to_regnamespace('auth')") is None
+        await migrate_up(connection, [OWNER])
+        assert await connection.fetchval("SELECT count(*) FROM auth.tenant") == 0
+    finally:
+        await connection.close()

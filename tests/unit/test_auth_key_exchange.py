@@ -1,0 +1,135 @@
+"""What is remembered of API keys, and for how long."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from auth_svc.access_tokens import AccessTokens, Signer
+from auth_svc.api_keys import ApiKey
+from auth_svc.key_exchange import CACHE_LIFE_S, TOKEN_LIFE_S, KeyExchange, StoredKey
+from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_secret
+from meshkit.clock import MICROS_PER_SECOND
+from meshkit.errors import Unauthenticated
+from meshkit.testing.clock import ManualClock
+
+_NOW = 1_800_000_000 * MICROS_PER_SECOND
+_TOKEN = OpaqueToken(Prefix.API_KEY, "demo", "gateway7", new_secret())
+_KEY = ApiKey("demo", "gateway7", "Gateway 7", frozenset({"telemetry:write"}), "ada", _NOW, None)
+
+
+class _Signers:
+    private_key = Ed25519PrivateKey.generate()
+
+    def signer(self) -> Signer:
+        return Signer("k1", self.private_key)
+
+
+class _Keys:
+    """Holds one key and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.stored: StoredKey | None = StoredKey(_KEY, _TOKEN.hash)
+        self.revoked: list[tuple[str, str]] = []
+        self.asked = 0
+        self.exchange: KeyExchange | None = None
+
+    async def find(self, tenant: str, key_id: str) -> StoredKey | None:
+        self.asked += 1
+        found = self.stored if (tenant, key_id) == ("demo", "gateway7") else None
+        if self.exchange is not None:
+            # The key is revoked after it was read and before the answer is used.
+            self.stored = None
+            self.exchange.evict(tenant, key_id)
+        return found
+
+    async def revoked_within(self, period_s: int) -> Iterable[tuple[str, str]]:
+        return self.revoked
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(_NOW)
+
+
+@pytest.fixture
+def keys() -> _Keys:
+    return _Keys()
+
+
+@pytest.fixture
+def exchange(keys: _Keys, clock: ManualClock) -> KeyExchange:
+    return KeyExchange(keys=keys, access_tokens=AccessTokens(signers=_Signers(), clock=clock), clock=clock)
+
+
+def _claims(token: str) -> dict[str, object]:
+    claims: dict[str, object] = jwt.decode(token, options={"verify_signature": False})
+    return claims
+
+
+async def test_a_key_becomes_a_token_of_its_own(exchange: KeyExchange) -> None:
+    claims = _claims(await exchange.exchange(_TOKEN.text))
+    now_s = _NOW // MICROS_PER_SECOND
+    assert claims["sub"] == claims["cred_id"] == "gateway7"
+    assert (claims["tenant"], claims["kind"], claims["perms"]) == ("demo", "api_key", ["telemetry:write"])
+    assert claims["exp"] == now_s + TOKEN_LIFE_S
+    assert "cred_exp" not in claims
+    assert "role" not in claims
+
+
+async def test_a_key_is_looked_up_once_and_again_later(
+    exchange: KeyExchange, keys: _Keys, clock: ManualClock
+) -> None:
+    first = await exchange.exchange(_TOKEN.text)
+    clock.advance(CACHE_LIFE_S - 1)
+    assert await exchange.exchange(_TOKEN.text) == first
+    assert keys.asked == 1
+    clock.advance(1)
+    assert await exchange.exchange(_TOKEN.text) != first
+    assert keys.asked == 2
+
+
+async def test_a_remembered_key_does_not_let_another_secret_in(exchange: KeyExchange) -> None:
+    await exchange.exchange(_TOKEN.text)
+    with pytest.raises(Unauthenticated):
+        await exchange.exchange(replace(_TOKEN, secret=new_secret()).text)
+
+
+async def test_a_key_ends_on_time_even_when_remembered(
+    exchange: KeyExchange, keys: _Keys, clock: ManualClock
+) -> None:
+    expire_us = _NOW + 10 * MICROS_PER_SECOND
+    keys.stored = StoredKey(replace(_KEY, expire_us=expire_us), _TOKEN.hash)
+    claims = _claims(await exchange.exchange(_TOKEN.text))
+    assert claims["exp"] == claims["cred_exp"] == expire_us // MICROS_PER_SECOND
+    clock.advance(10)
+    with pytest.raises(Unauthenticated):
+        await exchange.exchange(_TOKEN.text)
+
+
+async def test_a_key_that_another_process_revoked_is_forgotten(exchange: KeyExchange, keys: _Keys) -> None:
+    await exchange.exchange(_TOKEN.text)
+    keys.stored, keys.revoked = None, [("demo", "gateway7")]
+    await exchange.evict_revoked()
+    with pytest.raises(Unauthenticated):
+        await exchange.exchange(_TOKEN.text)
+
+
+async def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(
+    exchange: KeyExchange, keys: _Keys
+) -> None:
+    keys.exchange = exchange
+    await exchange.exchange(_TOKEN.text)
+    with pytest.raises(Unauthenticated):
+        await exchange.exchange(_TOKEN.text)
+
+
+@pytest.mark.parametrize("text", ["", "tmk_", _TOKEN.text[:-1], _TOKEN.text.replace("tmk", "tmr")])
+async def test_what_is_no_key_is_refused_without_a_look(
+    exchange: KeyExchange, keys: _Keys, text: str
+) -> None:
+    with pytest.raises(Unauthenticated):
+        await exchange.exchange(text)
+    assert keys.asked == 0

@@ -1,0 +1,71 @@
+from google.protobuf import descriptor_pool
+
+from auth_svc.roles import Role, permissions_of
+from meshkit import policy
+from meshkit.identity import SERVICE_PERMISSIONS
+from twinmesh.asset.v1 import (
+    asset_service_pb2,
+    asset_type_service_pb2,
+    device_service_pb2,
+    device_type_service_pb2,
+    profile_service_pb2,
+)
+from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2
+from twinmesh.ingest.v1 import ingest_service_pb2
+from twinmesh.mesh.v1 import health_service_pb2
+from twinmesh.twin.v1 import twin_service_pb2
+
+_CONTRACTS = [
+    api_key_service_pb2,
+    asset_service_pb2,
+    asset_type_service_pb2,
+    device_service_pb2,
+    device_type_service_pb2,
+    health_service_pb2,
+    ingest_service_pb2,
+    profile_service_pb2,
+    session_service_pb2,
+    twin_service_pb2,
+]
+
+
+def _declared_permissions() -> set[str]:
+    declared = set()
+    for contract in _CONTRACTS:
+        file = descriptor_pool.Default().FindFileByName(contract.DESCRIPTOR.name)
+        for service in file.services_by_name.values():
+            for method in service.methods:
+                declared.add(method.GetOptions().Extensions[permission_pb2.permission])
+    return declared - {policy.PUBLIC, policy.AUTHENTICATED}
+
+
+def test_admin_may_call_every_rpc_but_those_of_services() -> None:
+    assert _declared_permissions() - SERVICE_PERMISSIONS <= permissions_of(Role.ADMIN)
+
+
+def test_no_role_holds_what_only_services_may() -> None:
+    for role in Role:
+        assert not permissions_of(role) & SERVICE_PERMISSIONS, role
+
+
+def test_roles_carry_what_the_documentation_says() -> None:
+    admin = permissions_of(Role.ADMIN)
+    assert admin - permissions_of(Role.OPERATOR) == {"api_key:read", "api_key:write"}
+    readable = {permission for permission in admin if permission.endswith(":read")}
+    assert permissions_of(Role.ANALYST) == readable - {"api_key:read"}
+    assert permissions_of(Role.VIEWER) == {
+        "twin:read",
+        "history:read",
+        "device:read",
+        "device_type:read",
+        "asset:read",
+        "contract:read",
+    }
+    assert permissions_of(Role.API_CLIENT) == {
+        "telemetry:write",
+        "twin:read",
+        "history:read",
+        "device:read",
+        "device_type:read",
+        "contract:read",
+    }
