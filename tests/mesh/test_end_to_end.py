@@ -52,7 +52,7 @@ async def test_a_sample_sent_is_found_again(mesh: Mesh, admin: httpx.AsyncClient
 
     def traced() -> bool:
         shown = mesh.twinmesh("trace", trace_id, check=False).stdout
-        return all(part in shown for part in ("envoy", "ingest_svc", "commit", "twin_svc"))
+        return all(part in shown for part in ("gateway", "ingest_svc", "commit", "twin_svc"))
 
     eventually(traced, "the trace goes from Envoy through ingest and the commit into the twin")
 
