@@ -39,6 +39,7 @@ class AuthApp:
     """A running auth_svc."""
 
     database: TestDatabase
+    address: str
     channel: grpc.aio.Channel
     sessions: Any
     api_keys: Any
@@ -126,6 +127,7 @@ async def running_auth(
     async with app(AuthSettings(**arguments)), grpc.aio.insecure_channel(own_address) as channel:
         running = AuthApp(
             database=database,
+            address=own_address,
             channel=channel,
             sessions=session_service_pb2_grpc.SessionServiceStub(channel),
             api_keys=api_key_service_pb2_grpc.ApiKeyServiceStub(channel),

@@ -1,0 +1,125 @@
+"""auth_svc with the Envoy that asks it: its keys, its key exchange and its JSON."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import httpx
+import pytest
+
+from gateway.contract import CONTRACT
+from gateway.render import render
+from gateway.settings import Endpoint, GatewaySettings, Upstream
+from meshkit.embedded import EmbeddedEnvoy
+from meshkit.embedded.ports import free_ports
+from meshkit.testing.auth import bearer
+from meshkit.testing.database import TestDatabase
+from tests.rpc.auth_app import PASSWORD, AuthApp, error_info, running_auth, status_of, until
+from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+
+_NOWHERE = Endpoint("127.0.0.1", 1)
+
+
+@pytest.fixture
+async def auth(database: TestDatabase) -> AsyncIterator[AuthApp]:
+    async with running_auth(database) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(auth: AuthApp, short_home: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client of the gateway; PostgreSQL and auth_svc work, nothing else is there."""
+    port, admin_port, jwks_port = free_ports(3)
+
+    def rendered(descriptor: Path) -> Mapping[str, Any]:
+        return render(
+            GatewaySettings(
+                bind="127.0.0.1",
+                port=port,
+                admin_port=admin_port,
+                jwks_port=jwks_port,
+                upstreams={
+                    **{upstream: [_NOWHERE] for upstream in Upstream},
+                    Upstream.AUTH: [Endpoint.parse(auth.address)],
+                },
+                descriptor_path=descriptor,
+            )
+        )
+
+    envoy = EmbeddedEnvoy(home=short_home, descriptor=CONTRACT, render=rendered, concurrency=1)
+    await asyncio.to_thread(envoy.start)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as opened:
+
+            async def keys_are_there() -> bool:
+                return (await opened.get("/.well-known/jwks.json")).is_success
+
+            await until(keys_are_there)
+            yield opened
+    finally:
+        await asyncio.to_thread(envoy.remove)
+
+
+async def _login(client: httpx.AsyncClient) -> dict[str, Any]:
+    body = {"tenant": "demo", "username": "admin", "password": PASSWORD}
+    answer = await client.post("/v1/auth/login", json=body)
+    assert answer.status_code == 200, answer.text
+    pair: dict[str, Any] = answer.json()
+    return pair
+
+
+async def test_a_person_from_log_in_to_log_out(client: httpx.AsyncClient) -> None:
+    pair = await _login(client)
+    assert (pair["tokenType"], pair["expiresIn"]) == ("Bearer", "900s")
+    me = await client.get("/v1/auth/me", headers={"authorization": f"Bearer {pair['accessToken']}"})
+    assert (me.status_code, me.json()["subject"]) == (200, "admin")
+    refreshed = await client.post("/v1/auth/refresh", json={"refreshToken": pair["refreshToken"]})
+    assert refreshed.status_code == 200, refreshed.text
+    caller = {"authorization": f"Bearer {refreshed.json()['accessToken']}"}
+    assert (await client.post("/v1/auth/logout", headers=caller, json={})).status_code == 200
+    again = await client.post("/v1/auth/refresh", json={"refreshToken": refreshed.json()["refreshToken"]})
+    assert again.status_code == 401
+    assert again.json()["details"][0]["reason"] == "REFRESH_TOKEN_INVALID"
+
+
+async def test_a_machine_from_its_key_to_its_end(client: httpx.AsyncClient) -> None:
+    admin = {"authorization": f"Bearer {(await _login(client))['accessToken']}"}
+    made = await client.post("/v1/apiKeys", headers=admin, json={"displayName": "Gateway 7"})
+    assert made.status_code == 200, made.text
+    key = {"authorization": f"Bearer {made.json()['secret']}"}
+    me = await client.get("/v1/auth/me", headers=key)
+    assert me.status_code == 200, me.text
+    assert (me.json()["kind"], me.json()["subject"]) == ("api_key", made.json()["id"])
+    listed = await client.get("/v1/apiKeys", headers=admin)
+    assert [each["id"] for each in listed.json()["apiKeys"]] == [made.json()["id"]]
+    assert (await client.get("/v1/apiKeys", headers=key)).status_code == 403
+
+    channel = grpc.aio.insecure_channel(urlsplit(str(client.base_url)).netloc)
+    async with channel:
+        sessions = session_service_pb2_grpc.SessionServiceStub(channel)
+        me_grpc = await sessions.GetMe(
+            session_service_pb2.GetMeRequest(), metadata=bearer(made.json()["secret"])
+        )
+        assert me_grpc.subject == made.json()["id"]
+
+        gone = await client.delete(f"/v1/apiKeys/{made.json()['id']}", headers=admin)
+        assert (gone.status_code, gone.json()) == (200, {})
+        refused = await client.get("/v1/auth/me", headers=key)
+        assert refused.status_code == 401
+        assert refused.json()["details"][0]["reason"] == "API_KEY_INVALID"
+        with pytest.raises(grpc.aio.AioRpcError) as refused_grpc:
+            await sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=bearer(made.json()["secret"]))
+    assert refused_grpc.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert error_info(status_of(refused_grpc.value)).reason == "API_KEY_INVALID"
+
+
+async def test_parts_that_are_away_are_named(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/healthz/live")).json() == {"status": "ok"}
+    answer = await client.get("/healthz/ready")
+    assert answer.status_code == 503
+    info = answer.json()["details"][0]
+    assert info["reason"] == "DEPENDENCY_UNAVAILABLE"
+    assert info["metadata"]["dependency"] == "asset_svc,ingest_svc,twin_svc"
