@@ -17,6 +17,7 @@ from meshkit.clock import Clock
 from meshkit.errors import not_built_yet
 from meshkit.identity import Principal, current_principal
 from telemetry_store.catalog import SeriesCatalog
+from telemetry_store.columns import KindColumns
 from telemetry_store.requests import WriteRequest
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -74,18 +75,15 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         response = conversion.to_response(assessment)
         identity = conversion.to_identity(request)
         if identity is None and not assessment.series:
-            return response  # There is nothing to remember and nothing to store.
+            return response  # There is nothing to store and nothing to remember.
         outcome = response.SerializeToString()
-        columns = []
-        if assessment.series:
-            columns = assessment.columns(await self._catalog.resolve(principal.tenant, assessment.series))
         result = await self._writer.write(
             WriteRequest(
                 tenant=principal.tenant,
                 principal=principal.name,
                 identity=identity,
                 digest=digest(readings, all_or_nothing=all_or_nothing, backfill_id=request.backfill_id),
-                samples=columns,
+                samples=await self._columns(principal.tenant, assessment),
                 outcome=outcome,
                 refused_outcome=_refused_by_database(readings, assessment, outcome),
                 span=_span(),
@@ -114,6 +112,11 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
     ) -> AsyncIterator[ingest_pb2.StreamTelemetryResponse]:
         raise not_built_yet("StreamTelemetry")
         yield  # Makes it a generator, as handlers of streams must be.
+
+    async def _columns(self, tenant: str, assessment: Assessment) -> list[KindColumns]:
+        if not assessment.series:
+            return []
+        return assessment.columns(await self._catalog.resolve(tenant, assessment.series))
 
     async def _window(self, principal: Principal, backfill_id: str, now_us: int) -> TimeWindow:
         if not backfill_id:
