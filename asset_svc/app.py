@@ -61,7 +61,8 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
             listen=settings.listen,
             registrations=_registrations(pool, client),
             verifier=verifier,
-            checks={"postgresql": lambda: pool.fetchval("SELECT 1"), "nats": check_nats},
+            checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
+            hints={"nats": check_nats},
             reflected=PUBLIC_SERVICES,
         ) as port:
             yield port

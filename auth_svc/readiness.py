@@ -19,9 +19,9 @@ class Readiness:
 def judge(answers: Mapping[str, Mapping[str, bool | None]]) -> Readiness:
     """Return the mesh's readiness.
 
-    A service that does not answer fails itself; one that answers that it is not
-    serving passes that on to the dependencies it names, and fails itself only when it
-    names none.
+    A service that does not answer fails itself. One that answers names the
+    dependencies that are away, whether it can serve without them or not; it fails
+    itself only when it is not serving and names none.
 
     Args:
         answers: by service, then by `WHOLE` and dependency: serving or not, None
@@ -34,6 +34,7 @@ def judge(answers: Mapping[str, Mapping[str, bool | None]]) -> Readiness:
         asked.update(name for name, serving in dependencies.items() if serving is not None)
         if whole is None:
             failing.add(service)
-        elif not whole:
-            failing.update({name for name, serving in dependencies.items() if serving is False} or {service})
+            continue
+        away = {name for name, serving in dependencies.items() if serving is False}
+        failing.update(away if whole else away or {service})
     return Readiness(tuple(sorted(asked)), tuple(sorted(failing)))

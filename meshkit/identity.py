@@ -18,8 +18,8 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 ISSUER = "twinmesh"
 AUDIENCE = "twinmesh"
 SERVICE_AUDIENCE = "twinmesh-internal"
-TOKEN_TYPE = "at+jwt"  # RFC 9068
-TOKEN_ALGORITHM = "EdDSA"
+TOKEN_TYPE = "at+jwt"  # noqa: S105 - the typ of RFC 9068
+TOKEN_ALGORITHM = "EdDSA"  # noqa: S105 - an algorithm
 _SERVICE_ALGORITHM = "HS256"
 _SERVICE_TOKEN_LIFE_S = 300
 _CACHED_TOKENS = 10_000

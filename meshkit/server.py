@@ -50,18 +50,21 @@ async def running_server(
     registrations: Sequence[Registration],
     verifier: TokenVerifier,
     checks: Mapping[str, Check],
+    hints: Mapping[str, Check] | None = None,
     reflected: Sequence[str] | None = None,
 ) -> AsyncIterator[int]:
     """Serve until the context ends, then drain; yields the port.
 
     Health (grpc.health.v1) is SERVING while all checks pass; "" stands for the
-    whole process, and each dependency is named too.
+    whole process, and each dependency is named too. What the service can do without
+    for a while is a hint: named, but no reason to take the service out of use.
 
     Args:
         listen: host:port, port 0 for any.
         registrations: what is served.
         verifier: proves callers.
         checks: by dependency name.
+        hints: likewise, of dependencies that the service can do without.
         reflected: full names of the services that reflection lists, of which others may
             serve some; what is served when None.
     """
@@ -80,7 +83,7 @@ async def running_server(
     listed = names if reflected is None else reflected
     reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME, health.SERVICE_NAME], server)
     port = server.add_insecure_port(listen)
-    monitor = _HealthMonitor(servicer=health_servicer, services=names, checks=checks)
+    monitor = _HealthMonitor(servicer=health_servicer, services=names, checks=checks, hints=hints or {})
     await monitor.check()
     await server.start()
     _log.info("serving", listen=listen, port=port, services=names)
@@ -99,11 +102,17 @@ class _HealthMonitor:
     """Keeps the health service true."""
 
     def __init__(
-        self, *, servicer: health.aio.HealthServicer, services: Sequence[str], checks: Mapping[str, Check]
+        self,
+        *,
+        servicer: health.aio.HealthServicer,
+        services: Sequence[str],
+        checks: Mapping[str, Check],
+        hints: Mapping[str, Check],
     ) -> None:
         self._servicer = servicer
         self._services = services
-        self._checks = checks
+        self._required = frozenset(checks)
+        self._checks = {**checks, **hints}
         self._failing: set[str] = set()
 
     async def run(self) -> None:
@@ -115,7 +124,7 @@ class _HealthMonitor:
         results = await asyncio.gather(*(self._passes(name) for name in self._checks))
         for name, passes in zip(self._checks, results, strict=True):
             await self._servicer.set(name, _SERVING if passes else _NOT_SERVING)
-        whole = _SERVING if all(results) else _NOT_SERVING
+        whole = _NOT_SERVING if self._required & self._failing else _SERVING
         for name in ("", *self._services):
             await self._servicer.set(name, whole)
 

@@ -68,8 +68,8 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                 ),
                 checks={
                     "postgresql": lambda: feed_pool.fetchval("SELECT 1"),
-                    "nats": check_nats,
                     "feed": follower.check,
                 },
+                hints={"nats": check_nats},
             ) as port:
                 yield port

@@ -8,14 +8,14 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from meshkit import client, identity, server, status
+from meshkit import client, identity, server
 from meshkit.clock import SystemClock
 from meshkit.errors import not_found
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.testing.auth import TokenMint, bearer
+from meshkit.testing.calls import failure
 from twinmesh.asset.v1 import profile_service_pb2, profile_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 
@@ -98,28 +98,14 @@ def reader(mint: TokenMint) -> tuple[tuple[str, str], ...]:
     return bearer(mint.token(tenant="demo", permissions=["twin:read"]))
 
 
-async def failure(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str], list[str]]:
-    """Return code, reason, metadata and violated fields of a call that must fail."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    found = status.status_of(caught.value)
-    assert found is not None, caught.value
-    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in found.details:
-        for target in (info, bad):
-            if detail.Is(target.DESCRIPTOR):
-                detail.Unpack(target)
-    return caught.value.code(), info.reason, dict(info.metadata), [v.field for v in bad.field_violations]
-
-
 async def test_a_verified_caller_reaches_the_handler(twins: Any, reader: Any) -> None:
     twin = await twins.GetTwin(GetTwin(id="pump-1"), metadata=reader)
     assert twin.display_name == "demo user:tester"
 
 
 async def test_nobody_is_unauthenticated(twins: Any) -> None:
-    code, reason, _, _ = await failure(twins.GetTwin(GetTwin(id="pump-1")))
-    assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING")
+    refused = await failure(twins.GetTwin(GetTwin(id="pump-1")))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING")
 
 
 @pytest.mark.parametrize(
@@ -135,22 +121,22 @@ async def test_nobody_is_unauthenticated(twins: Any) -> None:
 )
 async def test_a_wrong_token_is_refused(twins: Any, mint: TokenMint, claims: dict[str, Any]) -> None:
     token = mint.token(tenant="demo", permissions=["twin:read"], **claims)
-    code, reason, _, _ = await failure(twins.GetTwin(GetTwin(id="pump-1"), metadata=bearer(token)))
-    assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+    refused = await failure(twins.GetTwin(GetTwin(id="pump-1"), metadata=bearer(token)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
 
 
 async def test_a_foreign_key_is_refused(twins: Any) -> None:
     for kid in ("test-key", "other"):
         token = TokenMint(kid=kid).token(tenant="demo", permissions=["twin:read"])
-        code, reason, _, _ = await failure(twins.GetTwin(GetTwin(id="pump-1"), metadata=bearer(token)))
-        assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+        refused = await failure(twins.GetTwin(GetTwin(id="pump-1"), metadata=bearer(token)))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
 
 
 async def test_a_missing_permission_is_named(twins: Any, mint: TokenMint) -> None:
     token = mint.token(tenant="demo", permissions=["history:read"])
-    code, reason, metadata, _ = await failure(twins.GetTwin(GetTwin(id="pump-1"), metadata=bearer(token)))
-    assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
-    assert metadata == {"permission": "twin:read"}
+    refused = await failure(twins.GetTwin(GetTwin(id="pump-1"), metadata=bearer(token)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+    assert refused.metadata == {"permission": "twin:read"}
 
 
 async def test_services_reach_what_users_may_not_claim(
@@ -162,20 +148,21 @@ async def test_services_reach_what_users_may_not_claim(
         await client.call(stub.BatchGetProfiles, request, peer="asset_svc")
     token = mint.token(tenant="demo", permissions=["profile:read"])
     outside: Any = profile_service_pb2_grpc.ProfileServiceStub(channel)
-    code, _, _, _ = await failure(outside.BatchGetProfiles(request, metadata=bearer(token)))
-    assert code is grpc.StatusCode.PERMISSION_DENIED
+    refused = await failure(outside.BatchGetProfiles(request, metadata=bearer(token)))
+    assert refused.code is grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize("bad_id", ["", "a/b", "a*", "a>", "a b", "x" * 10_000, "-a", "A"])
 async def test_every_broken_rule_is_named(twins: Any, reader: Any, bad_id: str) -> None:
-    code, reason, _, fields = await failure(twins.GetTwin(GetTwin(id=bad_id), metadata=reader))
-    assert (code, reason, fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", ["id"])
+    refused = await failure(twins.GetTwin(GetTwin(id=bad_id), metadata=reader))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["id"])
 
 
 async def test_domain_errors_keep_their_details(twins: Any, reader: Any) -> None:
-    code, reason, metadata, _ = await failure(twins.GetTwin(GetTwin(id="absent"), metadata=reader))
-    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
-    assert metadata == {"resource": "twin", "id": "absent"}
+    refused = await failure(twins.GetTwin(GetTwin(id="absent"), metadata=reader))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+    assert refused.metadata == {"resource": "twin", "id": "absent"}
 
 
 @pytest.mark.parametrize("defect", ["broken", "database-bug"])
@@ -187,9 +174,9 @@ async def test_the_unforeseen_tells_nothing(twins: Any, reader: Any, defect: str
 
 
 async def test_a_lost_database_is_retryable(twins: Any, reader: Any) -> None:
-    code, reason, metadata, _ = await failure(twins.GetTwin(GetTwin(id="database-away"), metadata=reader))
-    assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
-    assert metadata == {"dependency": "postgresql"}
+    refused = await failure(twins.GetTwin(GetTwin(id="database-away"), metadata=reader))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+    assert refused.metadata == {"dependency": "postgresql"}
 
 
 async def test_streams_pass_the_same_door(twins: Any, reader: Any) -> None:
@@ -211,19 +198,30 @@ async def test_health_follows_the_dependencies(auth_address: str, tokens: Servic
         if not works.is_set():
             raise ConnectionError("away")
 
+    async def away() -> None:
+        raise ConnectionError("away")
+
     async with client.service_channel(auth_address, tokens=tokens) as auth:
         verifier = TokenVerifier(
             fetch_keys=client.fetch_keys_from(auth), service_tokens=tokens, clock=SystemClock()
         )
         async with (
             server.running_server(
-                listen="127.0.0.1:0", registrations=[], verifier=verifier, checks={"postgresql": dependency}
+                listen="127.0.0.1:0",
+                registrations=[],
+                verifier=verifier,
+                checks={"postgresql": dependency},
+                hints={"nats": away},
             ) as port,
             grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         ):
             stub: Any = health_pb2_grpc.HealthStub(channel)
             watch = stub.Watch(health_pb2.HealthCheckRequest(service="postgresql"))
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            hint = await stub.Check(health_pb2.HealthCheckRequest(service="nats"))
+            assert hint.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            whole = await stub.Check(health_pb2.HealthCheckRequest())
+            assert whole.status == health_pb2.HealthCheckResponse.SERVING
             works.clear()
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             whole = await stub.Check(health_pb2.HealthCheckRequest())
