@@ -48,6 +48,7 @@ _SERVICE_ROLES: Mapping[str, str] = {
 _MODULES: Mapping[str, str] = {_MAINTENANCE: "telemetry_store.maintenance"}
 _FEED_ROLE = "twinmesh_twin_feed"
 _ANSWER_SECONDS = 30.0
+_NATS_SECONDS = 5.0
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -341,7 +342,10 @@ async def _try_nats(url: str) -> None:
         return
 
     try:
-        client = await nats.connect(url, allow_reconnect=False, connect_timeout=5, error_cb=quiet)
+        async with asyncio.timeout(_NATS_SECONDS):
+            client = await nats.connect(
+                url, max_reconnect_attempts=1, reconnect_time_wait=0.1, error_cb=quiet
+            )
     except (OSError, TimeoutError, ValueError, nats.errors.Error) as error:
         where = url.rpartition("@")[2].removeprefix("nats://")
         raise PartFailedError(
