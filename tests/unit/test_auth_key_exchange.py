@@ -16,7 +16,7 @@ from meshkit.errors import Unauthenticated
 from meshkit.testing.clock import ManualClock
 
 _NOW = 1_800_000_000 * MICROS_PER_SECOND
-_TOKEN = OpaqueToken(Prefix.API_KEY, "demo", "gateway7", new_secret())
+_TOKEN = OpaqueToken(Prefix.API_KEY, "demo", "gateway7", "5ec7e7" + "0" * 58)
 _KEY = ApiKey("demo", "gateway7", "Gateway 7", frozenset({"telemetry:write"}), "ada", _NOW, None)
 
 

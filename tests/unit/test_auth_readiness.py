@@ -19,6 +19,7 @@ def test_a_mesh_that_works_names_what_was_asked_after() -> None:
     [
         ({"": None, "postgresql": None, "nats": None}, ("ingest_svc",)),
         ({"": False, "postgresql": True, "nats": False}, ("nats",)),
+        ({"": True, "postgresql": True, "nats": False}, ("nats",)),
         ({"": False, "postgresql": False, "nats": False}, ("nats", "postgresql")),
         ({"": False, "postgresql": True, "nats": True}, ("ingest_svc",)),
         ({"": False, "postgresql": None, "nats": None}, ("ingest_svc",)),
