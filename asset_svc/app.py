@@ -51,18 +51,13 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
         bus.connection(settings.nats_url.get_secret_value(), name=SERVICE) as client,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
     ):
-
-        async def check_nats() -> None:
-            if not client.is_connected:
-                raise ConnectionError("not connected")
-
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         async with running_server(
             listen=settings.listen,
             registrations=_registrations(pool, client),
             verifier=verifier,
             checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
-            hints={"nats": check_nats},
+            hints={"nats": bus.connected(client)},
             reflected=PUBLIC_SERVICES,
         ) as port:
             yield port

@@ -49,10 +49,6 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             clock=clock,
         )
 
-        async def check_nats() -> None:
-            if not nats_client.is_connected:
-                raise ConnectionError("not connected")
-
         async with running_server(
             listen=settings.listen,
             registrations=[
@@ -66,6 +62,6 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                 fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
             ),
             checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
-            hints={"nats": check_nats},
+            hints={"nats": bus.connected(nats_client)},
         ) as port:
             yield port

@@ -1,9 +1,8 @@
 """The connection to NATS."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-import nats
 import structlog
 from nats.aio.client import Client
 
@@ -28,17 +27,19 @@ async def connection(
         _log.warning("bus error", error=str(error))
 
     async def on_disconnect() -> None:
-        _log.warning("bus disconnected")
+        if not client.is_closed and not client.is_draining:
+            _log.warning("bus disconnected")
 
     async def reconnected() -> None:
         _log.info("bus reconnected")
         on_reconnect()
 
-    client = await nats.connect(
+    client = Client()
+    await client.connect(
         url,
         name=name,
         max_reconnect_attempts=-1,
-        reconnect_time_wait=0.25,
+        reconnect_time_wait=1,
         error_cb=on_error,
         disconnected_cb=on_disconnect,
         reconnected_cb=reconnected,
@@ -47,3 +48,13 @@ async def connection(
         yield client
     finally:
         await client.close()
+
+
+def connected(client: Client) -> Callable[[], Awaitable[None]]:
+    """Return the health check of a connection: it raises ConnectionError while the bus is away."""
+
+    async def check() -> None:
+        if not client.is_connected:
+            raise ConnectionError("not connected")
+
+    return check

@@ -23,6 +23,7 @@ TOKEN_ALGORITHM = "EdDSA"  # noqa: S105 - an algorithm
 _SERVICE_ALGORITHM = "HS256"
 _SERVICE_TOKEN_LIFE_S = 300
 _CACHED_TOKENS = 10_000
+_CLOCK_SKEW_S = 5  # as Envoy allows between auth_svc's clock and its own
 _KEY_REFETCH_S = 1.0
 # What a service may do in another service; on top it names the tenant it acts for.
 SERVICE_PERMISSIONS = frozenset({"profile:read"})
@@ -188,6 +189,7 @@ class TokenVerifier:
                 algorithms=[TOKEN_ALGORITHM],
                 audience=AUDIENCE,
                 issuer=ISSUER,
+                leeway=_CLOCK_SKEW_S,
                 options={"require": ["sub", "tenant", "kind", "perms", "exp", "iat"]},
             )
             kind = PrincipalKind(claims["kind"])

@@ -7,7 +7,7 @@ Handlers of streams must be async generators.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 from meshkit import policy, status
 from meshkit.errors import DeadlineExceeded, DomainError
 from meshkit.identity import Principal, TokenVerifier, bind_principal
-from meshkit.telemetry import current_trace_id
+from meshkit.telemetry import current_trace_id, join_trace
 from meshkit.validation import validate
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -124,8 +124,10 @@ class _Call:
     @asynccontextmanager
     async def _around(self, context: Context) -> AsyncIterator[None]:
         """Let the caller in, and end the call with a status when anything is raised."""
+        metadata = context.invocation_metadata() or ()
+        join_trace(metadata)
         try:
-            principal = await self._identify(context)
+            principal = await self._identify(metadata)
             policy.require(self._permission, principal, method=self._method)
             yield
         except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -133,8 +135,8 @@ class _Call:
         except Exception as error:
             await self._abort(context, error)
 
-    async def _identify(self, context: Context) -> Principal | None:
-        for name, value in context.invocation_metadata() or ():
+    async def _identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal | None:
+        for name, value in metadata:
             if name == "authorization" and isinstance(value, str):
                 if self._permission == policy.PUBLIC or value[: len(_BEARER)].lower() != _BEARER:
                     return None

@@ -10,10 +10,11 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
+from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from meshkit.identity import TokenVerifier
 from meshkit.interceptors import CallInterceptor
+from meshkit.telemetry import deserves_span
 
 _log = structlog.get_logger()
 _CHECK_EVERY_S = 1.0
@@ -23,7 +24,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _OPTIONS = [
     # Each process owns its port: with SO_REUSEPORT a proxy's streams all pin to one.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_send_message_length", 64 * 1024 * 1024),
     ("grpc.max_metadata_size", 32 * 1024),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -70,7 +71,7 @@ async def running_server(
     """
     server = grpc.aio.server(
         interceptors=[
-            aio_server_interceptor(filter_=filters.negate(filters.health_check())),
+            aio_server_interceptor(filter_=deserves_span),
             CallInterceptor(verifier=verifier),
         ],
         options=_OPTIONS,

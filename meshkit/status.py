@@ -124,6 +124,8 @@ def from_driver_error(error: BaseException) -> errors.DomainError | None:
     transient = (
         OSError,
         asyncpg.InterfaceError,
+        # What the driver says when a connection is lost just as it is used.
+        asyncpg.InternalClientError,
         asyncpg.PostgresConnectionError,
         asyncpg.OperatorInterventionError,
         asyncpg.InsufficientResourcesError,

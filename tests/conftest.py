@@ -39,7 +39,11 @@ class Servers:
         self._postgres.start()
         self._nats.start()
         asyncio.run(build_template(self._postgres.admin_url, OWNERS))
-        return {"postgres": self._postgres.admin_url, "nats": self._nats.url}
+        return {
+            "admin": self._postgres.admin_url,
+            "superuser": self._postgres.superuser_url,
+            "nats": self._nats.url,
+        }
 
     def stop(self) -> None:
         """Stop them and forget their data."""
@@ -94,7 +98,8 @@ def nats_url(pytestconfig: pytest.Config) -> str:
 @pytest.fixture
 async def database(pytestconfig: pytest.Config) -> AsyncIterator[TestDatabase]:
     """A fresh, migrated database of this test alone."""
-    async with fresh_database(pytestconfig.stash[_URLS]["postgres"]) as fresh:
+    urls = pytestconfig.stash[_URLS]
+    async with fresh_database(admin_url=urls["admin"], superuser_url=urls["superuser"]) as fresh:
         yield fresh
 
 

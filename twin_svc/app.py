@@ -50,10 +50,6 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         ):
             await follow_changes(client, registry)
 
-            async def check_nats() -> None:
-                if not client.is_connected:
-                    raise ConnectionError("not connected")
-
             async with running_server(
                 listen=settings.listen,
                 registrations=[
@@ -70,6 +66,6 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                     "postgresql": lambda: feed_pool.fetchval("SELECT 1"),
                     "feed": follower.check,
                 },
-                hints={"nats": check_nats},
+                hints={"nats": bus.connected(client)},
             ) as port:
                 yield port

@@ -40,11 +40,7 @@ def in_database(url: str, name: str) -> str:
 
 async def build_template(admin_url: str, owners: Sequence[Owner]) -> None:
     """Make the template database, migrated to the newest version, and the roles."""
-    connection = await asyncpg.connect(admin_url)
-    try:
-        await connection.execute(f'CREATE DATABASE "{TEMPLATE}"')
-    finally:
-        await connection.close()
+    await _execute(admin_url, f'CREATE DATABASE "{TEMPLATE}"')
     template = await asyncpg.connect(in_database(admin_url, TEMPLATE))
     try:
         passwords = {role.name: role_password(role.name) for owner in owners for role in owner.roles}
@@ -55,15 +51,22 @@ async def build_template(admin_url: str, owners: Sequence[Owner]) -> None:
 
 
 @asynccontextmanager
-async def fresh_database(admin_url: str) -> AsyncIterator[TestDatabase]:
-    """Copy the template for one test and drop the copy afterwards."""
+async def fresh_database(*, admin_url: str, superuser_url: str) -> AsyncIterator[TestDatabase]:
+    """Copy the template for one test and drop the copy afterwards.
+
+    Only a superuser may end what services left connected.
+    """
     name = f"test_{random_secrets.token_hex(8)}"
-    connection = await asyncpg.connect(admin_url)
+    await _execute(admin_url, f'CREATE DATABASE "{name}" TEMPLATE "{TEMPLATE}"')
     try:
-        await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{TEMPLATE}"')
-        try:
-            yield TestDatabase(in_database(admin_url, name))
-        finally:
-            await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        yield TestDatabase(in_database(admin_url, name))
+    finally:
+        await _execute(superuser_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
     finally:
         await connection.close()
