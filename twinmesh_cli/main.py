@@ -5,7 +5,7 @@ import logging
 import structlog
 import typer
 
-from twinmesh_cli import config, load, login, migrations, query, status, trace, up
+from twinmesh_cli import bench, config, load, login, migrations, query, status, trace, up
 
 # Commands tell people what happens; what libraries log for services would come between.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
@@ -25,3 +25,4 @@ app.command()(login.login)
 app.command()(login.logout)
 app.command()(load.load)
 app.command()(query.query)
+app.command()(bench.bench)
