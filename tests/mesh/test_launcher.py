@@ -37,7 +37,7 @@ def folder() -> Iterator[Path]:
     home = top / "a clone with a rather long name and blanks in it" / ("and-one-more-" * 8)
     home.mkdir(parents=True)
     yield home
-    for link in home.glob("*/*"):
+    for link in home.rglob("*"):
         if link.is_symlink():
             shutil.rmtree(link.resolve())
     shutil.rmtree(top)

@@ -25,9 +25,11 @@ from meshkit.embedded import (
     EmbeddedPostgres,
     Part,
     PartFailedError,
+    binaries,
     can_reach,
     free_port,
     free_ports,
+    placement,
     unprivileged_account,
 )
 from meshkit.testing.mesh import eventually
@@ -168,6 +170,31 @@ async def test_root_is_left_behind_even_below_a_closed_folder(closed_home: Path)
         nats_server.remove()
         postgres.remove()
     assert not data.exists()
+
+
+async def test_binaries_below_a_closed_folder_are_copied_once(
+    closed_home: Path, short_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = unprivileged_account()
+    if account is None:
+        pytest.skip("an ordinary user runs binaries where they are")
+    installed = binaries.postgres_bin(None).parent.parent
+    closed = closed_home / installed.name
+    await asyncio.to_thread(shutil.copytree, installed, closed)
+    libraries = installed.with_name(f"{installed.name}.libs")
+    await asyncio.to_thread(shutil.copytree, libraries, closed_home / libraries.name)
+    monkeypatch.setattr(binaries, "_package_folder", lambda _: closed)
+    monkeypatch.setattr(placement, "SHARED_ROOT", short_home / "shared")
+
+    async with EmbeddedPostgres(home=closed_home) as postgres:
+        assert await _fetch(postgres.admin_url, "SELECT 1") == 1
+        assert postgres.process is not None
+        first = postgres.process.command[0]
+    shutil.rmtree(closed)
+    closed.mkdir()
+
+    assert first.startswith(str(short_home / "shared" / "bin"))
+    assert str(binaries.postgres_bin(account) / "postgres") == first
 
 
 async def test_nats_asks_for_a_password_and_keeps_its_streams(short_home: Path) -> None:
