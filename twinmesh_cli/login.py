@@ -37,7 +37,9 @@ def logout() -> None:
             return "nobody was logged in"
         stub: Any = session_service_pb2_grpc.SessionServiceStub(session.channel)
         try:
-            await session.call(stub.Logout, session_service_pb2.LogoutRequest())
+            # The log-in's own token, whichever API key other commands use.
+            metadata = (("authorization", f"Bearer {await session.access_token()}"),)
+            await stub.Logout(session_service_pb2.LogoutRequest(), metadata=metadata, timeout=30)
         except grpc.aio.AioRpcError as error:
             # A session that has ended by itself leaves tokens to forget all the same.
             if error.code() is not grpc.StatusCode.UNAUTHENTICATED:

@@ -104,11 +104,16 @@ class Session:
         Raises:
             grpc.aio.AioRpcError: as the gateway or the service answered.
         """
-        token = self._api_key or await self._access_token()
+        token = self._api_key or await self.access_token()
         metadata = (("authorization", f"Bearer {token}"),)
         return await method(request, metadata=metadata, timeout=_CALL_TIMEOUT_S)
 
-    async def _access_token(self) -> str:
+    async def access_token(self) -> str:
+        """Return the log-in's access token, renewed when it is about to end.
+
+        Raises:
+            grpc.aio.AioRpcError: the session has ended.
+        """
         async with self._renewing:
             credentials = self.store.read()
             if credentials is None:
@@ -153,7 +158,9 @@ def explain(error: grpc.aio.AioRpcError, *, gateway: str) -> str:
         bad = error_details_pb2.BadRequest()
         if detail.Is(bad.DESCRIPTOR):
             detail.Unpack(bad)
-            lines += [f"  {violation.field}: {violation.description}" for violation in bad.field_violations]
+            told = [f"{violation.field}: {violation.description}" for violation in bad.field_violations]
+            # A single one is the message already.
+            lines += [f"  {violation}" for violation in told if violation != error.details()]
     trace_ids = [value for key, value in error.initial_metadata() if key == _TRACE_HEADER]
     if trace_ids:
         lines.append(f"  (twinmesh trace {trace_ids[0]!s})")
