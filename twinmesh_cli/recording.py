@@ -235,11 +235,15 @@ def _readings(path: Path, mapping: Mapping) -> Iterator[_Row]:
 
     for line, row in islice(_lines(path, mapping.delimiter), 1, None):
         # An empty line, at the end for instance, is no row.
-        if row:
-            try:
-                yield _Row(line, *reading(row))
-            except ValueError as error:
-                raise _misfit(path, line, str(error)) from error
+        if not row:
+            continue
+        try:
+            moment, made = reading(row)
+        except ValueError as error:
+            raise _misfit(path, line, str(error)) from error
+        # A row without any sample is nothing to send; the server would refuse it.
+        if made.values:
+            yield _Row(line, moment, made)
 
 
 def _wanted(mapping: Mapping) -> list[str]:

@@ -134,12 +134,15 @@ def test_chunks_fit_into_one_message(tmp_path: Path) -> None:
     assert sum(len(chunk.readings) for chunk in chunks) == 600
 
 
-def test_an_empty_cell_is_no_sample_and_an_empty_line_no_row(tmp_path: Path) -> None:
-    path = write(tmp_path, "time,t", "2020-03-01T00:00:00Z,", "", "2020-03-01T00:00:01Z,2", "")
-    assert [dict(reading.values) for reading in readings_of(path, ONE_METRIC)] == [
-        {},
+def test_an_empty_cell_is_no_sample_and_a_row_without_samples_no_reading(tmp_path: Path) -> None:
+    mapping = Mapping("time", (*ONE_METRIC.metrics, MetricColumn("u", "u")), device_id="pump-1")
+    rows = ["2020-03-01T00:00:00Z,,", "", "2020-03-01T00:00:01Z,2,", "2020-03-01T00:00:02Z,,3", ""]
+    path = write(tmp_path, "time,t,u", *rows)
+    assert [dict(reading.values) for reading in readings_of(path, mapping)] == [
         {"temperature": value_pb2.Value(double_value=2)},
+        {"u": value_pb2.Value(double_value=3)},
     ]
+    assert recording.plan(path, mapping).readings == 2
 
 
 def test_devices_may_stand_in_a_column_and_headings_behind_a_byte_order_mark(tmp_path: Path) -> None:
