@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from opentelemetry.trace import SpanContext
 
 from meshkit import db
 from meshkit.testing.database import TestDatabase
@@ -44,8 +45,10 @@ class Recorder:
         self._catalog = catalog
         self._writer = writer
 
-    async def commit(self, tenant: str, samples: Sequence[Sent], *, unit: str = "unit") -> None:
-        """Commit samples, in the order given."""
+    async def commit(
+        self, tenant: str, samples: Sequence[Sent], *, unit: str = "unit", span: SpanContext | None = None
+    ) -> None:
+        """Commit samples, in the order given, by a request with this span."""
         keys = [SeriesKey(sample.device_id, sample.metric, sample.kind, unit) for sample in samples]
         ids = await self._catalog.resolve(tenant, keys)
         columns = []
@@ -69,7 +72,7 @@ class Recorder:
                 samples=columns,
                 outcome=b"",
                 refused_outcome=b"",
-                span=None,
+                span=span,
             )
         )
 
