@@ -13,11 +13,19 @@ from telemetry_store import cursors
 from telemetry_store.batch import Batch, Prepared
 from telemetry_store.commit import InstanceClosedError, Prepare, Stored, store_group
 from telemetry_store.cursors import CursorKey
+from telemetry_store.held import HeldConnection, HeldProxy
 from telemetry_store.instances import CommitNumbers, Registration, was_committed
 
 _log = structlog.get_logger()
 # What asyncpg raises when the server refuses or is away.
-DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# The driver's internal error comes when a connection is lost just as it is used.
+DATABASE_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 _CONTENT_CLASS = "22"  # SQLSTATE class "data exception"
 _ATTEMPTS = 3  # A new instance may be closed too, but hardly twice in a row.
 _RESOLVE_WITHIN_S = 10.0
@@ -46,7 +54,7 @@ class Committer:
         self._pool = pool
         self._registration = registration
         self._prepare = prepare
-        self._held: asyncpg.pool.PoolConnectionProxy | None = None
+        self._held = HeldConnection(pool=pool)
         self._existing: OrderedDict[CursorKey, None] = OrderedDict()
 
     async def __aenter__(self) -> Self:
@@ -57,7 +65,7 @@ class Committer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give the connection back."""
-        await self._release()
+        await self._held.give_back()
 
     async def commit(self, batches: Sequence[Batch], prepared: Prepared | None) -> Stored:
         """Commit a group; its answers hold from now on.
@@ -87,7 +95,7 @@ class Committer:
     async def _commit(self, batches: Sequence[Batch], prepared: Prepared | None) -> Stored:
         for _ in range(_ATTEMPTS):
             instance = await self._registration.instance()
-            connection = await self._connection()
+            connection = await self._held.get()
             await self._ensure_cursors(connection, batches)
             try:
                 return await self._transact(connection, batches, prepared, instance)
@@ -98,7 +106,7 @@ class Committer:
 
     async def _transact(
         self,
-        connection: asyncpg.pool.PoolConnectionProxy,
+        connection: HeldProxy,
         batches: Sequence[Batch],
         prepared: Prepared | None,
         instance: int,
@@ -107,28 +115,27 @@ class Committer:
         await transaction.start()
         try:
             stored = await store_group(connection, batches, prepared, self._prepare, instance)
+        except Exception:
+            await self._roll_back(transaction)
+            raise
         except BaseException:
-            await self._roll_back(connection, transaction)
+            await self._held.cut_off()  # Cancelled: there is no time to ask.
             raise
         try:
             await transaction.commit()
         except DATABASE_ERRORS as error:
             _log.warning("the outcome of a commit is unknown", error=repr(error))
-            connection.terminate()
-            await self._release()
+            await self._held.cut_off()
             if stored.numbers is None or not await self._took_place(stored.numbers):
                 raise
         return stored
 
-    async def _roll_back(
-        self, connection: asyncpg.pool.PoolConnectionProxy, transaction: asyncpg.transaction.Transaction
-    ) -> None:
+    async def _roll_back(self, transaction: asyncpg.transaction.Transaction) -> None:
         """Leave no transaction open: what cannot be rolled back is cut off, which does it too."""
         try:
             await transaction.rollback()
         except DATABASE_ERRORS:
-            connection.terminate()
-            await self._release()
+            await self._held.cut_off()
 
     async def _took_place(self, numbers: CommitNumbers) -> bool:
         loop = asyncio.get_running_loop()
@@ -144,9 +151,7 @@ class Committer:
                     raise
             await asyncio.sleep(_RESOLVE_EVERY_S)
 
-    async def _ensure_cursors(
-        self, connection: asyncpg.pool.PoolConnectionProxy, batches: Sequence[Batch]
-    ) -> None:
+    async def _ensure_cursors(self, connection: HeldProxy, batches: Sequence[Batch]) -> None:
         absent: dict[CursorKey, str] = {}
         for batch in batches:
             key = batch.cursor_key
@@ -158,14 +163,3 @@ class Committer:
         self._existing.update(dict.fromkeys(absent))
         while len(self._existing) > _CURSORS_REMEMBERED:
             self._existing.popitem(last=False)
-
-    async def _connection(self) -> asyncpg.pool.PoolConnectionProxy:
-        if self._held is None or self._held.is_closed():
-            await self._release()
-            self._held = await self._pool.acquire()
-        return self._held
-
-    async def _release(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
-            await self._pool.release(held)

@@ -8,6 +8,7 @@ import asyncpg
 import structlog
 
 from meshkit.db import Connection
+from telemetry_store.held import HeldConnection
 
 # Class of the session advisory locks (class, instance) that live instances hold.
 LOCK_CLASS = 0x696E6773  # "ings"
@@ -34,8 +35,7 @@ class Registration:
     """
 
     def __init__(self, *, pool: asyncpg.Pool) -> None:
-        self._pool = pool
-        self._connection: asyncpg.pool.PoolConnectionProxy | None = None
+        self._held = HeldConnection(pool=pool)
         self._instance = 0
 
     async def __aenter__(self) -> Self:
@@ -46,10 +46,11 @@ class Registration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the instance; when the database is away, maintenance will."""
-        if self._connection is None:
+        if self._held.lost:
             return
         try:
-            await self._connection.execute(
+            connection = await self._held.get()
+            await connection.execute(
                 """
                 UPDATE telemetry.ingest_instance SET closed = true, closed_at = now()
                 WHERE instance = $1 AND NOT closed
@@ -58,36 +59,27 @@ class Registration:
             )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as away:
             _log.info("instance left for maintenance to close", instance=self._instance, error=repr(away))
-        await self._release()
+        await self._held.give_back()
 
     async def instance(self) -> int:
         """Return the instance's number, registering when there is none."""
-        if self._connection is None or self._connection.is_closed():
+        if self._held.lost:
             return await self.renew()
         return self._instance
 
     async def renew(self) -> int:
         """Leave the present instance, if any, for maintenance to close, and register a new one."""
-        await self._release()
-        connection = await self._pool.acquire()
-        try:
-            async with connection.transaction():
-                instance: int = await connection.fetchval(
-                    "INSERT INTO telemetry.ingest_instance DEFAULT VALUES RETURNING instance"
-                )
-                # Before the row is seen: maintenance closes rows whose lock is free.
-                await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, instance)
-        except BaseException:
-            await self._pool.release(connection)
-            raise
+        await self._held.give_back()
+        connection = await self._held.get()
+        async with connection.transaction():
+            instance: int = await connection.fetchval(
+                "INSERT INTO telemetry.ingest_instance DEFAULT VALUES RETURNING instance"
+            )
+            # Before the row is seen: maintenance closes rows whose lock is free.
+            await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_CLASS, instance)
         _log.info("instance registered", instance=instance, after=self._instance)
-        self._connection, self._instance = connection, instance
-        return self._instance
-
-    async def _release(self) -> None:
-        if self._connection is not None:
-            held, self._connection = self._connection, None
-            await self._pool.release(held)  # Unlocks.
+        self._instance = instance
+        return instance
 
 
 async def take_numbers(connection: Connection, instance: int) -> CommitNumbers | None:

@@ -91,6 +91,7 @@ class TelemetryWriter:
         await self._stack.enter_async_context(self._registration)
         await self._stack.enter_async_context(self._committer)
         self._running = asyncio.create_task(self._run(), name="telemetry-writer")
+        self._stack.push_async_callback(_cancel, self._running)
         return self
 
     async def __aexit__(
@@ -98,12 +99,12 @@ class TelemetryWriter:
     ) -> None:
         """Take no more batches, commit those that wait, and close the instance."""
         self._waiting.close()
-        if self._running is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_DRAIN_S):
-                    await self._running
-        self._waiting.settle_all(_stopping)
-        await self._stack.aclose()
+        try:
+            if self._running is not None:
+                await asyncio.wait([self._running], timeout=_DRAIN_S)
+        finally:
+            self._waiting.settle_all(_stopping)
+            await self._stack.aclose()
 
     async def write(self, request: WriteRequest) -> WriteResult:
         """Commit a batch with others and return once it is durable.
@@ -136,23 +137,24 @@ class TelemetryWriter:
             raise _database_away() from error
 
     async def _run(self) -> None:
-        committing: asyncio.Task[None] | None = None
-        while True:
-            if not await self._waiting.arrival():  # Closed, and nothing waits …
-                if committing is None:
-                    return
-                await committing  # … unless this defers something.
-                committing = None
-                continue
-            if committing is None or committing.done():
-                await asyncio.sleep(_SKIPPED_RETRY_S if self._waiting.only_deferred else self._window_s)
-            else:
-                await self._worth_preparing_or(committing)
-            group = self._waiting.drain()
-            prepared = await self._prepare_ahead(group)
-            if committing is not None:
-                await committing
-            committing = asyncio.create_task(self._commit(group, prepared), name="telemetry-commit")
+        async with asyncio.TaskGroup() as tasks:
+            committing: asyncio.Task[None] | None = None
+            while True:
+                if not await self._waiting.arrival():  # Closed, and nothing waits …
+                    if committing is None:
+                        return
+                    await committing  # … unless this defers something.
+                    committing = None
+                    continue
+                if committing is None or committing.done():
+                    await asyncio.sleep(_SKIPPED_RETRY_S if self._waiting.only_deferred else self._window_s)
+                else:
+                    await self._worth_preparing_or(committing)
+                group = self._waiting.drain()
+                prepared = await self._prepare_ahead(group)
+                if committing is not None:
+                    await committing
+                committing = tasks.create_task(self._commit(group, prepared), name="telemetry-commit")
 
     async def _worth_preparing_or(self, committing: asyncio.Task[None]) -> None:
         """Wait for many samples, or for the end of the commit: small groups then become one."""
@@ -169,8 +171,8 @@ class TelemetryWriter:
     async def _prepare_ahead(self, batches: Sequence[Batch]) -> Prepared | None:
         try:
             return await self._prepare(batches)
-        except UnicodeEncodeError:
-            return None  # The commit meets it again, and looks for the batch.
+        except Exception:
+            return None  # The commit meets it again, and knows what to do about it.
 
     async def _commit(self, group: list[Batch], prepared: Prepared | None) -> None:
         group = self._waiting.take_deferred() + group
@@ -250,6 +252,12 @@ class TelemetryWriter:
         if batch.cursor_key is not None:
             self._committer.forget(batch.cursor_key)
         self._waiting.settle(batch, _database_away())
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 @contextmanager
