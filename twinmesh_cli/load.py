@@ -1,5 +1,6 @@
 """`twinmesh load`: a CSV recording becomes devices and samples, exactly once."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -107,13 +108,17 @@ class _Load:
         self._plan = plan
         self._writer_id = recording.writer_id(file, mapping)
         self._ingest: Any = ingest_service_pb2_grpc.IngestServiceStub(session.channel)
+        self._devices: Any = device_service_pb2_grpc.DeviceServiceStub(session.channel)
+        self._device_types: Any = device_type_service_pb2_grpc.DeviceTypeServiceStub(session.channel)
         self._backfills: dict[int, str] = {}
         self._refusals: dict[str, int] = {}
         self._stored = 0
 
     async def run(self, device_type: str) -> None:
+        device_ids = self._device_ids()
         if device_type:
-            await self._make_devices(device_type)
+            await self._make_devices(device_ids, device_type)
+        await self._require_fit(device_ids)
         await self._declare_backfills()
         await self._send_after(await self._committed())
         print(f"{self._plan.readings} readings read; {self._stored} samples were new and are stored")
@@ -122,26 +127,62 @@ class _Load:
         if self._refusals:
             raise typer.Exit(1)
 
-    async def _make_devices(self, device_type: str) -> None:
-        types: Any = device_type_service_pb2_grpc.DeviceTypeServiceStub(self._session.channel)
+    def _device_ids(self) -> list[str]:
+        if self._mapping.device_id:
+            return [self._mapping.device_id]
+        chunks = recording.chunks(self._file, self._mapping)
+        return sorted({reading.device_id for chunk in chunks for reading in chunk.readings})
+
+    async def _make_devices(self, device_ids: Sequence[str], device_type: str) -> None:
         metrics = [column.definition for column in self._mapping.metrics]
         await self._unless_there(
-            types.CreateDeviceType,
+            self._device_types.CreateDeviceType,
             device_type_service_pb2.CreateDeviceTypeRequest(
                 device_type=device_type_service_pb2.DeviceType(id=device_type, metrics=metrics)
             ),
         )
-        devices: Any = device_service_pb2_grpc.DeviceServiceStub(self._session.channel)
-        ids = {
-            reading.device_id
-            for chunk in recording.chunks(self._file, self._mapping)
-            for reading in chunk.readings
-        }
-        for device_id in sorted(ids):
+        for device_id in device_ids:
             device = device_service_pb2.Device(id=device_id, device_type_id=device_type)
             await self._unless_there(
-                devices.CreateDevice, device_service_pb2.CreateDeviceRequest(device=device)
+                self._devices.CreateDevice, device_service_pb2.CreateDeviceRequest(device=device)
             )
+
+    async def _require_fit(self, device_ids: Sequence[str]) -> None:
+        """End the program when devices are absent or report something else than the file.
+
+        Refusals are outcomes: a chunk that was refused stays refused when it is sent again.
+        """
+        type_ids: dict[str, str] = {}
+        for device_id in device_ids:
+            device = await self._find(
+                self._devices.GetDevice,
+                device_service_pb2.GetDeviceRequest(id=device_id),
+                absent=f"device {device_id!r} does not exist; create it, or add --device-type TYPE",
+            )
+            if device.status == device_service_pb2.DEVICE_STATUS_DISABLED:
+                fail(f"device {device_id!r} is disabled")
+            type_ids[device.device_type_id] = device_id
+        for type_id, device_id in type_ids.items():
+            device_type = await self._find(
+                self._device_types.GetDeviceType,
+                device_type_service_pb2.GetDeviceTypeRequest(id=type_id),
+                absent=f"device type {type_id!r} of device {device_id!r} does not exist any more",
+            )
+            kinds = {metric.name: metric.kind for metric in device_type.metrics}
+            for column in self._mapping.metrics:
+                if kinds.get(column.metric) != column.definition.kind:
+                    fail(
+                        f"device type {type_id!r} defines no metric {column.metric!r} of kind {column.kind}; "
+                        "define it, or map the column otherwise with --metric"
+                    )
+
+    async def _find(self, method: Any, request: Any, *, absent: str) -> Any:
+        try:
+            return await self._session.call(method, request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            fail(absent)
 
     async def _unless_there(self, method: Any, request: Any) -> None:
         try:

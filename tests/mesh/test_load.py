@@ -99,3 +99,18 @@ def test_a_row_that_does_not_fit_is_named_before_anything_is_sent(logged_in: Mes
     assert refused.returncode == 1
     assert "line 3" in refused.stderr
     assert "warm" in refused.stderr
+
+
+def test_a_load_that_cannot_fit_consumes_nothing_and_works_once_it_can(
+    logged_in: Mesh, tmp_path: Path
+) -> None:
+    device, path = f"pump-{uuid.uuid4().hex[:8]}", tmp_path / "recording.csv"
+    samples = write_recording(path, 10)
+    without_type = options(path, device)[:-2]
+    absent = logged_in.twinmesh(*without_type, check=False)
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert f"device '{device}' does not exist" in absent.stderr
+    logged_in.twinmesh(*options(path, device))
+    assert history_of(logged_in, device) == samples
+    other_kind = logged_in.twinmesh(*without_type, "--metric", "flow=flow:string", check=False)
+    assert "no metric 'flow' of kind string" in other_kind.stderr
