@@ -33,7 +33,9 @@ class Settings(BaseSettings):
         """Yield every setting with its value and default, secrets masked."""
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            default = "(required)" if field.is_required() else _shown(field.get_default())
+            default = (
+                "(required)" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+            )
             yield SettingRow(environment_name(name, field), _shown(value), default, field.description or "")
 
 

@@ -19,6 +19,7 @@ from pydantic import Field, SecretStr
 from meshkit.config import Settings
 from meshkit.status import status_of
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+from twinmesh_cli.settings import load_settings
 
 _R = TypeVar("_R")
 _CALL_TIMEOUT_S = 60.0
@@ -31,7 +32,8 @@ class ClientSettings(Settings):
     """How the command line finds and enters a gateway."""
 
     gateway: str = Field(
-        "127.0.0.1:8080", description="Address of the gateway for client commands, host:port."
+        default_factory=lambda: load_settings().gateway_address,
+        description="Address of the gateway for client commands, host:port; the launcher's own if unset.",
     )
     api_key: SecretStr = Field(SecretStr(""), description="API key for client commands; empty: the log-in.")
     credentials: Path = Field(

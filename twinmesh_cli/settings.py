@@ -1,15 +1,14 @@
 """Settings of the launcher and the command line."""
 
-import sys
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from meshkit import secrets
-from meshkit.config import Settings, environment_name
+from meshkit.config import Settings
+from meshkit.runtime import read_settings
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
-_BAD_SETTINGS = 2
 
 
 def _default_home() -> Path:
@@ -71,19 +70,14 @@ class LauncherSettings(Settings):
     @property
     def gateway_url(self) -> str:
         """The address to give to clients on this machine."""
-        return f"http://{self.gateway_host}:{self.gateway_port}"
+        return f"http://{self.gateway_address}"
+
+    @property
+    def gateway_address(self) -> str:
+        """The gateway's host:port for clients on this machine."""
+        return f"{self.gateway_host}:{self.gateway_port}"
 
 
 def load_settings() -> LauncherSettings:
     """Reads the environment; exits with status 2 and a line per wrong setting."""
-    try:
-        return LauncherSettings()
-    except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            field = LauncherSettings.model_fields.get(name)
-            print(
-                f"twinmesh: {environment_name(name, field) if field else name}: {problem['msg']}",
-                file=sys.stderr,
-            )
-        sys.exit(_BAD_SETTINGS)
+    return read_settings("twinmesh", LauncherSettings)

@@ -107,7 +107,6 @@ def start_mesh(home: Path, **settings: str) -> Mesh:
         "TWINMESH_GATEWAY_PORT": str(port),
         "TWINMESH_MQTT_PORT": str(mqtt_port),
         "TWINMESH_ADMIN_PASSWORD": password,
-        "TWINMESH_GATEWAY": f"127.0.0.1:{port}",
         "TWINMESH_CREDENTIALS": str(home / "credentials.json"),
         **settings,
     }
