@@ -19,6 +19,7 @@ from twin_svc.twins import Fleet
 
 _log = structlog.get_logger()
 _RETRY_S = 0.5
+_HEAD_START_S = 1.0
 # Samples of the checkpoint taken at a time, so that requests are answered in between.
 _CHUNK = 5_000
 _propagator = TraceContextTextMapPropagator()
@@ -41,7 +42,7 @@ class FeedFollower:
         self._fleet = fleet
         self._poll_s = poll_s
         self._frontier: Frontier | None = None
-        self._caught_up = False
+        self._up_to_date = asyncio.Event()
 
     @property
     def frontier(self) -> Frontier:
@@ -54,14 +55,20 @@ class FeedFollower:
         Raises:
             RuntimeError: it has not.
         """
-        if not self._caught_up:
+        if not self._up_to_date.is_set():
             raise RuntimeError("the twins are being rebuilt")
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """Follow the feed while the context is open, through any outage of the database."""
+        """Follow the feed while the context is open, through any outage of the database.
+
+        Entered once a small fleet is rebuilt; a large one says through `check` when it is.
+        """
         task = asyncio.create_task(self._follow(), name="feed")
         try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEAD_START_S):
+                    await self._up_to_date.wait()
             yield
         finally:
             task.cancel()
@@ -77,10 +84,11 @@ class FeedFollower:
             behind = await self._read_commits(self._frontier)
         except FeedExpiredError as expired:
             _log.warning("the feed expired; rebuilding", why=str(expired))
-            self._frontier, self._caught_up = None, False
+            self._frontier = None
+            self._up_to_date.clear()
             return False
-        if not behind and not self._caught_up:
-            self._caught_up = True
+        if not behind and not self._up_to_date.is_set():
+            self._up_to_date.set()
             _log.info("twins are up to date", instances=len(self._frontier))
         return behind
 
@@ -92,7 +100,7 @@ class FeedFollower:
             except Exception as error:
                 if from_driver_error(error) is None:
                     # Nobody foresaw it: say so in the health as well, until it works again.
-                    self._caught_up = False
+                    self._up_to_date.clear()
                     _log.exception("the feed cannot be followed")
                 elif not failing:
                     _log.warning("the feed is away", error=repr(error))

@@ -18,6 +18,7 @@ from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR
 from telemetry_store.feed import Frontier, read_commits, read_consumer, snapshot
 from telemetry_store.history import read_history
 from telemetry_store.latest import CHECKPOINT, advance_checkpoint, read_checkpoint, read_latest, read_series
+from telemetry_store.maintenance.latest import keep_latest
 from telemetry_store.series import LatestSample, Point, Value
 from tests.store.telemetry import Sent, recorder
 from twin_svc.twins import Device, Fleet
@@ -184,7 +185,7 @@ async def test_a_device_silent_for_40_days_is_still_there_when_its_segments_are_
     await pools.maintenance.execute("SELECT telemetry.ensure_segment_days(41, 2)")
     async with recorder(database) as writer:
         await writer.commit("demo", [Sent("pump-1", "pressure", silent_since, 4.2)])
-    await advance_checkpoint(pools.maintenance)
+    await keep_latest(pools.maintenance)
     admin = await asyncpg.connect(database.admin_url)
     await admin.execute("DELETE FROM telemetry.segment")
     await admin.close()
