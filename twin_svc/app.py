@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from meshkit import bus, db
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.server import Registration, running_server
+from telemetry_store.feed import snapshot
 from twin_svc.asset_client import AssetDevices, follow_changes
 from twin_svc.config import TwinSettings
 from twin_svc.follower import FeedFollower
@@ -34,11 +36,13 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
     ):
         registry = DeviceRegistry(source=AssetDevices(channel=asset_channel), clock=clock)
         fleet = Fleet()
-        follower = FeedFollower(pool=feed_pool, fleet=fleet, poll_s=settings.feed_poll_ms / 1000)
+        follower = FeedFollower(
+            snapshot=partial(snapshot, feed_pool), fleet=fleet, poll_s=settings.feed_poll_ms / 1000
+        )
         servicer = TwinServicer(
             fleet=fleet,
             registry=registry,
-            pool=query_pool,
+            tenant_snapshot=partial(db.tenant_transaction, query_pool, isolation="repeatable_read"),
             clock=clock,
             future_us=settings.future_window_minutes * 60 * MICROS_PER_SECOND,
         )

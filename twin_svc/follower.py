@@ -1,10 +1,9 @@
 """Keeps the fleet up to date: from the checkpoint, and then commit by commit."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
-import asyncpg
 import structlog
 from opentelemetry.trace import Span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -12,7 +11,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from meshkit.db import Connection
 from meshkit.status import from_driver_error
 from meshkit.telemetry import tracer
-from telemetry_store.feed import Commit, FeedExpiredError, Frontier, read_commits, snapshot
+from telemetry_store.feed import Commit, FeedExpiredError, Frontier, read_commits
 from telemetry_store.latest import read_checkpoint, read_latest, read_series
 from telemetry_store.series import LatestSample
 from twin_svc.twins import Fleet
@@ -32,13 +31,15 @@ class FeedFollower:
     twice changes nothing: a failure at any point loses nothing.
 
     Args:
-        pool: as the feed's role.
+        snapshot: opens a REPEATABLE READ transaction of the feed's role.
         fleet: what to keep up to date.
         poll_s: how often to look for new commits, seconds.
     """
 
-    def __init__(self, *, pool: asyncpg.Pool, fleet: Fleet, poll_s: float) -> None:
-        self._pool = pool
+    def __init__(
+        self, *, snapshot: Callable[[], AbstractAsyncContextManager[Connection]], fleet: Fleet, poll_s: float
+    ) -> None:
+        self._snapshot = snapshot
         self._fleet = fleet
         self._poll_s = poll_s
         self._frontier: Frontier | None = None
@@ -115,7 +116,7 @@ class FeedFollower:
     async def _rebuild(self) -> None:
         """Take over the checkpoint. What the fleet knows already stays: it is no less true."""
         taken = 0
-        async with snapshot(self._pool) as connection:
+        async with self._snapshot() as connection:
             frontier, samples = await read_checkpoint(connection)
             chunk: list[LatestSample] = []
             async for sample in samples:
@@ -130,7 +131,7 @@ class FeedFollower:
         _log.info("checkpoint taken over", series=taken)
 
     async def _read_commits(self, frontier: Frontier) -> bool:
-        async with snapshot(self._pool) as connection:
+        async with self._snapshot() as connection:
             read = await read_commits(connection, frontier)
             if not read.commits:
                 return False

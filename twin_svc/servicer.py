@@ -1,13 +1,12 @@
 """TwinService: the contract's side of twins and history."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
-
-import asyncpg
 
 from meshkit import paging
 from meshkit.clock import Clock
-from meshkit.db import tenant_transaction
+from meshkit.db import Connection
 from meshkit.errors import not_built_yet
 from meshkit.identity import current_principal
 from telemetry_store.history import read_history
@@ -28,17 +27,23 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
     Args:
         fleet: the latest samples.
         registry: which devices a tenant has.
-        pool: as the query role, which sees one tenant per transaction.
+        tenant_snapshot: opens a REPEATABLE READ transaction that sees one tenant.
         clock: tells the present.
         future_us: how far live telemetry may run ahead of now.
     """
 
     def __init__(
-        self, *, fleet: Fleet, registry: DeviceRegistry, pool: asyncpg.Pool, clock: Clock, future_us: int
+        self,
+        *,
+        fleet: Fleet,
+        registry: DeviceRegistry,
+        tenant_snapshot: Callable[[str], AbstractAsyncContextManager[Connection]],
+        clock: Clock,
+        future_us: int,
     ) -> None:
         self._fleet = fleet
         self._registry = registry
-        self._pool = pool
+        self._tenant_snapshot = tenant_snapshot
         self._clock = clock
         self._future_us = future_us
 
@@ -83,7 +88,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
             else bookmark.range
         )
         await self._registry.get(tenant, request.id)
-        async with tenant_transaction(self._pool, tenant, isolation="repeatable_read") as connection:
+        async with self._tenant_snapshot(tenant) as connection:
             page = await read_history(
                 connection,
                 tenant=tenant,

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -18,6 +19,7 @@ from meshkit.embedded import EmbeddedPostgres
 from meshkit.errors import Unavailable
 from meshkit.testing.database import TEMPLATE, TestDatabase, build_template, in_database
 from telemetry_store import writer as store_writer
+from telemetry_store.feed import snapshot
 from telemetry_store.latest import advance_checkpoint
 from telemetry_store.migrations import OWNER
 from telemetry_store.series import Value
@@ -63,7 +65,7 @@ async def test_a_start_from_the_checkpoint_equals_a_start_from_scratch(
         await writing.commit("demo", [Sent("pump-1", "pressure", NOW + 1, -1.0)])
 
     fleet, scratch = Fleet(), Fleet()
-    follower = FeedFollower(pool=feed, fleet=fleet, poll_s=POLL_S)
+    follower = FeedFollower(snapshot=partial(snapshot, feed), fleet=fleet, poll_s=POLL_S)
     with pytest.raises(RuntimeError, match="rebuilt"):
         await follower.check()
     assert await follower.step()
@@ -77,7 +79,7 @@ async def test_a_start_from_the_checkpoint_equals_a_start_from_scratch(
     admin = await asyncpg.connect(database.admin_url)
     await admin.execute("DELETE FROM telemetry.series_latest")
     await admin.close()
-    from_scratch = FeedFollower(pool=feed, fleet=scratch, poll_s=POLL_S)
+    from_scratch = FeedFollower(snapshot=partial(snapshot, feed), fleet=scratch, poll_s=POLL_S)
     while await from_scratch.step():
         pass
     assert from_scratch.frontier == follower.frontier
@@ -90,7 +92,7 @@ async def test_below_the_floor_the_fleet_is_rebuilt_from_the_checkpoint(
     database: TestDatabase, feed: asyncpg.Pool, maintenance: asyncpg.Pool
 ) -> None:
     fleet = Fleet()
-    follower = FeedFollower(pool=feed, fleet=fleet, poll_s=POLL_S)
+    follower = FeedFollower(snapshot=partial(snapshot, feed), fleet=fleet, poll_s=POLL_S)
     async with recorder(database) as writing:
         await writing.commit("demo", [Sent("pump-1", "pressure", NOW, 1.0)])
         while await follower.step():
@@ -122,7 +124,7 @@ async def test_killing_postgresql_loses_and_repeats_nothing(short_home: Path) ->
             recorder(database) as writing,
             db.pool(database.url("twinmesh_twin_feed"), application="feed") as pool,
         ):
-            follower = FeedFollower(pool=pool, fleet=fleet, poll_s=POLL_S)
+            follower = FeedFollower(snapshot=partial(snapshot, pool), fleet=fleet, poll_s=POLL_S)
             async with follower.following():
                 await writing.commit("demo", [Sent("pump-1", "pressure", NOW, 1.0)])
                 await until(lambda: shown(fleet, "pump-1") == {"pressure": 1.0})
@@ -143,7 +145,7 @@ async def test_killing_postgresql_loses_and_repeats_nothing(short_home: Path) ->
 
             # A second follower, which never saw the crash, comes to the same.
             again = Fleet()
-            from_scratch = FeedFollower(pool=pool, fleet=again, poll_s=POLL_S)
+            from_scratch = FeedFollower(snapshot=partial(snapshot, pool), fleet=again, poll_s=POLL_S)
             while await from_scratch.step():
                 pass
             assert from_scratch.frontier == before_gap
@@ -167,7 +169,7 @@ async def test_the_commits_trace_goes_on_in_the_twin(
     tracer = provider.get_tracer("test")
     monkeypatch.setattr(store_writer, "tracer", tracer)
     monkeypatch.setattr(twin_follower, "tracer", tracer)
-    follower = FeedFollower(pool=feed, fleet=Fleet(), poll_s=POLL_S)
+    follower = FeedFollower(snapshot=partial(snapshot, feed), fleet=Fleet(), poll_s=POLL_S)
     async with recorder(database) as writing:
         await writing.commit("demo", [Sent("pump-1", "pressure", NOW, 1.0)])
         with tracer.start_as_current_span("request") as request:
