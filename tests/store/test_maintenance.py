@@ -1,0 +1,210 @@
+"""The maintenance worker, alone and among others."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from meshkit import db
+from meshkit.testing.database import TestDatabase
+from telemetry_store.instances import LOCK_CLASS
+from telemetry_store.maintenance.app import app
+from telemetry_store.maintenance.backfills import expire_backfills
+from telemetry_store.maintenance.config import MaintenanceSettings
+from telemetry_store.maintenance.instances import close_dead_instances
+from telemetry_store.maintenance.partitions import (
+    drop_request_windows,
+    ensure_request_windows,
+    ensure_segment_days,
+)
+from telemetry_store.maintenance.worker import Step, Worker
+from telemetry_store.requests import RequestIdentity
+from tests.store.writing import admin, numbered, request, running_writer, terminate
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
+    async with admin(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
+    async with db.pool(database.url("twinmesh_maintenance"), application="test") as opened:
+        yield opened
+
+
+async def partitions(connection: asyncpg.Connection, table: str) -> list[str]:
+    rows = await connection.fetch(
+        "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = $1::regclass ORDER BY 1",
+        table,
+    )
+    return [row["name"] for row in rows]
+
+
+async def drop_all(connection: asyncpg.Connection, table: str) -> None:
+    for name in await partitions(connection, table):
+        await connection.execute(f"DROP TABLE {name}")
+
+
+async def open_instances(connection: asyncpg.Connection) -> list[int]:
+    rows = await connection.fetch(
+        "SELECT instance FROM telemetry.ingest_instance WHERE NOT closed ORDER BY instance"
+    )
+    return [row["instance"] for row in rows]
+
+
+async def test_the_live_window_has_its_days(connection: asyncpg.Connection, pool: asyncpg.Pool) -> None:
+    await drop_all(connection, "telemetry.segment")
+    await ensure_segment_days(pool, late_window_days=3)
+    days = await partitions(connection, "telemetry.segment")
+    today = await connection.fetchval("SELECT (now() AT TIME ZONE 'UTC')::date")
+    assert days == [f"telemetry.segment_{today + timedelta(days=day):%Y%m%d}" for day in range(-4, 3)]
+    await ensure_segment_days(pool, late_window_days=3)
+    assert await partitions(connection, "telemetry.segment") == days
+
+
+async def test_request_windows_are_made_ahead(
+    database: TestDatabase, connection: asyncpg.Connection, pool: asyncpg.Pool
+) -> None:
+    await drop_all(connection, "telemetry.request_id")
+    await ensure_request_windows(pool)
+    assert len(await partitions(connection, "telemetry.request_id")) >= 6 * 4
+    async with running_writer(database) as writer:
+        assert not (await writer.write(request(RequestIdentity("r")))).duplicate
+
+
+async def test_windows_are_dropped_when_their_ids_are_no_longer_kept(
+    connection: asyncpg.Connection, pool: asyncpg.Pool
+) -> None:
+    before = await partitions(connection, "telemetry.request_id")
+    made = await connection.fetch(
+        """
+        SELECT hour, date_bin('15 minutes', now() - make_interval(mins => hour), timestamptz 'epoch') AS start
+        FROM unnest(ARRAY[45, 59, 80, 200]) AS hour
+        """
+    )
+    names = []
+    for row in made:
+        name = f"telemetry.request_id_{row['start']:%Y%m%d_%H%M}"
+        names.append(name)
+        await connection.execute(
+            f"CREATE TABLE {name} PARTITION OF telemetry.request_id "
+            f"FOR VALUES FROM ('{row['start']}') TO ('{row['start'] + timedelta(minutes=15)}')"
+        )
+    await drop_request_windows(pool, keep=HOUR)
+    # What began 80 minutes ago ended more than an hour ago, whatever the time is now.
+    assert await partitions(connection, "telemetry.request_id") == sorted([*before, *names[:2]])
+
+
+async def test_instances_whose_process_is_gone_are_closed(
+    database: TestDatabase, connection: asyncpg.Connection, pool: asyncpg.Pool
+) -> None:
+    async with running_writer(database) as alive, running_writer(database) as dead:
+        await alive.write(numbered(1, writer_id="alive"))
+        await dead.write(numbered(1, writer_id="dead"))
+        assert await open_instances(connection) == [1, 2]
+        assert await close_dead_instances(pool) == []
+        pid = await connection.fetchval(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = $1 AND objid = 2", LOCK_CLASS
+        )
+        await terminate(database, [pid])
+        assert await close_dead_instances(pool) == [2]
+        assert await open_instances(connection) == [1]
+        await alive.write(numbered(2, writer_id="alive"))
+        await dead.write(numbered(2, writer_id="dead"))
+        assert await open_instances(connection) == [1, 3]
+
+
+async def test_backfills_expire(connection: asyncpg.Connection, pool: asyncpg.Pool) -> None:
+    await connection.execute(
+        """
+        INSERT INTO telemetry.backfill (tenant_id, backfill_id, principal, start_time, end_time, expire_time)
+        VALUES ('demo', 'old', 'p', 1, 2, now()), ('demo', 'new', 'p', 1, 3, now() + interval '1 h')
+        """
+    )
+    await expire_backfills(pool)
+    assert [
+        row["backfill_id"] for row in await connection.fetch("SELECT backfill_id FROM telemetry.backfill")
+    ] == ["new"]
+
+
+async def until_healthy(worker: Worker) -> None:
+    while True:
+        try:
+            await worker.check()
+        except RuntimeError:
+            await asyncio.sleep(0.01)
+        else:
+            return
+
+
+async def test_a_step_that_fails_is_named_and_tried_again_and_stops_no_other(pool: asyncpg.Pool) -> None:
+    runs: list[str] = []
+    others_go_on = asyncio.Event()
+
+    async def bad() -> None:
+        runs.append("bad")
+        if runs.count("bad") == 1:
+            raise ValueError("no good")
+
+    async def good() -> None:
+        runs.append("good")
+        others_go_on.set()
+
+    worker = Worker(pool=pool, steps=[Step("bad", 3600, bad), Step("good", 3600, good)])
+    with pytest.raises(RuntimeError, match="bad: it has not run yet; good"):
+        await worker.check()
+    async with worker.running():
+        await others_go_on.wait()
+        with pytest.raises(RuntimeError, match=re.escape("bad: ValueError('no good')")):
+            await worker.check()
+        await until_healthy(worker)
+    assert runs == ["bad", "good", "bad"]
+
+
+async def test_one_worker_at_a_time_does_the_work(pool: asyncpg.Pool) -> None:
+    working = asyncio.Event()
+    may_end = asyncio.Event()
+    runs: list[int] = []
+
+    async def work(number: int) -> None:
+        runs.append(number)
+        working.set()
+        await may_end.wait()
+
+    first = Worker(pool=pool, steps=[Step("work", 3600, lambda: work(1))])
+    second = Worker(pool=pool, steps=[Step("work", 3600, lambda: work(2))])
+    async with first.running():
+        await working.wait()
+        async with second.running():
+            await until_healthy(second)  # It stands by.
+            assert runs == [1]
+            may_end.set()
+            await until_healthy(first)
+
+
+async def test_the_worker_is_ready_after_its_first_pass(
+    database: TestDatabase, connection: asyncpg.Connection, auth_address: str, nats_url: str
+) -> None:
+    await drop_all(connection, "telemetry.segment")
+    settings = MaintenanceSettings(
+        service_database_url=database.url("twinmesh_maintenance"),
+        nats_url=nats_url,
+        mesh_secret="A" * 43,
+        auth_address=auth_address,
+    )
+    async with app(settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        async for answer in stub.Watch(health_pb2.HealthCheckRequest()):
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                break
+    assert len(await partitions(connection, "telemetry.segment")) == 11

@@ -1,0 +1,276 @@
+"""The telemetry schema's catalog: tenancy, rights and bounds are what docs/adr/0002 says."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from meshkit import db
+from meshkit.testing.database import TestDatabase
+from telemetry_store.columns import MICROS_PER_DAY, Kind
+from tests.store.writing import T0, admin, columns, request, running_writer
+
+ROLES = ("twinmesh_ingest", "twinmesh_twin_feed", "twinmesh_twin_query", "twinmesh_maintenance")
+READ = {"SELECT"}
+KEEP = {"SELECT", "INSERT", "UPDATE"}
+# Everything that anybody may do; what is not here is refused.
+TABLE_RIGHTS = {
+    "twinmesh_ingest": {
+        "segment": {"INSERT"},
+        "dead_letter": {"INSERT"},
+        "ingest_instance": KEEP,
+        "ingest_commit": KEEP,
+        "writer_cursor": KEEP,
+        "writer_outcome": KEEP,
+        "request_id": KEEP,
+        "series": KEEP,
+        "backfill": READ,
+    },
+    "twinmesh_twin_feed": dict.fromkeys(
+        ("series", "segment", "series_latest", "ingest_instance", "ingest_commit", "feed_consumer"), READ
+    ),
+    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest"), READ),
+    "twinmesh_maintenance": {
+        "series": READ,
+        "segment": READ,
+        "ingest_instance": READ,
+        "ingest_commit": READ,
+        "feed_consumer": {*KEEP, "DELETE"},
+        "series_latest": KEEP,
+        "backfill": {*READ, "DELETE"},
+    },
+}
+COLUMN_RIGHTS = {
+    ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
+    for column in ("closed", "closed_at", "floor_commit_no")
+}
+SEQUENCE_RIGHTS = {
+    ("twinmesh_ingest", "commit_order", "USAGE"),
+    ("twinmesh_twin_feed", "commit_order", "SELECT"),
+    ("twinmesh_maintenance", "commit_order", "SELECT"),
+}
+FUNCTION_RIGHTS = {
+    ("twinmesh_ingest", "create_backfill"),
+    ("twinmesh_maintenance", "drop_request_windows"),
+    ("twinmesh_maintenance", "ensure_request_windows"),
+    ("twinmesh_maintenance", "ensure_segment_days"),
+}
+TENANT = (
+    "(tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), ''::text) AS \"nullif\"))"
+)
+POLICIES = {
+    **{
+        (table, "twinmesh_twin_query"): ("SELECT", TENANT) for table in ("series", "segment", "series_latest")
+    },
+    **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
+    **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "segment")},
+    **{(table, "twinmesh_maintenance"): ("ALL", "true") for table in ("series_latest", "backfill")},
+}
+
+
+@pytest.fixture
+async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
+    async with admin(database) as opened:
+        yield opened
+
+
+async def test_only_the_rights_listed_are_granted(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        """
+        SELECT coalesce(role.rolname, 'PUBLIC') AS grantee, object.relname, object.relkind::text AS kind,
+               object.relispartition, acl.privilege_type
+        FROM pg_class AS object
+        CROSS JOIN LATERAL aclexplode(object.relacl) AS acl
+        LEFT JOIN pg_roles AS role ON role.oid = acl.grantee
+        WHERE object.relnamespace = 'telemetry'::regnamespace AND acl.grantee <> object.relowner
+        """
+    )
+    tables: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        assert not row["relispartition"], f"rights on partition {row['relname']}"
+        if row["kind"] != "S":
+            tables.setdefault(row["grantee"], {}).setdefault(row["relname"], set()).add(row["privilege_type"])
+    assert tables == TABLE_RIGHTS
+    sequences = {
+        (row["grantee"], row["relname"], row["privilege_type"]) for row in rows if row["kind"] == "S"
+    }
+    assert sequences == SEQUENCE_RIGHTS
+
+
+async def test_only_the_columns_listed_are_granted(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        """
+        SELECT role.rolname, object.relname, attribute.attname, acl.privilege_type
+        FROM pg_attribute AS attribute
+        JOIN pg_class AS object ON object.oid = attribute.attrelid
+        CROSS JOIN LATERAL aclexplode(attribute.attacl) AS acl
+        LEFT JOIN pg_roles AS role ON role.oid = acl.grantee
+        WHERE object.relnamespace = 'telemetry'::regnamespace
+        """
+    )
+    assert {tuple(row) for row in rows} == COLUMN_RIGHTS
+
+
+async def test_functions_are_bound_to_their_schema_and_to_few_roles(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        """
+        SELECT function.proname, function.prosecdef, function.proconfig, function.proacl IS NULL AS for_all,
+               ARRAY (
+                   SELECT coalesce(role.rolname, 'PUBLIC')
+                   FROM aclexplode(function.proacl) AS acl
+                   LEFT JOIN pg_roles AS role ON role.oid = acl.grantee
+                   WHERE acl.grantee <> function.proowner
+               ) AS grantees
+        FROM pg_proc AS function
+        WHERE function.pronamespace = 'telemetry'::regnamespace
+        """
+    )
+    granted = {(grantee, row["proname"]) for row in rows for grantee in row["grantees"]}
+    assert granted == FUNCTION_RIGHTS
+    for row in rows:
+        assert not row["for_all"]
+        assert "search_path=pg_catalog" in row["proconfig"]
+        assert row["prosecdef"] == (row["proname"] in {name for _, name in FUNCTION_RIGHTS})
+
+
+async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        """
+        SELECT object.relname, object.relrowsecurity AND object.relforcerowsecurity AS forced
+        FROM pg_class AS object
+        JOIN pg_attribute AS attribute ON attribute.attrelid = object.oid AND attribute.attname = 'tenant_id'
+        WHERE object.relnamespace = 'telemetry'::regnamespace
+          AND object.relkind IN ('r', 'p') AND NOT object.relispartition
+        """
+    )
+    assert {row["relname"]: row["forced"] for row in rows} == dict.fromkeys(
+        (
+            "series",
+            "segment",
+            "writer_cursor",
+            "writer_outcome",
+            "request_id",
+            "backfill",
+            "dead_letter",
+            "series_latest",
+        ),
+        True,
+    )
+
+
+async def test_only_the_policies_listed_exist(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        "SELECT tablename, roles, cmd, qual, with_check FROM pg_policies WHERE schemaname = 'telemetry'"
+    )
+    assert {(row["tablename"], *row["roles"]): (row["cmd"], row["qual"]) for row in rows} == POLICIES
+    assert {row["with_check"] for row in rows if row["cmd"] == "ALL"} == {"true"}
+
+
+async def test_unique_keys_of_tenant_tables_start_with_the_tenant(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        """
+        SELECT index.indexrelid::regclass::text AS name, first.attname
+        FROM pg_index AS index
+        JOIN pg_class AS object ON object.oid = index.indrelid
+        JOIN pg_attribute AS first ON first.attrelid = object.oid AND first.attnum = index.indkey[0]
+        WHERE object.relnamespace = 'telemetry'::regnamespace AND index.indisunique
+          AND EXISTS (
+              SELECT FROM pg_attribute WHERE attrelid = object.oid AND attname = 'tenant_id'
+          )
+        """
+    )
+    assert rows
+    assert {row["attname"] for row in rows} == {"tenant_id"}
+
+
+async def test_roles_are_bare_and_ingest_alone_bypasses_policies(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        """
+        SELECT rolname, rolbypassrls, rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication AS powerful,
+               coalesce(rolconfig, '{}') AS settings
+        FROM pg_roles WHERE rolname = ANY ($1)
+        """,
+        ROLES,
+    )
+    assert not any(row["powerful"] for row in rows)
+    assert {row["rolname"]: row["rolbypassrls"] for row in rows} == {
+        role: role == "twinmesh_ingest" for role in ROLES
+    }
+    settings = {row["rolname"]: set(row["settings"]) for row in rows}
+    assert settings["twinmesh_ingest"] == {
+        "idle_in_transaction_session_timeout=5s",
+        "transaction_timeout=30s",
+    }
+
+
+async def test_every_day_has_its_own_brin_on_order_alone(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        """
+        SELECT indexdef FROM pg_indexes
+        WHERE schemaname = 'telemetry' AND tablename LIKE 'segment_2%' AND indexdef LIKE '%brin%'
+        """
+    )
+    days = await connection.fetchval(
+        "SELECT count(*) FROM pg_inherits WHERE inhparent = 'telemetry.segment'::regclass"
+    )
+    assert len(rows) == days > 0
+    assert all(row["indexdef"].endswith("USING brin (order_no) WITH (autosummarize='on')") for row in rows)
+
+
+async def test_a_tenant_s_reader_sees_that_tenant_only(database: TestDatabase) -> None:
+    async with running_writer(database) as writer:
+        for series, tenant in enumerate(["demo", "acme"]):
+            await writer.write(request(None, columns(Kind.INT, [(series, 1, 1)]), tenant=tenant))
+    async with db.pool(database.url("twinmesh_twin_query"), application="test") as pool:
+        assert await pool.fetchval("SELECT count(*) FROM telemetry.segment") == 0
+        for tenant, seen in (("demo", [0]), ("acme", [1]), ("", []), ("other", [])):
+            async with db.tenant_transaction(pool, tenant) as connection:
+                rows = await connection.fetch("SELECT series_id FROM telemetry.segment")
+            assert [row["series_id"] for row in rows] == seen
+        day = T0 // MICROS_PER_DAY
+        name = await pool.fetchval("SELECT to_char(date '1970-01-01' + $1::int, 'YYYYMMDD')", day)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await pool.fetchval(f"SELECT count(*) FROM telemetry.segment_{name}")
+    async with db.pool(database.url("twinmesh_twin_feed"), application="test") as pool:
+        assert await pool.fetchval("SELECT count(*) FROM telemetry.segment") == 2
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT count(*) FROM telemetry.segment",
+        "DELETE FROM telemetry.segment",
+        "DELETE FROM telemetry.request_id",
+        "TRUNCATE telemetry.writer_cursor",
+        "INSERT INTO telemetry.backfill VALUES ('demo', 'b', 'p', 1, 2, now())",
+        "SELECT telemetry.ensure_segment_days(1, 1)",
+        "SELECT telemetry.make_segment_day(date '2100-01-01')",
+        "CREATE TABLE telemetry.mine (n int)",
+    ],
+)
+async def test_ingest_may_do_nothing_else(database: TestDatabase, statement: str) -> None:
+    connection = await asyncpg.connect(database.url("twinmesh_ingest"))
+    try:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT telemetry.ensure_segment_days(401, 1)",
+        "SELECT telemetry.ensure_segment_days(1, 32)",
+        "SELECT telemetry.ensure_segment_days(-1, 1)",
+        "SELECT telemetry.ensure_request_windows('25 hours')",
+        "SELECT telemetry.drop_request_windows('59 minutes')",
+        f"SELECT telemetry.create_backfill('t', 'i', 'p', {T0}, {T0}, '1 day')",
+        f"SELECT telemetry.create_backfill('t', 'i', 'p', {T0 - 401 * MICROS_PER_DAY}, {T0}, '1 day')",
+        f"SELECT telemetry.create_backfill('t', 'i', 'p', {T0}, {T0 + 3 * MICROS_PER_DAY}, '1 day')",
+        "SELECT telemetry.create_backfill('t', 'i', 'p', 0, 1, '1 day')",
+    ],
+)
+async def test_nobody_makes_partitions_without_end(connection: asyncpg.Connection, statement: str) -> None:
+    with pytest.raises(asyncpg.InvalidParameterValueError):
+        await connection.execute(statement)
