@@ -24,24 +24,9 @@ from telemetry_store import cursors
 from telemetry_store.batch import Batch, Prepared, prepare
 from telemetry_store.committer import DATABASE_ERRORS, Committer, ContentRefusedError, TransientError
 from telemetry_store.instances import Registration
-from telemetry_store.requests import (
-    OpenedCursor,
-    RequestIdentity,
-    WriteRequest,
-    WriteResult,
-    WriterIdentity,
-)
+from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
 from telemetry_store.waiting import WaitingBatches
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
-
-__all__ = [
-    "OpenedCursor",
-    "RequestIdentity",
-    "TelemetryWriter",
-    "WriteRequest",
-    "WriteResult",
-    "WriterIdentity",
-]
 
 _log = structlog.get_logger()
 _WINDOW_S = 0.002

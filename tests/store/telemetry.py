@@ -11,8 +11,9 @@ from meshkit import db
 from meshkit.testing.database import TestDatabase
 from telemetry_store.catalog import SeriesCatalog, SeriesKey
 from telemetry_store.columns import Kind, KindColumns
+from telemetry_store.requests import WriteRequest
 from telemetry_store.series import Point, Value
-from telemetry_store.writer import TelemetryWriter, WriteRequest
+from telemetry_store.writer import TelemetryWriter
 
 _TYPES = {
     Kind.DOUBLE: np.float64,
