@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
@@ -86,54 +85,57 @@ class _Call:
 
     def unary_unary(self, inner: Any) -> Any:
         async def serve(request: Message, context: Context) -> Any:
-            async with self._around(context):
+            try:
+                await self._admit(context)
                 validate(request)
                 if context.time_remaining() is None:
                     async with asyncio.timeout(_UNARY_DEADLINE_S):
                         return await inner(request, context)
                 return await inner(request, context)
-            raise AssertionError("unreachable: a failed call was aborted")
+            except Exception as error:
+                await self._end(context, error)
 
         return serve
 
     def unary_stream(self, inner: Any) -> Any:
         async def serve(request: Message, context: Context) -> AsyncIterator[Message]:
-            async with self._around(context):
+            try:
+                await self._admit(context)
                 validate(request)
                 async for response in inner(request, context):
                     yield response
+            except Exception as error:
+                await self._end(context, error)
 
         return serve
 
     def stream_unary(self, inner: Any) -> Any:
         async def serve(requests: AsyncIterator[Message], context: Context) -> Any:
-            async with self._around(context):
+            try:
+                await self._admit(context)
                 return await inner(_validated(requests), context)
-            raise AssertionError("unreachable: a failed call was aborted")
+            except Exception as error:
+                await self._end(context, error)
 
         return serve
 
     def stream_stream(self, inner: Any) -> Any:
         async def serve(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
-            async with self._around(context):
+            try:
+                await self._admit(context)
                 async for response in inner(_validated(requests), context):
                     yield response
+            except Exception as error:
+                await self._end(context, error)
 
         return serve
 
-    @asynccontextmanager
-    async def _around(self, context: Context) -> AsyncIterator[None]:
-        """Let the caller in, and end the call with a status when anything is raised."""
+    async def _admit(self, context: Context) -> None:
+        """Let the caller in, or raise why not."""
         metadata = context.invocation_metadata() or ()
         join_trace(metadata)
-        try:
-            principal = await self._identify(metadata)
-            policy.require(self._permission, principal, method=self._method)
-            yield
-        except (asyncio.CancelledError, grpc.aio.AbortError):
-            raise
-        except Exception as error:
-            await self._abort(context, error)
+        principal = await self._identify(metadata)
+        policy.require(self._permission, principal, method=self._method)
 
     async def _identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal | None:
         for name, value in metadata:
@@ -145,7 +147,10 @@ class _Call:
                 return principal
         return None
 
-    async def _abort(self, context: Context, error: Exception) -> None:
+    async def _end(self, context: Context, error: Exception) -> NoReturn:
+        """End the call with the status of what was raised."""
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
         known = _domain_error(error)
         if known is None:
             _log.error("rpc failed", method=self._method, exc_info=error)
@@ -160,6 +165,7 @@ class _Call:
             )
             answer = status.to_status(known)
         await context.abort_with_status(rpc_status.to_status(answer))
+        raise AssertionError("unreachable: aborting raises")
 
 
 async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:

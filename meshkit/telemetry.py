@@ -15,12 +15,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from meshkit.identity import principal_or_none
 
 tracer = trace.get_tracer("twinmesh")
-_propagator = TraceContextTextMapPropagator()
 _TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # Without the frames' variables: requests hold passwords and tokens.
 _render_exception = structlog.processors.ExceptionRenderer(
@@ -49,7 +47,11 @@ def join_trace(metadata: Iterable[tuple[str, str | bytes]]) -> None:
         return
     traceparent = _traceparent(metadata)
     if traceparent:
-        context.attach(_propagator.extract({"traceparent": traceparent}))
+        _, trace_id, span_id, flags = traceparent.split("-")
+        caller = trace.SpanContext(
+            int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=trace.TraceFlags(int(flags, 16))
+        )
+        context.attach(trace.set_span_in_context(trace.NonRecordingSpan(caller)))
 
 
 def _traceparent(metadata: Iterable[tuple[str, str | bytes]]) -> str:
