@@ -29,7 +29,7 @@ from telemetry_store.waiting import WaitingBatches
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
-_WINDOW_S = 0.002
+_WINDOW_S = 0.004
 _AHEAD_SAMPLES = 20_000  # From here on rows are worth preparing while another group commits.
 _THREAD_SAMPLES = 4_000  # From here on a thread is worth its switch.
 _SKIPPED_AT_MOST_S = 2.0
@@ -47,7 +47,7 @@ class TelemetryWriter:
         pool: of the ingest role, with three connections or more; two are held.
         max_waiting_samples: most samples in memory before callers are told to wait.
         max_waiting_bytes: most bytes of them.
-        window_s: how long the first batch waits for others, in seconds.
+        window_s: how long small batches wait for others before each commit, in seconds.
     """
 
     def __init__(
@@ -131,15 +131,22 @@ class TelemetryWriter:
                     await committing  # … unless this defers something.
                     committing = None
                     continue
-                if committing is None or committing.done():
-                    await asyncio.sleep(_SKIPPED_RETRY_S if self._waiting.only_deferred else self._window_s)
-                else:
+                if committing is not None and not committing.done():
                     await self._worth_preparing_or(committing)
+                if committing is None or committing.done():
+                    await self._gather()
                 group = self._waiting.drain()
                 prepared = await self._prepare_ahead(group)
                 if committing is not None:
                     await committing
                 committing = tasks.create_task(self._commit(group, prepared), name="telemetry-commit")
+
+    async def _gather(self) -> None:
+        """Give small batches a moment to become one group; a commit costs more than its rows."""
+        wait_s = _SKIPPED_RETRY_S if self._waiting.only_deferred else self._window_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._waiting.reaches(_AHEAD_SAMPLES)
 
     async def _worth_preparing_or(self, committing: asyncio.Task[None]) -> None:
         """Wait for many samples, or for the end of the commit: small groups then become one."""
