@@ -88,8 +88,8 @@ async def test_windows_are_dropped_when_their_ids_are_no_longer_kept(
     before = await partitions(connection, "telemetry.request_id")
     made = await connection.fetch(
         """
-        SELECT hour, date_bin('15 minutes', now() - make_interval(mins => hour), timestamptz 'epoch') AS start
-        FROM unnest(ARRAY[45, 59, 80, 200]) AS hour
+        SELECT date_bin('15 minutes', now() - make_interval(mins => age), timestamptz 'epoch') AS start
+        FROM unnest(ARRAY[30, 59, 80, 200]) AS age
         """
     )
     names = []
