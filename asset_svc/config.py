@@ -2,11 +2,11 @@
 
 from pydantic import Field, SecretStr
 
-from meshkit.config import ServiceSettings, Settings
+from meshkit.config import BusServiceSettings, Settings
 
 
-class AssetSettings(ServiceSettings):
-    """What every service needs; asset_svc needs nothing more."""
+class AssetSettings(BusServiceSettings):
+    """What every service on the bus needs; asset_svc needs nothing more."""
 
 
 class SeedSettings(Settings):

@@ -4,10 +4,10 @@ from pydantic import Field
 
 from ingest_svc.window import LiveWindow
 from meshkit.clock import MICROS_PER_SECOND
-from meshkit.config import ServiceSettings
+from meshkit.config import BusServiceSettings
 
 
-class IngestSettings(ServiceSettings):
+class IngestSettings(BusServiceSettings):
     """What ingest_svc needs beside what every service needs."""
 
     asset_address: str = Field(description="Address of asset_svc, host:port.")

@@ -58,7 +58,6 @@ class ServiceSettings(Settings):
 
     listen: str = Field("127.0.0.1:0", description="Address of the gRPC server, host:port.")
     service_database_url: SecretStr = Field(description="PostgreSQL URL with the service's own role.")
-    nats_url: SecretStr = Field(description="NATS URL with credentials.")
     mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
     auth_address: str = Field(description="Address of auth_svc, host:port.")
     otlp_endpoint: str = Field(
@@ -84,3 +83,9 @@ class ServiceSettings(Settings):
     def database_url(self) -> str:
         """Return the database URL in the clear."""
         return self.service_database_url.get_secret_value()
+
+
+class BusServiceSettings(ServiceSettings):
+    """What a service needs that talks on the bus."""
+
+    nats_url: SecretStr = Field(description="NATS URL with credentials.")

@@ -12,13 +12,14 @@ import structlog
 from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from meshkit.identity import principal_or_none
 
 tracer = trace.get_tracer("twinmesh")
+_MAX_LINKS = 4096  # A commit's span links to every batch that it carries.
 _TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # Without the frames' variables: requests hold passwords and tokens.
 _render_exception = structlog.processors.ExceptionRenderer(
@@ -127,6 +128,7 @@ def tracing(service: str, *, endpoint: str, sample_ratio: float) -> Iterator[Non
     provider = TracerProvider(
         resource=Resource.create({"service.name": service, "service.namespace": "twinmesh"}),
         sampler=ParentBased(TraceIdRatioBased(sample_ratio)),
+        span_limits=SpanLimits(max_links=_MAX_LINKS),
     )
     provider.add_span_processor(
         BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True), schedule_delay_millis=500)

@@ -2,10 +2,10 @@
 
 from pydantic import Field, SecretStr
 
-from meshkit.config import ServiceSettings
+from meshkit.config import BusServiceSettings
 
 
-class TwinSettings(ServiceSettings):
+class TwinSettings(BusServiceSettings):
     """What twin_svc needs beside what every service needs.
 
     `service_database_url` is of the role twinmesh_twin_query, which sees one tenant per

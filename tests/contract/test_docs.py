@@ -11,7 +11,7 @@ import telemetry_store.maintenance.config
 import twin_svc.config
 from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment
-from meshkit.config import ServiceSettings, Settings, environment_name
+from meshkit.config import BusServiceSettings, Settings, environment_name
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_cli.session import ClientSettings
 from twinmesh_cli.settings import LauncherSettings
@@ -68,7 +68,7 @@ def test_every_json_route_is_in_the_guide_with_its_permission() -> None:
     [
         LauncherSettings,
         ClientSettings,
-        ServiceSettings,
+        BusServiceSettings,
         auth_svc.config.AuthSettings,
         ingest_svc.config.IngestSettings,
         twin_svc.config.TwinSettings,

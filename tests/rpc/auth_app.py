@@ -117,7 +117,6 @@ async def running_auth(
     arguments: dict[str, Any] = {
         "listen": own_address,
         "service_database_url": database.url("twinmesh_auth"),
-        "nats_url": "nats://unused",
         "mesh_secret": base64.urlsafe_b64encode(MESH_SECRET).decode(),
         "auth_address": own_address,
         **addresses,

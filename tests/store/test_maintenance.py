@@ -193,12 +193,11 @@ async def test_one_worker_at_a_time_does_the_work(pool: asyncpg.Pool) -> None:
 
 
 async def test_the_worker_is_ready_after_its_first_pass(
-    database: TestDatabase, connection: asyncpg.Connection, auth_address: str, nats_url: str
+    database: TestDatabase, connection: asyncpg.Connection, auth_address: str
 ) -> None:
     await drop_all(connection, "telemetry.segment")
     settings = MaintenanceSettings(
         service_database_url=database.url("twinmesh_maintenance"),
-        nats_url=nats_url,
         mesh_secret="A" * 43,
         auth_address=auth_address,
     )
