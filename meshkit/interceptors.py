@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from meshkit import policy, status
-from meshkit.errors import DeadlineExceeded, DomainError
+from meshkit.errors import DeadlineExceeded, DomainError, InvalidArgument
 from meshkit.identity import Principal, TokenVerifier, bind_principal
 from meshkit.telemetry import current_trace_id, join_trace
 from meshkit.validation import validate
@@ -26,6 +26,8 @@ _log = structlog.get_logger()
 _BEARER = "bearer "
 _HEALTH = "/grpc.health.v1.Health/"
 _UNARY_DEADLINE_S = 30.0
+# Stands in for a message whose bytes are none, until its sender is known and can be told.
+_UNREADABLE = object()
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -62,8 +64,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         call = _Call(method=method, verifier=self._verifier)
-        codec = {
-            "request_deserializer": handler.request_deserializer,
+        codec: dict[str, Any] = {
+            "request_deserializer": _decoder(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary is not None:
@@ -87,7 +89,7 @@ class _Call:
         async def serve(request: Message, context: Context) -> Any:
             try:
                 await self._admit(context)
-                validate(request)
+                _check(request)
                 if context.time_remaining() is None:
                     async with asyncio.timeout(_UNARY_DEADLINE_S):
                         return await inner(request, context)
@@ -101,7 +103,7 @@ class _Call:
         async def serve(request: Message, context: Context) -> AsyncIterator[Message]:
             try:
                 await self._admit(context)
-                validate(request)
+                _check(request)
                 async for response in inner(request, context):
                     yield response
             except Exception as error:
@@ -170,8 +172,29 @@ class _Call:
 
 async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
     async for request in requests:
-        validate(request)
+        _check(request)
         yield request
+
+
+def _decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], object]:
+    """Keep grpc from answering UNKNOWN, with the exception's text, to bytes that are no message."""
+
+    def decoded(payload: bytes) -> object:
+        try:
+            return decode(payload)
+        except DecodeError:
+            return _UNREADABLE
+
+    return decoded
+
+
+def _check(request: Message) -> None:
+    if request is _UNREADABLE:
+        raise InvalidArgument(
+            "the bytes are not a message of this rpc; is the client generated from the same contract?",
+            reason=ErrorReason.ERROR_REASON_INVALID_FIELD,
+        )
+    validate(request)
 
 
 def _domain_error(error: Exception) -> DomainError | None:

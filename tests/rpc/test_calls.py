@@ -159,6 +159,18 @@ async def test_every_broken_rule_is_named(twins: Any, reader: Any, bad_id: str) 
     assert (refused.reason, refused.fields) == ("INVALID_FIELD", ["id"])
 
 
+@pytest.mark.parametrize("method", ["GetTwin", "WatchTwins"])
+async def test_bytes_that_are_no_message_are_the_callers_mistake(
+    channel: grpc.aio.Channel, reader: Any, method: str
+) -> None:
+    path = f"/twinmesh.twin.v1.TwinService/{method}"
+    if method == "GetTwin":
+        refused = await failure(channel.unary_unary(path)(b"\x0a\xff", metadata=reader))
+    else:
+        refused = await failure(channel.unary_stream(path)(b"\x0a\xff", metadata=reader).read())
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
 async def test_domain_errors_keep_their_details(twins: Any, reader: Any) -> None:
     refused = await failure(twins.GetTwin(GetTwin(id="absent"), metadata=reader))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
