@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -28,6 +28,7 @@ from meshkit import db
 from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind, ServiceTokens
 from meshkit.server import Registration, running_server
+from meshkit.tasks import background
 from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2_grpc
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
@@ -126,10 +127,5 @@ async def _repeating(
             except Exception as error:
                 _log.warning("not refreshed; trying again", what=what, error=repr(error))
 
-    task = asyncio.create_task(repeat(), name=what)
-    try:
+    async with background(repeat(), name=what):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

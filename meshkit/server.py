@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from meshkit.identity import TokenVerifier
 from meshkit.interceptors import CallInterceptor
+from meshkit.tasks import background
 from meshkit.telemetry import deserves_span
 
 _log = structlog.get_logger()
@@ -88,13 +89,10 @@ async def running_server(
     await monitor.check()
     await server.start()
     _log.info("serving", listen=listen, port=port, services=names)
-    watching = asyncio.create_task(monitor.run(), name="health")
     try:
-        yield port
+        async with background(monitor.run(), name="health"):
+            yield port
     finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
         await health_servicer.enter_graceful_shutdown()
         await server.stop(_DRAIN_S)
 

@@ -10,6 +10,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.status import from_driver_error
+from meshkit.tasks import background
 from meshkit.telemetry import tracer
 from telemetry_store.feed import Commit, FeedExpiredError, Frontier, read_commits
 from telemetry_store.latest import read_checkpoint, read_latest, read_series
@@ -65,16 +66,11 @@ class FeedFollower:
 
         Entered once a small fleet is rebuilt; a large one says through `check` when it is.
         """
-        task = asyncio.create_task(self._follow(), name="feed")
-        try:
+        async with background(self._follow(), name="feed"):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_HEAD_START_S):
                     await self._up_to_date.wait()
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def step(self) -> bool:
         """Take what comes next; returns whether there is more at once."""
