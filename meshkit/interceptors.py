@@ -176,12 +176,12 @@ async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]
         yield request
 
 
-def _decoder(decode: Callable[[bytes], Message]) -> Callable[[bytes], object]:
+def _decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], object]:
     """Keep grpc from answering UNKNOWN, with the exception's text, to bytes that are no message."""
 
     def decoded(payload: bytes) -> object:
         try:
-            return decode(payload)
+            return decode(payload) if decode is not None else payload
         except DecodeError:
             return _UNREADABLE
 
