@@ -8,6 +8,15 @@ import asyncpg
 
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
+# What asyncpg raises when the server refuses or is away.
+# The driver's internal error comes when a connection is lost just as it is used.
+DATABASE_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 _CONNECT_TIMEOUT_S = 5.0
 _COMMAND_TIMEOUT_S = 30.0
 

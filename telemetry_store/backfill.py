@@ -7,8 +7,8 @@ from datetime import timedelta
 import asyncpg
 
 from meshkit.clock import from_datetime
+from meshkit.db import DATABASE_ERRORS
 from meshkit.errors import dependency_unavailable
-from telemetry_store.committer import DATABASE_ERRORS
 
 VALID_FOR = timedelta(days=7)
 

@@ -8,10 +8,9 @@ import asyncpg
 import numpy as np
 import numpy.typing as npt
 
-from meshkit.db import Connection
+from meshkit.db import DATABASE_ERRORS, Connection
 from meshkit.errors import dependency_unavailable
 from telemetry_store.columns import Kind
-from telemetry_store.committer import DATABASE_ERRORS
 
 _REMEMBERED = 1_000_000
 

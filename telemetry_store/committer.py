@@ -9,6 +9,7 @@ from typing import Self
 import asyncpg
 import structlog
 
+from meshkit.db import DATABASE_ERRORS
 from telemetry_store import cursors
 from telemetry_store.batch import Batch, Prepared
 from telemetry_store.commit import InstanceClosedError, Prepare, Stored, store_group
@@ -17,15 +18,6 @@ from telemetry_store.held import HeldConnection, HeldProxy
 from telemetry_store.instances import CommitNumbers, Registration, was_committed
 
 _log = structlog.get_logger()
-# What asyncpg raises when the server refuses or is away.
-# The driver's internal error comes when a connection is lost just as it is used.
-DATABASE_ERRORS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    TimeoutError,
-)
 _CONTENT_CLASS = "22"  # SQLSTATE class "data exception"
 _ATTEMPTS = 3  # A new instance may be closed too, but hardly twice in a row.
 _RESOLVE_WITHIN_S = 10.0

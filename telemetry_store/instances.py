@@ -7,7 +7,7 @@ from typing import Self
 import asyncpg
 import structlog
 
-from meshkit.db import Connection
+from meshkit.db import DATABASE_ERRORS, Connection
 from telemetry_store.held import HeldConnection
 
 # Class of the session advisory locks (class, instance) that live instances hold.
@@ -57,7 +57,7 @@ class Registration:
                 """,
                 self._instance,
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as away:
+        except DATABASE_ERRORS as away:
             _log.info("instance left for maintenance to close", instance=self._instance, error=repr(away))
         await self._held.give_back()
 

@@ -18,11 +18,12 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, Span
 
+from meshkit.db import DATABASE_ERRORS
 from meshkit.errors import DomainError, InvalidArgument, dependency_unavailable
 from meshkit.telemetry import tracer
 from telemetry_store import cursors
 from telemetry_store.batch import Batch, Prepared, prepare
-from telemetry_store.committer import DATABASE_ERRORS, Committer, ContentRefusedError, TransientError
+from telemetry_store.committer import Committer, ContentRefusedError, TransientError
 from telemetry_store.instances import Registration
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
 from telemetry_store.waiting import WaitingBatches

@@ -171,6 +171,33 @@ async def test_a_step_that_fails_is_named_and_tried_again_and_stops_no_other(poo
     assert runs == ["bad", "good", "bad"]
 
 
+class FlakyPool:
+    """A pool whose first connections are lost just as they are taken."""
+
+    def __init__(self, pool: asyncpg.Pool, errors: list[Exception]) -> None:
+        self._pool = pool
+        self._errors = errors
+
+    def acquire(self) -> Any:
+        if self._errors:
+            raise self._errors.pop()
+        return self._pool.acquire()
+
+
+@pytest.mark.parametrize("error", [asyncpg.InternalClientError("lost"), OSError("away"), KeyError("defect")])
+async def test_the_worker_goes_on_whatever_the_database_does(pool: asyncpg.Pool, error: Exception) -> None:
+    ran = asyncio.Event()
+
+    async def work() -> None:
+        ran.set()
+
+    flaky: Any = FlakyPool(pool, [error])
+    worker = Worker(pool=flaky, steps=[Step("work", 3600, work)])
+    async with worker.running(), asyncio.timeout(10):
+        await ran.wait()
+        await until_healthy(worker)
+
+
 async def test_one_worker_at_a_time_does_the_work(pool: asyncpg.Pool) -> None:
     working = asyncio.Event()
     may_end = asyncio.Event()
