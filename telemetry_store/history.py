@@ -50,6 +50,11 @@ _TIME = np.dtype([("length", ">i4"), ("value", ">i8")])
 
 # Runs end at the hour: at 1 Hz a full one has this many samples, a first guess only.
 _LIKELY_RUN = 3_600
+# A page of 100,000 points takes 3.7 MB; with so much text beside it stays below the
+# 4 MiB that gRPC clients accept unless they are told otherwise.
+TEXT_PER_PAGE = 384 * 1024  # bytes of UTF-8
+# Read before their sizes are known, 16 KiB each at the most.
+STRINGS_PER_PAGE = 4_000
 # Partitions are days; a statement plans with those of its window only. Years without a
 # sample are passed in a few steps.
 _WINDOW = 32 * MICROS_PER_DAY
@@ -92,6 +97,9 @@ async def read_history(
 ) -> HistoryPage:
     """Read one page of a device's samples with start_us <= time < end_us.
 
+    Strings may end a page early: it holds at most STRINGS_PER_PAGE of them per series
+    and TEXT_PER_PAGE of text over all series.
+
     Args:
         connection: in a REPEATABLE READ transaction that sees the tenant.
         tenant: whose device.
@@ -104,6 +112,7 @@ async def read_history(
     """
     rows = await connection.fetch(_SERIES_OF_DEVICE, tenant, device_id, list(metrics) or None)
     histories: list[SeriesHistory] = []
+    text_left = TEXT_PER_PAGE
     for row in rows:
         kind = Kind(row["kind"])
         start = start_us
@@ -115,14 +124,24 @@ async def read_history(
         if limit == 0:
             return HistoryPage(histories, Position(row["metric"], kind, start - 1))
         series = Series(row["series_id"], row["tenant_id"], device_id, row["metric"], kind, row["unit"])
-        times, values = await _read_series(connection, series, start, end_us, limit + 1)
-        more = len(times) > limit
-        if len(times):
-            histories.append(SeriesHistory(series, times[:limit], values[:limit]))
-        if more:
-            return HistoryPage(histories, Position(row["metric"], kind, int(times[limit - 1])))
+        fitting = min(limit, STRINGS_PER_PAGE) if kind is Kind.STRING else limit
+        times, values = await _read_series(connection, series, start, end_us, fitting + 1)
+        if kind is Kind.STRING:
+            ends = _text_ends(values[:fitting])
+            fitting = max(int(np.searchsorted(ends, text_left, side="right")), 0 if histories else 1)
+            text_left -= int(ends[fitting - 1]) if fitting and len(ends) else 0
+        if len(times[:fitting]):
+            histories.append(SeriesHistory(series, times[:fitting], values[:fitting]))
+        if len(times) > fitting:
+            after = int(times[fitting - 1]) if fitting else start - 1
+            return HistoryPage(histories, Position(row["metric"], kind, after))
         limit -= len(times)
     return HistoryPage(histories, None)
+
+
+def _text_ends(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return how many bytes of UTF-8 the strings take up to and with each."""
+    return np.cumsum(np.fromiter((len(value.encode()) for value in values), np.int64, len(values)))
 
 
 async def _read_series(

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshkit import db
+from meshkit.clock import MICROS_PER_SECOND
 from meshkit.db import tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store import history
@@ -202,6 +203,32 @@ async def test_a_day_of_single_samples_is_read_whole_and_in_pages(
             query, start_us=day, end_us=day + MICROS_PER_DAY, limit=7_777, position=page.position
         )
     assert paged + rows(page)["m", Kind.DOUBLE] == expected
+
+
+async def test_a_page_of_long_strings_is_short_enough_to_be_received(
+    database: TestDatabase, query: asyncpg.Pool
+) -> None:
+    sent = [
+        Sent("pump-1", metric, HOUR - second * MICROS_PER_SECOND, chr(ord("a") + second % 26) * 4_096)
+        for metric in ("log", "note")
+        for second in range(150)
+    ]
+    async with recorder(database) as writer:
+        await writer.commit("demo", sent)
+
+    found: dict[str, list[tuple[int, Value]]] = {"log": [], "note": []}
+    page = await read(query)
+    pages = [page]
+    while page.position is not None:
+        page = await read(query, position=page.position)
+        pages.append(page)
+    for page in pages:
+        text = [value for samples in rows(page).values() for _, value in samples]
+        assert 0 < sum(len(str(value)) for value in text) <= history.TEXT_PER_PAGE
+        for (metric, _), samples in rows(page).items():
+            found[metric] += samples
+    for metric, samples in found.items():
+        assert samples == sorted((one.time_us, one.value) for one in sent if one.metric == metric)
 
 
 _SAMPLES = st.builds(
