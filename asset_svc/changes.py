@@ -1,12 +1,13 @@
 """Tells the mesh which devices and device types changed."""
 
-import json
 from collections.abc import Sequence
 from typing import Protocol
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
+
+from meshkit.asset_changes import AssetChange, publish_change
 
 _log = structlog.get_logger()
 
@@ -24,10 +25,9 @@ class Changes(Protocol):
 
 
 class BusChanges:
-    """Publishes `asset.changed.<tenant>`: {"devices": [ids], "device_types": [ids]}.
+    """Announces changes on the bus.
 
-    Best effort: what was changed is committed already, and whoever misses a message
-    reads again when its own time comes.
+    Best effort: what was changed is committed already.
 
     Args:
         client: connected to NATS.
@@ -38,17 +38,14 @@ class BusChanges:
 
     async def devices(self, tenant: str, ids: Sequence[str]) -> None:
         """Tell that devices were created, changed or deleted."""
-        await self._publish(tenant, devices=ids)
+        await self._publish(AssetChange(tenant, device_ids=ids))
 
     async def device_types(self, tenant: str, ids: Sequence[str]) -> None:
         """Tell that device types were; all devices of these types are concerned."""
-        await self._publish(tenant, device_types=ids)
+        await self._publish(AssetChange(tenant, device_type_ids=ids))
 
-    async def _publish(
-        self, tenant: str, *, devices: Sequence[str] = (), device_types: Sequence[str] = ()
-    ) -> None:
-        payload = json.dumps({"devices": list(devices), "device_types": list(device_types)}).encode()
+    async def _publish(self, change: AssetChange) -> None:
         try:
-            await self._client.publish(f"asset.changed.{tenant}", payload)
+            await publish_change(self._client, change)
         except (nats.errors.Error, OSError) as error:
-            _log.warning("change not announced", tenant=tenant, error=repr(error))
+            _log.warning("change not announced", tenant=change.tenant, error=repr(error))

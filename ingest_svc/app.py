@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ingest_svc.asset_client import AssetProfiles, follow_changes
+from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.config import IngestSettings
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.store import BackfillStore
 from meshkit import bus, db
+from meshkit.asset_changes import follow_changes
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
@@ -39,7 +40,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         ) as nats_client,
         TelemetryWriter(pool=pool) as writer,
     ):
-        await follow_changes(nats_client, profiles)
+        await follow_changes(nats_client, forget=profiles.forget, forget_all=profiles.distrust)
         servicer = IngestServicer(
             profiles=profiles,
             catalog=SeriesCatalog(pool=pool),

@@ -5,12 +5,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from meshkit import bus, db
+from meshkit.asset_changes import follow_changes
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.server import Registration, running_server
 from telemetry_store.feed import snapshot
-from twin_svc.asset_client import AssetDevices, follow_changes
+from twin_svc.asset_client import AssetDevices
 from twin_svc.config import TwinSettings
 from twin_svc.follower import FeedFollower
 from twin_svc.registry import DeviceRegistry
@@ -52,7 +53,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             ) as client,
             follower.following(),
         ):
-            await follow_changes(client, registry)
+            await follow_changes(client, forget=registry.forget, forget_all=registry.forget_all)
 
             async with running_server(
                 listen=settings.listen,

@@ -1,16 +1,13 @@
-"""asset_svc as the twins see it: the source of devices, and news of their changes."""
+"""asset_svc as the twins see it: the source of devices."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import grpc
 import structlog
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from meshkit.client import call
 from meshkit.errors import DomainError, dependency_unavailable
-from twin_svc.registry import DevicePage, DeviceRegistry
+from twin_svc.registry import DevicePage
 from twin_svc.twins import Device
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
@@ -20,7 +17,6 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
 _PEER = "asset_svc"
-_SUBJECT = "asset.changed."
 
 
 class AssetDevices:
@@ -59,23 +55,6 @@ class AssetDevices:
                 raise
             raise _unavailable(tenant, error) from error
         return DevicePage(list(_devices(answer.devices, answer.device_types)), answer.next_page_token)
-
-
-async def follow_changes(bus: Client, registry: DeviceRegistry) -> None:
-    """Make the registry forget what asset_svc announces as changed, as long as the bus is open."""
-
-    async def on_change(message: Msg) -> None:
-        try:
-            change = json.loads(message.data)
-            device_ids, device_type_ids = list(change["devices"]), list(change["device_types"])
-        except (ValueError, KeyError, TypeError) as error:
-            _log.warning("announcement not understood", subject=message.subject, error=repr(error))
-            registry.forget_all()
-            return
-        tenant = message.subject.removeprefix(_SUBJECT)
-        registry.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
-
-    await bus.subscribe(f"{_SUBJECT}*", cb=on_change)
 
 
 def _devices(
