@@ -31,6 +31,7 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
 _WINDOW_S = 0.004
+_CROWD = 8  # From this group size on the next batches gather for the window.
 _AHEAD_SAMPLES = 20_000  # From here on rows are worth preparing while another group commits.
 _THREAD_SAMPLES = 4_000  # From here on a thread is worth its switch.
 _SKIPPED_AT_MOST_S = 2.0
@@ -48,7 +49,7 @@ class TelemetryWriter:
         pool: of the ingest role, with three connections or more; two are held.
         max_waiting_samples: most samples in memory before callers are told to wait.
         max_waiting_bytes: most bytes of them.
-        window_s: how long small batches wait for others before each commit, in seconds.
+        window_s: how long batches wait for others before each commit while many come, in seconds.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class TelemetryWriter:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             committing: asyncio.Task[None] | None = None
+            crowded = False
             while True:
                 if not await self._waiting.arrival():  # Closed, and nothing waits …
                     if committing is None:
@@ -135,16 +137,25 @@ class TelemetryWriter:
                 if committing is not None and not committing.done():
                     await self._worth_preparing_or(committing)
                 if committing is None or committing.done():
-                    await self._gather()
+                    await self._gather(crowded=crowded)
                 group = self._waiting.drain()
+                crowded = len(group) >= _CROWD
                 prepared = await self._prepare_ahead(group)
                 if committing is not None:
                     await committing
                 committing = tasks.create_task(self._commit(group, prepared), name="telemetry-commit")
 
-    async def _gather(self) -> None:
-        """Give small batches a moment to become one group; a commit costs more than its rows."""
-        wait_s = _SKIPPED_RETRY_S if self._waiting.only_deferred else self._window_s
+    async def _gather(self, *, crowded: bool) -> None:
+        """Give small batches a moment to become one group; a commit costs more than its rows.
+
+        Where groups are small anyway nobody is kept waiting: there is time to commit each.
+        """
+        if self._waiting.only_deferred:
+            wait_s = _SKIPPED_RETRY_S
+        elif crowded:
+            wait_s = self._window_s
+        else:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._waiting.reaches(_AHEAD_SAMPLES)
