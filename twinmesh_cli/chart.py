@@ -1,58 +1,55 @@
 """A chart of one metric in characters of the terminal."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+
+import plotille
 
 from meshkit.clock import to_datetime
 
-_BRAILLE = 0x2800
-# Bits of a braille character by column and row of its dots, top first.
-_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
-_ROWS_PER_CELL = 4
-_COLUMNS_PER_CELL = 2
+# What plotille puts beside the canvas: the labels of values, and the end of the axis of times.
+_FRAME = 22
+_LEAST_CELLS = 20
+_DOTS_PER_CELL = 2
+# Beyond this a double no longer holds the canvas' edges, and below that not its dots.
+_WIDEST = 1e300
+_NARROWEST = 1e-300
+_SHORTEST = timedelta(milliseconds=1)
 
 
-def chart(title: str, times: Sequence[int], values: Sequence[float], *, width: int, height: int) -> str:
+def chart(
+    title: str, unit: str, times: Sequence[int], values: Sequence[float], *, width: int, height: int
+) -> str:
     """Return a chart: a dot for each sample, so that gaps and outliers stay visible.
 
     Args:
-        title: first line.
+        title: begins the first line.
+        unit: of the values.
         times: microseconds since the epoch, ascending, at least one.
         values: finite, as many as times.
-        width: characters of a line, at least 20.
+        width: characters of a line; 42 are used in any case.
         height: lines of the canvas, at least 1.
     """
+    moments = [to_datetime(micros) for micros in times]
+    lines = [f"{title}, {_spelled(moments[0])} to {_spelled(moments[-1])}"]
     low, high = min(values), max(values)
-    labels = [f"{high:.6g}", *[""] * (height - 2), f"{low:.6g}"] if height > 1 else [f"{high:.6g}"]
-    margin = max(map(len, labels))
-    cells = max(1, width - margin - 2)
-    dots = [[0] * cells for _ in range(height)]
-    across, down = cells * _COLUMNS_PER_CELL - 1, height * _ROWS_PER_CELL - 1
-    for time, value in zip(times, values, strict=True):
-        x = _place(time, times[0], times[-1], across)
-        y = down - _place(value, low, high, down)
-        bit = _DOTS[x % _COLUMNS_PER_CELL][y % _ROWS_PER_CELL]
-        dots[y // _ROWS_PER_CELL][x // _COLUMNS_PER_CELL] |= bit
-    lines = [
-        f"{label:>{margin}} ┤{''.join(chr(_BRAILLE + cell) for cell in row)}".rstrip(chr(_BRAILLE))
-        for label, row in zip(labels, dots, strict=True)
-    ]
-    return "\n".join([title, *lines, " " * (margin + 2) + _axis(times[0], times[-1], cells)])
+    if high / 2 - low / 2 > _WIDEST / 2:
+        return f"{lines[0]}\nfrom {low:g} to {high:g}: too far apart to be drawn"
+    figure = plotille.Figure()
+    figure.width = max(_LEAST_CELLS, width - _FRAME)
+    figure.height = height
+    figure.with_colors = figure.origin = False
+    figure.x_label, figure.y_label = "UTC", unit or "value"
+    # The last dot lies within.
+    dots = figure.width * _DOTS_PER_CELL
+    figure.set_x_limits(moments[0], moments[-1] + max((moments[-1] - moments[0]) / (dots - 1), _SHORTEST))
+    size = max(abs(low), abs(high))
+    edge = max((high - low or size or 1.0) / 10, size * 1e-9, _NARROWEST)
+    figure.set_y_limits(low - edge, high + edge)
+    figure.scatter(moments, values)
+    lines += [line.rstrip(" ⠀") for line in figure.show().splitlines()]
+    return "\n".join(lines)
 
 
-def _place(value: float, low: float, high: float, steps: int) -> int:
-    if high <= low:
-        return 0
-    # Halves first: the difference of two finite numbers need not be finite.
-    return round((value / 2 - low / 2) / (high / 2 - low / 2) * steps)
-
-
-def _axis(first: int, last: int, cells: int) -> str:
-    begin, end = (_moment(to_datetime(micros)) for micros in (first, last))
-    if first == last or len(begin) + len(end) + 1 > cells:
-        return begin if first == last else f"{begin} to {end}"
-    return begin + end.rjust(cells - len(begin))
-
-
-def _moment(time: datetime) -> str:
-    return f"{time:%Y-%m-%d %H:%M:%S}"
+def _spelled(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -140,5 +140,5 @@ def _chart(histories: list[twin_service_pb2.MetricHistory]) -> None:
         )
         unit = next(part.unit for part in drawn if part.metric == name)
         times, values = zip(*samples, strict=True)
-        title = _visible(f"{name} {unit}".strip())
-        print(chart(f"{title}, {len(samples):,} samples", times, values, width=width, height=_CHART_LINES))
+        title = f"{_visible(name)}, {len(samples):,} samples"
+        print(chart(title, _visible(unit), times, values, width=width, height=_CHART_LINES))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import grpc
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
@@ -76,19 +76,22 @@ def test_a_chart_is_drawn_for_each_metric_that_has_numbers(
     monkeypatch.setenv("COLUMNS", "60")
     query._chart(EVERY_KIND)
     titles = [line for line in capsys.readouterr().out.splitlines() if "samples" in line]
-    assert titles == ["flow l/min, 1 samples", "running, 1 samples", "starts, 1 samples"]
+    assert [title.partition(" samples")[0] for title in titles] == ["flow, 1", "running, 1", "starts, 1"]
     query._chart(EVERY_KIND[3:])
     assert capsys.readouterr().out == "no numbers to draw\n"
 
 
 def test_a_chart_in_full() -> None:
     times = [START + minute * 60 * SECOND for minute in range(5)]
-    drawn = chart("t °C", times, [0, 1, 2, 3, 4], width=47, height=2)
+    drawn = chart("t", "°C", times, [0, 1, 2, 3, 4], width=43, height=2)
     assert drawn.replace("\N{BRAILLE PATTERN BLANK}", "·").splitlines() == [
-        "t °C",
-        "4 ┤······················⡀·········⠠··········⠈",
-        "0 ┤⡀··········⠂",
-        "   2020-03-01 00:00:00      2020-03-01 00:04:00",
+        "t, 2020-03-01 00:00:00 to 2020-03-01 00:04:00",
+        "   (°C)    ^",
+        "4.40000000 |",
+        "         2 | ··········⡀····⠐····⠈",
+        "-0.4000000 | ⠄····⠠",
+        "-----------|-|---------|---------|--> (UTC)",
+        "           | 00:00:00  00:01:57  00:03:54",
     ]
 
 
@@ -101,14 +104,21 @@ def test_a_chart_in_full() -> None:
     st.integers(20, 90),
     st.integers(1, 12),
 )
+@example([(0, 0.0), (1, 5e-324)], 60, 10)
+@example([(0, 1.0), (1, 1.0000000000000002)], 60, 10)
+@example([(0, -1.7e308), (1, 1.7e308)], 60, 10)
 def test_a_chart_never_leaves_its_frame(
     samples: Sequence[tuple[int, float]], width: int, height: int
 ) -> None:
     times, values = zip(*sorted(samples), strict=True)
-    lines = chart("title", times, values, width=width, height=height).splitlines()
-    assert len(lines) == height + 2
+    title, *lines = chart("title", "", times, values, width=width, height=height).splitlines()
+    assert title.startswith("title, ")
+    if "too far apart" in lines[0]:
+        assert max(values) / 2 - min(values) / 2 > 1e299
+        return
+    assert len(lines) == height + 4
     assert any(0x2800 < ord(char) <= 0x28FF for line in lines for char in line)
-    assert all(len(line) <= width for line in lines[:-1])
+    assert all(len(line) <= max(42, width) for line in lines)
 
 
 class Twins(TwinServiceServicer):
