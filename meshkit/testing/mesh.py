@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
+from meshkit import secrets as mesh_secrets
 from meshkit.embedded import free_ports
 
 _COMMAND_TIMEOUT_S = 90
@@ -79,6 +80,30 @@ class Mesh:
         """Return a URL of the mesh's database, for looking behind the gateway."""
         password = (self.home / "postgres" / f"{user}.password").read_text()
         return f"postgresql://{user}:{password}@127.0.0.1:{self.part('postgres')['port']}/twinmesh"
+
+    @property
+    def root_secret(self) -> bytes:
+        """Return the root secret that the mesh made for itself."""
+        return mesh_secrets.decode_root((self.home / "secrets" / "mesh").read_text().strip())
+
+    def role_url(self, role: str) -> str:
+        """Return a URL of the mesh's database with a service's role."""
+        password = mesh_secrets.derive_text(self.root_secret, f"database-role/{role}")
+        return f"postgresql://{role}:{password}@127.0.0.1:{self.part('postgres')['port']}/twinmesh"
+
+    def add_tenant(self, tenant: str) -> None:
+        """Make a tenant with an administrator who has the mesh's password."""
+        subprocess.run(
+            [sys.executable, "-m", "auth_svc.bootstrap"],
+            env={
+                **self.environment,
+                "TWINMESH_SERVICE_DATABASE_URL": self.role_url("twinmesh_auth"),
+                "TWINMESH_TENANT": tenant,
+            },
+            capture_output=True,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=True,
+        )
 
     def client(self, token: str = "") -> httpx.AsyncClient:
         """Return a JSON client with a token."""

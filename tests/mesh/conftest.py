@@ -1,3 +1,4 @@
+import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -6,6 +7,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from auth_svc.access_tokens import AccessTokens, Grant
+from auth_svc.roles import Role, permissions_of
+from auth_svc.signing_keys import KeyRing
+from auth_svc.stores.signing_keys import SigningKeyStore
+from meshkit import db
+from meshkit.clock import MICROS_PER_SECOND, SystemClock
+from meshkit.identity import PrincipalKind
+from meshkit.testing.clock import ManualClock
 from meshkit.testing.mesh import Mesh, start_mesh
 
 
@@ -24,6 +33,50 @@ def mesh() -> Iterator[Mesh]:
 def admin_token(mesh: Mesh) -> str:
     """Access token of the demo tenant's administrator."""
     return mesh.log_in()
+
+
+@pytest.fixture(scope="session")
+def rival_token(mesh: Mesh) -> str:
+    """Access token of another tenant's administrator."""
+    mesh.add_tenant("rival")
+    return mesh.log_in(tenant="rival")
+
+
+@pytest.fixture
+async def rival(mesh: Mesh, rival_token: str) -> AsyncIterator[httpx.AsyncClient]:
+    """JSON client of another tenant's administrator."""
+    async with mesh.client(rival_token) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def expired_token(mesh: Mesh) -> str:
+    """A token of auth_svc's own key that was good an hour ago."""
+
+    async def issue() -> str:
+        hour_ago = ManualClock(SystemClock().now_us() - 3600 * MICROS_PER_SECOND)
+        async with db.pool(mesh.role_url("twinmesh_auth"), application="test", max_size=1) as pool:
+            ring = KeyRing(
+                store=SigningKeyStore(pool=pool),
+                mesh_secret=mesh.root_secret,
+                life_days=30,
+                clock=SystemClock(),
+            )
+            await ring.refresh()
+            return AccessTokens(signers=ring, clock=hour_ago).issue(
+                Grant(
+                    tenant="demo",
+                    subject="admin",
+                    kind=PrincipalKind.USER,
+                    permissions=permissions_of(Role.ADMIN),
+                    credential_id="expired",
+                    credential_expire_us=None,
+                    role=Role.ADMIN,
+                ),
+                life_s=900,
+            )
+
+    return asyncio.run(issue())
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Each kind of bad input gets its documented code and reason, and harms nothing else."""
 
+import asyncio
 import json
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -83,6 +85,57 @@ async def test_an_integer_above_the_double_range_of_integers_is_a_mismatch(admin
     assert answer.json()["refusals"][0]["reason"] == "ERROR_REASON_KIND_MISMATCH", answer.text
 
 
+@pytest.mark.parametrize("number", ["9007199254740993", '"9007199254740993"'])
+async def test_an_integer_above_2_53_is_kept_or_told(admin: httpx.AsyncClient, number: str) -> None:
+    kind = f"counter-{uuid.uuid4().hex[:8]}"
+    await admin.post(
+        "/v1/deviceTypes", json={"id": kind, "metrics": [{"name": "count", "kind": "VALUE_KIND_INT"}]}
+    )
+    await admin.post("/v1/devices", json={"id": kind, "deviceTypeId": kind})
+    body = f'{{"readings": [{{"deviceId": "{kind}", "values": {{"count": {{"intValue": {number}}}}}}}]}}'
+    answer = await admin.post("/v1/telemetry", content=body, headers={"content-type": "application/json"})
+    assert answer.json()["storedSamples"] == "1", answer.text
+    (metric,) = (await admin.get(f"/v1/twins/{kind}/history")).json()["metrics"]
+    assert metric["intValues"] == ["9007199254740993"]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "9223372036854775808",
+        '"9223372036854775808"',
+        '"-9223372036854775809"',
+        '"9007199254740993.0"',
+        "1e400",
+        "1.5",
+    ],
+)
+async def test_an_integer_of_more_than_64_bits_is_an_invalid_field(
+    admin: httpx.AsyncClient, number: str
+) -> None:
+    body = f'{{"readings": [{{"deviceId": "temp-5", "values": {{"n": {{"intValue": {number}}}}}}}]}}'
+    answer = await admin.post("/v1/telemetry", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, reason_of(answer)) == (400, "INVALID_FIELD")
+
+
+async def test_bad_input_takes_nothing_else_with_it(admin: httpx.AsyncClient) -> None:
+    device, now = f"temp-{uuid.uuid4().hex[:8]}", datetime.now(UTC)
+    created = await admin.post("/v1/devices", json={"id": device, "deviceTypeId": "temperature-sensor"})
+    assert created.status_code == 200, created.text
+
+    async def send(number: int) -> httpx.Response:
+        time = (now - timedelta(seconds=number)).isoformat()
+        reading = {"deviceId": device, "time": time, "numbers": {"temperature": number}}
+        # Every second request carries something that cannot be stored.
+        bad = [{"deviceId": device, "time": time, "numbers": {"temperature": "warm"}}] if number % 2 else []
+        return await admin.post("/v1/telemetry", json={"readings": [reading, *bad]})
+
+    answers = await asyncio.gather(*(send(number) for number in range(40)))
+    assert [answer.status_code for answer in answers] == [200, 400] * 20
+    (metric,) = (await admin.get(f"/v1/twins/{device}/history")).json()["metrics"]
+    assert metric["doubleValues"] == [float(number) for number in range(38, -1, -2)]
+
+
 async def test_too_many_readings_are_refused(admin: httpx.AsyncClient) -> None:
     answer = await admin.post("/v1/telemetry", json={"readings": [READING] * 10_001})
     assert (answer.status_code, reason_of(answer), fields_of(answer)) == (400, "INVALID_FIELD", ["readings"])
@@ -99,6 +152,11 @@ async def test_page_size_is_bounded(admin: httpx.AsyncClient) -> None:
     assert answer.status_code == 200
     assert len(answer.json()["devices"]) == 1000
     assert (await admin.get("/v1/devices", params={"pageSize": -1})).status_code == 400
+    for path in ("/v1/twins", "/v1/twins/temp-1/history", "/v1/apiKeys", "/v1/assets"):
+        assert (await admin.get(path, params={"pageSize": 10**9})).status_code == 200, path
+        for beyond in (-1, 10**10, "many"):
+            refused = await admin.get(path, params={"pageSize": beyond})
+            assert (refused.status_code, reason_of(refused)) == (400, "INVALID_FIELD"), path
     assert (await admin.get("/v1/devices", params={"pageToken": "nonsense"})).json()["details"][0][
         "reason"
     ] == "PAGE_TOKEN_INVALID"
@@ -119,12 +177,58 @@ async def test_unknown_routes_and_parameters_have_the_same_shape(admin: httpx.As
     assert (answer.status_code, reason_of(answer)) == (400, "INVALID_FIELD")
 
 
+@pytest.mark.parametrize("device_id", ["a%2Fb", "a*", "a%3E", "a%20b", "A", "x" * 10_240])
+async def test_a_path_with_an_unsafe_device_id_is_refused(admin: httpx.AsyncClient, device_id: str) -> None:
+    for path in (f"/v1/devices/{device_id}", f"/v1/twins/{device_id}", f"/v1/twins/{device_id}/history"):
+        answer = await admin.get(path)
+        assert (answer.status_code, reason_of(answer)) == (400, "INVALID_FIELD"), answer.text
+
+
+async def test_another_tenants_device_does_not_exist(
+    admin: httpx.AsyncClient, rival: httpx.AsyncClient
+) -> None:
+    sent = await rival.post("/v1/telemetry", json={"readings": [READING]})
+    assert (sent.status_code, sent.json()["storedSamples"]) == (200, "0")
+    (refusal,) = sent.json()["refusals"]
+    assert refusal["reason"] == "ERROR_REASON_DEVICE_UNKNOWN"
+    absent = await rival.post("/v1/telemetry", json={"readings": [{**READING, "deviceId": "no-such"}]})
+    told = absent.json()["refusals"][0]["message"].replace("no-such", "temp-5")
+    assert refusal["message"] == told, "the answer tells nothing of whose it is"
+
+    for path in ("/v1/devices/temp-5", "/v1/twins/temp-5", "/v1/twins/temp-5/history"):
+        answer = await rival.get(path)
+        assert (answer.status_code, reason_of(answer)) == (404, "NOT_FOUND"), answer.text
+    for change in (rival.patch("/v1/devices/temp-5", json={}), rival.delete("/v1/devices/temp-5")):
+        answer = await change
+        assert (answer.status_code, reason_of(answer)) == (404, "NOT_FOUND"), answer.text
+    assert (await rival.get("/v1/devices")).json()["devices"] == []
+    assert (await rival.get("/v1/twins", params={"ids": "temp-5"})).json()["twins"] == []
+    token = (await admin.get("/v1/devices", params={"pageSize": 1})).json()["nextPageToken"]
+    continued = await rival.get("/v1/devices", params={"pageSize": 1, "pageToken": token})
+    assert (continued.status_code, reason_of(continued)) == (400, "PAGE_TOKEN_INVALID")
+
+    metrics = [{"name": "temperature", "kind": "VALUE_KIND_DOUBLE"}]
+    await rival.post("/v1/deviceTypes", json={"id": "thermometer", "metrics": metrics})
+    taken = await rival.post("/v1/devices", json={"id": "temp-5", "deviceTypeId": "thermometer"})
+    assert (taken.status_code, reason_of(taken)) == (409, "ALREADY_EXISTS")
+    assert (await admin.get("/v1/devices/temp-5")).json()["deviceTypeId"] == "temperature-sensor"
+
+
+async def test_another_tenants_key_is_not_found(admin: httpx.AsyncClient, rival: httpx.AsyncClient) -> None:
+    created = (await admin.post("/v1/apiKeys", json={"displayName": "test"})).json()
+    answer = await rival.delete(f"/v1/apiKeys/{created['id']}")
+    assert (answer.status_code, reason_of(answer)) == (404, "NOT_FOUND")
+    assert (await rival.get("/v1/apiKeys")).json()["apiKeys"] == []
+    assert (await admin.delete(f"/v1/apiKeys/{created['id']}")).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/v1/devices", "/v1/twins", "/v1/auth/me", "/v1/apiKeys"])
-async def test_tokens_that_are_not_ours_are_refused(mesh: Mesh, path: str) -> None:
+async def test_tokens_that_are_not_ours_are_refused(mesh: Mesh, expired_token: str, path: str) -> None:
     everything = ["device:read", "twin:read", "api_key:read"]
     tokens = {
         "": "CREDENTIAL_MISSING",
         "nonsense": "TOKEN_INVALID",
+        expired_token: "TOKEN_INVALID",
         TokenMint(kid="x").token(tenant="demo", permissions=everything): "TOKEN_INVALID",
         mesh.log_in()[:-4] + "AAAA": "TOKEN_INVALID",
         "tmk_demo_abc_def": "API_KEY_INVALID",
