@@ -77,7 +77,7 @@ class Supervisor:
         try:
             # Its process comes before it is ready, and may change meanwhile: record each at once.
             while not starting.done():
-                self._changed(each)
+                self._show(each)
                 await asyncio.wait({starting}, timeout=_LOOK_SECONDS)
             await starting
         finally:
@@ -97,7 +97,7 @@ class Supervisor:
             await self._watch(each)
             if time.monotonic() - ran_from > _STEADY_SECONDS:
                 delay = _FIRST_DELAY
-            self._tell(f"{each.part.name} {_ending(each.part)}; it is started again in {delay:.1f} s")
+            self._say(f"{each.part.name} {_ending(each.part)}; it is started again in {delay:.1f} s")
             delay = await self._restart(each, delay)
 
     async def _watch(self, each: Supervised) -> None:
@@ -121,17 +121,26 @@ class Supervisor:
             each.restarts += 1
             try:
                 await self._start(each)
-            except PartFailedError as failure:
-                self._tell(f"{failure}\nIt is tried again in {delay:.1f} s.")
+            except (PartFailedError, OSError) as failure:
+                self._say(f"{failure}\nIt is tried again in {delay:.1f} s.")
                 await each.part.stop_async()
             else:
-                self._tell(f"{each.part.name} is back")
+                self._say(f"{each.part.name} is back")
                 return delay
 
     def _enter(self, each: Supervised, state: PartState) -> None:
         each.state = state
         each.since = time.time()
-        self._changed(each)
+        self._show(each)
+
+    def _show(self, each: Supervised) -> None:
+        # On a full disk nothing can be written down; parts are kept and stopped all the same.
+        with contextlib.suppress(OSError):
+            self._changed(each)
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._tell(text)
 
 
 def _ending(part: Part) -> str:

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ class _Program(Part):
         super().__init__()
         self.name = name
         self.broken = folder / f"{name}.broken"
-        self._log = folder / f"{name}.log"
+        self.log_path = folder / f"{name}.log"
         self._ended = ended
 
     def is_ready(self) -> bool:
@@ -32,7 +33,7 @@ class _Program(Part):
             f"if pathlib.Path({str(self.broken)!r}).exists(): sys.exit('no luck today')\n"
             "print('ready', flush=True); time.sleep(600)"
         )
-        self._process = ChildProcess(command=[sys.executable, "-c", script], log_path=self._log)
+        self._process = ChildProcess(command=[sys.executable, "-c", script], log_path=self.log_path)
         self._process.spawn()
         yield from until_ready(self._process, self.name, self.is_ready, seconds=20)
 
@@ -107,6 +108,34 @@ async def test_a_part_that_cannot_come_back_is_tried_until_it_can(tmp_path: Path
         await watch.until_told("part is back")
     finally:
         await supervisor.stop()
+
+
+async def test_a_full_disk_ends_no_supervision(tmp_path: Path) -> None:
+    watch = _Watch()
+    full = False
+
+    def changed(each: Supervised) -> None:
+        watch.changed(each)
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    supervisor = Supervisor(changed=changed, tell=watch.tell)
+    part = _Program("part", tmp_path)
+    await supervisor.start([part])
+    try:
+        full = True
+        assert part.process is not None
+        assert part.process.pid is not None
+        part.log_path = tmp_path / "absent" / "part.log"  # Cannot be opened: its folder is a file.
+        part.log_path.parent.touch()
+        os.kill(part.process.pid, signal.SIGKILL)
+        await watch.until_told("tried again")
+        part.log_path.parent.unlink()
+
+        await watch.until_told("part is back")
+    finally:
+        await supervisor.stop()
+    assert not part.running
 
 
 async def test_a_first_start_that_fails_carries_the_last_log_lines(tmp_path: Path) -> None:
