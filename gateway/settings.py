@@ -4,12 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from meshkit.config import Settings
 
 REQUESTS_PER_SECOND = 10_000
+RequestsPerSecond = Annotated[
+    int, Field(gt=0, description="Requests of all clients together; twice as many at once.")
+]
+CorsOrigins = Annotated[
+    str, Field(description="Origins of web pages that may call, commas between them; empty: none.")
+]
 
 
 class Upstream(StrEnum):
@@ -85,6 +92,11 @@ class GatewaySettings:
     max_json_body_bytes: int = 4 * 1024 * 1024
 
 
+def parse_origins(text: str) -> tuple[str, ...]:
+    """Read any number of origins with commas between them."""
+    return tuple(origin.strip() for origin in text.split(",") if origin.strip())
+
+
 class GatewayEnvironment(Settings):
     """The same, as `python -m gateway.render` reads it from the environment."""
 
@@ -102,10 +114,8 @@ class GatewayEnvironment(Settings):
         description="OTLP/gRPC receiver of traces, http://host:port; empty: none.",
     )
     trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")
-    cors_origins: str = Field("", description="Origins of web pages that may call, commas between them.")
-    gateway_requests_per_second: int = Field(
-        REQUESTS_PER_SECOND, gt=0, description="Requests of all clients together."
-    )
+    cors_origins: CorsOrigins = ""
+    gateway_requests_per_second: RequestsPerSecond = REQUESTS_PER_SECOND
 
     @field_validator("auth_address", "asset_address", "ingest_address", "twin_address")
     @classmethod
@@ -136,6 +146,6 @@ class GatewayEnvironment(Settings):
             descriptor_path=descriptor_path,
             otlp=Endpoint.parse(self.otlp_endpoint) if self.otlp_endpoint else None,
             trace_sample_ratio=self.trace_sample_ratio,
-            cors_origins=tuple(origin.strip() for origin in self.cors_origins.split(",") if origin.strip()),
+            cors_origins=parse_origins(self.cors_origins),
             requests_per_second=self.gateway_requests_per_second,
         )

@@ -4,19 +4,21 @@ from pydantic import Field
 
 from ingest_svc.window import LiveWindow
 from meshkit.clock import MICROS_PER_SECOND
-from meshkit.config import BusServiceSettings
+from meshkit.config import (
+    FUTURE_WINDOW_MINUTES,
+    LATE_WINDOW_DAYS,
+    BusServiceSettings,
+    FutureWindowMinutes,
+    LateWindowDays,
+)
 
 
 class IngestSettings(BusServiceSettings):
     """What ingest_svc needs beside what every service needs."""
 
     asset_address: str = Field(description="Address of asset_svc, host:port.")
-    late_window_days: int = Field(
-        7, ge=1, le=365, description="How many days old live telemetry may be; maintenance keeps as many."
-    )
-    future_window_minutes: int = Field(
-        10, ge=0, le=1440, description="How far ahead of the server's clock live telemetry may be."
-    )
+    late_window_days: LateWindowDays = LATE_WINDOW_DAYS
+    future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
 
     @property
     def live_window(self) -> LiveWindow:

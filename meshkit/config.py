@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
@@ -51,6 +52,25 @@ def _shown(value: object) -> str:
     if isinstance(value, SecretStr):
         return _MASK if value.get_secret_value() else ""
     return "" if value is None else str(value)
+
+
+# The live window, where telemetry is taken without a declared backfill. It means something
+# to several processes, which must be told the same.
+LATE_WINDOW_DAYS = 7
+LateWindowDays = Annotated[
+    int,
+    Field(ge=1, le=365, description="How many days old live telemetry may be; partitions reach as far back."),
+]
+FUTURE_WINDOW_MINUTES = 10
+FutureWindowMinutes = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=1440,
+        description="How many minutes ahead of the server's clock live telemetry may be; history without"
+        " an end reaches as far.",
+    ),
+]
 
 
 class ServiceSettings(Settings):

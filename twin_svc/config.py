@@ -2,7 +2,7 @@
 
 from pydantic import Field, SecretStr
 
-from meshkit.config import BusServiceSettings
+from meshkit.config import FUTURE_WINDOW_MINUTES, BusServiceSettings, FutureWindowMinutes
 
 
 class TwinSettings(BusServiceSettings):
@@ -17,13 +17,7 @@ class TwinSettings(BusServiceSettings):
     )
     asset_address: str = Field(description="Address of asset_svc, host:port.")
     feed_poll_ms: int = Field(200, ge=10, le=60_000, description="How often new commits are looked for.")
-    future_window_minutes: int = Field(
-        10,
-        ge=0,
-        le=1440,
-        description="How far ahead of the server's clock ingest takes live telemetry; history without"
-        " an end reaches as far.",
-    )
+    future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
 
     @property
     def feed_url(self) -> str:

@@ -4,8 +4,15 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
 
+from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, RequestsPerSecond
 from meshkit import secrets
-from meshkit.config import Settings
+from meshkit.config import (
+    FUTURE_WINDOW_MINUTES,
+    LATE_WINDOW_DAYS,
+    FutureWindowMinutes,
+    LateWindowDays,
+    Settings,
+)
 from meshkit.runtime import read_settings
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -43,6 +50,10 @@ class LauncherSettings(Settings):
         None,
         description="Root secret, base64url of 32 bytes or more; generated and kept in the home if unset.",
     )
+    cors_origins: CorsOrigins = ""
+    gateway_requests_per_second: RequestsPerSecond = REQUESTS_PER_SECOND
+    late_window_days: LateWindowDays = LATE_WINDOW_DAYS
+    future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that services log."

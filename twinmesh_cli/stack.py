@@ -14,7 +14,7 @@ import nats.errors
 from pydantic import SecretStr
 
 from gateway.render import render
-from gateway.settings import Endpoint, GatewaySettings, Upstream
+from gateway.settings import Endpoint, GatewaySettings, Upstream, parse_origins
 from meshkit import secrets
 from meshkit.embedded import (
     EmbeddedEnvoy,
@@ -227,6 +227,8 @@ class Stack:
             "OTEL_EXPORTER_OTLP_ENDPOINT": facts.otlp_endpoint,
             "TWINMESH_TRACE_SAMPLE_RATIO": str(self._settings.trace_sample_ratio),
             "TWINMESH_LOG_LEVEL": self._settings.log_level,
+            "TWINMESH_LATE_WINDOW_DAYS": str(self._settings.late_window_days),
+            "TWINMESH_FUTURE_WINDOW_MINUTES": str(self._settings.future_window_minutes),
         }
         services = []
         for name, role in _SERVICE_ROLES.items():
@@ -264,6 +266,8 @@ class Stack:
                     descriptor_path=descriptor,
                     otlp=Endpoint.parse(facts.otlp_endpoint),
                     trace_sample_ratio=settings.trace_sample_ratio,
+                    cors_origins=parse_origins(settings.cors_origins),
+                    requests_per_second=settings.gateway_requests_per_second,
                 )
             )
 

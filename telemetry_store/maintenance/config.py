@@ -4,15 +4,13 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from meshkit.config import ServiceSettings
+from meshkit.config import LATE_WINDOW_DAYS, LateWindowDays, ServiceSettings
 
 
 class MaintenanceSettings(ServiceSettings):
     """What maintenance needs beside what every service needs."""
 
-    late_window_days: int = Field(
-        7, ge=1, le=365, description="How many days old live telemetry may be; partitions reach as far back."
-    )
+    late_window_days: LateWindowDays = LATE_WINDOW_DAYS
     request_ids_kept_minutes: int = Field(
         60, ge=60, le=1440, description="How long a repeated request id is answered with the first outcome."
     )

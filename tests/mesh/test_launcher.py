@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -165,6 +166,39 @@ def test_a_second_launcher_is_told_and_another_home_runs_beside(own_mesh: Mesh, 
     finally:
         other.twinmesh("down", check=False)
     assert own_mesh.status()["ready"] is True
+
+
+def test_what_the_launcher_is_told_reaches_the_gateway_and_the_services(own_mesh: Mesh, folder: Path) -> None:
+    origin = "https://app.example"
+    other = start_mesh(
+        folder / "told",
+        TWINMESH_CORS_ORIGINS=f"https://else.example, {origin}",
+        TWINMESH_GATEWAY_REQUESTS_PER_SECOND="20",
+        TWINMESH_LATE_WINDOW_DAYS="1",
+        TWINMESH_FUTURE_WINDOW_MINUTES="120",
+    )
+    try:
+        now = datetime.now(UTC)
+        times = [now - timedelta(hours=25), now - timedelta(hours=23), now + timedelta(hours=1)]
+        answer = httpx.post(
+            f"{other.url}/v1/telemetry",
+            headers={"authorization": f"Bearer {other.log_in()}", "origin": origin},
+            json={
+                "readings": [
+                    {"deviceId": "temp-1", "time": time.isoformat(), "numbers": {"temperature": 1}}
+                    for time in times
+                ]
+            },
+            timeout=30,
+        )
+        assert answer.headers["access-control-allow-origin"] == origin
+        refusals = [(each.get("readingIndex", 0), each["reason"]) for each in answer.json()["refusals"]]
+        assert refusals == [(0, "ERROR_REASON_TIME_OUT_OF_WINDOW")], answer.text
+        with httpx.Client(base_url=other.url, timeout=30) as client:
+            codes = {client.get("/healthz/live").status_code for _ in range(200)}
+        assert codes == {200, 429}
+    finally:
+        other.twinmesh("down", check=False)
 
 
 def test_interrupt_on_a_terminal_stops_everything_in_order(own_mesh: Mesh) -> None:
