@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import InvalidArgument
+from meshkit.paging import invalid_token
 from telemetry_store.columns import Kind
 from telemetry_store.series import Position
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -71,7 +72,4 @@ def bookmark_from_json(after: object) -> Bookmark:
             # A series is left at one of its samples, or before the first.
             if EARLIEST_US - DEFAULT_SPAN_US <= start <= time + 1 <= end <= LATEST_US:
                 return Bookmark(TimeRange(start, end), Position(metric, Kind(kind), time))
-    raise InvalidArgument(
-        "page_token is damaged; start again without it",
-        reason=ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID,
-    )
+    raise invalid_token()

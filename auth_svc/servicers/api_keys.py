@@ -8,11 +8,10 @@ from auth_svc.api_keys import ApiKey, ApiKeys
 from auth_svc.opaque_tokens import ID_PATTERN
 from meshkit import paging
 from meshkit.clock import MICROS_PER_SECOND
-from meshkit.errors import InvalidArgument, invalid_field
+from meshkit.errors import invalid_field
 from meshkit.identity import current_principal
 from twinmesh.auth.v1 import api_key_service_pb2 as pb
 from twinmesh.auth.v1 import api_key_service_pb2_grpc
-from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _DEFAULT_PAGE = 100
 _LONGEST_PAGE = 1000
@@ -70,10 +69,7 @@ def _position(after: object | None) -> str:
     if after is None:
         return ""
     if not isinstance(after, str) or not _ID.fullmatch(after):
-        raise InvalidArgument(
-            "page_token is damaged; start again without it",
-            reason=ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID,
-        )
+        raise paging.invalid_token()
     return after
 
 
