@@ -104,8 +104,10 @@ class Committer:
         instance: int,
     ) -> Stored:
         transaction = connection.transaction()
-        await transaction.start()
         try:
+            # A BEGIN without an answer may have begun all the same. On such a connection the
+            # next transaction would be a savepoint, and its "commit" would commit nothing.
+            await transaction.start()
             stored = await store_group(connection, batches, prepared, self._prepare, instance)
         except Exception:
             await self._roll_back(transaction)

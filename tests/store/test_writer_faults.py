@@ -1,14 +1,18 @@
 """What goes wrong in a group commit, and what callers are told then."""
 
 import asyncio
+import os
+import signal
 
+import asyncpg
 import pytest
 
-from meshkit.errors import DomainError
+from meshkit.errors import DomainError, Unavailable
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
 from telemetry_store.instances import LOCK_CLASS
 from telemetry_store.requests import RequestIdentity, WriteResult
+from telemetry_store.writer import TelemetryWriter
 from tests.store.broken_line import Break, BrokenLine
 from tests.store.writing import (
     T0,
@@ -30,6 +34,40 @@ SURROGATE = columns(Kind.STRING, [(9, 1, "no\ud800good")])  # cannot be sent at 
 
 def one(series: int) -> KindColumns:
     return columns(Kind.INT, [(series, 1, series)])
+
+
+async def test_a_backend_that_stood_still_is_no_hindrance_later(database: TestDatabase) -> None:
+    url = database.url("twinmesh_ingest")
+    async with (
+        admin(database) as connection,
+        asyncpg.create_pool(
+            url, command_timeout=0.2, server_settings={"application_name": "stalling"}
+        ) as pool,
+        TelemetryWriter(pool=pool) as writer,
+    ):
+        await writer.write(request(RequestIdentity("before"), one(1)))
+        # Asked by the same role, which may see its own; the other one holds the instance's lock.
+        committing = await pool.fetchval(
+            """
+            SELECT pid FROM pg_stat_activity
+            WHERE application_name = 'stalling' AND query LIKE 'COMMIT%'
+              AND pid NOT IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')
+            """
+        )
+        os.kill(committing, signal.SIGSTOP)
+        try:
+            with pytest.raises(Unavailable):
+                await writer.write(request(RequestIdentity("meanwhile"), one(2)))
+        finally:
+            os.kill(committing, signal.SIGCONT)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await writer.write(request(RequestIdentity("after"), one(3)))
+                except Unavailable:
+                    continue
+                break
+        assert await stored_ints(connection) == [(1, 1, 1), (3, 1, 3)]
 
 
 @pytest.mark.parametrize("bad", [NUL, SURROGATE], ids=["nul", "surrogate"])
