@@ -84,7 +84,9 @@ class EmbeddedNats(Part):
 
     def _start_server(self, folder: Path) -> Iterator[None]:
         config = folder / "nats.json"
-        write_private(config, json.dumps(self._config(folder), indent=2), self._account)
+        # NATS knows no \u escapes, and a home may have any name.
+        content = json.dumps(self._config(folder), indent=2, ensure_ascii=False)
+        write_private(config, content, self._account)
         self._process = ChildProcess(
             command=[str(binaries.nats_server(self._account)), "--config", str(config)],
             log_path=self._log_path,
