@@ -80,12 +80,15 @@ def _replies() -> Iterator[_Reply]:
         reason="BODY_TOO_LARGE",
         message="the body is larger than the gateway takes; send it in parts",
     )
-    yield _Reply(
-        when=(_http_status("EQ", 431),),
-        code=grpc.StatusCode.INVALID_ARGUMENT,
-        reason="BODY_TOO_LARGE",
-        message="the path and headers are larger than the gateway takes",
-    )
+    # The latter: within the limits as sent, but not with the token that replaces an API key.
+    for too_large in (_http_status("EQ", 431), _details("ext_authz_invalid")):
+        yield _Reply(
+            when=(too_large,),
+            code=grpc.StatusCode.INVALID_ARGUMENT,
+            reason="BODY_TOO_LARGE",
+            message="the path and headers are larger than the gateway takes",
+            http_status=431,
+        )
     yield _Reply(
         when=(_http_status("EQ", 429),),
         code=grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.mesh.gateway.conftest import MAX_JSON_BODY_BYTES, Gateway, detail, reason
+from tests.mesh.gateway.neighbours import GOOD_KEY
 from twinmesh.asset.v1.device_service_pb2 import Device, UpdateDeviceRequest
 
 
@@ -145,6 +146,17 @@ def test_large_headers_are_refused(gateway: Gateway) -> None:
     answer = gateway.http.get("/v1/devices", headers={**gateway.bearer, "x-large": "x" * 30_000})
     assert answer.status_code == 431
     assert answer.json()["details"][0]["reason"] == "BODY_TOO_LARGE"
+
+
+def test_headers_that_only_the_token_for_an_api_key_makes_too_large(gateway: Gateway) -> None:
+    key = {"authorization": f"Bearer {GOOD_KEY}"}
+    longer = [{"x-large": "x" * size} for size in range(23_000, 25_000, 100)]
+    more = [{f"x-{each}": "" for each in range(count)} for count in range(80, 100)]
+    for series in (longer, more):
+        answers = [gateway.http.get("/v1/devices", headers=key | headers) for headers in series]
+        assert {answer.status_code for answer in answers} == {200, 431}
+        refused = [answer.json() for answer in answers if answer.status_code == 431]
+        assert {each["details"][0]["reason"] for each in refused} == {"BODY_TOO_LARGE"}
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/nothing"), ("PUT", "/v1/devices"), ("GET", "/")])
