@@ -107,6 +107,8 @@ class Supervisor:
             await asyncio.sleep(_LOOK_SECONDS)
             if time.monotonic() >= next_check:
                 ready = await asyncio.to_thread(each.part.is_ready)
+                if each.part.process is not None:
+                    await asyncio.to_thread(each.part.process.bound_log)
                 state = PartState.READY if ready else PartState.NOT_READY
                 if each.state != state:
                     self._enter(each, state)

@@ -7,6 +7,7 @@ Each is a `Part`: usable as `with`, as `async with`, or by `start()`/`stop()`.
 
 from meshkit.embedded.account import Account, can_reach, unprivileged_account
 from meshkit.embedded.envoy import EmbeddedEnvoy
+from meshkit.embedded.logs import bound_log
 from meshkit.embedded.nats import EmbeddedNats
 from meshkit.embedded.part import Part, PartFailedError
 from meshkit.embedded.ports import free_port, free_ports, is_port_free
@@ -21,6 +22,7 @@ __all__ = [
     "EmbeddedPostgres",
     "Part",
     "PartFailedError",
+    "bound_log",
     "can_reach",
     "free_port",
     "free_ports",

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from meshkit.embedded.account import Account
+from meshkit.embedded.logs import bound_log
 
 _CHILD = Path(__file__).with_name("child.py")
-_LOG_BYTES = 20 * 1024 * 1024
 _KILL_SECONDS = 10.0
 
 
@@ -65,8 +65,7 @@ class ChildProcess:
         if self.pid is not None:
             raise RuntimeError(f"already running as process {self.pid}")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        if self.log_path.exists() and self.log_path.stat().st_size > _LOG_BYTES:
-            self.log_path.replace(self.log_path.with_suffix(self.log_path.suffix + ".1"))
+        self.bound_log()
         uid, gid = (self._account.uid, self._account.gid) if self._account else (-1, -1)
         tie = [str(os.getpid()), str(int(self._death_signal)), str(uid), str(gid)]
         with self.log_path.open("ab") as log:
@@ -105,6 +104,11 @@ class ChildProcess:
                 if self.pid is None:
                     return
                 yield
+
+    def bound_log(self) -> None:
+        """Moves the log aside when it has grown long; meant to be called now and then."""
+        if bound_log(self.log_path):
+            self._log_start = 0
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines written since `spawn`."""

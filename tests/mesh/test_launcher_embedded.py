@@ -26,6 +26,7 @@ from meshkit.embedded import (
     Part,
     PartFailedError,
     binaries,
+    bound_log,
     can_reach,
     free_port,
     free_ports,
@@ -310,18 +311,25 @@ async def test_envoy_answers_again_after_it_was_killed(closed_home: Path) -> Non
         return _static_envoy(admin_port=admin_port, port=port)
 
     envoy = EmbeddedEnvoy(home=closed_home, descriptor=descriptor, render=render, concurrency=1)
+    log = closed_home / "logs" / "envoy.log"
     try:
         async with envoy, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert (await client.get("/")).status_code == 204
             _kill(envoy)
             await _until_dead(envoy)
             await envoy.start_async()
+            with log.open("a") as lines:
+                lines.write("moved aside\n")
+            assert bound_log(log, limit=1)
             assert (await client.get("/")).status_code == 204
     finally:
         envoy.remove()
     assert seen == [b"as generated", b"as generated"]
     # The access log goes to standard output, which Envoy opens anew as its own user.
-    assert '"GET / HTTP/1.1" 204' in (closed_home / "logs" / "envoy.log").read_text()
+    written = log.read_text()
+    assert '"GET / HTTP/1.1" 204' in written
+    assert "moved aside" not in written
+    assert "\0" not in written
 
 
 async def test_envoy_that_cannot_listen_says_why(short_home: Path) -> None:

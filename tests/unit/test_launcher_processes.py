@@ -1,6 +1,8 @@
 """What the launcher relies on from the machine: ports, child processes, identities, the lock."""
 
+import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from meshkit.embedded import ChildProcess, free_ports, is_port_free
+from meshkit.embedded import ChildProcess, bound_log, free_ports, is_port_free
 from twinmesh_cli.home import Home, HomeBusyError
 from twinmesh_cli.state import LauncherState, PartRecord, PartState, ProcessIdentity, end_processes
 
@@ -94,6 +96,48 @@ def test_the_tail_is_of_this_run_only(tmp_path: Path) -> None:
 
     assert process.log_tail() == "this run"
     assert log.read_text().startswith("an earlier run")
+
+
+def test_a_long_log_moves_aside_and_its_writer_goes_on(tmp_path: Path) -> None:
+    log, moved = tmp_path / "child.log", tmp_path / "child.log.1"
+    counts = "import itertools, time\nfor n in itertools.count(): print(n, flush=True); time.sleep(0.001)"
+    process = ChildProcess(command=[sys.executable, "-c", counts], log_path=log)
+    process.spawn()
+    try:
+        _until(lambda: log.stat().st_size > 100)
+        assert not bound_log(log, limit=10**6)
+
+        assert bound_log(log, limit=100)
+
+        _until(lambda: log.stat().st_size > 0)
+    finally:
+        _drive(process)
+    before, after = (list(map(int, path.read_text().split())) for path in (moved, log))
+    assert before == list(range(len(before)))
+    assert after == list(range(after[0], after[0] + len(after)))
+    assert after[0] > before[-1]
+
+
+def test_a_log_that_is_not_there_is_not_long(tmp_path: Path) -> None:
+    assert not bound_log(tmp_path / "none.log", limit=0)
+
+
+def test_a_log_without_room_for_its_copy_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, moved = tmp_path / "child.log", tmp_path / "child.log.1"
+    log.write_text("a line\n")
+    moved.write_text("an older line\n")
+
+    def fill(_: Path, target: Path) -> None:
+        target.write_text("a l")
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+
+    assert not bound_log(log, limit=1)
+    assert log.read_text() == "a line\n"
+    assert not moved.exists()
 
 
 def test_children_die_with_a_launcher_that_is_killed(tmp_path: Path) -> None:

@@ -9,20 +9,26 @@ from pathlib import Path
 import pytest
 
 from meshkit.embedded import ChildProcess, Part, PartFailedError
+from meshkit.embedded.logs import LOG_BYTES
 from meshkit.embedded.part import until_ready
+from meshkit.testing.mesh import eventually
 from twinmesh_cli.state import PartState
 from twinmesh_cli.supervisor import Supervised, Supervisor
 
 
 class _Program(Part):
-    """A real process that is ready once it has written so; `broken` decides whether it fails to."""
+    """A real process that is ready once it has written so; `broken` decides whether it fails to.
 
-    def __init__(self, name: str, folder: Path, ended: list[str] | None = None) -> None:
+    Before that it writes `lines` other lines of ten bytes.
+    """
+
+    def __init__(self, name: str, folder: Path, ended: list[str] | None = None, *, lines: int = 0) -> None:
         super().__init__()
         self.name = name
         self.broken = folder / f"{name}.broken"
         self.log_path = folder / f"{name}.log"
         self._ended = ended
+        self._lines = lines
 
     def is_ready(self) -> bool:
         return self._process is not None and "ready" in self._process.log_tail()
@@ -31,6 +37,7 @@ class _Program(Part):
         script = (
             "import pathlib, sys, time\n"
             f"if pathlib.Path({str(self.broken)!r}).exists(): sys.exit('no luck today')\n"
+            f"sys.stdout.write('a line...\\n' * {self._lines})\n"
             "print('ready', flush=True); time.sleep(600)"
         )
         self._process = ChildProcess(command=[sys.executable, "-c", script], log_path=self.log_path)
@@ -150,6 +157,22 @@ async def test_a_first_start_that_fails_carries_the_last_log_lines(tmp_path: Pat
     finally:
         await supervisor.stop()
     assert not good.running
+
+
+async def test_the_log_of_a_part_that_runs_does_not_grow_without_end(tmp_path: Path) -> None:
+    watch = _Watch()
+    supervisor = Supervisor(changed=watch.changed, tell=watch.tell)
+    part = _Program("part", tmp_path, lines=LOG_BYTES // 10)
+    await supervisor.start([part])
+    try:
+        await asyncio.to_thread(
+            eventually, lambda: (tmp_path / "part.log").stat().st_size == 0, "the log moved aside"
+        )
+
+        assert (tmp_path / "part.log.1").stat().st_size > LOG_BYTES
+        assert part.running
+    finally:
+        await supervisor.stop()
 
 
 async def test_stages_stop_in_reverse_order(tmp_path: Path) -> None:
