@@ -1,7 +1,6 @@
 """The whole mesh of one home: which parts there are, in which order, and what they are told."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +58,6 @@ class Started:
     gateway_url: str
     seeded: Seeded
     notices: tuple[str, ...]
-    seconds: float
 
 
 @dataclass
@@ -91,7 +89,6 @@ class Stack:
         Raises:
             PartFailedError: a part could not start.
         """
-        began = time.monotonic()
         self._end_predecessor()
         self._write_state()
         await self._look_before()
@@ -103,11 +100,11 @@ class Stack:
         await self._until_answering()
         self._ready = True
         self._write_state()
+        self._reporter.step("mesh", "ready")
         return Started(
             gateway_url=self._settings.gateway_url,
             seeded=seeded,
             notices=tuple(self._notices),
-            seconds=time.monotonic() - began,
         )
 
     async def stop(self) -> None:

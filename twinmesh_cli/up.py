@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from meshkit.embedded import PartFailedError
+from meshkit.embedded import PartFailedError, bound_log
 from twinmesh_cli.home import Home, HomeBusyError
 from twinmesh_cli.progress import PipeReporter, Reporter, console_reporter, relay
 from twinmesh_cli.service import module_command
@@ -40,7 +40,7 @@ def up(
     if detach:
         _start_detached(home)
     elif report:
-        with (home.logs / "launcher.log").open("a") as log, os.fdopen(os.dup(1), "w") as pipe:
+        with home.log("launcher").open("a") as log, os.fdopen(os.dup(1), "w") as pipe:
             # Whatever else is printed belongs into the log, where standard error goes already.
             os.dup2(2, 1)
             reporter = PipeReporter(pipe, log)
@@ -130,8 +130,9 @@ async def _run(
 
 def _start_detached(home: Home) -> None:
     """Starts a launcher of its own session, shows how it goes, and leaves it once it is ready."""
+    bound_log(home.log("launcher"))
     with (
-        (home.logs / "launcher.log").open("ab") as log,
+        home.log("launcher").open("ab") as log,
         subprocess.Popen(
             module_command("twinmesh_cli", "up", "--report"),
             stdin=subprocess.DEVNULL,
@@ -154,7 +155,7 @@ def _start_detached(home: Home) -> None:
             raise
         if last is None:
             launcher.wait()
-            _fail(f"the launcher ended with code {launcher.returncode}; see {home.logs / 'launcher.log'}")
+            _fail(f"the launcher ended with code {launcher.returncode}; see {home.log('launcher')}")
         text, failed = last
         if failed:
             launcher.wait()
@@ -181,7 +182,7 @@ def welcome(started: Started, settings: LauncherSettings) -> str:
     extract = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"accessToken\"])'"
     return "\n".join(
         [
-            f"Twinmesh is ready at {url} after {started.seconds:.1f} s.",
+            f"Twinmesh is ready at {url}.",
             login,
             "",
             "Try next:",
