@@ -233,7 +233,9 @@ class IngestTelemetryResponse(_message.Message):
     """This is the outcome of the same request sent before; nothing was stored now."""
     @_builtins.property
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
-        """Why, in the order of the request; the first 1,000."""
+        """Why: the first 1,000, in the order of the request. Of more, those that tell why
+        come before BATCH_REFUSED.
+        """
 
     def __init__(
         self,

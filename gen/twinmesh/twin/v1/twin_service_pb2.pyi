@@ -313,7 +313,7 @@ class MetricHistory(_message.Message):
     kind: _value_pb2.ValueKind.ValueType
     """Its kind; a metric whose kind was changed appears once per kind."""
     unit: _builtins.str
-    """Its unit when the series began."""
+    """Its unit, as last stated for the series."""
     @_builtins.property
     def times(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Event times, microseconds since 1970-01-01 UTC, ascending."""

@@ -433,7 +433,8 @@ class IngestTelemetryResponse(betterproto2.Message):
 
     refusals: "list[Refusal]" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    Why, in the order of the request; the first 1,000.
+    Why: the first 1,000, in the order of the request. Of more, those that tell why
+    come before BATCH_REFUSED.
     """
 
     duplicate: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)

@@ -121,7 +121,7 @@ class MetricHistory(betterproto2.Message):
 
     unit: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    Its unit when the series began.
+    Its unit, as last stated for the series.
     """
 
     times: "list[int]" = betterproto2.field(4, betterproto2.TYPE_SFIXED64, repeated=True)
