@@ -161,7 +161,7 @@ async def test_every_broken_rule_is_named(twins: Any, reader: Any, bad_id: str) 
 
 @pytest.mark.parametrize("method", ["GetTwin", "WatchTwins"])
 async def test_bytes_that_are_no_message_are_the_callers_mistake(
-    channel: grpc.aio.Channel, reader: Any, method: str
+    channel: Any, reader: Any, method: str
 ) -> None:
     path = f"/twinmesh.twin.v1.TwinService/{method}"
     if method == "GetTwin":
