@@ -93,7 +93,8 @@ async def _changes(nats_url: str) -> AsyncIterator[Changes]:
         return
     async with bus.connection(nats_url, name=SEED) as client:
         yield BusChanges(client=client)
-        await client.flush()
+        if client.is_connected:
+            await client.flush()
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.config import IngestSettings
@@ -36,11 +37,13 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=SERVICE) as pool,
         ProfileCache(source=AssetProfiles(channel=asset_channel), clock=clock) as profiles,
         bus.connection(
-            settings.nats_url.get_secret_value(), name=SERVICE, on_reconnect=profiles.distrust
+            settings.nats_url.get_secret_value(),
+            name=SERVICE,
+            on_connect=partial(follow_changes, forget=profiles.forget, forget_all=profiles.distrust),
+            on_reconnect=profiles.distrust,
         ) as nats_client,
         TelemetryWriter(pool=pool) as writer,
     ):
-        await follow_changes(nats_client, forget=profiles.forget, forget_all=profiles.distrust)
         servicer = IngestServicer(
             profiles=profiles,
             catalog=SeriesCatalog(pool=pool),

@@ -49,13 +49,13 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         )
         async with (
             bus.connection(
-                settings.nats_url.get_secret_value(), name=SERVICE, on_reconnect=registry.forget_all
+                settings.nats_url.get_secret_value(),
+                name=SERVICE,
+                on_connect=partial(follow_changes, forget=registry.forget, forget_all=registry.forget_all),
+                on_reconnect=registry.forget_all,
             ) as client,
             follower.following(),
-        ):
-            await follow_changes(client, forget=registry.forget, forget_all=registry.forget_all)
-
-            async with running_server(
+            running_server(
                 listen=settings.listen,
                 registrations=[
                     Registration(
@@ -72,5 +72,6 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                     "feed": follower.check,
                 },
                 hints={"nats": bus.connected(client)},
-            ) as port:
-                yield port
+            ) as port,
+        ):
+            yield port
