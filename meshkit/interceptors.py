@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -104,8 +105,9 @@ class _Call:
             try:
                 await self._admit(context)
                 _check(request)
-                async for response in inner(request, context):
-                    yield response
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await self._end(context, error)
 
@@ -125,8 +127,9 @@ class _Call:
         async def serve(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
             try:
                 await self._admit(context)
-                async for response in inner(_validated(requests), context):
-                    yield response
+                async with aclosing(inner(_validated(requests), context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await self._end(context, error)
 

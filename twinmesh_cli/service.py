@@ -51,7 +51,8 @@ class ServiceProcess(Part):
             log_path=self._log_path,
             environment=service_environment(variables),
             death_signal=signal.SIGTERM,
-            stop_signals=((signal.SIGTERM, 10.0),),
+            # A server drains for 5 s and a writer for 15 s more, while the database is away.
+            stop_signals=((signal.SIGTERM, 25.0),),
         )
         self._process.spawn()
         yield from until_ready(self._process, self.name, self.is_ready, seconds=_READY_SECONDS)

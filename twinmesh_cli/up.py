@@ -80,8 +80,12 @@ def down() -> None:
             if time.monotonic() > deadline:
                 _fail(f"the launcher (process {launcher.pid}) does not end; see {home.logs}")
             time.sleep(0.05)
-    ended = end_processes(LauncherState.read(home.state) or state)
-    home.state.unlink(missing_ok=True)
+    try:
+        with home.locked():
+            ended = end_processes(LauncherState.read(home.state) or state)
+            home.state.unlink(missing_ok=True)
+    except HomeBusyError:  # Somebody started it anew already; what runs now is not ours to end.
+        ended = []
     print(f"stopped; left over and ended: {', '.join(ended)}" if ended else "stopped")
 
 

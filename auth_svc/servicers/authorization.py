@@ -1,7 +1,5 @@
 """Envoy's Authorization service: API keys become access tokens on their way in."""
 
-import base64
-
 import structlog
 from google.protobuf import json_format
 from google.rpc import code_pb2, status_pb2
@@ -15,7 +13,6 @@ from meshkit.errors import Unauthenticated
 _log = structlog.get_logger()
 _SCHEME = "Bearer "
 _UNAUTHORIZED = 401
-_GRPC = "application/grpc"
 
 
 class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
@@ -27,9 +24,7 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
 
     def __init__(self, *, key_exchange: KeyExchange) -> None:
         self._key_exchange = key_exchange
-        refusal = status.to_status(refused())
-        self._denied_json = _denied_json(refusal)
-        self._denied_grpc = _denied_grpc(refusal)
+        self._denied = _denied(status.to_status(refused()))
 
     async def Check(self, request: pb.CheckRequest, context: object) -> pb.CheckResponse:
         """Replace the key by a token, or refuse the request."""
@@ -40,8 +35,7 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
             )
         except Unauthenticated as error:
             _log.info("API key refused", path=http.path.partition("?")[0], detail=error.message)
-            is_grpc = http.headers.get("content-type", "").startswith(_GRPC)
-            return self._denied_grpc if is_grpc else self._denied_json
+            return self._denied
         return pb.CheckResponse(
             status=status_pb2.Status(code=code_pb2.OK),
             ok_response=pb.OkHttpResponse(headers=[_header("authorization", _SCHEME + token)]),
@@ -55,7 +49,8 @@ def _header(key: str, value: str) -> pb.HeaderValueOption:
     )
 
 
-def _denied_json(refusal: status_pb2.Status) -> pb.CheckResponse:
+def _denied(refusal: status_pb2.Status) -> pb.CheckResponse:
+    """Return the refusal as JSON; Envoy itself puts it into the form of gRPC for gRPC callers."""
     body = json_format.MessageToJson(refusal, indent=None, always_print_fields_with_no_presence=True)
     return pb.CheckResponse(
         status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED),
@@ -66,22 +61,5 @@ def _denied_json(refusal: status_pb2.Status) -> pb.CheckResponse:
                 _header("www-authenticate", 'Bearer error="invalid_token"'),
             ],
             body=body,
-        ),
-    )
-
-
-def _denied_grpc(refusal: status_pb2.Status) -> pb.CheckResponse:
-    """Return a refusal that Envoy turns into a trailers-only answer.
-
-    For a gRPC request Envoy makes grpc-status of the HTTP status (401: UNAUTHENTICATED)
-    and grpc-message of the body, and keeps our headers: one carries the details.
-    """
-    details = base64.b64encode(refusal.SerializeToString()).rstrip(b"=").decode()
-    return pb.CheckResponse(
-        status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED),
-        denied_response=pb.DeniedHttpResponse(
-            status=pb.HttpStatus(code=_UNAUTHORIZED),
-            headers=[_header("grpc-status-details-bin", details)],
-            body=refusal.message,
         ),
     )

@@ -1,6 +1,5 @@
 """What Envoy asks for each request that carries an API key."""
 
-import base64
 import json
 import time
 from collections.abc import AsyncIterator
@@ -8,13 +7,13 @@ from collections.abc import AsyncIterator
 import grpc
 import jwt
 import pytest
-from google.rpc import code_pb2, status_pb2
+from google.rpc import code_pb2
 
 from auth_svc.roles import Role
 from envoy_api import external_auth_pb2 as pb
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
-from tests.rpc.auth_app import AuthApp, error_info, refusal, running_auth, until
+from tests.rpc.auth_app import AuthApp, refusal, running_auth, until
 from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2
 
 
@@ -107,23 +106,6 @@ async def test_a_json_caller_is_told_in_the_one_error_shape(auth: AuthApp) -> No
             "metadata": {},
         }
     ]
-
-
-async def test_a_grpc_caller_is_told_in_trailers(auth: AuthApp) -> None:
-    answers = [
-        await auth.check("Bearer tmk_nonsense", content_type=f"application/grpc{form}")
-        for form in ("", "+proto", "-web+proto")
-    ]
-    assert answers[0] == answers[1] == answers[2]
-    denied = answers[0].denied_response
-    assert denied.status.code == 401
-    assert denied.body == "the API key is unknown, expired or revoked"
-    (option,) = denied.headers
-    assert option.header.key == "grpc-status-details-bin"
-    padding = "=" * (-len(option.header.value) % 4)
-    status = status_pb2.Status.FromString(base64.b64decode(option.header.value + padding))
-    assert status.code == grpc.StatusCode.UNAUTHENTICATED.value[0]
-    assert error_info(status).reason == "API_KEY_INVALID"
 
 
 async def test_a_deleted_key_is_denied_at_once(
