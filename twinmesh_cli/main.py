@@ -1,6 +1,7 @@
 """The command `twinmesh`: a registry, every command lives in a module of its own."""
 
 import logging
+import os
 
 import structlog
 import typer
@@ -13,6 +14,19 @@ structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.
 app = typer.Typer(
     help="Runs and uses a Twinmesh on this machine.", no_args_is_help=True, add_completion=False
 )
+
+
+@app.callback()
+def reach_this_machine_directly() -> None:
+    """Keeps what the environment says of proxies off this machine's own connections, children's too.
+
+    gRPC reads small letters only, and of these two variables only the first that is set.
+    """
+    for name in ("no_grpc_proxy", "no_proxy"):
+        apart = os.environ.get(name) or (os.environ.get("NO_PROXY") if name == "no_proxy" else None)
+        if apart or name == "no_proxy":
+            os.environ[name] = ",".join(filter(None, (apart, "localhost", "127.0.0.1", "::1")))
+
 
 app.command()(up.up)
 app.command()(up.down)

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
@@ -19,6 +19,12 @@ _MARKS = {
     PartState.RESTARTING: "[yellow]restarting[/yellow]",
     PartState.NOT_READY: "[yellow]not ready[/yellow]",
 }
+
+
+def say(text: str, out: TextIO) -> None:
+    """Prints a line. A reader who went away (a closed terminal or pipe, a full disk) ends no mesh."""
+    with suppress(OSError):
+        print(text, file=out, flush=True)
 
 
 class Reporter(Protocol):
@@ -57,7 +63,7 @@ class LineReporter:
         self._line(text)
 
     def _line(self, text: str) -> None:
-        print(f"{time.monotonic() - self._began:6.1f} s  {text}", file=self._out, flush=True)
+        say(f"{time.monotonic() - self._began:6.1f} s  {text}", self._out)
 
 
 class LiveReporter:
@@ -93,7 +99,8 @@ class LiveReporter:
 
     def notice(self, text: str) -> None:
         """See Reporter."""
-        self._console.print(text, markup=False, highlight=False)
+        with suppress(OSError):
+            self._console.print(text, markup=False, highlight=False)
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))

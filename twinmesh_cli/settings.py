@@ -1,10 +1,11 @@
 """Settings of the launcher and the command line."""
 
+from ipaddress import ip_address
 from pathlib import Path
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
-from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, RequestsPerSecond
+from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, RequestsPerSecond
 from meshkit import secrets
 from meshkit.config import (
     FUTURE_WINDOW_MINUTES,
@@ -63,6 +64,26 @@ class LauncherSettings(Settings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("bind")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        ip_address(value)
+        return value
+
+    @field_validator("mqtt_port")
+    @classmethod
+    def _free_of_the_gateway(cls, value: int, info: ValidationInfo) -> int:
+        if value == info.data.get("gateway_port"):
+            raise ValueError("the gateway has this port")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_endpoint(cls, value: str) -> str:
+        if value:
+            Endpoint.parse(value)
+        return value
 
     @field_validator("mesh_secret")
     @classmethod

@@ -14,7 +14,7 @@ import typer
 
 from meshkit.embedded import PartFailedError, bound_log
 from twinmesh_cli.home import Home, HomeBusyError
-from twinmesh_cli.progress import PipeReporter, Reporter, console_reporter, relay
+from twinmesh_cli.progress import PipeReporter, Reporter, console_reporter, relay, say
 from twinmesh_cli.service import module_command
 from twinmesh_cli.settings import LauncherSettings, load_settings
 from twinmesh_cli.stack import Stack, Started
@@ -56,7 +56,7 @@ def up(
 
             def tell(text: str) -> None:
                 shown.close()
-                print(f"\n{text}\n\nCtrl-C stops it.", flush=True)
+                say(f"\n{text}\n\nCtrl-C stops it.", sys.stdout)
 
             problem = _run_locked(settings, home, console, told=tell)
         if problem:
@@ -164,7 +164,7 @@ def _start_detached(home: Home) -> None:
         if failed:
             launcher.wait()
             _fail(text)
-        print(f"\n{text}\n\nIt runs in the background: `twinmesh status`, `twinmesh down`.", flush=True)
+        say(f"\n{text}\n\nIt runs in the background: `twinmesh status`, `twinmesh down`.", sys.stdout)
         # Neither waited for nor closed: it outlives this command.
         os._exit(0)
 

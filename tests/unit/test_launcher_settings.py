@@ -51,7 +51,10 @@ def test_config_lists_every_setting_and_masks_secrets(monkeypatch: pytest.Monkey
     ("name", "value"),
     [
         ("TWINMESH_GATEWAY_PORT", "80800"),
+        ("TWINMESH_BIND", "localhost"),
         ("TWINMESH_MQTT_PORT", "mqtt"),
+        ("TWINMESH_MQTT_PORT", "8080"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector"),
         ("TWINMESH_MESH_SECRET", "short"),
         ("TWINMESH_LOG_LEVEL", "LOUD"),
     ],
