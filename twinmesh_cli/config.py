@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from meshkit.runtime import read_settings
 from twinmesh_cli.session import ClientSettings
 from twinmesh_cli.settings import load_settings
 
 
 def config(as_json: Annotated[bool, typer.Option("--json", help="A JSON list.")] = False) -> None:
     """List every setting with its value and default; secrets are masked."""
-    rows = [*load_settings().rows(), *ClientSettings().rows()]
+    rows = [*load_settings().rows(), *read_settings("twinmesh", ClientSettings).rows()]
     if as_json:
         listed = [
             {"name": row.name, "value": row.value, "default": row.default, "description": row.description}

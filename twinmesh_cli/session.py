@@ -14,9 +14,10 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 import typer
 from google.rpc import error_details_pb2
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from meshkit.config import Settings
+from meshkit.runtime import read_settings
 from meshkit.status import status_of
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
 from twinmesh_cli.settings import load_settings
@@ -40,6 +41,15 @@ class ClientSettings(Settings):
         Path(typer.get_app_dir("twinmesh")) / "credentials.json",
         description="Where `twinmesh login` keeps tokens.",
     )
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_into_a_header(cls, value: SecretStr) -> SecretStr:
+        """Forgive the line end that comes of reading a file, and nothing else: gRPC would fail on it."""
+        key = value.get_secret_value().strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("this is no API key: it has characters that keys do not have")
+        return SecretStr(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +148,7 @@ async def open_session(settings: ClientSettings) -> AsyncIterator[Session]:
 
 def run(work: Callable[[Session], Awaitable[_R]]) -> _R:
     """Run a client command; an rpc that fails ends the program with what to do about it."""
-    settings = ClientSettings()
+    settings = read_settings("twinmesh", ClientSettings)
 
     async def with_session() -> _R:
         async with open_session(settings) as session:

@@ -5,6 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twinmesh_cli.main import app
+from twinmesh_cli.session import ClientSettings
 from twinmesh_cli.settings import LauncherSettings, load_settings
 
 _PASSWORD = "correct horse"
@@ -85,3 +86,23 @@ def test_a_wrong_setting_is_named_and_its_value_is_not(
 )
 def test_the_address_is_one_that_clients_here_can_use(bind: str, url: str) -> None:
     assert LauncherSettings(bind=bind).gateway_url == url
+
+
+@pytest.mark.parametrize(("given", "taken"), [("tmk_demo_a_b\r\n", "tmk_demo_a_b"), (" ", "")])
+def test_an_api_key_may_come_with_its_files_line_end(
+    given: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINMESH_API_KEY", given)
+
+    assert ClientSettings().api_key.get_secret_value() == taken
+
+
+@pytest.mark.parametrize("key", ["tmk_démo_a_b", "tmk_demo\x07_a_b"])
+def test_a_key_that_fits_into_no_header_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWINMESH_API_KEY", key)
+
+    told = CliRunner().invoke(app, ["query", "pump-7"])
+
+    assert told.exit_code == 2
+    assert told.stderr.startswith("twinmesh: TWINMESH_API_KEY: ")
+    assert key not in told.stderr
