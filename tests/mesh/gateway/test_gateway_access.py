@@ -176,3 +176,16 @@ def test_pages_may_read_errors_and_trace_ids(gateway: Gateway) -> None:
         answer = gateway.http.get("/v1/devices", headers={**headers, "origin": ORIGIN})
         assert answer.headers["access-control-allow-origin"] == ORIGIN
         assert "x-trace-id" in answer.headers["access-control-expose-headers"]
+
+
+def test_what_stands_in_a_query_is_in_no_trace(gateway: Gateway) -> None:
+    answer = gateway.http.get("/v1/devices", params={"access_token": "open-sesame"})
+    spans = gateway.arrivals.wait_for_trace(answer.headers["x-trace-id"])
+    urls = [
+        attribute.value.string_value
+        for span in spans
+        for attribute in span.attributes
+        if attribute.key == "http.url"
+    ]
+    assert urls == [f"http://127.0.0.1:{gateway.port}/v1/devices"]
+    assert "sesame" not in str(spans)
