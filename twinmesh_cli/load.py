@@ -1,6 +1,7 @@
 """`twinmesh load`: a CSV recording becomes devices and samples, exactly once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -59,6 +60,10 @@ def load(
         ),
     ] = None,
     delimiter: Annotated[str, typer.Option(help="What separates columns.")] = ",",
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(help="What cells without a value hold, such as NaN; repeatable. Empty ones hold none."),
+    ] = None,
     device_type: Annotated[
         str, typer.Option(help="Make absent devices, of this type; makes the type as well.")
     ] = "",
@@ -66,6 +71,7 @@ def load(
     """Load a recording as a declared backfill. Running it again completes or adds nothing."""
     try:
         mapping = _mapping(file, device, device_column, time_column, metric or [], delimiter)
+        mapping = replace(mapping, missing=tuple(missing or ()))
         plan = recording.plan(file, mapping)
     except (RecordingError, OSError, UnicodeDecodeError) as error:
         fail(str(error))

@@ -61,6 +61,8 @@ class MetricColumn:
 class Mapping:
     """How the rows of a file become readings.
 
+    Cells that are empty or one of `missing` hold no sample.
+
     Raises:
         RecordingError: two columns would become one metric.
     """
@@ -70,6 +72,7 @@ class Mapping:
     device_id: str = ""
     device_column: str = ""
     delimiter: str = ","
+    missing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         by_metric: dict[str, str] = {}
@@ -229,7 +232,7 @@ def _readings(path: Path, mapping: Mapping) -> Iterator[_Row]:
         made.time.FromDatetime(moment)
         for column in mapping.metrics:
             text = row[place[column.column]]
-            if text:
+            if text and text not in mapping.missing:
                 _set_value(made.values[column.metric], column, text)
         return moment, made
 

@@ -2,6 +2,7 @@
 
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
@@ -34,7 +35,7 @@ class LauncherSettings(Settings):
     mqtt_port: int = Field(
         1883, ge=1, le=65535, description="Port for MQTT. It listens, but no device can log in yet."
     )
-    admin_password: SecretStr | None = Field(
+    admin_password: Annotated[SecretStr, Field(min_length=8, max_length=1024)] | None = Field(
         None, description="First password of user admin of tenant demo; generated and printed once if unset."
     )
     database_url: SecretStr | None = Field(

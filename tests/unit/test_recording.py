@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -182,6 +183,14 @@ def test_a_row_that_does_not_fit_is_named_by_its_line(tmp_path: Path, row: str, 
     told = refused(path, ONE_METRIC)
     assert told.startswith(f"{path}, line 3: ")
     assert why in told
+
+
+def test_cells_that_stand_for_nothing_hold_no_sample(tmp_path: Path) -> None:
+    path = write(tmp_path, "time,t", "2020-03-01T00:00:00Z,1", "2020-03-01T00:00:01Z,NaN")
+    mapping = replace(ONE_METRIC, missing=("NaN", "n/a"))
+    (chunk,) = recording.chunks(path, mapping)
+    assert [dict(reading.values).popitem()[1].double_value for reading in chunk.readings] == [1.0]
+    assert recording.writer_id(path, mapping) != recording.writer_id(path, ONE_METRIC)
 
 
 @pytest.mark.parametrize(
