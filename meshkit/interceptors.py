@@ -25,7 +25,6 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
 _BEARER = "bearer "
-_HEALTH = "/grpc.health.v1.Health/"
 _UNARY_DEADLINE_S = 30.0
 # Stands in for a message whose bytes are none, until its sender is known and can be told.
 _UNREADABLE = object()
@@ -58,7 +57,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             # grpc answers UNIMPLEMENTED for a method that it does not know; the
             # health servicer writes to the context, which generators do not allow.
-            if handler is None or method.startswith(_HEALTH):
+            if handler is None or method.startswith(policy.HEALTH):
                 return handler
             wrapped = self._wrapped[method] = self._wrap(handler, method)
         return wrapped

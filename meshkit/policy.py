@@ -9,11 +9,12 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 PUBLIC = "public"
 AUTHENTICATED = "authenticated"
+HEALTH = "/grpc.health.v1.Health/"
 
 # Services of other projects, whose contracts cannot carry our option.
 _FOREIGN = {
     # Asked by orchestrators and Envoy inside of the mesh; the gateway does not route it.
-    "/grpc.health.v1.Health/": PUBLIC,
+    HEALTH: PUBLIC,
     # Asked by Envoy with a caller's key, before there is an identity; not routed.
     "/envoy.service.auth.v3.Authorization/": PUBLIC,
     "/grpc.reflection.v1.ServerReflection/": "contract:read",

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from meshkit.identity import principal_or_none
+from meshkit.policy import HEALTH
 
 tracer = trace.get_tracer("twinmesh")
 _MAX_LINKS = 4096  # A commit's span links to every batch that it carries.
@@ -33,7 +34,7 @@ def deserves_span(details: grpc.HandlerCallDetails) -> bool:
     Health checks do not, nor calls of traces that the caller does not record: an
     instrumented call costs a quarter of a millisecond.
     """
-    if details.method.startswith("/grpc.health.v1.Health/"):
+    if details.method.startswith(HEALTH):
         return False
     traceparent = _traceparent(details.invocation_metadata)
     return not traceparent or int(traceparent[-2:], 16) & trace.TraceFlags.SAMPLED != 0

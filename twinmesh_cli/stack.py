@@ -12,6 +12,7 @@ import nats
 import nats.errors
 from pydantic import SecretStr
 
+from gateway.contract import CONTRACT
 from gateway.render import render
 from gateway.settings import Endpoint, GatewaySettings, Upstream, parse_origins
 from meshkit import secrets
@@ -25,7 +26,6 @@ from meshkit.embedded import (
     is_port_free,
 )
 from meshkit.migrate import MigrationError
-from twinmesh.auth.v1 import session_service_pb2
 from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate, role_url
 from twinmesh_cli.home import Home, mesh_secret
 from twinmesh_cli.progress import Reporter
@@ -361,9 +361,8 @@ def _reveal(secret: SecretStr | None) -> str:
 
 def _contract_descriptor() -> Path:
     """The contract as the generator left it beside the generated packages."""
-    descriptor = Path(session_service_pb2.__file__).parents[3] / "twinmesh.binpb"
-    if not descriptor.is_file():
+    if not CONTRACT.is_file():
         raise PartFailedError(
-            "envoy", f"{descriptor} is missing", advice="Generate the code again: make generate"
+            "envoy", f"{CONTRACT} is missing", advice="Generate the code again: make generate"
         )
-    return descriptor
+    return CONTRACT
