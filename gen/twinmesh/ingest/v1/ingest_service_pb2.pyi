@@ -186,7 +186,10 @@ class IngestTelemetryRequest(_message.Message):
     mode: Global___Mode.ValueType
     """What one bad reading does to the others."""
     ack_level: Global___AckLevel.ValueType
-    """What the answer shall promise; DURABLE unless stated. Others are UNIMPLEMENTED."""
+    """What the answer shall promise; DURABLE unless stated. ACCEPTED answers before the
+    commit and promises nothing, not even that the counts come true. APPLIED is
+    UNIMPLEMENTED.
+    """
     backfill_id: _builtins.str
     """A declared backfill, whose range then replaces the live window."""
     @_builtins.property
@@ -256,7 +259,7 @@ Global___IngestTelemetryResponse: _TypeAlias = IngestTelemetryResponse  # noqa: 
 
 @_typing.final
 class Refusal(_message.Message):
-    """Refusal says why a reading, or one of its values, was not stored."""
+    """Refusal says why a reading, one of its values, or samples of a column were not stored."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -265,8 +268,9 @@ class Refusal(_message.Message):
     METRIC_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     reading_index: _builtins.int
-    """Place in the request's readings, from 0."""
+    """Place in the batch's readings, from 0; in columns that of the first sample refused."""
     device_id: _builtins.str
     """The device."""
     metric: _builtins.str
@@ -275,6 +279,8 @@ class Refusal(_message.Message):
     """The reason to program by."""
     message: _builtins.str
     """The reason to read."""
+    sample_count: _builtins.int
+    """In columns: how many samples are meant, one after the other in one run; 0 in readings."""
     def __init__(
         self,
         *,
@@ -283,10 +289,11 @@ class Refusal(_message.Message):
         metric: _builtins.str = ...,
         reason: _error_reason_pb2.ErrorReason.ValueType = ...,
         message: _builtins.str = ...,
+        sample_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "message", b"message", "metric", b"metric", "reading_index", b"reading_index", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "message", b"message", "metric", b"metric", "reading_index", b"reading_index", "reason", b"reason", "sample_count", b"sample_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -465,9 +472,11 @@ class Open(_message.Message):
     WRITER_ID_FIELD_NUMBER: _builtins.int
     ACK_LEVEL_FIELD_NUMBER: _builtins.int
     writer_id: _builtins.str
-    """Name of the writer."""
+    """Name of the writer. It belongs to the principal that used it first."""
     ack_level: Global___AckLevel.ValueType
-    """What acknowledgements shall promise."""
+    """What acknowledgements shall promise; DURABLE unless stated. With ACCEPTED an Ack is
+    also sent as soon as a batch was taken. APPLIED is UNIMPLEMENTED.
+    """
     def __init__(
         self,
         *,
@@ -484,7 +493,10 @@ Global___Open: _TypeAlias = Open  # noqa: Y015
 
 @_typing.final
 class SeriesDefs(_message.Message):
-    """SeriesDefs gives series short names for the life of the stream."""
+    """SeriesDefs gives series short names for the life of the stream. A definition may be
+    repeated; another one under the same alias ends the stream (ALIAS_REDEFINED). Nothing
+    answers SeriesDefs: a device or metric that does not exist shows in refusals.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -518,15 +530,17 @@ class SeriesDef(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     alias: _builtins.int
-    """Number used in columns."""
+    """Number used in columns: below Opened.max_series, best counted from 0."""
     device_id: _builtins.str
     """The device."""
     metric: _builtins.str
     """The metric."""
     kind: _value_pb2.ValueKind.ValueType
-    """Kind of its values."""
+    """Kind of its values; it must be the metric's own."""
     unit: _builtins.str
-    """Unit as the device sends it."""
+    """Unit as the device sends it; empty: the metric's own. Another one than the metric's
+    is refused (UNIT_MISMATCH), since nothing converts it yet.
+    """
     def __init__(
         self,
         *,
@@ -546,7 +560,9 @@ Global___SeriesDef: _TypeAlias = SeriesDef  # noqa: Y015
 
 @_typing.final
 class Batch(_message.Message):
-    """Batch is committed or refused as the writer's next sequence."""
+    """Batch is committed or refused whole under the writer's next sequence. It holds columns
+    or readings; one with neither stores nothing and uses up its sequence.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -556,18 +572,22 @@ class Batch(_message.Message):
     COLUMNS_FIELD_NUMBER: _builtins.int
     READINGS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """The batch's number: 1, then one more each time."""
+    """The batch's number: 1, then one more each time. At most 2^63-1."""
     mode: Global___Mode.ValueType
     """What one bad sample does to the others."""
     traceparent: _builtins.str
-    """W3C trace context of this batch."""
+    """W3C trace context of this batch; another form is as none."""
     @_builtins.property
     def columns(self) -> Global___Columns:
-        """Samples as columns."""
+        """Samples as columns. What is wrong in them refuses samples or the batch, as a
+        recorded outcome, so that a client never sends bad content for ever.
+        """
 
     @_builtins.property
     def readings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reading]:
-        """Samples as rows."""
+        """Samples as rows, at most 10,000. By the rules of Reading; what breaks them refuses
+        the batch (INVALID_FIELD), as a recorded outcome.
+        """
 
     def __init__(
         self,
@@ -589,7 +609,8 @@ Global___Batch: _TypeAlias = Batch  # noqa: Y015
 @_typing.final
 class Columns(_message.Message):
     """Columns: sample i belongs to the run that covers it; each kind has one value
-    column, filled in the order of the samples of that kind.
+    column, filled in the order of the samples of that kind. A series may have many runs,
+    and times need no order. Lengths that disagree refuse the batch (COLUMNS_INVALID).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -608,7 +629,7 @@ class Columns(_message.Message):
 
     @_builtins.property
     def run_lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Samples per run."""
+        """Samples per run, at least 1."""
 
     @_builtins.property
     def times(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -656,7 +677,9 @@ Global___Columns: _TypeAlias = Columns  # noqa: Y015
 
 @_typing.final
 class Reauthenticate(_message.Message):
-    """Reauthenticate replaces the stream's credential."""
+    """Reauthenticate replaces the stream's credential by one of the same principal. Without
+    it the stream ends when the credential does, UNAUTHENTICATED TOKEN_INVALID.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -678,7 +701,9 @@ Global___Reauthenticate: _TypeAlias = Reauthenticate  # noqa: Y015
 
 @_typing.final
 class Close(_message.Message):
-    """Close says that no batch follows; the server acknowledges what it has and ends."""
+    """Close says that no batch follows; the server acknowledges what it has taken and ends
+    the stream without an error. Half-closing the call does the same.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -706,16 +731,26 @@ class Opened(_message.Message):
     MAX_INFLIGHT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_STREAM_LIFETIME_FIELD_NUMBER: _builtins.int
     SERVER_TIME_FIELD_NUMBER: _builtins.int
+    OUTCOMES_KEPT_FIELD_NUMBER: _builtins.int
+    MAX_SERIES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Raised at every Open; older streams of the writer are fenced."""
     last_committed_sequence: _builtins.int
-    """Go on after this sequence."""
+    """Go on after this sequence. What older streams sent beyond it was not committed and
+    never will be.
+    """
     max_batch_bytes: _builtins.int
-    """Largest batch, uncompressed."""
+    """Largest batch: bytes of the serialized Batch, uncompressed; at least 1 MiB."""
     max_inflight_batches: _builtins.int
-    """Most batches not yet acknowledged."""
+    """Most batches in flight: sent, and not yet covered by durable_through."""
     max_inflight_bytes: _builtins.int
-    """Most bytes not yet acknowledged, uncompressed."""
+    """Most bytes in flight, counted like max_batch_bytes."""
+    outcomes_kept: _builtins.int
+    """Of so many sequences up to the last one committed the outcome is still known: sent
+    again, they are answered with it.
+    """
+    max_series: _builtins.int
+    """Most series of a stream; aliases are below it."""
     @_builtins.property
     def max_stream_lifetime(self) -> _duration_pb2.Duration:
         """The server sends GoAway before this age."""
@@ -734,10 +769,12 @@ class Opened(_message.Message):
         max_inflight_bytes: _builtins.int = ...,
         max_stream_lifetime: _duration_pb2.Duration | None = ...,
         server_time: _timestamp_pb2.Timestamp | None = ...,
+        outcomes_kept: _builtins.int = ...,
+        max_series: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_stream_lifetime", b"max_stream_lifetime", "server_time", b"server_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "last_committed_sequence", b"last_committed_sequence", "max_batch_bytes", b"max_batch_bytes", "max_inflight_batches", b"max_inflight_batches", "max_inflight_bytes", b"max_inflight_bytes", "max_stream_lifetime", b"max_stream_lifetime", "server_time", b"server_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "last_committed_sequence", b"last_committed_sequence", "max_batch_bytes", b"max_batch_bytes", "max_inflight_batches", b"max_inflight_batches", "max_inflight_bytes", b"max_inflight_bytes", "max_series", b"max_series", "max_stream_lifetime", b"max_stream_lifetime", "outcomes_kept", b"outcomes_kept", "server_time", b"server_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -745,7 +782,7 @@ Global___Opened: _TypeAlias = Opened  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """Ack is cumulative."""
+    """Ack is cumulative: it covers every batch up to its numbers. One Ack may stand for many."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -753,12 +790,14 @@ class Ack(_message.Message):
     DURABLE_THROUGH_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     accepted_through: _builtins.int
-    """Received up to here."""
+    """Received and checked up to here; promises nothing."""
     durable_through: _builtins.int
-    """Durable up to here."""
+    """Durable up to here: committed and fsynced, or refused for good with the result below
+    or in an earlier Ack.
+    """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchResult]:
-        """Batches with refusals."""
+        """Batches newly covered by durable_through of which something was refused, ascending."""
 
     def __init__(
         self,
@@ -786,17 +825,22 @@ class BatchResult(_message.Message):
     STORED_SAMPLES_FIELD_NUMBER: _builtins.int
     REFUSED_SAMPLES_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """Why a whole batch was refused; unspecified otherwise."""
+    """Why a whole batch was refused: COLUMNS_INVALID, INVALID_FIELD, VALUE_REFUSED, or
+    OUTCOME_EXPIRED for a batch sent again too late; unspecified otherwise.
+    """
     stored_samples: _builtins.int
     """Samples stored."""
     refused_samples: _builtins.int
     """Samples refused."""
+    message: _builtins.str
+    """The reason of the whole batch to read."""
     @_builtins.property
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
-        """Why; the first 100."""
+        """Why; the first 100, in the order of the batch."""
 
     def __init__(
         self,
@@ -806,10 +850,11 @@ class BatchResult(_message.Message):
         stored_samples: _builtins.int = ...,
         refused_samples: _builtins.int = ...,
         refusals: _abc.Iterable[Global___Refusal] | None = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "refusals", b"refusals", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_samples", b"stored_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_samples", b"stored_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -817,7 +862,10 @@ Global___BatchResult: _TypeAlias = BatchResult  # noqa: Y015
 
 @_typing.final
 class Throttle(_message.Message):
-    """Throttle asks to wait."""
+    """Throttle takes credits back: batches from first_refused_sequence on were not taken and
+    are not remembered. Send them again, from this one on, after retry_after. Until it
+    comes again, later ones are dropped without a word.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -826,17 +874,28 @@ class Throttle(_message.Message):
     USED_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
     FIRST_REFUSED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     limit_name: _builtins.str
-    """Which limit."""
+    """Which limit: inflight_batches or inflight_bytes of this stream, which a client that
+    keeps to Opened never meets; samples or bytes of the process; empty when the reason
+    is another one.
+    """
     limit: _builtins.int
     """Its size."""
     used: _builtins.int
     """What is used of it."""
     first_refused_sequence: _builtins.int
     """Batches from this one on were not taken."""
+    reason: _error_reason_pb2.ErrorReason.ValueType
+    """INGEST_BUSY for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
+    before the batch.
+    """
+    message: _builtins.str
+    """The reason to read."""
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
-        """When to go on."""
+        """How long to wait before sending again."""
 
     def __init__(
         self,
@@ -846,10 +905,12 @@ class Throttle(_message.Message):
         used: _builtins.int = ...,
         retry_after: _duration_pb2.Duration | None = ...,
         first_refused_sequence: _builtins.int = ...,
+        reason: _error_reason_pb2.ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_refused_sequence", b"first_refused_sequence", "limit", b"limit", "limit_name", b"limit_name", "retry_after", b"retry_after", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_refused_sequence", b"first_refused_sequence", "limit", b"limit", "limit_name", b"limit_name", "message", b"message", "reason", b"reason", "retry_after", b"retry_after", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -857,7 +918,9 @@ Global___Throttle: _TypeAlias = Throttle  # noqa: Y015
 
 @_typing.final
 class GoAway(_message.Message):
-    """GoAway asks to reconnect."""
+    """GoAway asks to reconnect: send no more batches, wait for what is in flight, Close, and
+    open anew. The server ends the stream without an error at the latest at drain_by.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

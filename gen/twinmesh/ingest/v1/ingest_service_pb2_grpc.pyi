@@ -58,8 +58,20 @@ class IngestServiceStub:
     Safe to retry: the same range answers the same backfill.
     """
     StreamTelemetry: _grpc.StreamStreamMultiCallable[_ingest_service_pb2.StreamTelemetryRequest, _ingest_service_pb2.StreamTelemetryResponse]
-    """StreamTelemetry is the gateways' stream: batches one way, acknowledgements,
-    commands and configuration the other. Not built yet: UNIMPLEMENTED.
+    """StreamTelemetry is the gateways' stream: numbered batches one way, cumulative
+    acknowledgements the other. docs/ingest.md specifies it message by message.
+
+    The client sends Open first, and only once; the answer Opened says where to go on.
+    Batches are numbered 1, 2, 3, … for the whole life of the writer and are committed
+    in this order, each exactly once, however often it is sent.
+
+    Errors end the stream. To be mended by the client before it opens again:
+    INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
+    BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (never
+    to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED;
+    UNAUTHENTICATED TOKEN_INVALID; UNIMPLEMENTED NOT_BUILT_YET. To be opened again after
+    a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE, RESOURCE_EXHAUSTED INGEST_BUSY, and the
+    end without an error that follows GoAway.
     """
 
 @_typing.type_check_only
@@ -92,8 +104,20 @@ class IngestServiceAsyncStub(IngestServiceStub):
     Safe to retry: the same range answers the same backfill.
     """
     StreamTelemetry: _aio.StreamStreamMultiCallable[_ingest_service_pb2.StreamTelemetryRequest, _ingest_service_pb2.StreamTelemetryResponse]  # type: ignore[assignment]
-    """StreamTelemetry is the gateways' stream: batches one way, acknowledgements,
-    commands and configuration the other. Not built yet: UNIMPLEMENTED.
+    """StreamTelemetry is the gateways' stream: numbered batches one way, cumulative
+    acknowledgements the other. docs/ingest.md specifies it message by message.
+
+    The client sends Open first, and only once; the answer Opened says where to go on.
+    Batches are numbered 1, 2, 3, … for the whole life of the writer and are committed
+    in this order, each exactly once, however often it is sent.
+
+    Errors end the stream. To be mended by the client before it opens again:
+    INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
+    BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (never
+    to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED;
+    UNAUTHENTICATED TOKEN_INVALID; UNIMPLEMENTED NOT_BUILT_YET. To be opened again after
+    a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE, RESOURCE_EXHAUSTED INGEST_BUSY, and the
+    end without an error that follows GoAway.
     """
 
 class IngestServiceServicer:
@@ -138,8 +162,20 @@ class IngestServiceServicer:
         request_iterator: _MaybeAsyncIterator[_ingest_service_pb2.StreamTelemetryRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ingest_service_pb2.StreamTelemetryResponse], _abc.AsyncIterator[_ingest_service_pb2.StreamTelemetryResponse]]:
-        """StreamTelemetry is the gateways' stream: batches one way, acknowledgements,
-        commands and configuration the other. Not built yet: UNIMPLEMENTED.
+        """StreamTelemetry is the gateways' stream: numbered batches one way, cumulative
+        acknowledgements the other. docs/ingest.md specifies it message by message.
+
+        The client sends Open first, and only once; the answer Opened says where to go on.
+        Batches are numbered 1, 2, 3, … for the whole life of the writer and are committed
+        in this order, each exactly once, however often it is sent.
+
+        Errors end the stream. To be mended by the client before it opens again:
+        INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
+        BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (never
+        to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED;
+        UNAUTHENTICATED TOKEN_INVALID; UNIMPLEMENTED NOT_BUILT_YET. To be opened again after
+        a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE, RESOURCE_EXHAUSTED INGEST_BUSY, and the
+        end without an error that follows GoAway.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -100,6 +100,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The same value is stated twice for one reading. In a refusal."""
     ERROR_REASON_VALUE_REFUSED: _ErrorReason.ValueType  # 67
     """The database refuses the value itself. In a refusal."""
+    ERROR_REASON_UNIT_MISMATCH: _ErrorReason.ValueType  # 68
+    """The series was defined with another unit than the metric's, and nothing converts it.
+    In a refusal.
+    """
+    ERROR_REASON_VALUE_INVALID: _ErrorReason.ValueType  # 69
+    """The value breaks a rule of the contract: it is not finite, no place on earth, too
+    long, or holds a NUL. In a refusal.
+    """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 80
     """The request id was used with other content. INVALID_ARGUMENT."""
     ERROR_REASON_SEQUENCE_REUSED: _ErrorReason.ValueType  # 81
@@ -119,10 +127,28 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BACKFILL_UNKNOWN: _ErrorReason.ValueType  # 86
     """The declared backfill is unknown or has expired. FAILED_PRECONDITION."""
     ERROR_REASON_UNKNOWN_ALIAS: _ErrorReason.ValueType  # 87
-    """A series alias is not known on this stream; send SeriesDefs again. FAILED_PRECONDITION."""
+    """A series alias is not known on this stream; send SeriesDefs, and the batch again. In a
+    Throttle.
+    """
     ERROR_REASON_INGEST_BUSY: _ErrorReason.ValueType  # 88
     """More waits to be committed than this process takes; retry after RetryInfo.
-    RESOURCE_EXHAUSTED. Metadata: limit, used.
+    RESOURCE_EXHAUSTED, or in a Throttle. Metadata: limit_name, limit, used.
+    """
+    ERROR_REASON_STREAM_NOT_OPENED: _ErrorReason.ValueType  # 89
+    """The first message of a gateway stream is not Open. INVALID_ARGUMENT."""
+    ERROR_REASON_STREAM_OPENED_TWICE: _ErrorReason.ValueType  # 90
+    """A second Open came on a gateway stream. INVALID_ARGUMENT."""
+    ERROR_REASON_ALIAS_REDEFINED: _ErrorReason.ValueType  # 91
+    """An alias was defined before as another series on this stream. INVALID_ARGUMENT.
+    Metadata: alias.
+    """
+    ERROR_REASON_BATCH_TOO_LARGE: _ErrorReason.ValueType  # 92
+    """A batch is larger than Opened.max_batch_bytes; split it. Its sequence was not used up.
+    INVALID_ARGUMENT. Metadata: limit, size.
+    """
+    ERROR_REASON_COLUMNS_INVALID: _ErrorReason.ValueType  # 93
+    """The columns of a batch disagree: lengths, counts per kind, or columns beside readings.
+    In a BatchResult.
     """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 100
     """The gateway takes no more requests at the moment; retry after RetryInfo.
@@ -219,6 +245,14 @@ ERROR_REASON_METRIC_REPEATED: ErrorReason.ValueType  # 66
 """The same value is stated twice for one reading. In a refusal."""
 ERROR_REASON_VALUE_REFUSED: ErrorReason.ValueType  # 67
 """The database refuses the value itself. In a refusal."""
+ERROR_REASON_UNIT_MISMATCH: ErrorReason.ValueType  # 68
+"""The series was defined with another unit than the metric's, and nothing converts it.
+In a refusal.
+"""
+ERROR_REASON_VALUE_INVALID: ErrorReason.ValueType  # 69
+"""The value breaks a rule of the contract: it is not finite, no place on earth, too
+long, or holds a NUL. In a refusal.
+"""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 80
 """The request id was used with other content. INVALID_ARGUMENT."""
 ERROR_REASON_SEQUENCE_REUSED: ErrorReason.ValueType  # 81
@@ -238,10 +272,28 @@ FAILED_PRECONDITION.
 ERROR_REASON_BACKFILL_UNKNOWN: ErrorReason.ValueType  # 86
 """The declared backfill is unknown or has expired. FAILED_PRECONDITION."""
 ERROR_REASON_UNKNOWN_ALIAS: ErrorReason.ValueType  # 87
-"""A series alias is not known on this stream; send SeriesDefs again. FAILED_PRECONDITION."""
+"""A series alias is not known on this stream; send SeriesDefs, and the batch again. In a
+Throttle.
+"""
 ERROR_REASON_INGEST_BUSY: ErrorReason.ValueType  # 88
 """More waits to be committed than this process takes; retry after RetryInfo.
-RESOURCE_EXHAUSTED. Metadata: limit, used.
+RESOURCE_EXHAUSTED, or in a Throttle. Metadata: limit_name, limit, used.
+"""
+ERROR_REASON_STREAM_NOT_OPENED: ErrorReason.ValueType  # 89
+"""The first message of a gateway stream is not Open. INVALID_ARGUMENT."""
+ERROR_REASON_STREAM_OPENED_TWICE: ErrorReason.ValueType  # 90
+"""A second Open came on a gateway stream. INVALID_ARGUMENT."""
+ERROR_REASON_ALIAS_REDEFINED: ErrorReason.ValueType  # 91
+"""An alias was defined before as another series on this stream. INVALID_ARGUMENT.
+Metadata: alias.
+"""
+ERROR_REASON_BATCH_TOO_LARGE: ErrorReason.ValueType  # 92
+"""A batch is larger than Opened.max_batch_bytes; split it. Its sequence was not used up.
+INVALID_ARGUMENT. Metadata: limit, size.
+"""
+ERROR_REASON_COLUMNS_INVALID: ErrorReason.ValueType  # 93
+"""The columns of a batch disagree: lengths, counts per kind, or columns beside readings.
+In a BatchResult.
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 100
 """The gateway takes no more requests at the moment; retry after RetryInfo.

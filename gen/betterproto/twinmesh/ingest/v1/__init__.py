@@ -131,22 +131,23 @@ class Mode(betterproto2.Enum):
 @dataclass(eq=False, repr=False)
 class Ack(betterproto2.Message):
     """
-    Ack is cumulative.
+    Ack is cumulative: it covers every batch up to its numbers. One Ack may stand for many.
     """
 
     accepted_through: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
     """
-    Received up to here.
+    Received and checked up to here; promises nothing.
     """
 
     durable_through: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
     """
-    Durable up to here.
+    Durable up to here: committed and fsynced, or refused for good with the result below
+    or in an earlier Ack.
     """
 
     results: "list[BatchResult]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    Batches with refusals.
+    Batches newly covered by durable_through of which something was refused, ascending.
     """
 
 
@@ -192,12 +193,13 @@ default_message_pool.register_message("twinmesh.ingest.v1", "Backfill", Backfill
 @dataclass(eq=False, repr=False)
 class Batch(betterproto2.Message):
     """
-    Batch is committed or refused as the writer's next sequence.
+    Batch is committed or refused whole under the writer's next sequence. It holds columns
+    or readings; one with neither stores nothing and uses up its sequence.
     """
 
     sequence: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
     """
-    The batch's number: 1, then one more each time.
+    The batch's number: 1, then one more each time. At most 2^63-1.
     """
 
     mode: "Mode" = betterproto2.field(2, betterproto2.TYPE_ENUM, default_factory=lambda: Mode(0))
@@ -207,17 +209,19 @@ class Batch(betterproto2.Message):
 
     traceparent: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    W3C trace context of this batch.
+    W3C trace context of this batch; another form is as none.
     """
 
     columns: "Columns | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
     """
-    Samples as columns.
+    Samples as columns. What is wrong in them refuses samples or the batch, as a
+    recorded outcome, so that a client never sends bad content for ever.
     """
 
     readings: "list[Reading]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    Samples as rows.
+    Samples as rows, at most 10,000. By the rules of Reading; what breaks them refuses
+    the batch (INVALID_FIELD), as a recorded outcome.
     """
 
 
@@ -239,7 +243,8 @@ class BatchResult(betterproto2.Message):
         2, betterproto2.TYPE_ENUM, default_factory=lambda: __type__v1__.ErrorReason(0)
     )
     """
-    Why a whole batch was refused; unspecified otherwise.
+    Why a whole batch was refused: COLUMNS_INVALID, INVALID_FIELD, VALUE_REFUSED, or
+    OUTCOME_EXPIRED for a batch sent again too late; unspecified otherwise.
     """
 
     stored_samples: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
@@ -254,7 +259,12 @@ class BatchResult(betterproto2.Message):
 
     refusals: "list[Refusal]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    Why; the first 100.
+    Why; the first 100, in the order of the batch.
+    """
+
+    message: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    The reason of the whole batch to read.
     """
 
 
@@ -264,7 +274,8 @@ default_message_pool.register_message("twinmesh.ingest.v1", "BatchResult", Batch
 @dataclass(eq=False, repr=False)
 class Close(betterproto2.Message):
     """
-    Close says that no batch follows; the server acknowledges what it has and ends.
+    Close says that no batch follows; the server acknowledges what it has taken and ends
+    the stream without an error. Half-closing the call does the same.
     """
 
     pass
@@ -277,7 +288,8 @@ default_message_pool.register_message("twinmesh.ingest.v1", "Close", Close)
 class Columns(betterproto2.Message):
     """
     Columns: sample i belongs to the run that covers it; each kind has one value
-    column, filled in the order of the samples of that kind.
+    column, filled in the order of the samples of that kind. A series may have many runs,
+    and times need no order. Lengths that disagree refuse the batch (COLUMNS_INVALID).
     """
 
     series: "list[int]" = betterproto2.field(1, betterproto2.TYPE_FIXED32, repeated=True)
@@ -287,7 +299,7 @@ class Columns(betterproto2.Message):
 
     run_lengths: "list[int]" = betterproto2.field(2, betterproto2.TYPE_FIXED32, repeated=True)
     """
-    Samples per run.
+    Samples per run, at least 1.
     """
 
     times: "list[int]" = betterproto2.field(3, betterproto2.TYPE_SFIXED64, repeated=True)
@@ -351,7 +363,8 @@ default_message_pool.register_message("twinmesh.ingest.v1", "CreateBackfillReque
 @dataclass(eq=False, repr=False)
 class GoAway(betterproto2.Message):
     """
-    GoAway asks to reconnect.
+    GoAway asks to reconnect: send no more batches, wait for what is in flight, Close, and
+    open anew. The server ends the stream without an error at the latest at drain_by.
     """
 
     drain_by: "datetime.datetime | None" = betterproto2.field(
@@ -398,7 +411,9 @@ class IngestTelemetryRequest(betterproto2.Message):
 
     ack_level: "AckLevel" = betterproto2.field(6, betterproto2.TYPE_ENUM, default_factory=lambda: AckLevel(0))
     """
-    What the answer shall promise; DURABLE unless stated. Others are UNIMPLEMENTED.
+    What the answer shall promise; DURABLE unless stated. ACCEPTED answers before the
+    commit and promises nothing, not even that the counts come true. APPLIED is
+    UNIMPLEMENTED.
     """
 
     backfill_id: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
@@ -456,12 +471,13 @@ class Open(betterproto2.Message):
 
     writer_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Name of the writer.
+    Name of the writer. It belongs to the principal that used it first.
     """
 
     ack_level: "AckLevel" = betterproto2.field(2, betterproto2.TYPE_ENUM, default_factory=lambda: AckLevel(0))
     """
-    What acknowledgements shall promise.
+    What acknowledgements shall promise; DURABLE unless stated. With ACCEPTED an Ack is
+    also sent as soon as a batch was taken. APPLIED is UNIMPLEMENTED.
     """
 
 
@@ -481,22 +497,23 @@ class Opened(betterproto2.Message):
 
     last_committed_sequence: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
     """
-    Go on after this sequence.
+    Go on after this sequence. What older streams sent beyond it was not committed and
+    never will be.
     """
 
     max_batch_bytes: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
     """
-    Largest batch, uncompressed.
+    Largest batch: bytes of the serialized Batch, uncompressed; at least 1 MiB.
     """
 
     max_inflight_batches: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
     """
-    Most batches not yet acknowledged.
+    Most batches in flight: sent, and not yet covered by durable_through.
     """
 
     max_inflight_bytes: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
     """
-    Most bytes not yet acknowledged, uncompressed.
+    Most bytes in flight, counted like max_batch_bytes.
     """
 
     max_stream_lifetime: "datetime.timedelta | None" = betterproto2.field(
@@ -511,6 +528,17 @@ class Opened(betterproto2.Message):
     )
     """
     The server's clock.
+    """
+
+    outcomes_kept: "int" = betterproto2.field(8, betterproto2.TYPE_UINT32)
+    """
+    Of so many sequences up to the last one committed the outcome is still known: sent
+    again, they are answered with it.
+    """
+
+    max_series: "int" = betterproto2.field(9, betterproto2.TYPE_UINT32)
+    """
+    Most series of a stream; aliases are below it.
     """
 
 
@@ -566,7 +594,8 @@ default_message_pool.register_message("twinmesh.ingest.v1", "Reading", Reading)
 @dataclass(eq=False, repr=False)
 class Reauthenticate(betterproto2.Message):
     """
-    Reauthenticate replaces the stream's credential.
+    Reauthenticate replaces the stream's credential by one of the same principal. Without
+    it the stream ends when the credential does, UNAUTHENTICATED TOKEN_INVALID.
     """
 
     token: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
@@ -581,12 +610,12 @@ default_message_pool.register_message("twinmesh.ingest.v1", "Reauthenticate", Re
 @dataclass(eq=False, repr=False)
 class Refusal(betterproto2.Message):
     """
-    Refusal says why a reading, or one of its values, was not stored.
+    Refusal says why a reading, one of its values, or samples of a column were not stored.
     """
 
     reading_index: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)
     """
-    Place in the request's readings, from 0.
+    Place in the batch's readings, from 0; in columns that of the first sample refused.
     """
 
     device_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -611,6 +640,11 @@ class Refusal(betterproto2.Message):
     The reason to read.
     """
 
+    sample_count: "int" = betterproto2.field(6, betterproto2.TYPE_INT64)
+    """
+    In columns: how many samples are meant, one after the other in one run; 0 in readings.
+    """
+
 
 default_message_pool.register_message("twinmesh.ingest.v1", "Refusal", Refusal)
 
@@ -623,7 +657,7 @@ class SeriesDef(betterproto2.Message):
 
     alias: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
     """
-    Number used in columns.
+    Number used in columns: below Opened.max_series, best counted from 0.
     """
 
     device_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -640,12 +674,13 @@ class SeriesDef(betterproto2.Message):
         4, betterproto2.TYPE_ENUM, default_factory=lambda: __type__v1__.ValueKind(0)
     )
     """
-    Kind of its values.
+    Kind of its values; it must be the metric's own.
     """
 
     unit: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
     """
-    Unit as the device sends it.
+    Unit as the device sends it; empty: the metric's own. Another one than the metric's
+    is refused (UNIT_MISMATCH), since nothing converts it yet.
     """
 
 
@@ -655,7 +690,9 @@ default_message_pool.register_message("twinmesh.ingest.v1", "SeriesDef", SeriesD
 @dataclass(eq=False, repr=False)
 class SeriesDefs(betterproto2.Message):
     """
-    SeriesDefs gives series short names for the life of the stream.
+    SeriesDefs gives series short names for the life of the stream. A definition may be
+    repeated; another one under the same alias ends the stream (ALIAS_REDEFINED). Nothing
+    answers SeriesDefs: a device or metric that does not exist shows in refusals.
     """
 
     defs: "list[SeriesDef]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
@@ -751,12 +788,16 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class Throttle(betterproto2.Message):
     """
-    Throttle asks to wait.
+    Throttle takes credits back: batches from first_refused_sequence on were not taken and
+    are not remembered. Send them again, from this one on, after retry_after. Until it
+    comes again, later ones are dropped without a word.
     """
 
     limit_name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Which limit.
+    Which limit: inflight_batches or inflight_bytes of this stream, which a client that
+    keeps to Opened never meets; samples or bytes of the process; empty when the reason
+    is another one.
     """
 
     limit: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -773,12 +814,25 @@ class Throttle(betterproto2.Message):
         4, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
     )
     """
-    When to go on.
+    How long to wait before sending again.
     """
 
     first_refused_sequence: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
     """
     Batches from this one on were not taken.
+    """
+
+    reason: "__type__v1__.ErrorReason" = betterproto2.field(
+        6, betterproto2.TYPE_ENUM, default_factory=lambda: __type__v1__.ErrorReason(0)
+    )
+    """
+    INGEST_BUSY for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
+    before the batch.
+    """
+
+    message: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    The reason to read.
     """
 
 
@@ -859,8 +913,20 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[StreamTelemetryResponse]":
         """
-        StreamTelemetry is the gateways' stream: batches one way, acknowledgements,
-        commands and configuration the other. Not built yet: UNIMPLEMENTED.
+        StreamTelemetry is the gateways' stream: numbered batches one way, cumulative
+        acknowledgements the other. docs/ingest.md specifies it message by message.
+
+        The client sends Open first, and only once; the answer Opened says where to go on.
+        Batches are numbered 1, 2, 3, … for the whole life of the writer and are committed
+        in this order, each exactly once, however often it is sent.
+
+        Errors end the stream. To be mended by the client before it opens again:
+        INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
+        BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (never
+        to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED;
+        UNAUTHENTICATED TOKEN_INVALID; UNIMPLEMENTED NOT_BUILT_YET. To be opened again after
+        a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE, RESOURCE_EXHAUSTED INGEST_BUSY, and the
+        end without an error that follows GoAway.
         """
 
         async for response in self._stream_stream(

@@ -185,6 +185,18 @@ class ErrorReason(betterproto2.Enum):
     The database refuses the value itself. In a refusal.
     """
 
+    UNIT_MISMATCH = 68
+    """
+    The series was defined with another unit than the metric's, and nothing converts it.
+    In a refusal.
+    """
+
+    VALUE_INVALID = 69
+    """
+    The value breaks a rule of the contract: it is not finite, no place on earth, too
+    long, or holds a NUL. In a refusal.
+    """
+
     REQUEST_ID_REUSED = 80
     """
     The request id was used with other content. INVALID_ARGUMENT.
@@ -224,13 +236,42 @@ class ErrorReason(betterproto2.Enum):
 
     UNKNOWN_ALIAS = 87
     """
-    A series alias is not known on this stream; send SeriesDefs again. FAILED_PRECONDITION.
+    A series alias is not known on this stream; send SeriesDefs, and the batch again. In a
+    Throttle.
     """
 
     INGEST_BUSY = 88
     """
     More waits to be committed than this process takes; retry after RetryInfo.
-    RESOURCE_EXHAUSTED. Metadata: limit, used.
+    RESOURCE_EXHAUSTED, or in a Throttle. Metadata: limit_name, limit, used.
+    """
+
+    STREAM_NOT_OPENED = 89
+    """
+    The first message of a gateway stream is not Open. INVALID_ARGUMENT.
+    """
+
+    STREAM_OPENED_TWICE = 90
+    """
+    A second Open came on a gateway stream. INVALID_ARGUMENT.
+    """
+
+    ALIAS_REDEFINED = 91
+    """
+    An alias was defined before as another series on this stream. INVALID_ARGUMENT.
+    Metadata: alias.
+    """
+
+    BATCH_TOO_LARGE = 92
+    """
+    A batch is larger than Opened.max_batch_bytes; split it. Its sequence was not used up.
+    INVALID_ARGUMENT. Metadata: limit, size.
+    """
+
+    COLUMNS_INVALID = 93
+    """
+    The columns of a batch disagree: lengths, counts per kind, or columns beside readings.
+    In a BatchResult.
     """
 
     RATE_LIMITED = 100
@@ -284,6 +325,8 @@ class ErrorReason(betterproto2.Enum):
             65: "ERROR_REASON_DEVICE_DISABLED",
             66: "ERROR_REASON_METRIC_REPEATED",
             67: "ERROR_REASON_VALUE_REFUSED",
+            68: "ERROR_REASON_UNIT_MISMATCH",
+            69: "ERROR_REASON_VALUE_INVALID",
             80: "ERROR_REASON_REQUEST_ID_REUSED",
             81: "ERROR_REASON_SEQUENCE_REUSED",
             82: "ERROR_REASON_SEQUENCE_GAP",
@@ -293,6 +336,11 @@ class ErrorReason(betterproto2.Enum):
             86: "ERROR_REASON_BACKFILL_UNKNOWN",
             87: "ERROR_REASON_UNKNOWN_ALIAS",
             88: "ERROR_REASON_INGEST_BUSY",
+            89: "ERROR_REASON_STREAM_NOT_OPENED",
+            90: "ERROR_REASON_STREAM_OPENED_TWICE",
+            91: "ERROR_REASON_ALIAS_REDEFINED",
+            92: "ERROR_REASON_BATCH_TOO_LARGE",
+            93: "ERROR_REASON_COLUMNS_INVALID",
             100: "ERROR_REASON_RATE_LIMITED",
             101: "ERROR_REASON_ROUTE_NOT_FOUND",
             102: "ERROR_REASON_BODY_TOO_LARGE",
@@ -332,6 +380,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_DEVICE_DISABLED": 65,
             "ERROR_REASON_METRIC_REPEATED": 66,
             "ERROR_REASON_VALUE_REFUSED": 67,
+            "ERROR_REASON_UNIT_MISMATCH": 68,
+            "ERROR_REASON_VALUE_INVALID": 69,
             "ERROR_REASON_REQUEST_ID_REUSED": 80,
             "ERROR_REASON_SEQUENCE_REUSED": 81,
             "ERROR_REASON_SEQUENCE_GAP": 82,
@@ -341,6 +391,11 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_BACKFILL_UNKNOWN": 86,
             "ERROR_REASON_UNKNOWN_ALIAS": 87,
             "ERROR_REASON_INGEST_BUSY": 88,
+            "ERROR_REASON_STREAM_NOT_OPENED": 89,
+            "ERROR_REASON_STREAM_OPENED_TWICE": 90,
+            "ERROR_REASON_ALIAS_REDEFINED": 91,
+            "ERROR_REASON_BATCH_TOO_LARGE": 92,
+            "ERROR_REASON_COLUMNS_INVALID": 93,
             "ERROR_REASON_RATE_LIMITED": 100,
             "ERROR_REASON_ROUTE_NOT_FOUND": 101,
             "ERROR_REASON_BODY_TOO_LARGE": 102,
