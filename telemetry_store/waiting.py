@@ -49,12 +49,12 @@ class WaitingBatches:
         self._changed = asyncio.Event()
         self._closed = False
 
-    async def enter(self, request: WriteRequest) -> WriteResult:
-        """Wait for a request's answer.
+    def enter(self, request: WriteRequest) -> asyncio.Future[WriteResult]:
+        """Let a request in and return its answer to come.
 
         Raises:
             ResourceExhausted: INGEST_BUSY.
-            DomainError: as the request was settled.
+            DomainError: closed.
         """
         if self._closed:
             raise self._refuse_when_closed()
@@ -71,7 +71,7 @@ class WaitingBatches:
         self._bytes += size
         self._queued_samples += samples
         self._changed.set()
-        return await entry.answer
+        return entry.answer
 
     def settle(self, batch: Batch, answer: WriteResult | Exception) -> None:
         """Answer a batch's caller, who may have gone; a second answer is ignored."""
@@ -80,6 +80,8 @@ class WaitingBatches:
             return
         if isinstance(answer, Exception):
             entry.answer.set_exception(answer)
+            # Seen by the writer, which logs what is a defect; whether the caller looks is up to it.
+            entry.answer.exception()
         else:
             entry.answer.set_result(answer)
 
@@ -149,7 +151,7 @@ class WaitingBatches:
                 f"{used} {what} wait to be committed, and {more} more would pass the limit of {limit}; "
                 "retry later with the same identity",
                 reason=ErrorReason.ERROR_REASON_INGEST_BUSY,
-                metadata={"limit": str(limit), "used": str(used)},
+                metadata={"limit_name": what, "limit": str(limit), "used": str(used)},
                 retry_after_s=_BUSY_RETRY_S,
             )
 

@@ -93,11 +93,24 @@ class TelemetryWriter:
             self._waiting.settle_all(_stopping)
             await self._stack.aclose()
 
-    async def write(self, request: WriteRequest) -> WriteResult:
-        """Commit a batch with others and return once it is durable.
+    def submit(self, request: WriteRequest) -> asyncio.Future[WriteResult]:
+        """Let a batch in, to be committed with others, and return its answer to come.
 
-        Batches are taken in the order of the calls. Cancelling the call drops the batch
-        if it still waits; once its group is under way it may be committed all the same.
+        Batches are taken in the order of the calls. Cancelling the future drops the batch
+        if it still waits; once its group is under way it may be committed all the same. A
+        future that is let go drops nothing, and its error is nobody's: it is not logged.
+
+        Returns:
+            A future with the result once the batch is durable, or with what `write` raises.
+
+        Raises:
+            ResourceExhausted: INGEST_BUSY; nothing was taken.
+            Unavailable: DEPENDENCY_UNAVAILABLE, the writer is stopping; nothing was taken.
+        """
+        return self._waiting.enter(request)
+
+    async def write(self, request: WriteRequest) -> WriteResult:
+        """Submit a batch and return once it is durable.
 
         Raises:
             FailedPrecondition: SEQUENCE_GAP, OUTCOME_EXPIRED or FENCED.
@@ -108,7 +121,7 @@ class TelemetryWriter:
             Unavailable: DEPENDENCY_UNAVAILABLE; sent again under the same identity the
                 batch is committed once.
         """
-        return await self._waiting.enter(request)
+        return await self.submit(request)
 
     async def open_writer(self, *, tenant: str, principal: str, writer_id: str) -> OpenedCursor:
         """Raise a writer's epoch, which fences its older streams, and return its place.

@@ -2,6 +2,9 @@
 
 import asyncio
 import datetime as dt
+import gc
+import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,16 +202,44 @@ async def test_a_cancelled_caller_disturbs_nobody(database: TestDatabase) -> Non
 async def test_a_full_waiting_room_refuses_and_takes_nothing(database: TestDatabase) -> None:
     three = columns(Kind.INT, [(1, offset, 0) for offset in range(3)])
     async with running_writer(database, max_waiting_samples=5) as writer, admin(database) as connection:
-        first = asyncio.create_task(writer.write(request(None, three)))
-        await asyncio.sleep(0)
+        first = writer.submit(request(None, three))
         with pytest.raises(DomainError) as caught:
-            await writer.write(request(None, three))
+            writer.submit(request(None, three))
         assert reason_of(caught.value) == "INGEST_BUSY"
-        assert caught.value.metadata == {"limit": "5", "used": "3"}
+        assert caught.value.metadata == {"limit_name": "samples", "limit": "5", "used": "3"}
         assert caught.value.retry_after_s
         await first
         await writer.write(request(None, three))  # There is room again.
         assert len(await stored_ints(connection)) == 6
+
+
+async def test_bytes_are_limited_too(database: TestDatabase) -> None:
+    async with running_writer(database, max_waiting_bytes=1_000) as writer:
+        first = writer.submit(numbered(1))
+        with pytest.raises(DomainError) as caught:
+            writer.submit(numbered(2))
+        assert caught.value.metadata["limit_name"] == "bytes"
+        assert not (await first).duplicate
+
+
+async def test_a_submitted_batch_is_dropped_when_its_future_is_cancelled(database: TestDatabase) -> None:
+    async with running_writer(database) as writer, admin(database) as connection:
+        first, second = writer.submit(numbered(1)), writer.submit(numbered(2))
+        second.cancel()
+        assert (await first).outcome == b"stored w 1"
+        assert (await writer.write(numbered(2, content="other"))).outcome == b"stored other"
+        assert await stored_ints(connection) == [(1, 1, 1), (1, 2, 2)]
+
+
+async def test_an_answer_that_nobody_looks_at_is_no_defect(database: TestDatabase) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    async with running_writer(database) as writer:
+        let_go = weakref.ref(writer.submit(numbered(7)))  # A gap.
+        assert not (await writer.write(numbered(1))).duplicate
+        gc.collect()
+    assert let_go() is None
+    assert not complaints
 
 
 async def test_a_batch_larger_than_the_waiting_room_is_let_in_alone(database: TestDatabase) -> None:
