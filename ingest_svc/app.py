@@ -6,6 +6,7 @@ from functools import partial
 
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.config import IngestSettings
+from ingest_svc.intake import Intake
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.store import BackfillStore
@@ -44,12 +45,16 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         ) as nats_client,
         TelemetryWriter(pool=pool) as writer,
     ):
+        backfills = BackfillStore(pool=pool)
         servicer = IngestServicer(
-            profiles=profiles,
-            catalog=SeriesCatalog(pool=pool),
+            intake=Intake(
+                profiles=profiles,
+                catalog=SeriesCatalog(pool=pool),
+                backfills=backfills,
+                live_window=settings.live_window,
+            ),
             writer=writer,
-            backfills=BackfillStore(pool=pool),
-            live_window=settings.live_window,
+            backfills=backfills,
             clock=clock,
         )
 

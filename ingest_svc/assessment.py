@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ingest_svc import outcome
+from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.reading import NUMBER, Reading, SentSample, SentValue
 from ingest_svc.window import TimeWindow
@@ -20,16 +22,6 @@ _EXACT_NUMBERS = 2**53
 _NONE: Set[str] = frozenset()
 
 
-class Refusal(NamedTuple):
-    """Why a reading (metric is "") or one of its values is not stored."""
-
-    reading_index: int
-    device_id: str
-    metric: str
-    reason: ErrorReason.ValueType
-    message: str
-
-
 @dataclass(frozen=True, slots=True)
 class Samples:
     """Accepted samples of one kind, in the order sent; `series` are places in `Assessment.series`."""
@@ -40,19 +32,14 @@ class Samples:
 
 
 @dataclass(slots=True)
-class Assessment:
-    """What becomes of a batch.
+class Assessment(Outcome):
+    """What becomes of a batch of readings, with at most MAX_REFUSALS refusals.
 
-    `series` holds each series that gets a sample once. `refusals` are in the order of
-    the readings, at most MAX_REFUSALS. The two counts are exact: together they are all
-    samples sent.
+    `series` holds each series that gets a sample once.
     """
 
     series: list[SeriesKey] = field(default_factory=list)
     samples: dict[Kind, Samples] = field(default_factory=dict)
-    refusals: list[Refusal] = field(default_factory=list)
-    stored_samples: int = 0
-    refused_samples: int = 0
 
     def columns(self, series_ids: npt.NDArray[np.int32]) -> list[KindColumns]:
         """Return the accepted samples as columns.
@@ -101,28 +88,25 @@ def assess(
     for index, reading in enumerate(readings):
         assessor.take(index, reading, received_us if reading.time_us is None else reading.time_us)
     if all_or_nothing and assessor.assessment.refused_samples:
-        return refuse_rest(
-            readings,
-            assessor.assessment,
-            reason=ErrorReason.ERROR_REASON_BATCH_REFUSED,
-            message="something else of the batch was refused, and its mode is ALL_OR_NOTHING",
+        partial = assessor.assessment
+        return Assessment(
+            refusals=refuse_rest(readings, partial.refusals, BATCH_REFUSED),
+            refused_samples=partial.stored_samples + partial.refused_samples,
         )
     return assessor.assessment
 
 
-def refuse_rest(
-    readings: Sequence[Reading], assessment: Assessment, *, reason: ErrorReason.ValueType, message: str
-) -> Assessment:
-    """Return the assessment in which all that was accepted is refused after all.
+def refuse_rest(readings: Sequence[Reading], refusals: Sequence[Refusal], why: Why) -> list[Refusal]:
+    """Return the refusals when all that was accepted is refused after all.
 
     What was refused before keeps its reason, and its place when MAX_REFUSALS do not
     hold everything: it tells more.
     """
     known: dict[int, list[Refusal]] = {}
-    for refusal in assessment.refusals:
+    for refusal in refusals:
         known.setdefault(refusal.reading_index, []).append(refusal)
-    room = MAX_REFUSALS - len(assessment.refusals)
-    refusals: list[Refusal] = []
+    room = MAX_REFUSALS - len(refusals)
+    told: list[Refusal] = []
     for index, reading in enumerate(readings):
         of_reading = known.get(index, [])
         if room <= 0 and not of_reading:
@@ -130,11 +114,9 @@ def refuse_rest(
         for metric in _left_to_refuse(reading, of_reading):
             if room > 0:
                 room -= 1
-                of_reading.append(Refusal(index, reading.device_id, metric, reason, message))
-        refusals += sorted(of_reading, key=_metric)
-    return Assessment(
-        refusals=refusals, refused_samples=assessment.stored_samples + assessment.refused_samples
-    )
+                of_reading.append(Refusal(index, reading.device_id, metric, *why))
+        told += sorted(of_reading, key=_metric)
+    return told
 
 
 def _left_to_refuse(reading: Reading, refusals: Sequence[Refusal]) -> Iterable[str]:
@@ -164,19 +146,15 @@ class _Assessor:
     def take(self, index: int, reading: Reading, time_us: int) -> None:
         profile = self._profiles.get(reading.device_id)
         if profile is None:
-            # The same words whether it is absent or another tenant's.
-            reason = ErrorReason.ERROR_REASON_DEVICE_UNKNOWN
-            message = f"device {reading.device_id!r} does not exist"
+            why = outcome.device_unknown(reading.device_id)
         elif not profile.enabled:
-            reason = ErrorReason.ERROR_REASON_DEVICE_DISABLED
-            message = f"device {reading.device_id!r} is disabled"
+            why = outcome.device_disabled(reading.device_id)
         elif not self._window.start_us <= time_us < self._window.end_us:
-            reason = ErrorReason.ERROR_REASON_TIME_OUT_OF_WINDOW
-            message = f"its time is outside of {self._window}"
+            why = outcome.time_out_of_window(self._window)
         else:
             self._take_samples(index, reading, time_us, profile)
             return
-        self._refuse(Refusal(index, reading.device_id, "", reason, message), len(reading.samples))
+        self._refuse(Refusal(index, reading.device_id, "", *why), len(reading.samples))
 
     def _take_samples(self, index: int, reading: Reading, time_us: int, profile: DeviceProfile) -> None:
         series_by_metric = self._series.setdefault(reading.device_id, {})
@@ -184,14 +162,11 @@ class _Assessor:
         for metric, form, value in reading.samples:
             defined = profile.metrics.get(metric)
             if metric in repeated:
-                reason = ErrorReason.ERROR_REASON_METRIC_REPEATED
-                message = f"metric {metric!r} is stated more than once in this reading"
+                why = _metric_repeated(metric)
             elif defined is None:
-                reason = ErrorReason.ERROR_REASON_METRIC_UNKNOWN
-                message = f"device type {profile.device_type_id!r} defines no metric {metric!r}"
+                why = outcome.metric_unknown(metric, profile.device_type_id)
             elif (stored := _as_kind(defined.kind, form, value)) is None:
-                reason = ErrorReason.ERROR_REASON_KIND_MISMATCH
-                message = _mismatch(metric, defined.kind, form)
+                why = _mismatch(metric, defined.kind, form)
             else:
                 series = series_by_metric.get(metric)
                 if series is None:
@@ -200,7 +175,7 @@ class _Assessor:
                     self.assessment.series.append(key)
                 self._accept(defined.kind, series, time_us, stored)
                 continue
-            self._refuse(Refusal(index, reading.device_id, metric, reason, message), 1)
+            self._refuse(Refusal(index, reading.device_id, metric, *why), 1)
 
     def _accept(self, kind: Kind, series: int, time_us: int, value: SentValue) -> None:
         samples = self.assessment.samples.get(kind)
@@ -239,9 +214,18 @@ def _as_kind(kind: Kind, form: int, value: SentValue) -> SentValue | None:
     return None
 
 
-def _mismatch(metric: str, kind: Kind, form: int) -> str:
+def _metric_repeated(metric: str) -> Why:
+    return (
+        ErrorReason.ERROR_REASON_METRIC_REPEATED,
+        f"metric {metric!r} is stated more than once in this reading",
+    )
+
+
+def _mismatch(metric: str, kind: Kind, form: int) -> Why:
     if form != NUMBER:
-        return f"metric {metric!r} is {kind.name}, not {Kind(form).name}"
+        return outcome.kind_mismatch(metric, kind, Kind(form))
     if kind == Kind.INT:
-        return f"metric {metric!r} is INT: its number must be whole and below 2^53 (or send intValue)"
-    return f"metric {metric!r} is {kind.name}, not a number"
+        message = f"metric {metric!r} is INT: its number must be whole and below 2^53 (or send intValue)"
+    else:
+        message = f"metric {metric!r} is {kind.name}, not a number"
+    return ErrorReason.ERROR_REASON_KIND_MISMATCH, message

@@ -1,16 +1,24 @@
 """Between the contract's messages and the rules' plain data."""
 
+import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ingest_svc.assessment import Assessment
+from ingest_svc.assessment import refuse_rest
+from ingest_svc.columns import SentColumns
+from ingest_svc.outcome import Outcome, Refusal, RefusedContent, Why
 from ingest_svc.profile import LOCATION, LOCATION_PROFILE, DeviceProfile, MetricProfile
 from ingest_svc.reading import NUMBER, Reading, SentPoint, SentSample
+from ingest_svc.series_table import SeriesDefinition
 from meshkit.clock import MICROS_PER_SECOND
-from meshkit.errors import FieldViolation, InvalidArgument
+from meshkit.errors import FieldViolation, InvalidArgument, invalid_field
+from meshkit.validation import validate
 from telemetry_store.backfill import BackfillRow
 from telemetry_store.columns import Kind
 from telemetry_store.requests import RequestIdentity, WriterIdentity
@@ -21,6 +29,7 @@ from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
+MAX_READINGS = 10_000
 _NANOS_PER_MICRO = 1_000
 _NANOS_PER_SECOND = 1_000_000_000
 _MAX_VIOLATIONS = 100
@@ -105,23 +114,131 @@ def to_identity(request: ingest_pb2.IngestTelemetryRequest) -> RequestIdentity |
     return None
 
 
-def to_response(assessment: Assessment) -> ingest_pb2.IngestTelemetryResponse:
-    """Return the answer that says what became of a batch."""
-    return ingest_pb2.IngestTelemetryResponse(
-        ack_level=ingest_pb2.ACK_LEVEL_DURABLE,
-        stored_samples=assessment.stored_samples,
-        refused_samples=assessment.refused_samples,
-        refusals=[
-            ingest_pb2.Refusal(
-                reading_index=refusal.reading_index,
-                device_id=refusal.device_id,
-                metric=refusal.metric,
-                reason=refusal.reason,
-                message=refusal.message,
-            )
-            for refusal in assessment.refusals
-        ],
+def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
+    """Return what is recorded of a batch, and told of it when it comes again."""
+    return ingest_pb2.BatchResult(
+        sequence=sequence,
+        reason=outcome.reason,
+        stored_samples=outcome.stored_samples,
+        refused_samples=outcome.refused_samples,
+        refusals=map(_told, outcome.refusals),
+        message=outcome.message,
     )
+
+
+def to_response(
+    result: ingest_pb2.BatchResult,
+    readings: Sequence[Reading],
+    *,
+    ack_level: ingest_pb2.AckLevel.ValueType = ingest_pb2.ACK_LEVEL_DURABLE,
+) -> ingest_pb2.IngestTelemetryResponse:
+    """Return the answer that says what became of a request.
+
+    Args:
+        result: as recorded.
+        readings: the request's. When the batch was refused as a whole, each of them that
+            has no refusal of its own is told why.
+        ack_level: what the answer promises.
+    """
+    refusals: Iterable[ingest_pb2.Refusal] = result.refusals
+    if result.reason:
+        known = [
+            Refusal(told.reading_index, told.device_id, told.metric, told.reason, told.message)
+            for told in result.refusals
+        ]
+        refusals = map(_told, refuse_rest(readings, known, (result.reason, result.message)))
+    return ingest_pb2.IngestTelemetryResponse(
+        ack_level=ack_level,
+        stored_samples=result.stored_samples,
+        refused_samples=result.refused_samples,
+        refusals=refusals,
+    )
+
+
+def _told(refusal: Refusal) -> ingest_pb2.Refusal:
+    return ingest_pb2.Refusal(
+        reading_index=refusal.reading_index,
+        device_id=refusal.device_id,
+        metric=refusal.metric,
+        reason=refusal.reason,
+        message=refusal.message,
+        sample_count=refusal.sample_count,
+    )
+
+
+def to_definitions(message: ingest_pb2.SeriesDefs) -> list[tuple[int, SeriesDefinition]]:
+    """Return definitions, each with its alias."""
+    return [
+        (sent.alias, SeriesDefinition(sent.device_id, sent.metric, Kind(sent.kind), sent.unit))
+        for sent in message.defs
+    ]
+
+
+def to_content(batch: ingest_pb2.Batch) -> SentColumns | list[Reading] | RefusedContent:
+    """Return what a stream's batch holds: columns (empty ones when it holds nothing), or readings.
+
+    Readings that break the contract's rules, and columns beside readings, refuse the
+    batch: nobody validates them before, since that would end the stream.
+    """
+    if not batch.readings:
+        return to_columns(batch.columns)
+    if batch.HasField("columns"):
+        message = "a batch holds columns or readings, not both"
+        return _refused(batch, (ErrorReason.ERROR_REASON_COLUMNS_INVALID, message))
+    try:
+        _validate_readings(batch.readings)
+        return to_readings(batch.readings)
+    except InvalidArgument as error:
+        return _refused(batch, (error.reason, error.message))
+
+
+def _validate_readings(messages: Sequence[ingest_pb2.Reading]) -> None:
+    if len(messages) > MAX_READINGS:
+        raise invalid_field("readings", f"must not have more than {MAX_READINGS} items")
+    for index, message in enumerate(messages):
+        try:
+            validate(message)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"readings[{index}].{error.message}", reason=error.reason) from error
+
+
+def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
+    samples = len(batch.columns.times) + sum(
+        len(reading.values) + len(reading.numbers) + reading.HasField("location")
+        for reading in batch.readings
+    )
+    content = ingest_pb2.Batch(mode=batch.mode, columns=batch.columns, readings=batch.readings)
+    written = content.SerializeToString(deterministic=True)
+    return RefusedContent(why, samples, hashlib.sha256(b"refused/1" + written).digest())
+
+
+def to_columns(message: ingest_pb2.Columns) -> SentColumns:
+    """Return columns as arrays; lengths are as sent."""
+    values: dict[Kind, npt.NDArray[Any]] = {}
+    if message.double_values:
+        values[Kind.DOUBLE] = np.array(message.double_values, np.float64)
+    if message.int_values:
+        values[Kind.INT] = np.array(message.int_values, np.int64)
+    if message.bool_values:
+        values[Kind.BOOL] = np.array(message.bool_values, np.bool_)
+    if message.string_values:
+        values[Kind.STRING] = np.array(message.string_values, np.object_)
+    if message.point_values:
+        values[Kind.POINT] = np.array([_coordinates(point) for point in message.point_values], np.float64)
+    return SentColumns(
+        aliases=np.array(message.series, np.uint32),
+        run_lengths=np.array(message.run_lengths, np.uint32).astype(np.int64),
+        times=np.array(message.times, np.int64),
+        values=values,
+    )
+
+
+def _coordinates(point: value_pb2.Point) -> tuple[float, float, float]:
+    if not point.HasField("altitude"):
+        return point.latitude, point.longitude, math.nan
+    # NaN stands for an altitude not known; one that was sent is refused as infinity is.
+    altitude = math.inf if math.isnan(point.altitude) else point.altitude
+    return point.latitude, point.longitude, altitude
 
 
 def to_backfill(row: BackfillRow) -> ingest_pb2.Backfill:

@@ -1,7 +1,7 @@
 """Profiles of devices, remembered for as long as they can be believed."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -65,6 +65,8 @@ class ProfileCache:
         self._asking: dict[_Key, asyncio.Task[Mapping[str, DeviceProfile]]] = {}
         self._tasks: set[asyncio.Task[Mapping[str, DeviceProfile]]] = set()
         self._source_away = False
+        self._changes: Counter[str] = Counter()  # by tenant
+        self._distrusted = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,8 +97,13 @@ class ProfileCache:
             found.update(await self._ask(tenant, unsure))
         return found
 
+    def version(self, tenant: str) -> int:
+        """Return a number that rises whenever something of the tenant may have changed."""
+        return self._changes[tenant] + self._distrusted
+
     def forget(self, tenant: str, *, device_ids: Iterable[str], device_type_ids: Collection[str]) -> None:
         """Drop what is known to have changed."""
+        self._changes[tenant] += 1
         for device_id in device_ids:
             self._drop((tenant, device_id))
         if not device_type_ids:
@@ -113,6 +120,7 @@ class ProfileCache:
 
     def distrust(self) -> None:
         """Ask again for everything, since changes may have been missed."""
+        self._distrusted += 1
         for entry in self._entries.values():
             entry.fresh = False
         self._absent_until.clear()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_svc.assessment import MAX_REFUSALS, Assessment, assess, refuse_rest
+from ingest_svc.outcome import VALUE_REFUSED
 from ingest_svc.profile import LOCATION, LOCATION_PROFILE, DeviceProfile, MetricProfile
 from ingest_svc.reading import NUMBER, Reading, SentSample
 from ingest_svc.window import TimeWindow
@@ -311,13 +312,10 @@ def test_all_or_nothing_is_all_or_nothing(readings: list[Reading]) -> None:
 
 @given(READINGS)
 def test_refusing_the_rest_refuses_each_sample_once(readings: list[Reading]) -> None:
-    everything = refuse_rest(
-        readings, assessed(*readings), reason=ErrorReason.ERROR_REASON_VALUE_REFUSED, message="refused"
-    )
+    everything = refuse_rest(readings, assessed(*readings).refusals, VALUE_REFUSED)
     told = sum(
-        1 if refusal.metric else len(readings[refusal.reading_index].samples)
-        for refusal in everything.refusals
+        1 if refusal.metric else len(readings[refusal.reading_index].samples) for refusal in everything
     )
-    assert told == everything.refused_samples == sum(len(reading.samples) for reading in readings)
-    places = [(refusal.reading_index, refusal.metric) for refusal in everything.refusals]
+    assert told == sum(len(reading.samples) for reading in readings)
+    places = [(refusal.reading_index, refusal.metric) for refusal in everything]
     assert places == sorted(places)

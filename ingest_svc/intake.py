@@ -1,0 +1,217 @@
+"""One place where a batch becomes a request to the writer, whichever door it came through."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from opentelemetry.trace import SpanContext
+
+from ingest_svc import columns as sent_columns
+from ingest_svc import reading as sent_readings
+from ingest_svc.assessment import assess
+from ingest_svc.columns import SentColumns
+from ingest_svc.conversion import to_result
+from ingest_svc.outcome import VALUE_REFUSED, Outcome, RefusedContent
+from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.reading import Reading
+from ingest_svc.series_table import SeriesTable
+from ingest_svc.window import LiveWindow, TimeWindow
+from meshkit import policy
+from meshkit.errors import InvalidArgument
+from meshkit.identity import Principal
+from telemetry_store.catalog import SeriesCatalog, SeriesKey
+from telemetry_store.columns import KindColumns
+from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+
+_BACKFILL_PERMISSION = "telemetry:backfill"
+# So many series are resolved at a time; asset_svc takes no more devices at once, and
+# in between others have their turn.
+_RESOLVED_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a batch comes from.
+
+    Attributes:
+        principal: who sends it.
+        identity: what makes it known when it comes again, None when nothing does.
+        span: the commit's span links to it.
+    """
+
+    principal: Principal
+    identity: RequestIdentity | WriterIdentity | None
+    span: SpanContext | None
+
+
+class Backfills(Protocol):
+    """Where declared backfills are found."""
+
+    async def window(self, tenant: str, backfill_id: str) -> TimeWindow:
+        """Return the event times that a tenant's backfill takes.
+
+        Raises:
+            FailedPrecondition: BACKFILL_UNKNOWN.
+            Unavailable: nobody can tell now.
+        """
+        ...
+
+
+class Intake:
+    """Takes batches: decides about their samples, and makes their outcomes.
+
+    The outcome of every request, and what is recorded in its place when PostgreSQL
+    refuses the content, is a serialized twinmesh.ingest.v1.BatchResult (sequence 0 when
+    the batch has none), whichever door the batch came through.
+
+    Args:
+        profiles: finds what devices may report.
+        catalog: finds ids of series.
+        backfills: finds declared backfills.
+        live_window: event times taken without a backfill.
+    """
+
+    def __init__(
+        self,
+        *,
+        profiles: ProfileCache,
+        catalog: SeriesCatalog,
+        backfills: Backfills,
+        live_window: LiveWindow,
+    ) -> None:
+        self._profiles = profiles
+        self._catalog = catalog
+        self._backfills = backfills
+        self._live_window = live_window
+
+    async def take_readings(
+        self,
+        origin: Origin,
+        readings: Sequence[Reading],
+        *,
+        all_or_nothing: bool,
+        backfill_id: str = "",
+        received_us: int,
+    ) -> WriteRequest:
+        """Return the request that stores what is good of readings.
+
+        Args:
+            origin: where they come from.
+            readings: by the rules of the contract.
+            all_or_nothing: one refusal refuses the batch.
+            backfill_id: its range replaces the live window; "": none.
+            received_us: stands in for absent times, microseconds since the epoch.
+
+        Raises:
+            FailedPrecondition: BACKFILL_UNKNOWN.
+            PermissionDenied: a backfill, without the permission to load one.
+            Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the devices may report.
+        """
+        tenant = origin.principal.tenant
+        assessment = assess(
+            readings,
+            profiles=await self._profiles.find(tenant, {reading.device_id for reading in readings}),
+            window=await self._window(origin.principal, backfill_id, received_us),
+            received_us=received_us,
+            all_or_nothing=all_or_nothing,
+        )
+        samples: list[KindColumns] = []
+        if assessment.series:
+            samples = assessment.columns(await self._catalog.resolve(tenant, assessment.series))
+        digest = sent_readings.digest(readings, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
+        return _request(origin, digest, assessment, samples)
+
+    async def take_columns(
+        self,
+        origin: Origin,
+        columns: SentColumns,
+        series: SeriesTable,
+        *,
+        all_or_nothing: bool,
+        received_us: int,
+    ) -> WriteRequest:
+        """Return the request that stores what is good of columns.
+
+        Columns whose lengths disagree are refused as a whole, by a request that records
+        just this. Nothing is awaited while profiles and series ids are remembered.
+
+        Args:
+            origin: where they come from.
+            columns: as sent.
+            series: the stream's; resolved here as far as it is not. One call at a time.
+            all_or_nothing: one refusal refuses the batch.
+            received_us: moves the live window, microseconds since the epoch.
+
+        Raises:
+            FailedPrecondition: UNKNOWN_ALIAS; nothing is recorded.
+            Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the devices may report.
+        """
+        sent_columns.require_known(columns, series)
+        digest = sent_columns.digest(columns, series, all_or_nothing=all_or_nothing)
+        try:
+            sent_columns.check(columns, series)
+        except InvalidArgument as error:
+            return self.refuse(origin, RefusedContent((error.reason, error.message), len(columns), digest))
+        await self._resolve(origin.principal.tenant, series, received_us)
+        assessed = sent_columns.assess(
+            columns, series, window=self._live_window.at(received_us), all_or_nothing=all_or_nothing
+        )
+        return _request(origin, digest, assessed, assessed.samples)
+
+    def refuse(self, origin: Origin, refused: RefusedContent) -> WriteRequest:
+        """Return the request that stores nothing and records why under the batch's identity."""
+        reason, message = refused.why
+        outcome = Outcome(refused_samples=refused.samples, reason=reason, message=message)
+        return _request(origin, refused.digest, outcome, [])
+
+    async def _resolve(self, tenant: str, series: SeriesTable, now_us: int) -> None:
+        # Asked before the profiles are, so that a change in between is seen the next time.
+        series.outdate(version=self._profiles.version(tenant), now_us=now_us)
+        while aliases := series.unresolved(_RESOLVED_AT_ONCE):
+            definitions = [series.definition(alias) for alias in aliases]
+            profiles = await self._profiles.find(tenant, {definition.device_id for definition in definitions})
+            accepted, units = series.judge(aliases, profiles)
+            keys = [
+                SeriesKey(device_id, metric, kind, unit)
+                for (device_id, metric, kind, _), unit in zip(
+                    map(series.definition, accepted), units, strict=True
+                )
+            ]
+            series.settle(aliases, accepted, await self._catalog.resolve(tenant, keys))
+            if len(aliases) == _RESOLVED_AT_ONCE:
+                await asyncio.sleep(0)
+
+    async def _window(self, principal: Principal, backfill_id: str, now_us: int) -> TimeWindow:
+        if not backfill_id:
+            return self._live_window.at(now_us)
+        policy.require(_BACKFILL_PERMISSION, principal, method="telemetry with a backfill_id")
+        return await self._backfills.window(principal.tenant, backfill_id)
+
+
+def _request(origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[KindColumns]) -> WriteRequest:
+    sequence = origin.identity.sequence if isinstance(origin.identity, WriterIdentity) else 0
+    recorded = to_result(outcome, sequence).SerializeToString()
+    return WriteRequest(
+        tenant=origin.principal.tenant,
+        principal=origin.principal.name,
+        identity=origin.identity,
+        digest=digest,
+        samples=samples,
+        outcome=recorded,
+        refused_outcome=to_result(_refused_by_database(outcome), sequence).SerializeToString()
+        if outcome.stored_samples
+        else recorded,
+        span=origin.span,
+    )
+
+
+def _refused_by_database(outcome: Outcome) -> Outcome:
+    """Return the outcome for the case that PostgreSQL refuses the content."""
+    reason, message = VALUE_REFUSED
+    return Outcome(
+        refusals=outcome.refusals,
+        refused_samples=outcome.stored_samples + outcome.refused_samples,
+        reason=reason,
+        message=message,
+    )

@@ -1,0 +1,94 @@
+"""What becomes of a batch: how much of it is stored, and why the rest is not."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ingest_svc.window import TimeWindow
+from telemetry_store.columns import Kind
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+# A reason to program by, and the same to read.
+Why = tuple[ErrorReason.ValueType, str]
+
+BATCH_REFUSED: Why = (
+    ErrorReason.ERROR_REASON_BATCH_REFUSED,
+    "something else of the batch was refused, and its mode is ALL_OR_NOTHING",
+)
+VALUE_REFUSED: Why = (
+    ErrorReason.ERROR_REASON_VALUE_REFUSED,
+    "the database refuses a value of this batch",
+)
+
+
+class Refusal(NamedTuple):
+    """Why a reading (metric is ""), one of its values, or samples of a column are not stored.
+
+    `reading_index` is the place in the batch's readings, in columns that of the first
+    sample. `sample_count` is how many samples of one run are meant, 0 in readings.
+    """
+
+    reading_index: int
+    device_id: str
+    metric: str
+    reason: ErrorReason.ValueType
+    message: str
+    sample_count: int = 0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What is told of a batch.
+
+    `refusals` are in the order of the batch, and only the first when there are many.
+    The two counts are exact: together they are all samples sent. `reason` and `message`
+    say why a batch was refused as a whole; unspecified and empty otherwise.
+    """
+
+    refusals: list[Refusal] = field(default_factory=list)
+    stored_samples: int = 0
+    refused_samples: int = 0
+    reason: ErrorReason.ValueType = ErrorReason.ERROR_REASON_UNSPECIFIED
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedContent:
+    """A batch that is refused as a whole for good, before its samples are looked at.
+
+    Attributes:
+        why: COLUMNS_INVALID or INVALID_FIELD, and what is wrong.
+        samples: how many it states.
+        digest: 32 bytes over what was sent.
+    """
+
+    why: Why
+    samples: int
+    digest: bytes
+
+
+def device_unknown(device_id: str) -> Why:
+    """Say that a device does not exist: in the same words whether it is absent or another tenant's."""
+    return ErrorReason.ERROR_REASON_DEVICE_UNKNOWN, f"device {device_id!r} does not exist"
+
+
+def device_disabled(device_id: str) -> Why:
+    """Say that a device is disabled."""
+    return ErrorReason.ERROR_REASON_DEVICE_DISABLED, f"device {device_id!r} is disabled"
+
+
+def metric_unknown(metric: str, device_type_id: str) -> Why:
+    """Say that a device's type does not define a metric."""
+    return (
+        ErrorReason.ERROR_REASON_METRIC_UNKNOWN,
+        f"device type {device_type_id!r} defines no metric {metric!r}",
+    )
+
+
+def kind_mismatch(metric: str, kind: Kind, sent: Kind) -> Why:
+    """Say that values are not of their metric's kind."""
+    return ErrorReason.ERROR_REASON_KIND_MISMATCH, f"metric {metric!r} is {kind.name}, not {sent.name}"
+
+
+def time_out_of_window(window: TimeWindow) -> Why:
+    """Say that an event time is not taken."""
+    return ErrorReason.ERROR_REASON_TIME_OUT_OF_WINDOW, f"its time is outside of {window}"

@@ -1,0 +1,249 @@
+"""The series of one stream: what its aliases stand for, and what may be stored under them."""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ingest_svc import outcome
+from ingest_svc.outcome import Why
+from ingest_svc.profile import DeviceProfile
+from meshkit.clock import MICROS_PER_SECOND
+from meshkit.errors import InvalidArgument
+from telemetry_store.columns import Kind
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+MAX_SERIES = 100_000
+# So often everything is decided anew, whether or not a change was announced …
+_FRESH_US = 30 * MICROS_PER_SECOND
+# … and no oftener than this however many changes are: an import makes thousands.
+_CHANGED_US = MICROS_PER_SECOND // 2
+_FIRST_PLACES = 4
+
+_NO_IDS = np.empty(0, np.uint64)
+_NO_KINDS = np.empty(0, np.int8)
+_NO_SERIES = np.empty(0, np.int32)
+_NO_VERDICTS = np.empty(0, np.int16)
+
+
+class SeriesDefinition(NamedTuple):
+    """What a client says an alias stands for; `unit` is "" for the metric's own."""
+
+    device_id: str
+    metric: str
+    kind: Kind
+    unit: str
+
+
+class SeriesTable:
+    """One stream's definitions by alias, and what was decided about them.
+
+    The arrays have one place per alias from 0 to the largest and beyond; a place is
+    defined when its kind is not 0. An empty table holds nothing.
+
+    Attributes:
+        definition_ids: uint64[places], the same for equal definitions on every stream.
+        kinds: int8[places], the definition's kind; 0: not defined.
+        verdicts: int16[places], the ErrorReason that refuses its samples; 0: none.
+        series_ids: int32[places], ids of the store; meant only where the verdict is 0.
+    """
+
+    __slots__ = (
+        "_definitions",
+        "_messages",
+        "_resolved_us",
+        "_unresolved",
+        "_version",
+        "definition_ids",
+        "kinds",
+        "series_ids",
+        "verdicts",
+    )
+
+    def __init__(self) -> None:
+        self.definition_ids: npt.NDArray[np.uint64] = _NO_IDS
+        self.kinds: npt.NDArray[np.int8] = _NO_KINDS
+        self.verdicts: npt.NDArray[np.int16] = _NO_VERDICTS
+        self.series_ids: npt.NDArray[np.int32] = _NO_SERIES
+        self._definitions: dict[int, SeriesDefinition] = {}
+        self._messages: dict[int, str] = {}
+        self._unresolved: list[int] = []
+        self._version = -1
+        self._resolved_us = 0
+
+    def __len__(self) -> int:
+        """Return the number of series defined."""
+        return len(self._definitions)
+
+    @property
+    def places(self) -> int:
+        """Return how many aliases the arrays have room for; memory goes with it, not with the length.
+
+        For a client that counts its aliases from 0 it is less than twice the length (4 at least).
+        """
+        return len(self.kinds)
+
+    def places_with(self, definitions: Iterable[tuple[int, SeriesDefinition]]) -> int:
+        """Return what `places` would be after `define`, to be asked of a budget before."""
+        return self._grown(max((alias for alias, _ in definitions), default=-1))
+
+    def define(self, definitions: Sequence[tuple[int, SeriesDefinition]]) -> None:
+        """Take definitions, each with its alias (below MAX_SERIES); equal ones may come again.
+
+        Raises:
+            InvalidArgument: ALIAS_REDEFINED, the alias stands for another series already;
+                the table is to be given up with its stream.
+        """
+        self._grow(self.places_with(definitions))
+        for alias, definition in definitions:
+            known = self._definitions.get(alias)
+            if known is None:
+                self._add(alias, definition)
+            elif known != definition:
+                raise InvalidArgument(
+                    f"alias {alias} stands for {_told(known)} on this stream and cannot stand for "
+                    f"{_told(definition)}; use another alias, or another stream",
+                    reason=ErrorReason.ERROR_REASON_ALIAS_REDEFINED,
+                    metadata={"alias": str(alias)},
+                )
+
+    def definition(self, alias: int) -> SeriesDefinition:
+        """Return what an alias stands for.
+
+        Raises:
+            KeyError: it is not defined.
+        """
+        return self._definitions[alias]
+
+    def why(self, alias: int) -> Why:
+        """Return why samples of an alias are refused; for aliases with a verdict.
+
+        Raises:
+            KeyError: nothing is held against it.
+        """
+        return ErrorReason.ValueType(int(self.verdicts[alias])), self._messages[alias]
+
+    def outdate(self, *, version: int, now_us: int) -> None:
+        """Give up what was decided when it is 30 s old, or when profiles have changed since.
+
+        Args:
+            version: of the tenant's profiles, as it is before they are read.
+            now_us: microseconds since the epoch.
+        """
+        age_us = now_us - self._resolved_us
+        if 0 <= age_us < (_FRESH_US if version == self._version else _CHANGED_US):
+            return
+        self._version = version
+        self._resolved_us = now_us
+        self._unresolved = list(self._definitions)
+
+    def unresolved(self, most: int) -> list[int]:
+        """Return the aliases to be decided about next, at most so many; empty: all is decided."""
+        return self._unresolved[-most:]
+
+    def judge(
+        self, aliases: Sequence[int], profiles: Mapping[str, DeviceProfile]
+    ) -> tuple[list[int], list[str]]:
+        """Decide which aliases' samples are refused.
+
+        Args:
+            aliases: defined ones.
+            profiles: by id, those of their devices that exist in the tenant.
+
+        Returns:
+            The aliases that may be stored, and the unit of each one's metric. They are
+            decided about once `settle` is told their series ids, all others at once.
+        """
+        accepted: list[int] = []
+        units: list[str] = []
+        for alias in aliases:
+            definition = self._definitions[alias]
+            profile = profiles.get(definition.device_id)
+            metric = None if profile is None else profile.metrics.get(definition.metric)
+            if (
+                profile is not None
+                and profile.enabled
+                and metric is not None
+                and metric.kind == definition.kind
+                and definition.unit in ("", metric.unit)
+            ):
+                accepted.append(alias)
+                units.append(metric.unit)
+            else:
+                self.verdicts[alias], self._messages[alias] = _refusal(definition, profile)
+        return accepted, units
+
+    def settle(self, judged: Sequence[int], accepted: Sequence[int], ids: npt.NDArray[np.int32]) -> None:
+        """End the decision about what `unresolved` returned.
+
+        Args:
+            judged: as returned by `unresolved`, with no definition taken since.
+            accepted: those of them that may be stored.
+            ids: int32[len(accepted)], their series ids.
+        """
+        self.series_ids[accepted] = ids
+        self.verdicts[accepted] = 0
+        if self._messages:
+            for alias in accepted:
+                self._messages.pop(alias, None)
+        del self._unresolved[len(self._unresolved) - len(judged) :]
+
+    def _add(self, alias: int, definition: SeriesDefinition) -> None:
+        # Each message's strings are new ones; the same few stand in many definitions.
+        self._definitions[alias] = SeriesDefinition(
+            sys.intern(definition.device_id),
+            sys.intern(definition.metric),
+            definition.kind,
+            sys.intern(definition.unit),
+        )
+        self.definition_ids[alias] = definition_id(definition)
+        self.kinds[alias] = definition.kind
+        self._unresolved.append(alias)
+
+    def _grown(self, alias: int) -> int:
+        places = len(self.kinds)
+        return places if alias < places else max(alias + 1, min(2 * places, MAX_SERIES), _FIRST_PLACES)
+
+    def _grow(self, places: int) -> None:
+        more = places - len(self.kinds)
+        if more > 0:
+            self.definition_ids = np.concatenate((self.definition_ids, np.zeros(more, np.uint64)))
+            self.kinds = np.concatenate((self.kinds, np.zeros(more, np.int8)))
+            self.verdicts = np.concatenate((self.verdicts, np.zeros(more, np.int16)))
+            self.series_ids = np.concatenate((self.series_ids, np.zeros(more, np.int32)))
+
+
+def definition_id(definition: SeriesDefinition) -> int:
+    """Return 64 bits that stand for a definition in digests.
+
+    The first 8 bytes, little-endian, of the SHA-256 of device, metric, kind and unit.
+    Lengths stand before the texts, so no two definitions are written the same.
+    """
+    device_id, metric, kind, unit = definition
+    written = f"{len(device_id)}:{device_id}{len(metric)}:{metric}{int(kind)}:{unit}"
+    return int.from_bytes(hashlib.sha256(written.encode()).digest()[:8], "little")
+
+
+def _refusal(definition: SeriesDefinition, profile: DeviceProfile | None) -> Why:
+    if profile is None:
+        return outcome.device_unknown(definition.device_id)
+    if not profile.enabled:
+        return outcome.device_disabled(definition.device_id)
+    metric = profile.metrics.get(definition.metric)
+    if metric is None:
+        return outcome.metric_unknown(definition.metric, profile.device_type_id)
+    if metric.kind != definition.kind:
+        return outcome.kind_mismatch(definition.metric, metric.kind, definition.kind)
+    message = (
+        f"metric {definition.metric!r} has unit {metric.unit!r}, not {definition.unit!r}; "
+        "define the series with that unit, or without one"
+    )
+    return ErrorReason.ERROR_REASON_UNIT_MISMATCH, message
+
+
+def _told(definition: SeriesDefinition) -> str:
+    unit = f" in {definition.unit!r}" if definition.unit else ""
+    return f"{definition.metric!r} of {definition.device_id!r} ({definition.kind.name}{unit})"
