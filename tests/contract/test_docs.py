@@ -42,7 +42,7 @@ def test_every_reason_is_in_the_guide_with_its_code() -> None:
 
 
 def test_metadata_keys_are_in_the_guide() -> None:
-    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| \w+ \|.*\| ([a-zA-Z, ]*) ?\|$", API, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| \w+ \|.*\| ([a-zA-Z_, ]*) ?\|$", API, re.MULTILINE))
     for name, comment in reasons_of_the_contract().items():
         told = re.search(r"Metadata: ([\w, ]+)\.", comment)
         if told:
