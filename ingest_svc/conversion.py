@@ -21,7 +21,7 @@ from meshkit.errors import FieldViolation, InvalidArgument, invalid_field
 from meshkit.validation import validate
 from telemetry_store.backfill import BackfillRow
 from telemetry_store.columns import Kind
-from telemetry_store.requests import RequestIdentity, WriterIdentity
+from telemetry_store.requests import RequestIdentity, WriteResult, WriterIdentity
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
@@ -127,19 +127,17 @@ def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
 
 
 def to_response(
-    result: ingest_pb2.BatchResult,
-    readings: Sequence[Reading],
-    *,
-    ack_level: ingest_pb2.AckLevel.ValueType = ingest_pb2.ACK_LEVEL_DURABLE,
+    written: WriteResult, readings: Sequence[Reading], *, ack_level: ingest_pb2.AckLevel.ValueType
 ) -> ingest_pb2.IngestTelemetryResponse:
     """Return the answer that says what became of a request.
 
     Args:
-        result: as recorded.
+        written: with the outcome that was recorded.
         readings: the request's. When the batch was refused as a whole, each of them that
             has no refusal of its own is told why.
         ack_level: what the answer promises.
     """
+    result = ingest_pb2.BatchResult.FromString(written.outcome)
     refusals: Iterable[ingest_pb2.Refusal] = result.refusals
     if result.reason:
         known = [
@@ -152,6 +150,7 @@ def to_response(
         stored_samples=result.stored_samples,
         refused_samples=result.refused_samples,
         refusals=refusals,
+        duplicate=written.duplicate,
     )
 
 

@@ -169,16 +169,13 @@ class Intake:
         # Asked before the profiles are, so that a change in between is seen the next time.
         series.outdate(version=self._profiles.version(tenant), now_us=now_us)
         while aliases := series.unresolved(_RESOLVED_AT_ONCE):
-            definitions = [series.definition(alias) for alias in aliases]
-            profiles = await self._profiles.find(tenant, {definition.device_id for definition in definitions})
-            accepted, units = series.judge(aliases, profiles)
+            devices = {series.definition(alias).device_id for alias in aliases}
+            new, units = series.judge(aliases, await self._profiles.find(tenant, devices))
             keys = [
                 SeriesKey(device_id, metric, kind, unit)
-                for (device_id, metric, kind, _), unit in zip(
-                    map(series.definition, accepted), units, strict=True
-                )
+                for (device_id, metric, kind, _), unit in zip(map(series.definition, new), units, strict=True)
             ]
-            series.settle(aliases, accepted, await self._catalog.resolve(tenant, keys))
+            series.settle(aliases, new, units, await self._catalog.resolve(tenant, keys))
             if len(aliases) == _RESOLVED_AT_ONCE:
                 await asyncio.sleep(0)
 

@@ -52,9 +52,11 @@ class SeriesTable:
     """
 
     __slots__ = (
+        "_defined",
         "_definitions",
         "_messages",
         "_resolved_us",
+        "_units",
         "_unresolved",
         "_version",
         "definition_ids",
@@ -68,7 +70,9 @@ class SeriesTable:
         self.kinds: npt.NDArray[np.int8] = _NO_KINDS
         self.verdicts: npt.NDArray[np.int16] = _NO_VERDICTS
         self.series_ids: npt.NDArray[np.int32] = _NO_SERIES
-        self._definitions: dict[int, SeriesDefinition] = {}
+        self._defined = 0
+        self._definitions: list[SeriesDefinition | None] = []
+        self._units: list[str | None] = []  # That the series is stored with; None: it has no id yet.
         self._messages: dict[int, str] = {}
         self._unresolved: list[int] = []
         self._version = -1
@@ -76,7 +80,7 @@ class SeriesTable:
 
     def __len__(self) -> int:
         """Return the number of series defined."""
-        return len(self._definitions)
+        return self._defined
 
     @property
     def places(self) -> int:
@@ -99,7 +103,7 @@ class SeriesTable:
         """
         self._grow(self.places_with(definitions))
         for alias, definition in definitions:
-            known = self._definitions.get(alias)
+            known = self._definitions[alias]
             if known is None:
                 self._add(alias, definition)
             elif known != definition:
@@ -114,15 +118,18 @@ class SeriesTable:
         """Return what an alias stands for.
 
         Raises:
-            KeyError: it is not defined.
+            LookupError: it is not defined.
         """
-        return self._definitions[alias]
+        definition = self._definitions[alias]
+        if definition is None:
+            raise LookupError(alias)
+        return definition
 
     def why(self, alias: int) -> Why:
         """Return why samples of an alias are refused; for aliases with a verdict.
 
         Raises:
-            KeyError: nothing is held against it.
+            LookupError: nothing is held against it.
         """
         return ErrorReason.ValueType(int(self.verdicts[alias])), self._messages[alias]
 
@@ -138,11 +145,11 @@ class SeriesTable:
             return
         self._version = version
         self._resolved_us = now_us
-        self._unresolved = list(self._definitions)
+        self._unresolved = np.flatnonzero(self.kinds).tolist()
 
     def unresolved(self, most: int) -> list[int]:
         """Return the aliases to be decided about next, at most so many; empty: all is decided."""
-        return self._unresolved[-most:]
+        return self._unresolved[:most]
 
     def judge(
         self, aliases: Sequence[int], profiles: Mapping[str, DeviceProfile]
@@ -154,42 +161,54 @@ class SeriesTable:
             profiles: by id, those of their devices that exist in the tenant.
 
         Returns:
-            The aliases that may be stored, and the unit of each one's metric. They are
-            decided about once `settle` is told their series ids, all others at once.
+            The aliases that may be stored and need a series id, and the unit of each
+            one's metric; they are decided about by `settle`. All others are at once.
         """
-        accepted: list[int] = []
+        known: list[int] = []
+        new: list[int] = []
         units: list[str] = []
         for alias in aliases:
-            definition = self._definitions[alias]
+            definition = self.definition(alias)
             profile = profiles.get(definition.device_id)
             metric = None if profile is None else profile.metrics.get(definition.metric)
             if (
-                profile is not None
-                and profile.enabled
-                and metric is not None
-                and metric.kind == definition.kind
-                and definition.unit in ("", metric.unit)
+                profile is None
+                or metric is None
+                or not profile.enabled
+                or metric.kind != definition.kind
+                or definition.unit not in ("", metric.unit)
             ):
-                accepted.append(alias)
-                units.append(metric.unit)
-            else:
                 self.verdicts[alias], self._messages[alias] = _refusal(definition, profile)
-        return accepted, units
+            elif self._units[alias] == metric.unit:
+                known.append(alias)
+            else:
+                new.append(alias)
+                units.append(metric.unit)
+        self._accept(known)
+        return new, units
 
-    def settle(self, judged: Sequence[int], accepted: Sequence[int], ids: npt.NDArray[np.int32]) -> None:
+    def settle(
+        self, judged: Sequence[int], new: Sequence[int], units: Sequence[str], ids: npt.NDArray[np.int32]
+    ) -> None:
         """End the decision about what `unresolved` returned.
 
         Args:
-            judged: as returned by `unresolved`, with no definition taken since.
-            accepted: those of them that may be stored.
-            ids: int32[len(accepted)], their series ids.
+            judged: as returned by `unresolved`; what was defined since waits for the next time.
+            new: those of them that `judge` returned …
+            units: … with their units.
+            ids: int32[len(new)], their series ids.
         """
-        self.series_ids[accepted] = ids
-        self.verdicts[accepted] = 0
+        self.series_ids[new] = ids
+        for alias, unit in zip(new, units, strict=True):
+            self._units[alias] = unit
+        self._accept(new)
+        del self._unresolved[: len(judged)]
+
+    def _accept(self, aliases: Sequence[int]) -> None:
+        self.verdicts[aliases] = 0
         if self._messages:
-            for alias in accepted:
+            for alias in aliases:
                 self._messages.pop(alias, None)
-        del self._unresolved[len(self._unresolved) - len(judged) :]
 
     def _add(self, alias: int, definition: SeriesDefinition) -> None:
         # Each message's strings are new ones; the same few stand in many definitions.
@@ -201,6 +220,7 @@ class SeriesTable:
         )
         self.definition_ids[alias] = definition_id(definition)
         self.kinds[alias] = definition.kind
+        self._defined += 1
         self._unresolved.append(alias)
 
     def _grown(self, alias: int) -> int:
@@ -213,6 +233,8 @@ class SeriesTable:
             self.definition_ids = np.concatenate((self.definition_ids, np.zeros(more, np.uint64)))
             self.kinds = np.concatenate((self.kinds, np.zeros(more, np.int8)))
             self.verdicts = np.concatenate((self.verdicts, np.zeros(more, np.int16)))
+            self._definitions += [None] * more
+            self._units += [None] * more
             self.series_ids = np.concatenate((self.series_ids, np.zeros(more, np.int32)))
 
 

@@ -1,8 +1,11 @@
 """IngestService: requests in, the store's answers out."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
@@ -13,11 +16,12 @@ from ingest_svc.window import require_backfill_range
 from meshkit.clock import Clock
 from meshkit.errors import not_built_yet
 from meshkit.identity import current_principal
+from telemetry_store.requests import WriteRequest, WriteResult
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 
-_BUILT_ACK_LEVELS = (ingest_pb2.ACK_LEVEL_UNSPECIFIED, ingest_pb2.ACK_LEVEL_DURABLE)
+_log = structlog.get_logger()
 
 
 class IngestServicer(ingest_grpc.IngestServiceServicer):
@@ -53,11 +57,15 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         )
         if batch.identity is None and not batch.samples:
             # There is nothing to store and nothing to remember.
-            return conversion.to_response(ingest_pb2.BatchResult.FromString(batch.outcome), readings)
-        result = await self._writer.write(batch)
-        response = conversion.to_response(ingest_pb2.BatchResult.FromString(result.outcome), readings)
-        response.duplicate = result.duplicate
-        return response
+            result = WriteResult(batch.outcome, duplicate=False)
+        elif request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
+            self._writer.submit(batch).add_done_callback(partial(_log_lost, batch))
+            result = WriteResult(batch.outcome, duplicate=False)
+        else:
+            result = await self._writer.write(batch)
+        return conversion.to_response(
+            result, readings, ack_level=request.ack_level or ingest_pb2.ACK_LEVEL_DURABLE
+        )
 
     async def CreateBackfill(
         self, request: ingest_pb2.CreateBackfillRequest, context: Any
@@ -80,8 +88,21 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
 
 
 def _require_built(ack_level: ingest_pb2.AckLevel.ValueType) -> None:
-    if ack_level not in _BUILT_ACK_LEVELS:
+    if ack_level == ingest_pb2.ACK_LEVEL_APPLIED:
         raise not_built_yet(f"ack_level {ingest_pb2.AckLevel.Name(ack_level)}")
+
+
+def _log_lost(batch: WriteRequest, written: asyncio.Future[WriteResult]) -> None:
+    """Tell the operator what nobody waits for: that an accepted batch was not committed."""
+    error = None if written.cancelled() else written.exception()
+    if error is not None:
+        _log.warning(
+            "accepted batch was not committed",
+            tenant=batch.tenant,
+            principal=batch.principal,
+            samples=sum(map(len, batch.samples)),
+            error=str(error),
+        )
 
 
 def _span() -> SpanContext | None:
