@@ -14,6 +14,8 @@ class Bench(StrEnum):
 
     UNARY = "unary"
     QUERY = "query"
+    INGEST = "ingest"
+    STREAMS = "streams"
 
 
 def bench(
