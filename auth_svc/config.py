@@ -8,9 +8,11 @@ from meshkit.config import ServiceSettings
 class AuthSettings(ServiceSettings):
     """What auth_svc needs on top of every service's settings."""
 
-    asset_address: str = Field(description="Address of asset_svc, host:port; asked for its health.")
-    ingest_address: str = Field(description="Address of ingest_svc, host:port; asked for its health.")
-    twin_address: str = Field(description="Address of twin_svc, host:port; asked for its health.")
+    asset_address: str = Field(
+        description="Processes of asset_svc, host:port with commas between them; asked for their health."
+    )
+    ingest_address: str = Field(description="Processes of ingest_svc, likewise.")
+    twin_address: str = Field(description="Processes of twin_svc, likewise.")
     login_workers: int = Field(
         2, ge=1, le=64, description="Passwords verified at once (one core, 64 MiB each)."
     )

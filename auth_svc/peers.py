@@ -1,7 +1,8 @@
 """The services of the mesh, asked for their health."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -15,29 +16,43 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
+# Calls go to a process that serves, if one does: of a name that stands for several processes
+# gRPC would otherwise ask just one.
+_TO_A_SERVING_ONE = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": WHOLE},
+}
+
+Answer = Mapping[str, bool | None]
 
 
 class Peers:
     """Asks services for their health (grpc.health.v1), all at once.
 
     Args:
-        channels: by service name.
+        channels: by service name; several where a service has several processes.
     """
 
-    def __init__(self, *, channels: Mapping[str, grpc.aio.Channel]) -> None:
-        self._stubs = {name: health_pb2_grpc.HealthStub(channel) for name, channel in channels.items()}
-
-    async def health(self) -> Mapping[str, Mapping[str, bool | None]]:
-        """Return, by service, then by `WHOLE` and dependency: serving or not, None unanswered."""
-        names = (WHOLE, *DEPENDENCIES)
-        answers = await asyncio.gather(
-            *(self._ask(stub, name) for stub in self._stubs.values() for name in names)
-        )
-        by_service = zip(*[iter(answers)] * len(names), strict=True)
-        return {
-            service: dict(zip(names, answer, strict=True))
-            for service, answer in zip(self._stubs, by_service, strict=True)
+    def __init__(self, *, channels: Mapping[str, Sequence[grpc.aio.Channel]]) -> None:
+        self._stubs = {
+            service: [health_pb2_grpc.HealthStub(channel) for channel in of_service]
+            for service, of_service in channels.items()
         }
+
+    async def health(self) -> Mapping[str, Answer]:
+        """Return, by service, then by `WHOLE` and dependency: serving or not, None unanswered.
+
+        One of its processes speaks for a service: one that serves, if there is one.
+        """
+        answers = await asyncio.gather(*(self._of_service(stubs) for stubs in self._stubs.values()))
+        return dict(zip(self._stubs, answers, strict=True))
+
+    async def _of_service(self, stubs: Sequence[health_pb2_grpc.HealthStub]) -> Answer:
+        return best(await asyncio.gather(*(self._of_process(stub) for stub in stubs)))
+
+    async def _of_process(self, stub: health_pb2_grpc.HealthStub) -> Answer:
+        names = (WHOLE, *DEPENDENCIES)
+        return dict(zip(names, await asyncio.gather(*(self._ask(stub, name) for name in names)), strict=True))
 
     @staticmethod
     async def _ask(stub: health_pb2_grpc.HealthStub, name: str) -> bool | None:
@@ -51,16 +66,27 @@ class Peers:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+def best(answers: Iterable[Answer]) -> Answer:
+    """Return the answer of the process that is best off: serving, then answering, then none."""
+    return max(answers, key=lambda answer: (answer[WHOLE] is True, answer[WHOLE] is not None))
+
+
 @asynccontextmanager
 async def peers(addresses: Mapping[str, str]) -> AsyncIterator[Peers]:
     """Open channels to services and close them in the end.
 
     Args:
-        addresses: host:port by service name.
+        addresses: by service name; host:port with commas between processes, and a name may
+            stand for several.
     """
+    options = (_OPTIONS, [*_OPTIONS, ("grpc.service_config", json.dumps(_TO_A_SERVING_ONE))])
     async with AsyncExitStack() as stack:
         channels = {
-            name: await stack.enter_async_context(grpc.aio.insecure_channel(address, options=_OPTIONS))
-            for name, address in addresses.items()
+            service: [
+                await stack.enter_async_context(grpc.aio.insecure_channel(address.strip(), options=each))
+                for address in listed.split(",")
+                for each in options
+            ]
+            for service, listed in addresses.items()
         }
         yield Peers(channels=channels)

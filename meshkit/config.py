@@ -61,6 +61,18 @@ LateWindowDays = Annotated[
     int,
     Field(ge=1, le=365, description="How many days old live telemetry may be; partitions reach as far back."),
 ]
+# How long a gateway stream may last: the launcher passes it on to ingest_svc, and the gateway
+# lets an idle stream live longer than the longest.
+MAX_STREAM_LIFETIME_SECONDS = 3600
+MaxStreamLifetimeSeconds = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=3600,
+        description="Longest life of a gateway stream, seconds; "
+        "before it ends the client is asked to reconnect.",
+    ),
+]
 FUTURE_WINDOW_MINUTES = 10
 FutureWindowMinutes = Annotated[
     int,

@@ -11,8 +11,10 @@ from meshkit import secrets
 from meshkit.config import (
     FUTURE_WINDOW_MINUTES,
     LATE_WINDOW_DAYS,
+    MAX_STREAM_LIFETIME_SECONDS,
     FutureWindowMinutes,
     LateWindowDays,
+    MaxStreamLifetimeSeconds,
     Settings,
 )
 from meshkit.runtime import read_settings
@@ -54,6 +56,10 @@ class LauncherSettings(Settings):
     )
     cors_origins: CorsOrigins = ""
     gateway_requests_per_second: RequestsPerSecond = REQUESTS_PER_SECOND
+    ingest_processes: int = Field(
+        1, ge=1, le=16, description="Processes of ingest_svc, which share the gateway streams."
+    )
+    max_stream_lifetime_seconds: MaxStreamLifetimeSeconds = MAX_STREAM_LIFETIME_SECONDS
     late_window_days: LateWindowDays = LATE_WINDOW_DAYS
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")

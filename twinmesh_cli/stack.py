@@ -1,8 +1,9 @@
 """The whole mesh of one home: which parts there are, in which order, and what they are told."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class _Facts:
     admin_url: str
     nats_url: str
     otlp_endpoint: str
-    ports: dict[str, int] = field(default_factory=dict)
+    ports: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Stack:
@@ -212,20 +213,23 @@ class Stack:
         return seeded
 
     async def _start_services(self, facts: _Facts) -> None:
-        facts.ports = dict(zip(_SERVICE_ROLES, free_ports(len(_SERVICE_ROLES)), strict=True))
+        counts = {name: self._processes(name) for name in _SERVICE_ROLES}
+        free = iter(free_ports(sum(counts.values())))
+        facts.ports = {name: list(islice(free, count)) for name, count in counts.items()}
         root = secrets.decode_root(self._secret)
         shared = {
             "TWINMESH_NATS_URL": facts.nats_url,
             "TWINMESH_MESH_SECRET": self._secret,
-            "TWINMESH_AUTH_ADDRESS": f"127.0.0.1:{facts.ports['auth_svc']}",
-            "TWINMESH_ASSET_ADDRESS": f"127.0.0.1:{facts.ports['asset_svc']}",
-            "TWINMESH_INGEST_ADDRESS": f"127.0.0.1:{facts.ports['ingest_svc']}",
-            "TWINMESH_TWIN_ADDRESS": f"127.0.0.1:{facts.ports['twin_svc']}",
+            "TWINMESH_AUTH_ADDRESS": _addresses(facts.ports["auth_svc"]),
+            "TWINMESH_ASSET_ADDRESS": _addresses(facts.ports["asset_svc"]),
+            "TWINMESH_INGEST_ADDRESS": _addresses(facts.ports["ingest_svc"]),
+            "TWINMESH_TWIN_ADDRESS": _addresses(facts.ports["twin_svc"]),
             "OTEL_EXPORTER_OTLP_ENDPOINT": facts.otlp_endpoint,
             "TWINMESH_TRACE_SAMPLE_RATIO": str(self._settings.trace_sample_ratio),
             "TWINMESH_LOG_LEVEL": self._settings.log_level,
             "TWINMESH_LATE_WINDOW_DAYS": str(self._settings.late_window_days),
             "TWINMESH_FUTURE_WINDOW_MINUTES": str(self._settings.future_window_minutes),
+            "TWINMESH_MAX_STREAM_LIFETIME_SECONDS": str(self._settings.max_stream_lifetime_seconds),
         }
         services = []
         for name, role in _SERVICE_ROLES.items():
@@ -237,16 +241,20 @@ class Stack:
                 variables["TWINMESH_FEED_DATABASE_URL"] = role_url(
                     facts.admin_url, root=root, role=_FEED_ROLE
                 )
-            services.append(
-                ServiceProcess(
-                    name=name,
-                    module=_MODULES.get(name, name),
-                    port=facts.ports[name],
-                    variables=variables,
-                    log_path=self._home.log(name),
+            for part, port in _parts(name, facts.ports[name]).items():
+                services.append(
+                    ServiceProcess(
+                        name=part,
+                        module=_MODULES.get(name, name),
+                        port=port,
+                        variables=variables,
+                        log_path=self._home.log(part),
+                    )
                 )
-            )
         await self._supervisor.start(services)
+
+    def _processes(self, service: str) -> int:
+        return self._settings.ingest_processes if service == "ingest_svc" else 1
 
     def _envoy(self, facts: _Facts) -> EmbeddedEnvoy:
         settings = self._settings
@@ -259,7 +267,10 @@ class Stack:
                     port=settings.gateway_port,
                     admin_port=admin_port,
                     jwks_port=jwks_port,
-                    upstreams={each: [Endpoint("127.0.0.1", facts.ports[each.value])] for each in Upstream},
+                    upstreams={
+                        each: [Endpoint("127.0.0.1", port) for port in facts.ports[each.value]]
+                        for each in Upstream
+                    },
                     descriptor_path=descriptor,
                     otlp=Endpoint.parse(facts.otlp_endpoint),
                     trace_sample_ratio=settings.trace_sample_ratio,
@@ -353,6 +364,15 @@ async def _try_nats(url: str) -> None:
             "nats", f"NATS at {where} cannot be used: {error}", advice="Check TWINMESH_NATS_URL."
         ) from error
     await client.close()
+
+
+def _addresses(ports: Sequence[int]) -> str:
+    return ",".join(f"127.0.0.1:{port}" for port in ports)
+
+
+def _parts(service: str, ports: Sequence[int]) -> dict[str, int]:
+    """The ports by the names of the processes: `ingest_svc`, `ingest_svc-2` and so on."""
+    return {f"{service}-{number}" if number > 1 else service: port for number, port in enumerate(ports, 1)}
 
 
 def _reveal(secret: SecretStr | None) -> str:

@@ -79,6 +79,11 @@ class PartRecord:
     stop_signal: int
     identity: ProcessIdentity | None
 
+    @property
+    def service(self) -> str:
+        """What it is a process of: `ingest_svc` for `ingest_svc-2`, its own name where there is one only."""
+        return self.name.partition("-")[0]
+
 
 @dataclass(frozen=True)
 class LauncherState:

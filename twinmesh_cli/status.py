@@ -19,6 +19,7 @@ _GONE = "gone"
 @dataclass(frozen=True)
 class _Row:
     name: str
+    service: str
     state: str
     pid: int | None
     port: int | None
@@ -52,6 +53,7 @@ def _row(part: PartRecord) -> _Row:
     stands = part.state in {PartState.READY, PartState.NOT_READY, PartState.STARTING}
     return _Row(
         name=part.name,
+        service=part.service,
         # The launcher may not have seen yet what the process table tells.
         state=_GONE if stands and not lives else part.state.value,
         pid=part.identity.pid if part.identity and lives else None,

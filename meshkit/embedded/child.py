@@ -1,4 +1,4 @@
-"""Becomes the command given, after tying its life to the parent's.
+"""Becomes the command given, after tying its life to the parent's and lifting its limit of open files.
 
 Run as a script by `process.ChildProcess`, never imported: it must not need
 anything but the standard library, and it must work after dropping privileges.
@@ -11,6 +11,7 @@ clears the parent-death signal.
 
 import ctypes
 import os
+import resource
 import sys
 
 PR_SET_PDEATHSIG = 1
@@ -25,6 +26,9 @@ def main(arguments: list[str]) -> None:
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
+    # A server of thousands of connections needs more files open than a shell's usual 1,024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0) != 0:
         sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -72,9 +73,17 @@ class Mesh:
         found: dict[str, Any] = next(part for part in self.status()["parts"] if part["name"] == name)
         return found
 
+    def parts(self, service: str) -> list[dict[str, Any]]:
+        """Return what `twinmesh status` tells of every process of a service."""
+        return [part for part in self.status()["parts"] if part["service"] == service]
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a part, such as SIGTERM or SIGSTOP."""
+        psutil.Process(self.part(name)["pid"]).send_signal(number)
+
     def kill(self, name: str) -> None:
         """End a part as a crash would."""
-        psutil.Process(self.part(name)["pid"]).kill()
+        self.signal(name, signal.SIGKILL)
 
     def database_url(self, user: str = "twinmesh_migrator") -> str:
         """Return a URL of the mesh's database, for looking behind the gateway."""
