@@ -1,10 +1,11 @@
 """A line to PostgreSQL that breaks at a COMMIT."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from enum import Enum
 from urllib.parse import urlsplit, urlunsplit
+
+from meshkit.testing.line import End, Line, pass_on
 
 _COMMIT = b"COMMIT;\0"
 
@@ -17,81 +18,44 @@ class Break(Enum):
     ANSWER = "the answer to it"
 
 
-class BrokenLine:
+class BrokenLine(Line):
     """Passes bytes on; `breaks` says what to do at the next COMMIT.
 
     Attributes:
         breaks: set back to NOTHING when it has happened.
-        down: refuse new connections.
     """
 
     def __init__(self, url: str) -> None:
-        self._target = urlsplit(url)
-        self._port = 0
-        self._lines: set[asyncio.Task[None]] = set()
+        self._url = urlsplit(url)
+        assert self._url.hostname is not None
+        assert self._url.port is not None
+        super().__init__(self._url.hostname, self._url.port)
         self.breaks = Break.NOTHING
-        self.down = False
 
     @property
     def url(self) -> str:
         """Return the URL that leads through the line."""
-        target = self._target
-        netloc = f"{target.username}:{target.password}@127.0.0.1:{self._port}"
-        return urlunsplit(target._replace(netloc=netloc))
+        netloc = f"{self._url.username}:{self._url.password}@127.0.0.1:{self.port}"
+        return urlunsplit(self._url._replace(netloc=netloc))
 
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator["BrokenLine"]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self._port = server.sockets[0].getsockname()[1]
+    async def _carry(self, client: End, server: End) -> None:
+        answers = asyncio.create_task(self._answers(server, client))
         try:
-            yield self
-        finally:
-            server.close()
-            self.cut()
-            await asyncio.gather(*self._lines, return_exceptions=True)
-
-    def cut(self) -> None:
-        """Break all connections."""
-        for line in self._lines:
-            line.cancel()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._lines.add(task)
-        try:
-            if not self.down:
-                await self._connect(reader, writer)
-        except asyncio.CancelledError:
-            pass
-        finally:
-            self._lines.discard(task)
-            writer.transport.abort()
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
-        answers = asyncio.create_task(_pass_on(server_reader, writer))
-        try:
-            while data := await reader.read(65536):
+            while data := await client.reader.read(65536):
                 if data.endswith(_COMMIT) and self.breaks is not Break.NOTHING:
                     breaks, self.breaks = self.breaks, Break.NOTHING
                     answers.cancel()
                     if breaks is Break.ANSWER:
                         with suppress(asyncio.CancelledError):
                             await answers
-                        server_writer.write(data)
-                        await server_reader.read(1)
+                        server.writer.write(data)
+                        await server.reader.read(1)
                     return
-                server_writer.write(data)
-                await server_writer.drain()
+                server.writer.write(data)
+                await server.writer.drain()
         finally:
             answers.cancel()
-            server_writer.transport.abort()
 
-
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.transport.abort()
+    async def _answers(self, server: End, client: End) -> None:
+        await pass_on(server, client)
+        client.abort()
