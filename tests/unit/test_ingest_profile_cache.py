@@ -260,3 +260,19 @@ async def test_memory_is_bounded(source: Source, clock: ManualClock, monkeypatch
         assert source.asked == []
         await cache.find("acme", ["b", "y", "z"])
         assert source.asked == [["b"]]
+
+
+async def test_the_version_of_a_tenant_rises_with_what_may_have_changed(
+    cache: ProfileCache, source: Source
+) -> None:
+    source.devices["acme", "a"] = profile()
+    first = cache.version("acme")
+    await cache.find("acme", ["a"])
+    cache.forget("other", device_ids=["a"], device_type_ids=[])
+    assert cache.version("acme") == first
+    cache.forget("acme", device_ids=["a"], device_type_ids=[])
+    cache.forget("acme", device_ids=[], device_type_ids=["pump"])
+    assert cache.version("acme") == first + 2
+    cache.distrust()
+    assert cache.version("acme") == first + 3
+    assert cache.version("new") == 1

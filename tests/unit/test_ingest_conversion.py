@@ -1,0 +1,181 @@
+"""What a stream's batch holds, as plain data; and what is answered to it by either door."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ingest_svc.columns import SentColumns
+from ingest_svc.conversion import MAX_READINGS, to_content, to_definitions, to_response, to_result
+from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, RefusedContent
+from ingest_svc.reading import NUMBER, Reading
+from ingest_svc.series_table import SeriesDefinition
+from telemetry_store.columns import Kind
+from telemetry_store.requests import WriteResult
+from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+from twinmesh.type.v1.value_pb2 import VALUE_KIND_INT, Point, Value
+
+GOOD = ingest_pb2.Reading(device_id="pump-1", numbers={"x": 1.0, "y": 2.0})
+
+
+def over_the_wire(batch: ingest_pb2.Batch) -> ingest_pb2.Batch:
+    return ingest_pb2.Batch.FromString(batch.SerializeToString())
+
+
+def test_columns_become_arrays() -> None:
+    batch = ingest_pb2.Batch(
+        columns=ingest_pb2.Columns(
+            series=[0, 2**32 - 1],
+            run_lengths=[1, 2**32 - 1],
+            times=[-(2**63), 2**63 - 1],
+            double_values=[1.5, math.nan],
+            int_values=[-(2**63), 2**63 - 1],
+            bool_values=[True, False],
+            string_values=["läuft", ""],
+            point_values=[
+                Point(latitude=1, longitude=2),
+                Point(latitude=1, longitude=2, altitude=3),
+                Point(altitude=math.nan),
+            ],
+        )
+    )
+    columns = to_content(over_the_wire(batch))
+    assert isinstance(columns, SentColumns)
+    np.testing.assert_array_equal(columns.aliases, np.array([0, 2**32 - 1], np.uint32), strict=True)
+    np.testing.assert_array_equal(columns.run_lengths, np.array([1, 2**32 - 1], np.int64), strict=True)
+    np.testing.assert_array_equal(columns.times, np.array([-(2**63), 2**63 - 1], np.int64), strict=True)
+    assert {kind: values.dtype for kind, values in columns.values.items()} == {
+        Kind.DOUBLE: np.float64,
+        Kind.INT: np.int64,
+        Kind.BOOL: np.bool_,
+        Kind.STRING: np.object_,
+        Kind.POINT: np.float64,
+    }
+    np.testing.assert_array_equal(columns.values[Kind.DOUBLE], [1.5, math.nan])
+    assert columns.values[Kind.INT].tolist() == [-(2**63), 2**63 - 1]
+    assert columns.values[Kind.BOOL].tolist() == [True, False]
+    assert columns.values[Kind.STRING].tolist() == ["läuft", ""]
+    # An altitude that was sent as NaN is not an absent one.
+    np.testing.assert_array_equal(columns.values[Kind.POINT], [[1, 2, math.nan], [1, 2, 3], [0, 0, math.inf]])
+
+
+@pytest.mark.parametrize("batch", [ingest_pb2.Batch(), ingest_pb2.Batch(columns=ingest_pb2.Columns())])
+def test_a_batch_of_nothing_is_empty_columns(batch: ingest_pb2.Batch) -> None:
+    columns = to_content(batch)
+    assert isinstance(columns, SentColumns)
+    assert (len(columns), len(columns.aliases), columns.values) == (0, 0, {})
+
+
+def test_readings_are_as_those_of_a_request() -> None:
+    assert to_content(over_the_wire(ingest_pb2.Batch(readings=[GOOD]))) == [
+        Reading("pump-1", None, [("x", NUMBER, 1.0), ("y", NUMBER, 2.0)])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason", "message", "samples"),
+    [
+        (
+            ingest_pb2.Batch(readings=[GOOD], columns=ingest_pb2.Columns(times=[1, 2, 3])),
+            "COLUMNS_INVALID",
+            "not both",
+            5,
+        ),
+        (
+            ingest_pb2.Batch(readings=[GOOD], columns=ingest_pb2.Columns()),
+            "COLUMNS_INVALID",
+            "not both",
+            2,
+        ),
+        (
+            ingest_pb2.Batch(readings=[GOOD, ingest_pb2.Reading(device_id="A", numbers={"x": 1.0})]),
+            "INVALID_FIELD",
+            "readings[1].device_id: ",
+            3,
+        ),
+        (
+            ingest_pb2.Batch(readings=[GOOD, ingest_pb2.Reading(device_id="a", values={"x": Value()})]),
+            "INVALID_FIELD",
+            "readings[1].values['x'].kind: ",
+            3,
+        ),
+        (
+            ingest_pb2.Batch(readings=[ingest_pb2.Reading(device_id="a", location=Point(latitude=91))]),
+            "INVALID_FIELD",
+            "readings[0].location.latitude: ",
+            1,
+        ),
+        (
+            ingest_pb2.Batch(readings=[GOOD, ingest_pb2.Reading(device_id="a")]),
+            "INVALID_FIELD",
+            "readings[1]: states no value",
+            2,
+        ),
+        (
+            ingest_pb2.Batch(readings=[GOOD] * (MAX_READINGS + 1)),
+            "INVALID_FIELD",
+            "readings: ",
+            2 * (MAX_READINGS + 1),
+        ),
+    ],
+)
+def test_what_refuses_a_batch(batch: ingest_pb2.Batch, reason: str, message: str, samples: int) -> None:
+    refused = to_content(over_the_wire(batch))
+    assert isinstance(refused, RefusedContent)
+    assert refused.why[0] == ErrorReason.Value(f"ERROR_REASON_{reason}")
+    assert message in refused.why[1]
+    assert refused.samples == samples
+    # The same content again, whatever carries it, is the same; other content is not.
+    again = over_the_wire(batch)
+    again.sequence, again.traceparent = 7, "00-0-0-00"
+    assert to_content(again) == refused
+    again.readings[0].device_id = "pump-2"
+    other = to_content(again)
+    assert isinstance(other, RefusedContent)
+    assert other.digest != refused.digest
+
+
+def test_definitions_keep_their_aliases() -> None:
+    sent = ingest_pb2.SeriesDef(alias=7, device_id="a", metric="m", kind=VALUE_KIND_INT, unit="K")
+    assert to_definitions(ingest_pb2.SeriesDefs(defs=[sent])) == [
+        (7, SeriesDefinition("a", "m", Kind.INT, "K"))
+    ]
+
+
+def test_a_response_is_what_was_recorded() -> None:
+    unknown = Refusal(1, "pump-2", "", ErrorReason.ERROR_REASON_DEVICE_UNKNOWN, "unknown")
+    recorded = to_result(Outcome([unknown], stored_samples=2, refused_samples=1), 5)
+    assert recorded.sequence == 5
+    response = to_response(
+        WriteResult(recorded.SerializeToString(), duplicate=True), [], ack_level=ingest_pb2.ACK_LEVEL_DURABLE
+    )
+    assert response == ingest_pb2.IngestTelemetryResponse(
+        ack_level=ingest_pb2.ACK_LEVEL_DURABLE,
+        stored_samples=2,
+        refused_samples=1,
+        refusals=recorded.refusals,
+        duplicate=True,
+    )
+
+
+def test_readings_that_the_database_refuses_are_told_one_by_one() -> None:
+    readings = [
+        Reading(device_id, None, [("x", NUMBER, 1.0)]) for device_id in ("pump-1", "pump-2", "pump-3")
+    ]
+    unknown = Refusal(1, "pump-2", "", ErrorReason.ERROR_REASON_DEVICE_UNKNOWN, "unknown")
+    reason, message = VALUE_REFUSED
+    recorded = to_result(Outcome([unknown], refused_samples=3, reason=reason, message=message), 0)
+    response = to_response(
+        WriteResult(recorded.SerializeToString(), duplicate=False),
+        readings,
+        ack_level=ingest_pb2.ACK_LEVEL_DURABLE,
+    )
+    assert (response.stored_samples, response.refused_samples) == (0, 3)
+    assert [
+        (told.reading_index, told.device_id, told.reason, told.message) for told in response.refusals
+    ] == [
+        (0, "pump-1", reason, message),
+        (1, "pump-2", ErrorReason.ERROR_REASON_DEVICE_UNKNOWN, "unknown"),
+        (2, "pump-3", reason, message),
+    ]

@@ -1,0 +1,283 @@
+"""A batch becomes the writer's request: the same record whichever door it came through."""
+
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ingest_svc.columns import SentColumns
+from ingest_svc.intake import Intake, Origin
+from ingest_svc.outcome import RefusedContent
+from ingest_svc.profile import DeviceProfile, MetricProfile
+from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.reading import NUMBER, Reading
+from ingest_svc.series_table import SeriesDefinition, SeriesTable
+from ingest_svc.window import LiveWindow, TimeWindow
+from meshkit.errors import FailedPrecondition, PermissionDenied, Unavailable, dependency_unavailable
+from meshkit.identity import Principal, PrincipalKind
+from meshkit.testing.clock import ManualClock
+from telemetry_store.catalog import SeriesCatalog, SeriesKey
+from telemetry_store.columns import Kind
+from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+NOW = 1_700_000_000_000_000
+METRICS = {"x": MetricProfile(Kind.DOUBLE, "°C")}
+PUMP = DeviceProfile(device_type_id="pump", enabled=True, metrics=METRICS)
+OFF = DeviceProfile(device_type_id="pump", enabled=False, metrics=METRICS)
+
+
+class Assets:
+    """Profiles of one tenant's devices; counts the questions."""
+
+    def __init__(self) -> None:
+        self.devices = {"pump-1": PUMP, "pump-2": PUMP}
+        self.asked: list[int] = []
+        self.away = False
+
+    async def fetch(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, DeviceProfile]:
+        self.asked.append(len(device_ids))
+        if self.away:
+            raise dependency_unavailable("asset_svc")
+        return {device_id: self.devices[device_id] for device_id in device_ids if device_id in self.devices}
+
+
+class Catalog(SeriesCatalog):
+    """Gives ids in the order of the questions, and remembers all."""
+
+    def __init__(self) -> None:
+        super().__init__(pool=cast(Any, None))
+        self.made: dict[SeriesKey, int] = {}
+
+    async def resolve(self, tenant: str, keys: Sequence[SeriesKey]) -> npt.NDArray[np.int32]:
+        return np.array([self.made.setdefault(key, len(self.made)) for key in keys], np.int32)
+
+
+class Backfills:
+    """Knows one backfill, of 1970."""
+
+    async def window(self, tenant: str, backfill_id: str) -> TimeWindow:
+        return TimeWindow(f"backfill {backfill_id},", 0, 1_000)
+
+
+class World:
+    """An intake and all around it."""
+
+    def __init__(self) -> None:
+        self.assets = Assets()
+        self.clock = ManualClock(NOW)
+        self.cache = ProfileCache(source=self.assets, clock=self.clock)
+        self.catalog = Catalog()
+        self.intake = Intake(
+            profiles=self.cache,
+            catalog=self.catalog,
+            backfills=Backfills(),
+            live_window=LiveWindow(late_us=3_600_000_000, future_us=1_000),
+        )
+        self.table = SeriesTable()
+        self.table.define([(0, SeriesDefinition("pump-1", "x", Kind.DOUBLE, ""))])
+
+    def taking(
+        self, columns: SentColumns, identity: WriterIdentity | None = None
+    ) -> Coroutine[Any, Any, WriteRequest]:
+        return self.intake.take_columns(
+            origin(identity or WriterIdentity("w", 7, 3)),
+            columns,
+            self.table,
+            all_or_nothing=False,
+            received_us=self.clock.now_us(),
+        )
+
+    async def readings(
+        self,
+        *readings: Reading,
+        identity: RequestIdentity | WriterIdentity | None = None,
+        backfill_id: str = "",
+        permissions: Sequence[str] = ("telemetry:write",),
+    ) -> WriteRequest:
+        return await self.intake.take_readings(
+            origin(identity, permissions),
+            readings,
+            all_or_nothing=False,
+            backfill_id=backfill_id,
+            received_us=self.clock.now_us(),
+        )
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def origin(
+    identity: RequestIdentity | WriterIdentity | None, permissions: Sequence[str] = ("telemetry:write",)
+) -> Origin:
+    principal = Principal("acme", "hub", PrincipalKind.API_KEY, frozenset(permissions))
+    return Origin(principal, identity, None)
+
+
+def doubles(*samples: tuple[int, list[float]]) -> SentColumns:
+    """Return runs of (alias, values), all of now."""
+    values = [value for _, of_run in samples for value in of_run]
+    return SentColumns(
+        np.array([alias for alias, _ in samples], np.uint32),
+        np.array([len(of_run) for _, of_run in samples], np.int64),
+        np.full(len(values), NOW, np.int64),
+        {Kind.DOUBLE: np.array(values, np.float64)},
+    )
+
+
+def at_once(taking: Coroutine[Any, Any, WriteRequest]) -> WriteRequest:
+    """Return what a coroutine answers without ever giving up its turn."""
+    with pytest.raises(StopIteration) as finished:
+        taking.send(None)
+    request = finished.value.value
+    assert isinstance(request, WriteRequest)
+    return request
+
+
+def results(request: WriteRequest) -> tuple[ingest_pb2.BatchResult, ingest_pb2.BatchResult]:
+    """Return what is recorded, and what is when the database refuses the content."""
+    return (
+        ingest_pb2.BatchResult.FromString(request.outcome),
+        ingest_pb2.BatchResult.FromString(request.refused_outcome),
+    )
+
+
+async def test_columns_become_a_request(world: World) -> None:
+    request = await world.taking(doubles((0, [1.0, 2.0])))
+    assert (request.tenant, request.principal) == ("acme", "api_key:hub")
+    assert request.identity == WriterIdentity("w", 7, 3)
+    [columns] = request.samples
+    assert (columns.series.tolist(), columns.values.tolist()) == ([0, 0], [1.0, 2.0])
+    assert world.catalog.made == {SeriesKey("pump-1", "x", Kind.DOUBLE, "°C"): 0}
+    stored, refused = results(request)
+    assert stored == ingest_pb2.BatchResult(sequence=7, stored_samples=2)
+    assert (refused.sequence, refused.stored_samples, refused.refused_samples) == (7, 0, 2)
+    assert refused.reason == ErrorReason.ERROR_REASON_VALUE_REFUSED
+    assert refused.message
+
+
+async def test_readings_become_a_request(world: World) -> None:
+    request = await world.readings(
+        Reading("pump-1", None, [("x", NUMBER, 1.0)]),
+        Reading("nobody", None, [("x", NUMBER, 1.0)]),
+        identity=RequestIdentity("r-1"),
+    )
+    [columns] = request.samples
+    assert columns.times.tolist() == [NOW]
+    stored, refused = results(request)
+    assert (stored.sequence, stored.stored_samples, stored.refused_samples) == (0, 1, 1)
+    [refusal] = stored.refusals
+    assert (refusal.reading_index, refusal.sample_count) == (1, 0)
+    assert (refused.stored_samples, refused.refused_samples) == (0, 2)
+    assert refused.refusals == stored.refusals
+    assert refused.reason == ErrorReason.ERROR_REASON_VALUE_REFUSED
+
+
+async def test_what_stores_nothing_cannot_be_refused_by_the_database(world: World) -> None:
+    request = await world.readings(Reading("nobody", None, [("x", NUMBER, 1.0)]))
+    assert not request.samples
+    assert request.refused_outcome == request.outcome
+
+
+async def test_a_backfill_needs_its_permission_and_replaces_the_live_window(world: World) -> None:
+    old = Reading("pump-1", 500, [("x", NUMBER, 1.0)])
+    with pytest.raises(PermissionDenied):
+        await world.readings(old, backfill_id="bf-1")
+    request = await world.readings(
+        old, backfill_id="bf-1", permissions=["telemetry:write", "telemetry:backfill"]
+    )
+    assert results(request)[0].stored_samples == 1
+    assert results(await world.readings(old))[0].refused_samples == 1
+
+
+async def test_columns_that_disagree_are_recorded_as_refused(world: World) -> None:
+    columns = SentColumns(np.zeros(1, np.uint32), np.array([2]), np.full(3, NOW), {})
+    request = await world.taking(columns)
+    assert not request.samples
+    recorded, refused = results(request)
+    assert recorded == refused
+    assert (recorded.sequence, recorded.stored_samples, recorded.refused_samples) == (7, 0, 3)
+    assert recorded.reason == ErrorReason.ERROR_REASON_COLUMNS_INVALID
+    assert "add up to 2 samples, times has 3" in recorded.message
+    assert request.digest == (await world.taking(columns)).digest
+
+
+async def test_refused_content_is_recorded(world: World) -> None:
+    why = (ErrorReason.ERROR_REASON_INVALID_FIELD, "readings[0]: wrong")
+    refused = RefusedContent(why, samples=4, digest=b"d" * 32)
+    request = world.intake.refuse(origin(WriterIdentity("w", 9, 1)), refused)
+    assert (request.digest, list(request.samples)) == (b"d" * 32, [])
+    expected = ingest_pb2.BatchResult(sequence=9, reason=why[0], message=why[1], refused_samples=4)
+    assert results(request) == (expected, expected)
+
+
+async def test_an_unknown_alias_records_nothing(world: World) -> None:
+    with pytest.raises(FailedPrecondition) as unknown:
+        await world.taking(doubles((0, [1.0]), (1, [1.0])))
+    assert unknown.value.reason == ErrorReason.ERROR_REASON_UNKNOWN_ALIAS
+    assert world.assets.asked == []
+
+
+async def test_what_is_remembered_is_taken_without_giving_up_the_turn(world: World) -> None:
+    await world.taking(doubles((0, [1.0])))
+    at_once(world.taking(doubles((0, [2.0]))))
+    # A series more of a device that is known.
+    world.table.define([(1, SeriesDefinition("pump-1", "x", Kind.DOUBLE, "°C"))])
+    assert results(at_once(world.taking(doubles((1, [3.0])))))[0].stored_samples == 1
+    assert world.assets.asked == [1]
+
+
+async def test_a_change_shows_within_half_a_second(world: World) -> None:
+    await world.taking(doubles((0, [1.0])))
+    world.assets.devices["pump-1"] = OFF
+    world.clock.advance(0.1)
+    world.cache.forget("acme", device_ids=["pump-1"], device_type_ids=[])
+    world.clock.advance(0.4)
+    [refusal] = results(await world.taking(doubles((0, [1.0, 2.0]))))[0].refusals
+    assert (refusal.reason, refusal.sample_count) == (ErrorReason.ERROR_REASON_DEVICE_DISABLED, 2)
+
+
+async def test_a_missed_change_shows_when_the_definitions_are_old(world: World) -> None:
+    await world.taking(doubles((0, [1.0])))
+    world.assets.devices["pump-1"] = OFF
+    world.clock.advance(29.9)
+    assert results(at_once(world.taking(doubles((0, [1.0])))))[0].stored_samples == 1
+    world.clock.advance(0.2)
+    assert results(await world.taking(doubles((0, [1.0]))))[0].refused_samples == 1
+
+
+async def test_nobody_can_tell_and_nothing_is_taken(world: World) -> None:
+    world.assets.away = True
+    with pytest.raises(Unavailable):
+        await world.taking(doubles((0, [1.0])))
+    world.assets.away = False
+    assert results(await world.taking(doubles((0, [1.0]))))[0].stored_samples == 1
+
+
+async def test_no_question_is_about_more_than_ten_thousand_devices(world: World) -> None:
+    names = [f"d-{index}" for index in range(25_000)]
+    world.assets.devices.update(dict.fromkeys(names, PUMP))
+    world.table.define(
+        [(index + 1, SeriesDefinition(name, "x", Kind.DOUBLE, "")) for index, name in enumerate(names)]
+    )
+    request = await world.taking(doubles((0, [1.0]), (25_000, [2.0])))
+    assert results(request)[0].stored_samples == 2
+    assert sum(world.assets.asked) == 25_001
+    assert max(world.assets.asked) <= 10_000
+    assert len(world.catalog.made) == 25_001
+    assert request.samples[0].series.tolist() == [
+        world.catalog.made[SeriesKey(device, "x", Kind.DOUBLE, "°C")] for device in ("pump-1", names[-1])
+    ]
+
+
+@pytest.mark.parametrize("epochs", [(1, 2), (None, 5)])
+async def test_neither_stream_nor_door_is_part_of_the_content(
+    world: World, epochs: tuple[int | None, int | None]
+) -> None:
+    one, other = [await world.taking(doubles((0, [1.0])), WriterIdentity("w", 1, epoch)) for epoch in epochs]
+    assert (one.digest, one.outcome) == (other.digest, other.outcome)
