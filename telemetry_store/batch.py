@@ -40,6 +40,11 @@ class Batch:
         return () if self.refused else self.request.samples
 
     @property
+    def size(self) -> int:
+        """Return how many samples came with the request."""
+        return sum(len(columns) for columns in self.request.samples)
+
+    @property
     def cursor_key(self) -> CursorKey | None:
         """Return the writer's cursor, None without one."""
         identity = self.request.identity

@@ -46,6 +46,7 @@ class WaitingBatches:
         self._samples = 0  # of all callers
         self._bytes = 0
         self._queued_samples = 0
+        self._came = 0
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -58,18 +59,19 @@ class WaitingBatches:
         """
         if self._closed:
             raise self._refuse_when_closed()
-        samples = sum(len(columns) for columns in request.samples)
+        batch = Batch(request)
+        samples = batch.size
         size = _size(request)
         if self._entries:
             self._check_limit("samples", self._max_samples, self._samples, samples)
             self._check_limit("bytes", self._max_bytes, self._bytes, size)
-        batch = Batch(request)
         entry = _Entry(asyncio.get_running_loop().create_future(), samples, size)
         self._entries[batch] = entry
         self._queue.append(batch)
         self._samples += samples
         self._bytes += size
         self._queued_samples += samples
+        self._came += 1
         self._changed.set()
         return entry.answer
 
@@ -102,11 +104,16 @@ class WaitingBatches:
             await self._changed.wait()
         return bool(self._queue or self._deferred)
 
-    async def reaches(self, samples: int) -> None:
-        """Wait until so many samples are queued."""
-        while self._queued_samples < samples:
+    async def full_group(self) -> None:
+        """Wait until as much is queued as goes into one group."""
+        while self._queued_samples < _GROUP_SAMPLES and len(self._queue) < _GROUP_BATCHES:
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def came(self) -> int:
+        """Return how many requests were let in so far."""
+        return self._came
 
     @property
     def only_deferred(self) -> bool:

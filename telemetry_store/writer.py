@@ -25,15 +25,13 @@ from telemetry_store import cursors
 from telemetry_store.batch import Batch, Prepared, prepare
 from telemetry_store.committer import Committer, ContentRefusedError, TransientError
 from telemetry_store.instances import Registration
+from telemetry_store.pacing import BULK_SAMPLES, Pause, pause_after
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
 from telemetry_store.waiting import WaitingBatches
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
 _WINDOW_S = 0.004
-_CROWD = 8  # From this group size on the next batches gather for the window.
-_AHEAD_SAMPLES = 20_000  # From here on rows are worth preparing while another group commits.
-_THREAD_SAMPLES = 4_000  # From here on a thread is worth its switch.
 _SKIPPED_AT_MOST_S = 2.0
 _SKIPPED_RETRY_S = 0.02
 _ALONE_FOR_S = 60.0
@@ -49,7 +47,8 @@ class TelemetryWriter:
         pool: of the ingest role, with three connections or more; two are held.
         max_waiting_samples: most samples in memory before callers are told to wait.
         max_waiting_bytes: most bytes of them.
-        window_s: how long batches wait for others before each commit while many come, in seconds.
+        window_s: how long small batches wait for others before each commit while many come, in
+            seconds.
     """
 
     def __init__(
@@ -138,8 +137,7 @@ class TelemetryWriter:
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            committing: asyncio.Task[None] | None = None
-            crowded = False
+            committing: asyncio.Task[Pause | None] | None = None
             while True:
                 if not await self._waiting.arrival():  # Closed, and nothing waits …
                     if committing is None:
@@ -147,41 +145,47 @@ class TelemetryWriter:
                     await committing  # … unless this defers something.
                     committing = None
                     continue
+                pause = None
                 if committing is not None and not committing.done():
-                    await self._worth_preparing_or(committing)
+                    await self._full_group_or(committing)
+                    pause = committing.result() if committing.done() else None
                 if committing is None or committing.done():
-                    await self._gather(crowded=crowded)
+                    await self._gather(pause)
                 group = self._waiting.drain()
-                crowded = len(group) >= _CROWD
                 prepared = await self._prepare_ahead(group)
                 if committing is not None:
                     await committing
                 committing = tasks.create_task(self._commit(group, prepared), name="telemetry-commit")
 
-    async def _gather(self, *, crowded: bool) -> None:
-        """Give small batches a moment to become one group; a commit costs more than its rows.
-
-        Where groups are small anyway nobody is kept waiting: there is time to commit each.
-        """
+    async def _gather(self, pause: Pause | None) -> None:
+        """Give batches a moment to become one group."""
         if self._waiting.only_deferred:
-            wait_s = _SKIPPED_RETRY_S
-        elif crowded:
-            wait_s = self._window_s
-        else:
+            pause = Pause(_SKIPPED_RETRY_S, _SKIPPED_RETRY_S)
+        if pause is None:
             return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                await self._waiting.reaches(_AHEAD_SAMPLES)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + pause.at_most_s
+        while loop.time() < end:
+            came = self._waiting.came
+            try:
+                async with asyncio.timeout_at(min(end, loop.time() + pause.quiet_s)):
+                    await self._waiting.full_group()
+                return
+            except TimeoutError:
+                if self._waiting.came == came:
+                    return
 
-    async def _worth_preparing_or(self, committing: asyncio.Task[None]) -> None:
-        """Wait for many samples, or for the end of the commit: small groups then become one."""
-        enough = asyncio.create_task(self._waiting.reaches(_AHEAD_SAMPLES))
-        await asyncio.wait((enough, committing), return_when=asyncio.FIRST_COMPLETED)
-        enough.cancel()
+    async def _full_group_or(self, committing: asyncio.Task[Pause | None]) -> None:
+        """Wait for a full group, or for the end of the commit: small groups then become one.
+
+        A full one is worth preparing meanwhile.
+        """
+        full = asyncio.create_task(self._waiting.full_group())
+        await asyncio.wait((full, committing), return_when=asyncio.FIRST_COMPLETED)
+        full.cancel()
 
     async def _prepare(self, batches: Sequence[Batch]) -> Prepared:
-        samples = sum(len(columns) for batch in batches for columns in batch.samples)
-        if samples < _THREAD_SAMPLES:
+        if sum(batch.size for batch in batches) < BULK_SAMPLES:
             return prepare(batches)
         return await asyncio.get_running_loop().run_in_executor(self._thread, prepare, batches)
 
@@ -191,8 +195,10 @@ class TelemetryWriter:
         except Exception:
             return None  # The commit meets it again, and knows what to do about it.
 
-    async def _commit(self, group: list[Batch], prepared: Prepared | None) -> None:
+    async def _commit(self, group: list[Batch], prepared: Prepared | None) -> Pause | None:
+        """Commit a group and answer its callers; says what pause it is worth."""
         group = self._waiting.take_deferred() + group
+        began = asyncio.get_running_loop().time()
         try:
             for unit in self._units(group):
                 await self._commit_unit(unit, prepared)
@@ -201,6 +207,12 @@ class TelemetryWriter:
             _log.exception("group failed")
             for batch in group:
                 self._waiting.settle(batch, error)
+        return pause_after(
+            batches=len(group),
+            samples=sum(batch.size for batch in group),
+            took_s=asyncio.get_running_loop().time() - began,
+            window_s=self._window_s,
+        )
 
     def _units(self, group: Sequence[Batch]) -> list[list[Batch]]:
         """Split a group: senders of bad content commit alone for a while."""
