@@ -16,8 +16,7 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-# Calls go to a process that serves, if one does: of a name that stands for several processes
-# gRPC would otherwise ask just one.
+# Of a name that stands for several processes gRPC would otherwise ask just one, whatever its health.
 _TO_A_SERVING_ONE = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": WHOLE},
@@ -71,6 +70,20 @@ def best(answers: Iterable[Answer]) -> Answer:
     return max(answers, key=lambda answer: (answer[WHOLE] is True, answer[WHOLE] is not None))
 
 
+def channel(target: str) -> grpc.aio.Channel:
+    """Return a channel to one process of those that a target stands for, whatever its health."""
+    return grpc.aio.insecure_channel(target, options=_OPTIONS)
+
+
+def serving_channel(target: str) -> grpc.aio.Channel:
+    """Return a channel to the processes that a target stands for, as far as they serve.
+
+    Where none does, its calls fail as if there were no process.
+    """
+    config = ("grpc.service_config", json.dumps(_TO_A_SERVING_ONE))
+    return grpc.aio.insecure_channel(target, options=[*_OPTIONS, config])
+
+
 @asynccontextmanager
 async def peers(addresses: Mapping[str, str]) -> AsyncIterator[Peers]:
     """Open channels to services and close them in the end.
@@ -79,13 +92,12 @@ async def peers(addresses: Mapping[str, str]) -> AsyncIterator[Peers]:
         addresses: by service name; host:port with commas between processes, and a name may
             stand for several.
     """
-    options = (_OPTIONS, [*_OPTIONS, ("grpc.service_config", json.dumps(_TO_A_SERVING_ONE))])
     async with AsyncExitStack() as stack:
         channels = {
             service: [
-                await stack.enter_async_context(grpc.aio.insecure_channel(address.strip(), options=each))
+                await stack.enter_async_context(opened(address.strip()))
                 for address in listed.split(",")
-                for each in options
+                for opened in (channel, serving_channel)
             ]
             for service, listed in addresses.items()
         }

@@ -6,6 +6,7 @@ from gateway import Config
 from gateway.clusters import NOWHERE, unchecked
 from gateway.contract import Contract, HttpBinding, Rpc
 from gateway.settings import Upstream
+from meshkit.config import MAX_STREAM_LIFETIME_SECONDS
 
 _UPSTREAM_OF_PACKAGE = {
     "twinmesh.auth.v1": Upstream.AUTH.value,
@@ -22,7 +23,8 @@ _JWKS_RPC = "/twinmesh.auth.v1.SessionService/GetJwks"
 _UNARY_LIMIT = {"max_stream_duration": "30s", "grpc_timeout_header_max": "300s"}
 # 0s: no limit but the caller's own grpc-timeout.
 _STREAM_LIMIT = {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"}
-_STREAM_IDLE = "3600s"
+# Streams that are told to end at their longest life do so before they are cut.
+_STREAM_IDLE = f"{MAX_STREAM_LIFETIME_SECONDS + 300}s"
 _PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
 # The request did not reach a handler, so any rpc may be sent again …
 _SAFE_FOR_ALL = "connect-failure,refused-stream,reset-before-request"
@@ -103,7 +105,13 @@ def _unary_action(upstream: str, rpc: Rpc) -> Config:
 
 
 def _stream_action(upstream: str) -> Config:
-    return {"cluster": upstream, "max_stream_duration": _STREAM_LIMIT, "idle_timeout": _STREAM_IDLE}
+    return {
+        "cluster": upstream,
+        "max_stream_duration": _STREAM_LIMIT,
+        "idle_timeout": _STREAM_IDLE,
+        # Until the first answer Envoy keeps what it would have to send again: an opening, mostly.
+        "retry_policy": _retries(_SAFE_FOR_ALL),
+    }
 
 
 def _retries(on: str) -> Config:

@@ -6,7 +6,7 @@ import os
 import structlog
 import typer
 
-from twinmesh_cli import bench, config, load, login, migrations, query, status, trace, up
+from twinmesh_cli import bench, config, load, login, migrations, query, restart, status, trace, up
 
 # Commands tell people what happens; what libraries log for services would come between.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
@@ -30,6 +30,7 @@ def reach_this_machine_directly() -> None:
 
 app.command()(up.up)
 app.command()(up.down)
+app.command()(restart.restart)
 app.command()(status.status)
 app.command()(config.config)
 app.add_typer(migrations.migrate_app, name="migrate")

@@ -51,8 +51,8 @@ class ServiceProcess(Part):
             log_path=self._log_path,
             environment=service_environment(variables),
             death_signal=signal.SIGTERM,
-            # A server drains for 5 s and a writer for 15 s more, while the database is away.
-            stop_signals=((signal.SIGTERM, 25.0),),
+            # Streams drain for 10 s, then calls for 5 s, and a writer for 15 s while the database is away.
+            stop_signals=((signal.SIGTERM, 35.0),),
         )
         self._process.spawn()
         yield from until_ready(self._process, self.name, self.is_ready, seconds=_READY_SECONDS)

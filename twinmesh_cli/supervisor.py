@@ -95,7 +95,7 @@ class Supervisor:
         while True:
             ran_from = time.monotonic()
             await self._watch(each)
-            if time.monotonic() - ran_from > _STEADY_SECONDS:
+            if time.monotonic() - ran_from > _STEADY_SECONDS or _ended_in_order(each.part):
                 delay = _FIRST_DELAY
             self._say(f"{each.part.name} {_ending(each.part)}; it is started again in {delay:.1f} s")
             delay = await self._restart(each, delay)
@@ -143,6 +143,11 @@ class Supervisor:
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):
             self._tell(text)
+
+
+def _ended_in_order(part: Part) -> bool:
+    """Whether somebody asked it to end, to have it started again: no failure to be slow about."""
+    return part.process is not None and part.process.exit_code == 0
 
 
 def _ending(part: Part) -> str:

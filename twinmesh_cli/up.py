@@ -21,7 +21,8 @@ from twinmesh_cli.stack import Stack, Started
 from twinmesh_cli.state import LauncherState, end_processes
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_DOWN_SECONDS = 90.0
+# The graces of gateway, services and servers, one stage after the other.
+_DOWN_SECONDS = 120.0
 
 
 def up(

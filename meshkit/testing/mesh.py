@@ -18,7 +18,8 @@ import psutil
 from meshkit import secrets as mesh_secrets
 from meshkit.embedded import free_ports
 
-_COMMAND_TIMEOUT_S = 90
+# Longer than any command gives up after.
+_COMMAND_TIMEOUT_S = 150
 
 
 @dataclass(frozen=True)

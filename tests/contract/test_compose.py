@@ -86,6 +86,12 @@ def test_ports_are_published_on_loopback() -> None:
         assert all(interpolated(port).startswith("127.0.0.1:") for port in ports)
 
 
+def test_services_can_be_scaled() -> None:
+    """Two containers can share neither a name nor a published port."""
+    for name in ("auth_svc", "asset_svc", "ingest_svc", "twin_svc", "maintenance"):
+        assert not {"container_name", "hostname", "ports"} & SERVICES[name].keys(), name
+
+
 def test_services_are_told_roles_that_migrations_make() -> None:
     made = {role.name for owner in OWNERS for role in owner.roles}
     told = set()

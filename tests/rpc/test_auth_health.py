@@ -7,6 +7,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from auth_svc.peers import Peers, serving_channel
+from auth_svc.readiness import WHOLE
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import AuthApp, error_info, running_auth, status_of, until
 from twinmesh.mesh.v1 import health_service_pb2 as pb
@@ -120,6 +122,46 @@ async def test_dead_services_are_named_until_they_are_back(auth: AuthApp, neighb
         return await _failing(auth) == ""
 
     await until(ready)
+
+
+async def test_one_process_that_serves_is_enough(database: TestDatabase, neighbours: _Neighbours) -> None:
+    await neighbours.start("second")
+    together = f"{neighbours.addresses['ingest_address']}, {neighbours.addresses['second']}"
+    peers = {**{name: neighbours.addresses[name] for name in _PEERS}, "ingest_address": together}
+    async with running_auth(database, peers=peers) as auth:
+        assert await _failing(auth) == ""
+        await neighbours.say("ingest_address", postgresql=True, nats=False)
+        assert await _failing(auth) == ""
+        await neighbours.stop("ingest_address")
+        assert await _failing(auth) == ""
+        await neighbours.say("second", postgresql=True, nats=False)
+        assert await _failing(auth) == "nats"
+        await neighbours.stop("second")
+        assert await _failing(auth) == "ingest_svc"
+
+
+async def test_a_name_may_stand_for_several_processes(neighbours: _Neighbours) -> None:
+    one, another = neighbours.addresses["asset_address"], neighbours.addresses["ingest_address"]
+    # As a name with two addresses would be resolved.
+    async with serving_channel(f"ipv4:{one},{another}") as channel:
+        mesh = Peers(channels={"ingest_svc": [channel]})
+
+        async def answers() -> set[bool | None]:
+            return {(await mesh.health())["ingest_svc"][WHOLE] for _ in range(6)}
+
+        assert await answers() == {True}
+        await neighbours.say("asset_address", postgresql=True, nats=False)
+
+        async def settled() -> bool:
+            return await answers() == {True}
+
+        await until(settled)
+        await neighbours.stop("ingest_address")
+
+        async def unanswered() -> bool:
+            return await answers() == {None}
+
+        await until(unanswered)
 
 
 async def test_its_own_database_counts_too(auth: AuthApp) -> None:

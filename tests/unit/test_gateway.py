@@ -8,6 +8,7 @@ import pytest
 from gateway.contract import CONTRACT, read_contract
 from gateway.render import render
 from gateway.settings import Endpoint, GatewayEnvironment, GatewaySettings, Upstream
+from meshkit.config import MAX_STREAM_LIFETIME_SECONDS
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 ADDRESSES = {f"TWINMESH_{name}_ADDRESS": "127.0.0.1:1" for name in ("AUTH", "ASSET", "INGEST", "TWIN")}
@@ -102,6 +103,10 @@ def test_every_reachable_rpc_has_a_route_and_streams_no_limit() -> None:
         assert (limit == "0s") is rpc.streaming, rpc.path
         retried = routes[rpc.path]["route"].get("retry_policy", {}).get("retry_on", "").split(",")
         assert ("reset" in retried) is (rpc.idempotent and not rpc.streaming), rpc.path
+        assert "refused-stream" in retried, rpc.path
+        if rpc.streaming:
+            idle_seconds = int(routes[rpc.path]["route"]["idle_timeout"].removesuffix("s"))
+            assert idle_seconds > MAX_STREAM_LIFETIME_SECONDS, rpc.path
 
 
 def test_the_environment_makes_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:

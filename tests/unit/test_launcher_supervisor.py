@@ -35,7 +35,8 @@ class _Program(Part):
 
     def _starting(self) -> Iterator[None]:
         script = (
-            "import pathlib, sys, time\n"
+            "import pathlib, signal, sys, time\n"
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
             f"if pathlib.Path({str(self.broken)!r}).exists(): sys.exit('no luck today')\n"
             f"sys.stdout.write('a line...\\n' * {self._lines})\n"
             "print('ready', flush=True); time.sleep(600)"
@@ -95,6 +96,22 @@ async def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
         assert part.process.pid not in {None, first}
         assert watch.told[0].startswith("part was ended by signal 9")
         assert [(each.state, each.restarts) for each in supervisor.supervised] == [(PartState.READY, 1)]
+    finally:
+        await supervisor.stop()
+
+
+async def test_a_part_that_is_asked_to_end_again_and_again_is_back_as_soon_each_time(tmp_path: Path) -> None:
+    watch = _Watch()
+    supervisor = Supervisor(changed=watch.changed, tell=watch.tell)
+    part = _Program("part", tmp_path)
+    await supervisor.start([part])
+    try:
+        for _ in range(3):
+            watch.told.clear()
+            assert part.process is not None
+            part.process.signal(signal.SIGTERM)
+            await watch.until_told("part is back")
+            assert watch.told[0] == "part ended with code 0; it is started again in 0.2 s"
     finally:
         await supervisor.stop()
 

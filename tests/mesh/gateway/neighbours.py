@@ -183,6 +183,7 @@ class Ingest(ingest_service_pb2_grpc.IngestServiceServicer):
         self, request_iterator: Iterator[Any], context: Any
     ) -> Iterator[ingest_service_pb2.StreamTelemetryResponse]:
         for request in request_iterator:
+            self._arrivals.note(request, context)
             ack = ingest_service_pb2.Ack(durable_through=request.batch.sequence)
             yield ingest_service_pb2.StreamTelemetryResponse(ack=ack)
 
@@ -214,12 +215,14 @@ class Spans(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 @contextmanager
-def _serving(port: int, *add: Callable[[grpc.Server], None]) -> Iterator[int]:
-    """A server with grpc.health.v1 SERVING; yields its port."""
+def _serving(
+    port: int, *add: Callable[[grpc.Server], None], health_servicer: health.HealthServicer | None = None
+) -> Iterator[int]:
+    """A server with grpc.health.v1, SERVING at first; yields its port."""
     with ThreadPoolExecutor(max_workers=8) as threads:
         options = [("grpc.so_reuseport", 0), ("grpc.max_metadata_size", 32 * 1024)]
         server = grpc.server(threads, options=options)
-        health_servicer = health.HealthServicer()
+        health_servicer = health_servicer or health.HealthServicer()
         health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         for each in add:
@@ -258,10 +261,13 @@ def asset_svc(arrivals: Arrivals, *, port: int = 0) -> AbstractContextManager[in
     )
 
 
-def ingest_svc(arrivals: Arrivals) -> AbstractContextManager[int]:
+def ingest_svc(
+    arrivals: Arrivals, *, port: int = 0, health_servicer: health.HealthServicer | None = None
+) -> AbstractContextManager[int]:
     return _serving(
-        0,
+        port,
         lambda server: ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(arrivals), server),
+        health_servicer=health_servicer,
     )
 
 
