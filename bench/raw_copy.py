@@ -58,7 +58,6 @@ async def _table(connection: asyncpg.Connection) -> AsyncIterator[None]:
         CREATE TABLE {_TABLE} (LIKE telemetry.segment INCLUDING ALL) PARTITION BY RANGE (start_time);
         CREATE TABLE {_TABLE}_all PARTITION OF {_TABLE} FOR VALUES FROM (MINVALUE) TO (MAXVALUE)
             WITH (toast_tuple_target = 8160);
-        CHECKPOINT;
     """)
     try:
         yield
