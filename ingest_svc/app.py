@@ -5,16 +5,20 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from ingest_svc.asset_client import AssetProfiles
+from ingest_svc.auth_client import AuthCredentials
+from ingest_svc.budget import Budgets
 from ingest_svc.config import IngestSettings
 from ingest_svc.intake import Intake
+from ingest_svc.open_streams import OpenStreams
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.store import BackfillStore
+from ingest_svc.stream import TelemetryStream
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.identity import Principal, ServiceTokens, TokenVerifier
 from meshkit.server import Registration, running_server
 from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.writer import TelemetryWriter
@@ -27,8 +31,9 @@ SERVICE = "ingest_svc"
 async def app(settings: IngestSettings) -> AsyncIterator[int]:
     """Run ingest_svc while the context is open; yields its port.
 
-    At the end the server stops first and waits for the requests under way, so that the
-    writer, which ends after it, still commits and answers them.
+    At the end the clients of streams are asked to reconnect elsewhere. Then the server stops
+    and waits for the requests under way, so that the writer, which ends after it, still
+    commits and answers them.
     """
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
@@ -44,18 +49,32 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             on_reconnect=profiles.distrust,
         ) as nats_client,
         TelemetryWriter(pool=pool) as writer,
+        OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
+        verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         backfills = BackfillStore(pool=pool)
-        servicer = IngestServicer(
-            intake=Intake(
-                profiles=profiles,
-                catalog=SeriesCatalog(pool=pool),
-                backfills=backfills,
-                live_window=settings.live_window,
-            ),
-            writer=writer,
+        intake = Intake(
+            profiles=profiles,
+            catalog=SeriesCatalog(pool=pool),
             backfills=backfills,
-            clock=clock,
+            live_window=settings.live_window,
+        )
+        credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
+        budgets = Budgets()
+
+        def new_stream(principal: Principal) -> TelemetryStream:
+            return TelemetryStream(
+                principal=principal,
+                intake=intake,
+                writer=writer,
+                credentials=credentials,
+                streams=streams,
+                budgets=budgets,
+                clock=clock,
+            )
+
+        servicer = IngestServicer(
+            intake=intake, writer=writer, backfills=backfills, clock=clock, new_stream=new_stream
         )
 
         async with running_server(
@@ -67,10 +86,9 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                     servicer,
                 )
             ],
-            verifier=TokenVerifier(
-                fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
-            ),
+            verifier=verifier,
             checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
             hints={"nats": bus.connected(nats_client)},
+            drain=streams.drain,
         ) as port:
             yield port

@@ -7,9 +7,11 @@ from meshkit.clock import MICROS_PER_SECOND
 from meshkit.config import (
     FUTURE_WINDOW_MINUTES,
     LATE_WINDOW_DAYS,
+    MAX_STREAM_LIFETIME_SECONDS,
     BusServiceSettings,
     FutureWindowMinutes,
     LateWindowDays,
+    MaxStreamLifetimeSeconds,
 )
 
 
@@ -19,6 +21,7 @@ class IngestSettings(BusServiceSettings):
     asset_address: str = Field(description="Address of asset_svc, host:port.")
     late_window_days: LateWindowDays = LATE_WINDOW_DAYS
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
+    max_stream_lifetime_seconds: MaxStreamLifetimeSeconds = MAX_STREAM_LIFETIME_SECONDS
 
     @property
     def live_window(self) -> LiveWindow:

@@ -1,7 +1,7 @@
 """IngestService: requests in, the store's answers out."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,11 @@ from opentelemetry.trace import SpanContext
 from ingest_svc import conversion
 from ingest_svc.intake import Intake, Origin
 from ingest_svc.store import BackfillStore
+from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
 from meshkit.clock import Clock
 from meshkit.errors import not_built_yet
-from meshkit.identity import current_principal
+from meshkit.identity import Principal, current_principal
 from telemetry_store.requests import WriteRequest, WriteResult
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -32,15 +33,23 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         writer: commits batches.
         backfills: declares backfills.
         clock: tells when a request was received.
+        new_stream: makes a gateway stream of a principal.
     """
 
     def __init__(
-        self, *, intake: Intake, writer: TelemetryWriter, backfills: BackfillStore, clock: Clock
+        self,
+        *,
+        intake: Intake,
+        writer: TelemetryWriter,
+        backfills: BackfillStore,
+        clock: Clock,
+        new_stream: Callable[[Principal], TelemetryStream],
     ) -> None:
         self._intake = intake
         self._writer = writer
         self._backfills = backfills
         self._clock = clock
+        self._new_stream = new_stream
 
     async def IngestTelemetry(
         self, request: ingest_pb2.IngestTelemetryRequest, context: Any
@@ -80,11 +89,13 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             )
         )
 
-    async def StreamTelemetry(
+    def StreamTelemetry(
         self, request_iterator: AsyncIterator[ingest_pb2.StreamTelemetryRequest], context: Any
     ) -> AsyncIterator[ingest_pb2.StreamTelemetryResponse]:
-        raise not_built_yet("StreamTelemetry")
-        yield  # Makes it a generator, as handlers of streams must be.
+        stream = self._new_stream(current_principal())
+        # A call that ends while a response is being written never comes back to the iterator.
+        context.add_done_callback(lambda _: stream.leave())
+        return stream.responses(request_iterator)
 
 
 def _require_built(ack_level: ingest_pb2.AckLevel.ValueType) -> None:

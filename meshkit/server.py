@@ -54,6 +54,7 @@ async def running_server(
     checks: Mapping[str, Check],
     hints: Mapping[str, Check] | None = None,
     reflected: Sequence[str] | None = None,
+    drain: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[int]:
     """Serve until the context ends, then drain; yields the port.
 
@@ -69,6 +70,8 @@ async def running_server(
         hints: likewise, of dependencies that the service can do without.
         reflected: full names of the services that reflection lists, of which others may
             serve some; what is served when None.
+        drain: asks the clients of long streams to leave, and returns when they have; awaited
+            when health says NOT_SERVING already and calls are still served.
     """
     server = grpc.aio.server(
         interceptors=[
@@ -94,6 +97,8 @@ async def running_server(
             yield port
     finally:
         await health_servicer.enter_graceful_shutdown()
+        if drain is not None:
+            await drain()
         await server.stop(_DRAIN_S)
 
 

@@ -47,13 +47,19 @@ def join_trace(metadata: Iterable[tuple[str, str | bytes]]) -> None:
     """
     if trace.get_current_span().get_span_context().is_valid:
         return
-    traceparent = _traceparent(metadata)
-    if traceparent:
-        _, trace_id, span_id, flags = traceparent.split("-")
-        caller = trace.SpanContext(
-            int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=trace.TraceFlags(int(flags, 16))
-        )
+    caller = remote_span(_traceparent(metadata))
+    if caller is not None:
         context.attach(trace.set_span_in_context(trace.NonRecordingSpan(caller)))
+
+
+def remote_span(traceparent: str) -> trace.SpanContext | None:
+    """Return the span that a W3C trace context names, None when it has not the form of one."""
+    if not _TRACEPARENT.fullmatch(traceparent):
+        return None
+    _, trace_id, span_id, flags = traceparent.split("-")
+    return trace.SpanContext(
+        int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=trace.TraceFlags(int(flags, 16))
+    )
 
 
 def _traceparent(metadata: Iterable[tuple[str, str | bytes]]) -> str:

@@ -1,4 +1,4 @@
-"""A stand-in for auth_svc: it has a key, mints tokens and answers GetJwks."""
+"""A stand-in for auth_svc: it has a key, mints tokens, answers GetJwks and exchanges API keys."""
 
 import json
 import secrets as random_secrets
@@ -10,7 +10,9 @@ from typing import Any
 import grpc
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.rpc import code_pb2
 
+from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
 
@@ -23,6 +25,7 @@ class TokenMint:
     def __init__(self, *, kid: str = "test-key") -> None:
         self._key = Ed25519PrivateKey.generate()
         self._kid = kid
+        self.api_keys: dict[str, str] = {}  # access tokens by the API key that is exchanged for them
 
     def jwk(self) -> dict[str, str]:
         """Return the public key as a JWK."""
@@ -63,10 +66,27 @@ class _FakeSessions(session_service_pb2_grpc.SessionServiceServicer):
         return session_service_pb2.GetJwksResponse(keys=[session_service_pb2.Jwk(**self._mint.jwk())])
 
 
+class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
+    def __init__(self, mint: TokenMint) -> None:
+        self._mint = mint
+
+    async def Check(self, request: external_auth_pb2.CheckRequest, context: Any) -> Any:  # noqa: N802
+        sent = request.attributes.request.http.headers["authorization"]
+        token = self._mint.api_keys.get(sent.removeprefix("Bearer "))
+        answer = external_auth_pb2.CheckResponse()
+        if token is None:
+            answer.status.code = code_pb2.UNAUTHENTICATED
+        else:
+            header = answer.ok_response.headers.add().header
+            header.key, header.value = "authorization", f"Bearer {token}"
+        return answer
+
+
 @asynccontextmanager
 async def fake_auth(mint: TokenMint) -> AsyncIterator[str]:
-    """Serve GetJwks for a mint's key; yields the address."""
+    """Serve GetJwks for a mint's key and Check for its API keys; yields the address."""
     server = grpc.aio.server()
+    external_auth_pb2_grpc.add_AuthorizationServicer_to_server(_FakeAuthorization(mint), server)
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(_FakeSessions(mint), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

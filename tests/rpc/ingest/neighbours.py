@@ -221,8 +221,9 @@ async def running_ingest(
     mint: TokenMint,
     assets: FakeAssets,
     asset_address: str,
+    **further: Any,
 ) -> AsyncIterator[Ingest]:
-    """Run ingest_svc with these neighbours and a channel to it."""
+    """Run ingest_svc with these neighbours, further settings, and a channel to it."""
     settings = IngestSettings(
         listen="127.0.0.1:0",
         service_database_url=database.url("twinmesh_ingest"),
@@ -230,6 +231,7 @@ async def running_ingest(
         mesh_secret=ROOT,
         auth_address=auth_address,
         asset_address=asset_address,
+        **further,
     )
     # The channel outlives the service, so that a test sees how calls end at shutdown.
     async with AsyncExitStack() as channels, app(settings) as port:

@@ -1,0 +1,51 @@
+"""auth_svc as ingest sees it: what a credential proves that comes on an open stream."""
+
+import grpc
+from google.rpc import code_pb2
+
+from envoy_api import external_auth_pb2 as external_auth
+from envoy_api import external_auth_pb2_grpc as external_auth_grpc
+from meshkit.client import call
+from meshkit.errors import Unauthenticated
+from meshkit.identity import Principal, TokenVerifier
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_PEER = "auth_svc"
+_API_KEY = "tmk_"
+_SCHEME = "Bearer "
+
+
+class AuthCredentials:
+    """Verifies access tokens and API keys.
+
+    Args:
+        channel: to auth_svc.
+        verifier: proves access tokens.
+    """
+
+    def __init__(self, *, channel: grpc.aio.Channel, verifier: TokenVerifier) -> None:
+        self._stub = external_auth_grpc.AuthorizationStub(channel)
+        self._verifier = verifier
+
+    async def verify(self, credential: str) -> Principal:
+        """Return the principal that an access token or API key proves.
+
+        Raises:
+            Unauthenticated: TOKEN_INVALID or API_KEY_INVALID.
+            Unavailable: auth_svc is away.
+        """
+        if credential.startswith(_API_KEY):
+            credential = await self._exchange(credential)
+        return await self._verifier.verify(credential)
+
+    async def _exchange(self, api_key: str) -> str:
+        """Return an access token for an API key, from the rpc by which Envoy gets one."""
+        request = external_auth.CheckRequest()
+        request.attributes.request.http.headers["authorization"] = _SCHEME + api_key
+        answer = await call(self._stub.Check, request, peer=_PEER)
+        if answer.status.code != code_pb2.OK:
+            raise Unauthenticated(
+                "the API key is unknown, expired or revoked", reason=ErrorReason.ERROR_REASON_API_KEY_INVALID
+            )
+        headers = {option.header.key: option.header.value for option in answer.ok_response.headers}
+        return headers["authorization"].removeprefix(_SCHEME)

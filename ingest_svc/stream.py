@@ -1,0 +1,505 @@
+"""A gateway's stream: requests in, responses out, from Open to its end.
+
+One task reads what the client sends; the iterator of responses sends what there is to
+tell whenever the transport takes something. Between them stands the flow of batches.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from functools import partial
+from typing import Protocol
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, Span
+
+from ingest_svc import conversion
+from ingest_svc.budget import Budgets
+from ingest_svc.columns import MAX_REFUSALS, SentColumns
+from ingest_svc.flow import MAX_INFLIGHT_BATCHES, MAX_INFLIGHT_BYTES, BatchFlow, Refusal, Taken, is_transient
+from ingest_svc.intake import Intake, Origin
+from ingest_svc.open_streams import LAST_ACKS_US, OpenStreams, notice_us
+from ingest_svc.outcome import Outcome, RefusedContent
+from ingest_svc.series_table import MAX_SERIES, SeriesTable
+from meshkit import policy
+from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.errors import (
+    DeadlineExceeded,
+    DomainError,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    Unauthenticated,
+    dependency_unavailable,
+    invalid_field,
+    not_built_yet,
+)
+from meshkit.identity import Principal
+from meshkit.telemetry import remote_span, tracer
+from telemetry_store.cursors import OUTCOMES_KEPT
+from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult, WriterIdentity
+from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_log = structlog.get_logger()
+MAX_BATCH_BYTES = 2 * 1024 * 1024
+_MAX_ACK_BYTES = 768 * 1024  # With one batch's refusals beyond it an Ack stays below 1 MiB.
+_OPEN_WITHIN_US = 10 * MICROS_PER_SECOND
+_DEFINITIONS_RETRY_S = 5.0
+_PERMISSION = "telemetry:write"
+
+
+class Writer(Protocol):
+    """Where batches become durable."""
+
+    async def open_writer(self, *, tenant: str, principal: str, writer_id: str) -> OpenedCursor:
+        """Raise a writer's epoch and return its place."""
+        ...
+
+    def submit(self, request: WriteRequest) -> asyncio.Future[WriteResult]:
+        """Let a batch in, or raise why not; return its outcome to come."""
+        ...
+
+
+class Credentials(Protocol):
+    """What proves who somebody is."""
+
+    def verify(self, credential: str) -> Awaitable[Principal]:
+        """Return the principal that an access token or API key proves."""
+        ...
+
+
+class TelemetryStream:
+    """One stream.
+
+    Args:
+        principal: who opened the call.
+        intake: makes of batches what the writer takes.
+        writer: commits them.
+        credentials: verifies what Reauthenticate brings.
+        streams: all those of this process.
+        budgets: shared with them.
+        clock: tells when a batch was received, and when the stream's time has come.
+
+    Attributes:
+        due_us: when `act` is to be called next, microseconds since the epoch.
+        epoch: raised by each Open of its writer; 0 before.
+    """
+
+    __slots__ = (
+        "_budgets",
+        "_clock",
+        "_closing",
+        "_credentials",
+        "_drain_by_us",
+        "_ends_us",
+        "_failure",
+        "_flow",
+        "_go_away",
+        "_intake",
+        "_lifetime_us",
+        "_news",
+        "_opened",
+        "_over",
+        "_principal",
+        "_reader",
+        "_samples",
+        "_series",
+        "_step_us",
+        "_streams",
+        "_tells_accepted",
+        "_told_accepted",
+        "_told_batches",
+        "_writer",
+        "_writer_id",
+        "due_us",
+        "epoch",
+    )
+
+    def __init__(
+        self,
+        *,
+        principal: Principal,
+        intake: Intake,
+        writer: Writer,
+        credentials: Credentials,
+        streams: OpenStreams,
+        budgets: Budgets,
+        clock: Clock,
+    ) -> None:
+        self._principal = principal
+        self._intake = intake
+        self._writer = writer
+        self._credentials = credentials
+        self._streams = streams
+        self._budgets = budgets
+        self._clock = clock
+        self._news = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        self._series = SeriesTable()
+        self._flow: BatchFlow | None = None
+        self._writer_id = ""
+        self._tells_accepted = False
+        # What is to be told next.
+        self._opened: ingest_pb2.Opened | None = None
+        self._go_away: ingest_pb2.GoAway | None = None
+        self._failure: Exception | None = None
+        # How far it has come.
+        self._told_accepted = 0
+        self._told_batches = 0
+        self._samples = 0
+        self._closing = False
+        self._over = False
+        self._drain_by_us: int | None = None
+        started_us = clock.now_us()
+        self._lifetime_us = streams.lifetime_us()
+        self._ends_us = started_us + self._lifetime_us
+        self._step_us: float = started_us + _OPEN_WITHIN_US
+        self.epoch = 0
+        self.due_us = 0.0
+        self._schedule(self._step_us)
+
+    async def responses(
+        self, requests: AsyncIterator[ingest_pb2.StreamTelemetryRequest]
+    ) -> AsyncIterator[ingest_pb2.StreamTelemetryResponse]:
+        """Serve the stream and yield what the client is to be told.
+
+        A response counts as handed to the transport when the next one is asked for. However
+        the iteration ends, the stream is left; whoever drops the iterator calls `leave`.
+
+        Args:
+            requests: what the client sends, by the rules of the contract.
+
+        Raises:
+            DomainError: the stream has to end, as the contract says.
+        """
+        self._streams.add(self)
+        self._reader = asyncio.create_task(self._read(requests), name="telemetry-stream")
+        try:
+            while True:
+                response = self._next_response()
+                if response is not None:
+                    yield response
+                    if self._flow is not None:
+                        self._flow.handed_over()
+                elif (failure := self._why_failed()) is not None:
+                    raise failure
+                elif self._over or (self._closing and not self._busy()):
+                    self._over = True
+                    return
+                else:
+                    self._news.clear()
+                    await self._news.wait()
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Give back all that the stream holds; once is enough."""
+        if self._reader is None:
+            return
+        self._reader.cancel()
+        self._reader = None
+        if self._flow is not None:
+            self._flow.close()
+        self._budgets.definitions.give_back(self._series.places)
+        self._streams.remove(self, (self._principal.tenant, self._writer_id) if self.epoch else None)
+        _log.info(
+            "stream ended",
+            why=self._told_why(),
+            writer_id=self._writer_id,
+            epoch=self.epoch,
+            batches=self._told_batches,
+            samples=self._samples,
+        )
+
+    def act(self, now_us: int) -> None:
+        """Do what is due: end what has expired, ask the client to leave, stop waiting for it."""
+        if now_us >= _expires_us(self._principal):
+            self._fail(
+                Unauthenticated(
+                    "the stream's credential has expired; send Reauthenticate in time, or open a new stream",
+                    reason=ErrorReason.ERROR_REASON_TOKEN_INVALID,
+                )
+            )
+        elif now_us < self._step_us:
+            return
+        elif self._flow is None:
+            self._fail(
+                DeadlineExceeded(
+                    f"no Open came within {_OPEN_WITHIN_US // MICROS_PER_SECOND} s",
+                    reason=ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
+                )
+            )
+        elif self._drain_by_us is None:
+            self.go_away(self._ends_us)
+        elif not self._closing:
+            self._closing = True
+            self._schedule(now_us + LAST_ACKS_US)
+        else:
+            self._over = True
+            self._schedule(float("inf"))
+        self._news.set()
+
+    def go_away(self, drain_by_us: int) -> None:
+        """Ask the client to reconnect elsewhere, and end at this time."""
+        if self._flow is None:
+            self._fail(dependency_unavailable("ingest_svc"))
+        elif self._drain_by_us is None or drain_by_us < self._drain_by_us:
+            self._drain_by_us = drain_by_us
+            self._go_away = ingest_pb2.GoAway()
+            self._go_away.drain_by.FromMicroseconds(drain_by_us)
+            self._schedule(drain_by_us)
+            self._news.set()
+
+    def fence(self) -> None:
+        """End: a later stream of the writer was opened."""
+        self._fail(
+            FailedPrecondition(
+                f"a later stream of writer {self._writer_id!r} took over; do not reopen by yourself",
+                reason=ErrorReason.ERROR_REASON_FENCED,
+            )
+        )
+
+    def _fail(self, failure: Exception) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self._news.set()
+
+    def _why_failed(self) -> Exception | None:
+        return self._failure or (self._flow.failure if self._flow is not None else None)
+
+    def _busy(self) -> bool:
+        return self._flow is not None and self._flow.busy
+
+    def _told_why(self) -> str:
+        failure = self._why_failed()
+        if isinstance(failure, DomainError):
+            return ErrorReason.Name(failure.reason)
+        if failure is not None:
+            return type(failure).__name__
+        if not self._over:
+            return "the client is gone"
+        return "closed" if self._drain_by_us is None else "drained"
+
+    def _schedule(self, step_us: float) -> None:
+        """Say when the stream's next step is due; its credential may end before."""
+        self._step_us = step_us
+        self.due_us = min(step_us, _expires_us(self._principal))
+
+    # What the client is told.
+
+    def _next_response(self) -> ingest_pb2.StreamTelemetryResponse | None:
+        flow = self._flow
+        if flow is None:
+            return None
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            return ingest_pb2.StreamTelemetryResponse(opened=opened)
+        if flow.acknowledgeable or (self._tells_accepted and flow.accepted_through > self._told_accepted):
+            return ingest_pb2.StreamTelemetryResponse(ack=self._ack(flow))
+        if flow.refusal is not None:
+            refusal, flow.refusal = flow.refusal, None
+            return ingest_pb2.StreamTelemetryResponse(throttle=_throttle(refusal))
+        if self._go_away is not None:
+            go_away, self._go_away = self._go_away, None
+            return ingest_pb2.StreamTelemetryResponse(go_away=go_away)
+        return None
+
+    def _ack(self, flow: BatchFlow) -> ingest_pb2.Ack:
+        results: list[ingest_pb2.BatchResult] = []
+        for taken in flow.acknowledge(_MAX_ACK_BYTES):
+            assert isinstance(taken.answer, bytes)  # noqa: S101 - as acknowledge says
+            result = ingest_pb2.BatchResult.FromString(taken.answer)
+            self._told_batches += 1
+            self._samples += result.stored_samples
+            if result.reason or result.refused_samples:
+                result.sequence = taken.sequence
+                del result.refusals[MAX_REFUSALS:]  # The unary door records more of them.
+                results.append(result)
+        self._told_accepted = flow.accepted_through
+        return ingest_pb2.Ack(
+            accepted_through=flow.accepted_through, durable_through=flow.durable_through, results=results
+        )
+
+    # What the client sends.
+
+    async def _read(self, requests: AsyncIterator[ingest_pb2.StreamTelemetryRequest]) -> None:
+        try:
+            async for request in requests:
+                await self._take(request)
+                if self._closing:
+                    break
+        except Exception as error:
+            self._fail(error)
+        self._closing = True
+        self._news.set()
+
+    async def _take(self, request: ingest_pb2.StreamTelemetryRequest) -> None:
+        kind = request.WhichOneof("message")
+        flow = self._flow
+        if self._closing or kind == "close":
+            self._closing = True
+        elif kind == "open":
+            await self._take_open(request.open)
+        elif flow is None:
+            raise InvalidArgument(
+                "the first message of a stream is Open",
+                reason=ErrorReason.ERROR_REASON_STREAM_NOT_OPENED,
+            )
+        elif kind == "batch":
+            await self._take_batch(flow, request.batch)
+        elif kind == "series_defs":
+            self._take_definitions(request.series_defs)
+        elif kind == "reauthenticate":
+            await self._reauthenticate(request.reauthenticate.token)
+        else:
+            raise invalid_field("message", "holds nothing that this server knows")
+
+    async def _take_open(self, message: ingest_pb2.Open) -> None:
+        if self._writer_id:
+            raise InvalidArgument(
+                "a stream is opened once; open another stream for another writer",
+                reason=ErrorReason.ERROR_REASON_STREAM_OPENED_TWICE,
+            )
+        if message.ack_level == ingest_pb2.ACK_LEVEL_APPLIED:
+            raise not_built_yet(f"ack_level {ingest_pb2.AckLevel.Name(message.ack_level)}")
+        self._writer_id = message.writer_id
+        self._tells_accepted = message.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED
+        self._schedule(self._ends_us - notice_us(self._lifetime_us))
+        tenant = self._principal.tenant
+        cursor = await self._writer.open_writer(
+            tenant=tenant, principal=self._principal.name, writer_id=message.writer_id
+        )
+        self.epoch = cursor.epoch
+        self._flow = BatchFlow(last_committed=cursor.last_sequence, budget=self._budgets.inflight_bytes)
+        self._opened = ingest_pb2.Opened(
+            epoch=cursor.epoch,
+            last_committed_sequence=cursor.last_sequence,
+            max_batch_bytes=MAX_BATCH_BYTES,
+            max_inflight_batches=MAX_INFLIGHT_BATCHES,
+            max_inflight_bytes=MAX_INFLIGHT_BYTES,
+            outcomes_kept=OUTCOMES_KEPT,
+            max_series=MAX_SERIES,
+        )
+        self._opened.max_stream_lifetime.FromMicroseconds(self._lifetime_us)
+        self._opened.server_time.FromMicroseconds(self._clock.now_us())
+        self._streams.opened(self, (tenant, message.writer_id))
+        self._news.set()
+
+    def _take_definitions(self, message: ingest_pb2.SeriesDefs) -> None:
+        definitions = conversion.to_definitions(message)
+        budget = self._budgets.definitions
+        if not budget.take(self._series.places_with(definitions) - self._series.places):
+            raise ResourceExhausted(
+                f"the streams of this process define {budget.used} series, of {budget.limit} at most; "
+                "open the stream again later, or at another process",
+                reason=ErrorReason.ERROR_REASON_INGEST_BUSY,
+                metadata={
+                    "limit_name": "definitions",
+                    "limit": str(budget.limit),
+                    "used": str(budget.used),
+                },
+                retry_after_s=_DEFINITIONS_RETRY_S,
+            )
+        self._series.define(definitions)
+
+    async def _reauthenticate(self, credential: str) -> None:
+        principal = await self._credentials.verify(credential)
+        if (principal.tenant, principal.name) != (self._principal.tenant, self._principal.name):
+            raise Unauthenticated(
+                "the new credential is another principal's; open a new stream with it",
+                reason=ErrorReason.ERROR_REASON_TOKEN_INVALID,
+            )
+        policy.require(_PERMISSION, principal, method="a gateway stream")
+        self._principal = principal
+        self._schedule(self._step_us)
+
+    async def _take_batch(self, flow: BatchFlow, batch: ingest_pb2.Batch) -> None:
+        size = batch.ByteSize()
+        if size > MAX_BATCH_BYTES:
+            raise InvalidArgument(
+                f"batch {batch.sequence} has {size} bytes, of {MAX_BATCH_BYTES} at most; split it",
+                reason=ErrorReason.ERROR_REASON_BATCH_TOO_LARGE,
+                metadata={"limit": str(MAX_BATCH_BYTES), "size": str(size)},
+            )
+        taken = flow.take(batch.sequence, size)
+        if taken is not None:
+            await self._submit(flow, taken, batch)
+        self._news.set()
+
+    async def _submit(self, flow: BatchFlow, taken: Taken, batch: ingest_pb2.Batch) -> None:
+        taken.span = _span(batch)
+        try:
+            request = await self._to_request(batch, taken)
+            if taken.dropped:  # Meanwhile one before it has to come again, and so has this one.
+                return
+            written = self._writer.submit(request)
+        except DomainError as error:
+            if not is_transient(error):
+                raise
+            flow.throw_back(taken, error)
+        else:
+            flow.accept(taken, written)
+            written.add_done_callback(partial(self._written, flow, taken))
+
+    async def _to_request(self, batch: ingest_pb2.Batch, taken: Taken) -> WriteRequest:
+        received_us = self._clock.now_us()
+        origin = Origin(
+            self._principal,
+            WriterIdentity(self._writer_id, batch.sequence, self.epoch),
+            taken.span.get_span_context() if taken.span is not None else None,
+        )
+        all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
+        content = conversion.to_content(batch)
+        if isinstance(content, RefusedContent):
+            return self._intake.refuse(origin, content)
+        if isinstance(content, SentColumns):
+            return await self._intake.take_columns(
+                origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us
+            )
+        return await self._intake.take_readings(
+            origin, content, all_or_nothing=all_or_nothing, received_us=received_us
+        )
+
+    def _written(self, flow: BatchFlow, taken: Taken, written: asyncio.Future[WriteResult]) -> None:
+        if written.cancelled():
+            return
+        error = written.exception()
+        if error is None:
+            flow.answer(taken, written.result().outcome)
+        elif isinstance(error, DomainError) and error.reason == ErrorReason.ERROR_REASON_OUTCOME_EXPIRED:
+            expired = Outcome(reason=error.reason, message=error.message)
+            flow.answer(taken, conversion.to_result(expired, taken.sequence).SerializeToString())
+        elif isinstance(error, Exception):
+            flow.answer(taken, error)
+        self._news.set()
+
+
+def _throttle(refusal: Refusal) -> ingest_pb2.Throttle:
+    error = refusal.error
+    throttle = ingest_pb2.Throttle(
+        limit_name=error.metadata.get("limit_name", ""),
+        limit=int(error.metadata.get("limit", 0)),
+        used=int(error.metadata.get("used", 0)),
+        first_refused_sequence=refusal.first_refused,
+        reason=error.reason,
+        message=error.message,
+    )
+    throttle.retry_after.FromMilliseconds(int((error.retry_after_s or 0) * 1000))
+    return throttle
+
+
+def _span(batch: ingest_pb2.Batch) -> Span | None:
+    """Begin the span of a batch whose sender records its trace."""
+    sent_in = remote_span(batch.traceparent)
+    if sent_in is None or not (sent_in.is_valid and sent_in.trace_flags.sampled):
+        return None
+    return tracer.start_span(
+        "ingest.batch",
+        context=trace.set_span_in_context(NonRecordingSpan(sent_in)),
+        attributes={"twinmesh.sequence": batch.sequence},
+    )
+
+
+def _expires_us(principal: Principal) -> float:
+    return principal.credential_expires * MICROS_PER_SECOND
