@@ -1,0 +1,50 @@
+"""Twinmesh's gateway client: telemetry in, durable at the server, exactly once.
+
+async with GatewayClient("127.0.0.1:8080", token=key, name="line-4", spool="/var/lib/line-4") as gateway:
+    temperature = gateway.series("temp-1", "temperature", unit="°C")
+    await temperature.add(21.5)
+    await gateway.flush()
+"""
+
+from twinmesh_client.client import GatewayClient, Refusal, RefusedBatch, Series
+from twinmesh_client.errors import (
+    Fenced,
+    GatewayClosed,
+    GatewayError,
+    PermissionDenied,
+    SequenceGap,
+    SequenceReused,
+    ServerAhead,
+    ServerBehind,
+    SpoolDamaged,
+    SpoolError,
+    SpoolFull,
+    SpoolInUse,
+    StreamRefused,
+    Unauthenticated,
+)
+from twinmesh_client.stats import Stats
+from twinmesh_client.values import Kind
+
+__all__ = [
+    "Fenced",
+    "GatewayClient",
+    "GatewayClosed",
+    "GatewayError",
+    "Kind",
+    "PermissionDenied",
+    "Refusal",
+    "RefusedBatch",
+    "SequenceGap",
+    "SequenceReused",
+    "Series",
+    "ServerAhead",
+    "ServerBehind",
+    "SpoolDamaged",
+    "SpoolError",
+    "SpoolFull",
+    "SpoolInUse",
+    "Stats",
+    "StreamRefused",
+    "Unauthenticated",
+]

@@ -1,0 +1,487 @@
+"""The spool: a folder that holds what the server has not acknowledged yet.
+
+    writer.json           the writer's id, made once
+    durable.json          up to which sequence batches are durable at the server
+    series.log            definitions of series, by alias, one after the other
+    batches-<first>.log   segments of batches, numbered without gaps
+    lock                  held while a process uses the spool
+
+All functions here wait for the disk; the client calls them in one thread of their own.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh_client.errors import SpoolDamaged, SpoolError, SpoolFull, SpoolInUse
+from twinmesh_client.records import HEADER_BYTES, Record, is_torn, pack, records, unpack
+
+_FORMAT = 1
+_LARGEST_SEGMENT_BYTES = 8 * 1024 * 1024
+_SEGMENTS = 8  # The least number that a full spool consists of: it is freed by whole segments.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the spool holds and the server has not acknowledged.
+
+    Attributes:
+        batches: how many.
+        size: their bytes.
+        oldest_us: when the oldest was sealed, microseconds since the epoch; None without any.
+    """
+
+    batches: int = 0
+    size: int = 0
+    oldest_us: int | None = None
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A file of batches and the index of it: per batch its end, samples and time."""
+
+    path: Path
+    first: int
+    ends: "array[int]" = field(default_factory=lambda: array("L"))
+    samples: "array[int]" = field(default_factory=lambda: array("L"))
+    times_us: "array[int]" = field(default_factory=lambda: array("q"))
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.ends) - 1
+
+    @property
+    def size(self) -> int:
+        return self.start(len(self.ends))
+
+    def start(self, place: int) -> int:
+        return self.ends[place - 1] if place else 0
+
+    def index(self, end: int, record: Record) -> None:
+        self.ends.append(end)
+        self.samples.append(record.samples)
+        self.times_us.append(record.time_us)
+
+
+class Spool:
+    """Keeps batches on disk until they are durable elsewhere.
+
+    Args:
+        folder: made when it is not there; on a disk that keeps what was fsynced.
+        name: the gateway's; the writer's id begins with it.
+        max_bytes: most bytes of batches on the disk.
+
+    Raises:
+        SpoolInUse: another process has it.
+        SpoolDamaged: a file is not what was written.
+        SpoolError: it belongs to a gateway of another name.
+    """
+
+    def __init__(self, folder: Path, *, name: str, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._segment_bytes = min(_LARGEST_SEGMENT_BYTES, max_bytes // _SEGMENTS)
+        self._lock = self._locked(folder)
+        self._active: int | None = None
+        try:
+            self.writer_id = self._writer_id(name)
+            self.durable_through = self._saved_durable = self._read_durable()
+            self.definitions = self._read_definitions()
+            self._segments = self._read_segments()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self.backlog = self._count_backlog()
+
+    @property
+    def first_sequence(self) -> int:
+        """Return the first sequence after `durable_through` that is here, or the next one to be."""
+        first = self._segments[0].first if self._segments else self.next_sequence
+        return max(first, self.durable_through + 1)
+
+    @property
+    def next_sequence(self) -> int:
+        """Return the number of the next batch."""
+        last = self._segments[-1].last if self._segments else 0
+        return max(last, self.durable_through) + 1
+
+    def define(self, definitions: Sequence[ingest_pb2.SeriesDef]) -> None:
+        """Add definitions, whose aliases follow on those that are there; on disk when it returns.
+
+        Raises:
+            SpoolFull: the disk is full.
+            SpoolError: the disk failed.
+        """
+        path = self._folder / "series.log"
+        packed = pack(
+            Record(definitions[0].alias, ingest_pb2.SeriesDefs(defs=definitions).SerializeToString())
+        )
+        is_new = not path.exists()
+        with _disk_errors():
+            descriptor = _open_to_append(path)
+            try:
+                _append(descriptor, packed)
+            finally:
+                os.close(descriptor)
+            if is_new:
+                _sync_folder(self._folder)
+        self.definitions.extend(definitions)
+
+    def append(self, payload: bytes, *, samples: int, beyond_limit: bool = False) -> None:
+        """Add the batch numbered `next_sequence`; on disk when it returns.
+
+        Args:
+            payload: a serialized Batch.
+            samples: how many it holds.
+            beyond_limit: may exceed `max_bytes`, since there is no later.
+
+        Raises:
+            SpoolFull: the disk or the spool is full; nothing was added.
+            SpoolError: the disk failed.
+        """
+        record = Record(self.next_sequence, payload, time.time_ns() // 1000, samples)
+        packed = pack(record)
+        used = sum(segment.size for segment in self._segments)
+        if used + len(packed) > self._max_bytes and not beyond_limit:
+            raise SpoolFull(f"{self._folder} holds {used:,} bytes of at most {self._max_bytes:,}")
+        with _disk_errors():
+            segment = self._open_segment(record.number)
+            assert self._active is not None  # noqa: S101 - the segment was just opened
+            _append(self._active, packed)
+        segment.index(segment.size + len(packed), record)
+        backlog = self.backlog
+        self.backlog = Backlog(
+            backlog.batches + 1, backlog.size + len(packed), backlog.oldest_us or record.time_us
+        )
+
+    def read(self, sequence: int, *, max_bytes: int) -> list[Record]:
+        """Return batches from a sequence on, or from the first later one that is here.
+
+        Args:
+            sequence: from which on.
+            max_bytes: ends before the batch that would exceed it; one is returned anyway.
+
+        Raises:
+            SpoolDamaged: a file changed under us.
+            SpoolError: the disk failed.
+        """
+        found: list[Record] = []
+        size = 0
+        for segment in self._segments:
+            if segment.last < sequence or not segment.ends:
+                continue
+            place = max(sequence - segment.first, 0)
+            start, end = segment.start(place), segment.start(place)
+            for later in segment.ends[place:]:
+                if size + later - start > max_bytes and (found or end > start):
+                    break
+                end = later
+            size += end - start
+            found += self._read_part(segment, start, end)
+            if end < segment.size:
+                break
+        return found
+
+    def trim(self, durable_through: int, *, unsaved: int) -> int:
+        """Forget batches that are durable at the server.
+
+        Args:
+            durable_through: up to which sequence they are.
+            unsaved: so many sequences may be forgotten again if this process crashes.
+
+        Returns:
+            How many samples they hold.
+
+        Raises:
+            SpoolError: the disk failed.
+        """
+        samples = 0
+        for segment in self._segments:
+            first = max(self.durable_through + 1 - segment.first, 0)
+            samples += sum(segment.samples[first : max(durable_through + 1 - segment.first, 0)])
+        self.durable_through = max(self.durable_through, durable_through)
+        is_over = [segment.last <= self.durable_through for segment in self._segments[:-1]]
+        if any(is_over) or self.durable_through - self._saved_durable > unsaved:
+            # Without it more is sent again after a crash; freeing room is worth more.
+            with suppress(SpoolFull):
+                self.save()
+        with _disk_errors():
+            while len(self._segments) > 1 and self._segments[0].last <= self.durable_through:
+                self._segments.pop(0).path.unlink()
+        self.backlog = self._count_backlog()
+        return samples
+
+    def drop_oldest(self) -> int:
+        """Give up the oldest batches, a segment of them, to make room.
+
+        Returns:
+            How many samples were lost; 0 when there is nothing to drop.
+
+        Raises:
+            SpoolError: the disk failed.
+        """
+        if not self.backlog.batches:
+            return 0
+        with _disk_errors():
+            if len(self._segments) == 1:
+                # The next batch's number must survive: it is in the name of the new file.
+                self._begin_segment(self.next_sequence)
+            segment = self._segments.pop(0)
+            segment.path.unlink()
+            _sync_folder(self._folder)
+        self.backlog = self._count_backlog()
+        return sum(segment.samples[max(self.durable_through + 1 - segment.first, 0) :])
+
+    def save(self) -> None:
+        """Write down what is durable, so that the next start does not send it again.
+
+        Raises:
+            SpoolFull: the disk is full; what was written before still stands.
+            SpoolError: the disk failed.
+        """
+        with _disk_errors():
+            _write_file(self._folder / "durable.json", {"durable_through": self.durable_through})
+        self._saved_durable = self.durable_through
+
+    def close(self) -> None:
+        """Save, and let another process have the spool."""
+        try:
+            if self._saved_durable != self.durable_through:
+                self.save()
+        except SpoolFull:
+            pass  # Some batches are sent once more, and stored once.
+        finally:
+            if self._active is not None:
+                os.close(self._active)
+            os.close(self._lock)
+
+    def _locked(self, folder: Path) -> int:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SpoolError(
+                f"{folder}: {error.strerror}; the client needs a folder it can write to"
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise SpoolInUse(
+                f"{folder} is in use by another process; give each gateway a folder of its own"
+            ) from error
+        return descriptor
+
+    def _writer_id(self, name: str) -> str:
+        path = self._folder / "writer.json"
+        stored = _read_file(path)
+        if stored is None:
+            if any(self._folder.glob("batches-*.log")):
+                raise SpoolDamaged(path, 0, "the file is missing, and batches are there")
+            stored = {"format": _FORMAT, "writer_id": f"{name}:{secrets.token_hex(8)}"}
+            with _disk_errors():
+                _write_file(path, stored)
+        writer_id = stored.get("writer_id")
+        if stored.get("format") != _FORMAT or not isinstance(writer_id, str):
+            raise SpoolDamaged(path, 0, f"not a spool of format {_FORMAT}")
+        owner = writer_id.rpartition(":")[0]
+        if owner != name:
+            raise SpoolError(f"{self._folder} is the spool of gateway {owner!r}, not of {name!r}")
+        return writer_id
+
+    def _read_durable(self) -> int:
+        path = self._folder / "durable.json"
+        stored = _read_file(path)
+        through = 0 if stored is None else stored.get("durable_through")
+        if not isinstance(through, int) or through < 0:
+            raise SpoolDamaged(path, 0, "durable_through is no sequence")
+        return through
+
+    def _read_definitions(self) -> list[ingest_pb2.SeriesDef]:
+        path = self._folder / "series.log"
+        definitions: list[ingest_pb2.SeriesDef] = []
+        if not path.exists():
+            return definitions
+        end = 0
+        for after, record in _records_of(path, is_last=True):
+            try:
+                definitions += ingest_pb2.SeriesDefs.FromString(record.payload).defs
+            except DecodeError as error:
+                raise SpoolDamaged(path, end, "no definitions of series") from error
+            if [definition.alias for definition in definitions[record.number :]] != [
+                *range(record.number, len(definitions))
+            ]:
+                raise SpoolDamaged(path, end, f"other aliases than those from {record.number} on")
+            end = after
+        return definitions
+
+    def _read_segments(self) -> list[_Segment]:
+        paths = sorted(self._folder.glob("batches-*.log"))
+        try:
+            found = [_Segment(path, int(path.stem.partition("-")[2])) for path in paths]
+        except ValueError as error:
+            raise SpoolError(f"{self._folder}: not all files batches-*.log are segments") from error
+        segments: list[_Segment] = []
+        for segment, later in zip_longest(found, found[1:]):
+            if later is not None and later.first <= self.durable_through + 1:
+                segment.path.unlink()  # Trimmed when the process ended.
+                continue
+            if segments and segment.first != segments[-1].last + 1:
+                raise SpoolDamaged(
+                    segments[-1].path,
+                    segments[-1].size,
+                    f"batch {segments[-1].last + 1} is missing, and batch {segment.first} is there",
+                )
+            for end, record in _records_of(segment.path, is_last=later is None):
+                if record.number != segment.last + 1:
+                    raise SpoolDamaged(
+                        segment.path, segment.size, f"batch {record.number} instead of {segment.last + 1}"
+                    )
+                segment.index(end, record)
+            segments.append(segment)
+        return segments
+
+    def _open_segment(self, sequence: int) -> _Segment:
+        """Return the segment that is written to; the next one when it is large enough."""
+        last = self._segments[-1] if self._segments else None
+        # A last segment that ends before the durable sequence lost its end to the disk: numbers go on
+        # after it, and so in another file.
+        if last is None or last.size >= self._segment_bytes or last.last + 1 != sequence:
+            return self._begin_segment(sequence)
+        if self._active is None:
+            self._active = _open_to_append(last.path)
+        return last
+
+    def _begin_segment(self, sequence: int) -> _Segment:
+        segment = _Segment(self._folder / f"batches-{sequence:020}.log", sequence)
+        descriptor = _open_to_append(segment.path)
+        if self._active is not None:
+            os.close(self._active)
+        self._active = descriptor
+        _sync_folder(self._folder)
+        self._segments.append(segment)
+        return segment
+
+    def _read_part(self, segment: _Segment, start: int, end: int) -> list[Record]:
+        with _disk_errors():
+            descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(descriptor, end - start, start)
+            finally:
+                os.close(descriptor)
+        found = []
+        offset = 0
+        while offset < end - start:
+            record = unpack(data, offset)
+            if record is None:
+                raise SpoolDamaged(segment.path, start + offset, "not the batch that was written there")
+            found.append(record)
+            offset += HEADER_BYTES + len(record.payload)
+        return found
+
+    def _count_backlog(self) -> Backlog:
+        batches = size = 0
+        oldest_us = None
+        for segment in self._segments:
+            place = max(self.durable_through + 1 - segment.first, 0)
+            if place >= len(segment.ends):
+                continue
+            batches += len(segment.ends) - place
+            size += segment.size - segment.start(place)
+            oldest_us = oldest_us or segment.times_us[place]
+        return Backlog(batches, size, oldest_us)
+
+
+def _records_of(path: Path, *, is_last: bool) -> Iterator[tuple[int, Record]]:
+    """Yield a file's records with their ends; what was being written at a crash is cut off."""
+    with _disk_errors():
+        data = path.read_bytes()
+    end = 0
+    for end, record in records(data):
+        yield end, record
+    if end == len(data):
+        return
+    if not is_last or not is_torn(data, end):
+        raise SpoolDamaged(path, end, "not a whole record, and others follow")
+    with _disk_errors():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, end)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _open_to_append(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _append(descriptor: int, data: bytes) -> None:
+    """Write and fsync; when that fails, the file is as it was."""
+    before = os.fstat(descriptor).st_size
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_file(path: Path, content: dict[str, Any]) -> None:
+    """Replace a small file: afterwards it is the new one or the old one, never a part."""
+    fresh = path.with_suffix(".new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, json.dumps(content).encode() + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    fresh.replace(path)
+    _sync_folder(path.parent)
+
+
+def _read_file(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise SpoolDamaged(path, 0, "not JSON") from error
+    if not isinstance(content, dict):
+        raise SpoolDamaged(path, 0, "not a JSON object")
+    return content
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Tell a full disk, which may have room later, from one that failed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise SpoolFull(f"the spool's disk is full: {error}") from error
+        raise SpoolError(f"the spool's disk failed: {error}; nothing that was spooled is given up") from error
