@@ -19,7 +19,14 @@ ROOT = Path(__file__).parents[2]
         ("README.md", ["telemetry.commit", "21.5", '"storedSamples": "1"', "Offices 21.", "3 readings read"]),
         (
             "docs/api.md",
-            ['"storedSamples":"2"', "METRIC_UNKNOWN", '"displayName":"Kettle"', "80.5", "INVALID_FIELD"],
+            [
+                '"storedSamples":"2"',
+                "METRIC_UNKNOWN",
+                "durable_through: 1",
+                '"displayName":"Kettle"',
+                "80.5",
+                "INVALID_FIELD",
+            ],
         ),
     ],
 )
