@@ -30,6 +30,10 @@ _OPTIONS = [
     ("grpc.max_metadata_size", 32 * 1024),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Calls that arrive faster than handlers start wait: from the default of 1,000 on gRPC would
+    # cancel some at random, when a fleet comes back.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
 ]
 
 # A dependency's check: returns when it works and raises when it does not.

@@ -202,6 +202,15 @@ async def test_streams_pass_the_same_door(twins: Any, reader: Any) -> None:
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_calls_that_arrive_all_at_once_wait_and_none_is_cancelled(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        # Sent without a pause for the server's event loop, which is this one.
+        calls = [stub.Check.future(health_pb2.HealthCheckRequest()) for _ in range(6000)]
+        codes = await asyncio.to_thread(lambda: {call.code() for call in calls})
+    assert codes == {grpc.StatusCode.OK}
+
+
 async def test_health_follows_the_dependencies(auth_address: str, tokens: ServiceTokens) -> None:
     works = asyncio.Event()
     works.set()
