@@ -61,8 +61,8 @@ class Shape:
     rounds: int = ROUNDS
 
 
-RUN20 = Shape("run20", 2_000, 20, 2_000, 4_000_000)
-RUN1 = Shape("run1", 2_000, 1, 2_000, 2_000_000)
+RUN20 = Shape("run20", 2_000, 20, 2_000, 6_000_000)
+RUN1 = Shape("run1", 2_000, 1, 2_000, 4_000_000)
 MANY_RUN20 = Shape("100,000 series, run20", 25_000, 20, 5_000, 4_000_000, rounds=1)
 MANY_RUN1 = Shape("100,000 series, run1", 25_000, 1, 25_000, 2_000_000, rounds=1)
 
