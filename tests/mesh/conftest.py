@@ -1,4 +1,6 @@
 import asyncio
+import random
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +18,7 @@ from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import PrincipalKind
 from meshkit.testing.clock import ManualClock
 from meshkit.testing.mesh import Mesh, start_mesh
+from tests.mesh.stream_site import SOAK, Site, site
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +87,46 @@ async def admin(mesh: Mesh, admin_token: str) -> AsyncIterator[httpx.AsyncClient
     """JSON client of the demo tenant's administrator."""
     async with mesh.client(admin_token) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def fragile_mesh() -> Iterator[Mesh]:
+    """A mesh for tests that break its parts; ingest has two processes.
+
+    Tests that use it are of the xdist group "faults".
+    """
+    home = Path(tempfile.mkdtemp(prefix="twinmesh-faults-"))
+    home.chmod(0o755)
+    started = start_mesh(home, TWINMESH_INGEST_PROCESSES="2")
+    yield started
+    started.twinmesh("down")
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def fragile_key(fragile_mesh: Mesh) -> str:
+    """API key of the fragile mesh that may send and read, and does not end."""
+    answer = httpx.post(
+        f"{fragile_mesh.url}/v1/apiKeys",
+        json={"displayName": "gateways"},
+        headers={"authorization": f"Bearer {fragile_mesh.log_in()}"},
+        timeout=30,
+    )
+    answer.raise_for_status()
+    secret: str = answer.json()["secret"]
+    return secret
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Decides what is random in a test: the same in every run but the soak."""
+    seed = secrets.token_hex(8) if SOAK else request.node.name
+    request.node.add_report_section("setup", "seed", seed)
+    return random.Random(seed)
+
+
+@pytest.fixture
+async def fragile_site(fragile_mesh: Mesh, fragile_key: str, chance: random.Random) -> AsyncIterator[Site]:
+    """Devices of one test in the mesh whose parts are broken."""
+    async with site(fragile_mesh, fragile_mesh.log_in(), key=fragile_key, chance=chance) as made:
+        yield made

@@ -1,64 +1,50 @@
 """Parts are killed while clients retry by request id: everything acknowledged is stored exactly once."""
 
 import asyncio
-import os
-import random
-import shutil
-import tempfile
 import uuid
-from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import asyncpg
 import httpx
 import pytest
 
-from meshkit.testing.mesh import Mesh, eventually, start_mesh
+from tests.mesh.faults import kill
+from tests.mesh.oracle import Sample
+from tests.mesh.stream_site import SOAK, Site, sending
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(1800)]
 
 CLIENTS = 8
-KILLS = 50 if os.environ.get("TWINMESH_TEST_SCALE") == "soak" else 2
-Sample = tuple[str, int, float]
+KILLS = 50 if SOAK else 2
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def fragile_mesh() -> Iterator[Mesh]:
-    home = Path(tempfile.mkdtemp(prefix="twinmesh-faults-"))
-    home.chmod(0o755)
-    started = start_mesh(home)
-    yield started
-    started.twinmesh("down")
-    shutil.rmtree(home, ignore_errors=True)
+class UnaryClient:
+    """Sends one sample after the other, each until it is acknowledged."""
 
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._lane = site.oracle.lane()
+        self._stopping = False
 
-class Oracle:
-    """What clients were told is durable, kept outside of what is killed."""
-
-    def __init__(self, mesh: Mesh, token: str) -> None:
-        self._mesh = mesh
-        self._token = token
-        self._stop = asyncio.Event()
-        self.acknowledged: list[Sample] = []
-
-    async def send_until_stopped(self, number: int) -> None:
-        """Send one sample after the other, each until it is acknowledged."""
+    async def run(self) -> None:
         start = datetime.now(UTC) - timedelta(days=1)
-        chance = random.Random(number)
         count = 0
-        async with self._mesh.client(self._token) as client:
-            while not self._stop.is_set():
+        async with self._site.mesh.client(self._site.key) as client:
+            while not self._stopping:
                 count += 1
-                moment = start + timedelta(microseconds=number + 1000 * count)
-                value = chance.random()
-                await self._acknowledge(client, moment, value)
-                micros = int((moment - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
-                self.acknowledged.append(("temp-1", micros, value))
+                moment = start + timedelta(microseconds=self._lane + 1000 * count)
+                micros = (moment - _EPOCH) // timedelta(microseconds=1)
+                sample = Sample(self._site.devices[0], "temperature", micros, self._site.chance.random())
+                sent = self._site.oracle.sends([sample])
+                await self._until_acknowledged(client, moment, sample)
+                self._site.oracle.acknowledge(sent)
 
-    async def _acknowledge(self, client: httpx.AsyncClient, moment: datetime, value: float) -> None:
-        reading = {"deviceId": "temp-1", "time": moment.isoformat(), "numbers": {"temperature": value}}
+    async def _until_acknowledged(self, client: httpx.AsyncClient, moment: datetime, sample: Sample) -> None:
+        reading = {
+            "deviceId": sample.device_id,
+            "time": moment.isoformat(),
+            "numbers": {sample.metric: sample.value},
+        }
         body = {"readings": [reading], "requestId": uuid.uuid4().hex}
         while True:
             try:
@@ -73,51 +59,17 @@ class Oracle:
             await asyncio.sleep(0.05)
 
     def stop(self) -> None:
-        self._stop.set()
-
-
-async def stored_samples(mesh: Mesh) -> Counter[Sample]:
-    connection = await asyncpg.connect(mesh.database_url("postgres"))
-    try:
-        rows = await connection.fetch(
-            "SELECT device_id, sample.time, sample.value FROM telemetry.segment AS segment "
-            "JOIN telemetry.series USING (tenant_id, series_id), "
-            "unnest(segment.times, segment.doubles) AS sample (time, value) WHERE metric = 'temperature'"
-        )
-    finally:
-        await connection.close()
-    return Counter((row["device_id"], row["time"], row["value"]) for row in rows)
+        self._stopping = True
 
 
 @pytest.mark.parametrize("part", ["ingest_svc", "postgres", "nats", "envoy", "auth_svc", "asset_svc"])
-async def test_nothing_acknowledged_is_lost_or_doubled(fragile_mesh: Mesh, part: str) -> None:
-    before = await stored_samples(fragile_mesh)
-    oracle = Oracle(fragile_mesh, fragile_mesh.log_in())
-    clients = [asyncio.create_task(oracle.send_until_stopped(number)) for number in range(CLIENTS)]
-    chance = random.Random(part)
-    try:
+async def test_nothing_acknowledged_is_lost_or_doubled(fragile_site: Site, part: str) -> None:
+    site = fragile_site
+    clients = [UnaryClient(site) for _ in range(CLIENTS)]
+    async with sending(clients):
         for _ in range(KILLS):
-            await progress(oracle, clients, chance.randint(20, 60))
-            restarts = fragile_mesh.part(part)["restarts"]
-            fragile_mesh.kill(part)
-            await asyncio.to_thread(started_again, fragile_mesh, part, restarts)
-        await progress(oracle, clients, 50)
-    finally:
-        oracle.stop()
-        await asyncio.gather(*clients)
-    stored = await stored_samples(fragile_mesh)
-    assert stored - before == Counter(oracle.acknowledged)
-
-
-def started_again(mesh: Mesh, part: str, restarts: int) -> None:
-    eventually(lambda: bool(mesh.part(part)["restarts"] > restarts), f"{part} is started again")
-
-
-async def progress(oracle: Oracle, clients: list[asyncio.Task[None]], samples: int) -> None:
-    """Wait until so many more samples were acknowledged."""
-    goal = len(oracle.acknowledged) + samples
-    while len(oracle.acknowledged) < goal:
-        for client in clients:
-            if client.done():
-                client.result()
-        await asyncio.sleep(0.01)
+            await site.oracle.progress(site.chance.randint(20, 60))
+            await kill(part)(site.mesh, site.chance)
+        await site.oracle.progress(50)
+    assert site.oracle.everything_acknowledged()
+    await site.judge()

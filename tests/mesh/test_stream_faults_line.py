@@ -1,0 +1,51 @@
+"""The network between a gateway and the mesh fails while it streams."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from meshkit.testing.line import FaultyLine
+from meshkit.testing.mesh import Mesh
+from tests.mesh.stream_site import SOAK, Site, sending
+from tests.rpc.ingest.neighbours import until
+
+pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(3600 if SOAK else 300)]
+
+RESETS = 200 if SOAK else 10
+BLACK_HOLES = 50 if SOAK else 2
+
+
+@pytest.fixture
+async def line(fragile_mesh: Mesh) -> AsyncIterator[FaultyLine]:
+    async with FaultyLine("127.0.0.1", fragile_mesh.port).open() as opened:
+        yield opened
+
+
+async def test_a_connection_reset_in_mid_frame_loses_and_doubles_nothing(
+    fragile_site: Site, line: FaultyLine
+) -> None:
+    site = fragile_site
+    # From the first bytes of HTTP/2 to several batches.
+    line.reset_after = lambda: int(2 ** site.chance.uniform(3, 18))
+    clients = [await site.client(await site.channel(port=line.port)) for _ in range(4)]
+    async with sending(clients):
+        await until(lambda: line.resets >= RESETS)
+        line.reset_after = None
+        await site.oracle.progress(50)
+    assert site.oracle.everything_acknowledged()
+    assert sum(client.streams for client in clients) > len(clients)
+    await site.judge()
+
+
+async def test_a_black_holed_connection_is_found_out(fragile_site: Site, line: FaultyLine) -> None:
+    site = fragile_site
+    client = await site.client(await site.channel(port=line.port))
+    async with sending([client]):
+        for _ in range(BLACK_HOLES):
+            await site.oracle.progress(site.chance.randint(1, 50))
+            assert line.swallow() == 1
+            # Nobody says that the connection is gone: the client's pings are not answered.
+            await client.until_opened()
+        await site.oracle.progress(20)
+    assert site.oracle.everything_acknowledged()
+    await site.judge()
