@@ -44,6 +44,9 @@ def merge(parts: Sequence[KindColumns]) -> Runs:
     Of samples with equal (series, time) the last in arrival order stays: that of the
     later part, and within a part the later one.
 
+    What is sorted are stretches, in which one series' times do not fall, rather than
+    samples: senders' times mostly ascend, within a batch and from batch to batch.
+
     Args:
         parts: in arrival order, at least one sample in all.
     """
@@ -52,34 +55,74 @@ def merge(parts: Sequence[KindColumns]) -> Runs:
     values = np.concatenate([part.values for part in parts])
     part_ends = np.cumsum([len(part) for part in parts])
 
-    arrivals = None
-    if not _is_sorted(series, times):
-        # Stable, so equal (series, time) stay in arrival order.
-        arrivals = np.lexsort((times, series))
-        series, times = series[arrivals], times[arrivals]
-    same_series = series[1:] == series[:-1]
-    kept = np.append(~(same_series & (times[1:] == times[:-1])), True)
-    if not kept.all():
-        arrivals = np.flatnonzero(kept) if arrivals is None else arrivals[kept]
-        series, times = series[kept], times[kept]
-        same_series = series[1:] == series[:-1]
-    if arrivals is not None:
-        values = values[arrivals]
+    stretches = np.flatnonzero(np.append(True, (series[1:] != series[:-1]) | (times[1:] < times[:-1])))
+    order, stretch_series = _stable_sort(series[stretches])
+    new_series = np.append(True, stretch_series[1:] != stretch_series[:-1])
+    if len(stretches) == len(times):
+        arrivals, starts = order, np.flatnonzero(new_series)
+    else:
+        lengths = np.diff(stretches, append=len(times))[order]
+        places = np.cumsum(lengths) - lengths
+        arrivals = np.repeat(stretches[order] - places, lengths) + np.arange(len(times))
+        starts = places[new_series]
 
-    hours = times // MICROS_PER_HOUR
-    starts = np.flatnonzero(np.append(True, ~same_series | (hours[1:] != hours[:-1])))
-    first_arrivals = starts if arrivals is None else arrivals[starts]
+    sorted_times = times[arrivals]
+    fallen = sorted_times[1:] < sorted_times[:-1]
+    fallen[starts[1:] - 1] = False
+    if fallen.any():
+        unsorted = np.zeros(len(starts), dtype=np.bool_)
+        unsorted[np.searchsorted(starts, np.flatnonzero(fallen), side="right") - 1] = True
+        _sort_again(arrivals, np.repeat(unsorted, np.diff(starts, append=len(times))), series, times)
+        sorted_times = times[arrivals]
+    times = sorted_times
+
+    replaced = times[1:] == times[:-1]
+    replaced[starts[1:] - 1] = False
+    if replaced.any():
+        kept = np.append(~replaced, True)
+        arrivals, times = arrivals[kept], times[kept]
+        starts = (np.cumsum(kept) - kept)[starts]
+    starts = _cut_at_hours(starts, times)
     return Runs(
         kind=parts[0].kind,
-        series=series[starts],
-        origins=np.searchsorted(part_ends, first_arrivals, side="right"),
+        series=series[arrivals[starts]],
+        origins=np.searchsorted(part_ends, arrivals[starts], side="right"),
         starts=starts,
         lengths=np.diff(starts, append=len(times)),
         times=times,
-        values=values,
+        values=values[arrivals],
     )
 
 
-def _is_sorted(series: npt.NDArray[np.int32], times: npt.NDArray[np.int64]) -> bool:
-    before = series[:-1] < series[1:]
-    return bool((before | ((series[:-1] == series[1:]) & (times[:-1] <= times[1:]))).all())
+def _stable_sort(series: npt.NDArray[np.int32]) -> tuple[Index, npt.NDArray[np.int64]]:
+    """Return what a stable np.argsort does, and the sorted series, an order of magnitude sooner.
+
+    With the place in the key all keys differ, so the sort may be numpy's vectorised one,
+    which is not stable and sorts numbers rather than places.
+    """
+    bits = len(series).bit_length()
+    keys = (series.astype(np.int64) << bits) | np.arange(len(series))
+    keys.sort()
+    return keys & ((1 << bits) - 1), keys >> bits
+
+
+def _sort_again(
+    arrivals: Index,
+    unsorted: npt.NDArray[np.bool_],
+    series: npt.NDArray[np.int32],
+    times: npt.NDArray[np.int64],
+) -> None:
+    """Sort, in place, those series by time whose stretches overlap; equal times stay in arrival order."""
+    places = arrivals[unsorted]
+    arrivals[unsorted] = places[np.lexsort((times[places], series[places]))]
+
+
+def _cut_at_hours(starts: Index, times: npt.NDArray[np.int64]) -> Index:
+    """Return the starts of runs within an hour, from those of whole series."""
+    lasts = np.append(starts[1:], len(times)) - 1
+    if (times[starts] // MICROS_PER_HOUR == times[lasts] // MICROS_PER_HOUR).all():
+        return starts
+    hours = times // MICROS_PER_HOUR
+    cut = np.append(True, hours[1:] != hours[:-1])
+    cut[starts] = True
+    return np.flatnonzero(cut)

@@ -75,6 +75,26 @@ def parts_of(draw: st.DrawFn, kind: Kind) -> list[tuple[str, list[Sample]]]:
     return parts
 
 
+@st.composite
+def gateway_parts(draw: st.DrawFn) -> list[tuple[str, list[Sample]]]:
+    """Return batches as gateways send them, ascending per series, a few of which come late or twice."""
+    run, series = draw(st.integers(1, 4)), draw(st.permutations(range(1, 6)))
+    step = draw(st.sampled_from([1, MICROS_PER_HOUR // 3]))
+    first = draw(_TIMES)
+    parts: list[tuple[str, list[Sample]]] = []
+    for number in range(draw(st.integers(1, 6))):
+        times = [first + (number * run + place) * step for place in range(run)]
+        parts.append(("demo", [(of, time, number) for of in series for time in times]))
+    sent = tuple(parts)
+    for _ in range(draw(st.integers(0, 2))):
+        _, samples = draw(st.sampled_from(sent))
+        again = draw(st.lists(st.sampled_from(samples), max_size=4))
+        parts.insert(
+            draw(st.integers(0, len(parts))), ("demo", [(of, time, -1 - value) for of, time, value in again])
+        )
+    return parts
+
+
 def expected_rows(kind: Kind, parts: Sequence[tuple[str, Sequence[Sample]]]) -> list[Row]:
     latest: dict[tuple[int, int], Any] = {}
     tenant_of = {}
@@ -174,6 +194,13 @@ def test_rows_are_the_last_of_equal_samples_in_runs_within_an_hour(kind: Kind, d
     runs = merge([columns(kind, samples) for _, samples in parts])
     rows = list(decoded(encode([(runs, [tenant for tenant, _ in parts])])))
     assert sorted(rows, key=lambda row: row[1:3]) == expected_rows(kind, parts)
+
+
+@given(parts=gateway_parts())
+def test_batches_that_mostly_ascend_merge_into_the_same_rows(parts: list[tuple[str, list[Sample]]]) -> None:
+    runs = merge([columns(Kind.INT, samples) for _, samples in parts])
+    rows = list(decoded(encode([(runs, ["demo"] * len(parts))])))
+    assert sorted(rows, key=lambda row: row[1:3]) == expected_rows(Kind.INT, parts)
 
 
 def test_kinds_share_one_payload() -> None:
