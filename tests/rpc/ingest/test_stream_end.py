@@ -1,0 +1,198 @@
+"""How gateway streams end: fenced, expired, at the end of their life, with the process, with the client."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from meshkit.testing.auth import bearer
+from tests.rpc.ingest.neighbours import TENANT, Ingest, Refused, running_ingest, serving
+from tests.rpc.ingest.streaming import columns, opened, streaming
+from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+
+UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+FENCED = Refused(grpc.StatusCode.FAILED_PRECONDITION, "FENCED")
+
+
+@asynccontextmanager
+async def another(ingest: Ingest, auth_address: str, **settings: Any) -> AsyncIterator[Ingest]:
+    """Run one more ingest process on the same database."""
+    async with (
+        serving(ingest.assets) as asset_address,
+        running_ingest(
+            database=ingest.database,
+            nats_url=ingest.nats_url,
+            auth_address=auth_address,
+            mint=ingest.mint,
+            assets=ingest.assets,
+            asset_address=asset_address,
+            **settings,
+        ) as other,
+    ):
+        yield other
+
+
+async def test_a_later_stream_of_the_process_fences_the_older_at_once(ingest: Ingest) -> None:
+    async with opened(ingest) as older, opened(ingest) as later:
+        assert await older.fails() == FENCED
+        await later.batch(1, columns(1.0))
+        await later.durable(1)
+
+
+async def test_a_later_stream_of_another_process_fences_the_older(ingest: Ingest, auth_address: str) -> None:
+    async with another(ingest, auth_address) as elsewhere, opened(ingest) as older:
+        await older.batch(1, columns(1.0))
+        await older.durable(1)
+        async with streaming(elsewhere) as later:
+            told = await later.open()
+            assert (told.epoch, told.last_committed_sequence) == (2, 1)
+            await older.batch(2, columns(1.0))
+            assert await older.fails() == FENCED
+            await later.define(("pump-1", "temperature"))
+            await later.batch(2, columns(1.0))
+            await later.durable(2)
+    assert len(await ingest.samples()) == 2
+
+
+async def test_two_processes_at_one_cursor_store_each_batch_once(ingest: Ingest, auth_address: str) -> None:
+    sent = [columns(float(sequence)) for sequence in range(1, 41)]
+
+    async def send_all(where: Ingest) -> None:
+        """Send everything, and reopen when fenced, as no client should."""
+        while True:
+            async with streaming(where) as client:
+                try:
+                    at = (await client.open()).last_committed_sequence
+                    await client.define(("pump-1", "temperature"))
+                    for sequence in range(at + 1, len(sent) + 1):
+                        await client.batch(sequence, sent[sequence - 1])
+                    if at < len(sent):
+                        await client.durable(len(sent))
+                    return
+                except (AssertionError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    assert await client.call.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+    async with another(ingest, auth_address) as elsewhere:
+        await asyncio.gather(send_all(ingest), send_all(elsewhere))
+    assert sorted((await ingest.samples()).values()) == [float(value) for value in range(1, 41)]
+    assert await ingest.fetch_value("SELECT sum(cardinality(times)) FROM telemetry.segment") == 40
+
+
+async def test_a_stream_asks_to_reconnect_before_the_end_of_its_life(
+    ingest: Ingest, auth_address: str
+) -> None:
+    async with another(ingest, auth_address, max_stream_lifetime_seconds=1) as short:
+        async with opened(short) as client:
+            await client.batch(1, columns(1.0))
+            told = await client.go_away()
+            assert told.drain_by.ToMicroseconds() > time.time_ns() // 1000 - 1_000_000
+            await client.batch(2, columns(1.0))
+            rest = await client.ends()  # By itself, though the client does not close.
+        durable = [ack.durable_through for ack in client.acks]
+        durable += [response.ack.durable_through for response in rest if response.HasField("ack")]
+        assert durable[-1] in (1, 2)
+        async with streaming(short) as client:
+            assert (await client.open()).last_committed_sequence == durable[-1]
+
+
+async def test_a_stopping_process_asks_its_streams_to_reconnect(ingest: Ingest, auth_address: str) -> None:
+    started, stop = asyncio.Event(), asyncio.Event()
+    running: list[Ingest] = []
+
+    async def run() -> None:
+        async with another(ingest, auth_address) as stopping:
+            running.append(stopping)
+            started.set()
+            await stop.wait()
+
+    process = asyncio.create_task(run())
+    await started.wait()
+    (stopping,) = running
+    async with opened(stopping) as client, opened(stopping, "second") as second:
+        await client.batch(1, columns(1.0))
+        stop.set()
+        await client.go_away()
+        await second.go_away()
+        assert not await stopping.is_serving()
+        async with streaming(stopping) as late:
+            told = await late.fails()
+        assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+        assert told.metadata == {"dependency": "ingest_svc"}
+        await client.batch(2, columns(1.0))
+        assert (await client.close())[-1].ack.durable_through == 2
+        await second.close()
+    await process  # Long before the time that streams have to leave.
+    assert len(await ingest.samples()) == 2
+
+
+async def test_a_stream_ends_with_its_credential(ingest: Ingest) -> None:
+    soon = time.time() + 1
+    token = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"], cred_exp=soon)
+    async with streaming(ingest, caller=bearer(token)) as client:
+        await client.open()
+        assert await client.fails() == Refused(UNAUTHENTICATED, "TOKEN_INVALID")
+    assert time.time() >= soon
+
+
+@pytest.mark.parametrize("kind", ["token", "API key"])
+async def test_another_credential_keeps_a_stream_open(ingest: Ingest, kind: str) -> None:
+    soon = time.time() + 1
+    token = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"], cred_exp=soon)
+    later = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"])
+    ingest.mint.api_keys["tmk_acme_1_s"] = later
+    async with streaming(ingest, caller=bearer(token)) as client:
+        await client.open()
+        credential = later if kind == "token" else "tmk_acme_1_s"
+        await client.send(reauthenticate=ingest_pb2.Reauthenticate(token=credential))
+        await client.batch(1)
+        await client.durable(1)
+        await asyncio.sleep(max(0.0, soon - time.time()) + 1)  # Time itself is what is waited for.
+        await client.batch(2)
+        await client.durable(2)
+
+
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ({"subject": "somebody"}, Refused(UNAUTHENTICATED, "TOKEN_INVALID")),
+        ({"tenant": "other"}, Refused(UNAUTHENTICATED, "TOKEN_INVALID")),
+        (
+            {"permissions": ["telemetry:read"]},
+            Refused(
+                grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING", {"permission": "telemetry:write"}
+            ),
+        ),
+    ],
+)
+async def test_another_principals_credential_ends_the_stream(
+    ingest: Ingest, claims: dict[str, Any], expected: Refused
+) -> None:
+    usual: dict[str, Any] = {"tenant": TENANT, "permissions": ["telemetry:write"]}
+    token = ingest.mint.token(**{**usual, **claims})
+    async with opened(ingest) as client:
+        await client.send(reauthenticate=ingest_pb2.Reauthenticate(token=token))
+        assert await client.fails() == expected
+
+
+@pytest.mark.parametrize(("credential", "reason"), [("junk", "TOKEN_INVALID"), ("tmk_x", "API_KEY_INVALID")])
+async def test_a_bad_credential_ends_the_stream(ingest: Ingest, credential: str, reason: str) -> None:
+    async with opened(ingest) as client:
+        await client.send(reauthenticate=ingest_pb2.Reauthenticate(token=credential))
+        assert await client.fails() == Refused(UNAUTHENTICATED, reason)
+
+
+async def test_a_client_that_is_gone_leaves_nothing_behind(
+    ingest: Ingest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with opened(ingest) as client:
+        await client.batch(1, columns(1.0))
+        await client.durable(1)
+    async with opened(ingest) as client:  # The same writer: not fenced by the one that is gone.
+        await client.batch(2, columns(1.0))
+        await client.durable(2)
+        await client.close()
+    assert "why='the client is gone'" in capsys.readouterr().out
