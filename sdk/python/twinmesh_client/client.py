@@ -204,6 +204,7 @@ class GatewayClient:
         self._is_open = False
         self._is_closing = False
         self._is_hurried = False
+        self._was_full = False
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -375,6 +376,7 @@ class GatewayClient:
                 await self._room(error)
             else:
                 break
+        self._was_full = False
         self._spooled += samples
         self._changes.notify()
 
@@ -387,7 +389,9 @@ class GatewayClient:
 
     async def _room(self, error: SpoolFull) -> None:
         """Wait until there may be room again."""
-        _log.warning("%s: %s; waiting until the server took some", self._observed.name, error)
+        if not self._was_full:
+            self._was_full = True
+            _log.warning("%s: %s; waiting until the server took some", self._observed.name, error)
         before = self._outbox.backlog
         with suppress(TimeoutError):
             async with asyncio.timeout(_NO_ROOM_RETRY_S):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ _Response = ingest_pb2.StreamTelemetryResponse
 _ANSWER_TIMEOUT_S = 60.0
 _READ_BYTES = 2 * 1024 * 1024
 _DEFINITIONS_PER_MESSAGE = 10_000
+# What writing raises then; whoever reads is told why.
+_CALL_IS_OVER = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,8 @@ class Stream:
     async def _open(self) -> None:
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                await self._write(_Request(open=ingest_pb2.Open(writer_id=self._outbox.writer_id)))
+                with suppress(*_CALL_IS_OVER):
+                    await self._call.write(_Request(open=ingest_pb2.Open(writer_id=self._outbox.writer_id)))
                 answer = await self._read()
         except TimeoutError as error:
             raise Disconnected(f"no answer to Open for {_ANSWER_TIMEOUT_S:.0f} s") from error
@@ -220,8 +224,7 @@ class Stream:
     async def _write(self, request: _Request) -> None:
         try:
             await self._call.write(request)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            # The call is over; whoever reads from it is told why.
+        except _CALL_IS_OVER:
             await asyncio.Event().wait()
 
     async def _receive(self) -> None:
