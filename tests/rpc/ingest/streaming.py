@@ -61,11 +61,12 @@ class Client:
 
     async def read(self) -> ingest_pb2.StreamTelemetryResponse:
         """Return the next message."""
-        response = await self.call.read()
+        response: Any = await self.call.read()
         if response is grpc.aio.EOF:
             raise AssertionError(f"the stream ended: {await self.call.code()} {await self.call.details()}")
         if response.WhichOneof("message") == "ack":
             self.acks.append(response.ack)
+        assert isinstance(response, ingest_pb2.StreamTelemetryResponse)
         return response
 
     async def durable(self, sequence: int) -> list[ingest_pb2.BatchResult]:

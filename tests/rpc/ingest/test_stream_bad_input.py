@@ -249,9 +249,8 @@ async def test_random_and_truncated_bytes_disturb_nobody(
 ) -> None:
     async with opened(ingest, "good") as good:
         for seed in range(60):
-            call = ingest.channel.stream_stream(METHOD)(
-                iter(_damaged(seed)), metadata=ingest.caller(subject=f"u{seed}")
-            )
+            stream: Any = ingest.channel.stream_stream(METHOD)
+            call = stream(iter(_damaged(seed)), metadata=ingest.caller(subject=f"u{seed}"))
             with suppress(grpc.aio.AioRpcError):
                 async for _ in call:
                     pass
@@ -267,7 +266,7 @@ async def test_random_and_truncated_bytes_disturb_nobody(
 
 
 async def test_bytes_that_are_no_message_are_named(ingest: Ingest) -> None:
-    call = ingest.channel.stream_stream(METHOD)(metadata=ingest.caller())
+    call: Any = ingest.channel.stream_stream(METHOD)(metadata=ingest.caller())
     await call.write(_OPEN.SerializeToString())
     await call.read()
     await call.write(b"\xff\xff\xff")

@@ -3,7 +3,16 @@
 import grpc
 
 from tests.rpc.ingest.neighbours import Ingest, reading
-from tests.rpc.ingest.streaming import METHOD, NOW_US, Client, columns, locked_cursor, opened, streaming
+from tests.rpc.ingest.streaming import (
+    DOUBLE,
+    METHOD,
+    NOW_US,
+    Client,
+    columns,
+    locked_cursor,
+    opened,
+    streaming,
+)
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -209,7 +218,7 @@ async def test_an_unknown_alias_asks_for_definitions_and_uses_up_nothing(ingest:
         assert (throttle.first_refused_sequence, throttle.limit_name) == (1, "")
         assert throttle.reason == ErrorReason.ERROR_REASON_UNKNOWN_ALIAS
         assert throttle.retry_after.ToMilliseconds() == 0
-        definition = ingest_pb2.SeriesDef(alias=7, device_id="pump-2", metric="temperature", kind=1)
+        definition = ingest_pb2.SeriesDef(alias=7, device_id="pump-2", metric="temperature", kind=DOUBLE)
         await client.send(series_defs=ingest_pb2.SeriesDefs(defs=[definition]))
         await client.batch(1, sent)
         await client.batch(2, columns(1.0))
