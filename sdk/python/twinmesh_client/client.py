@@ -436,36 +436,42 @@ class GatewayClient:
         token = await self._ask_token()
         started = time.monotonic()
         async with _channel(self._target, self._credentials) as channel:
-            call = ingest_grpc.IngestServiceStub(channel).StreamTelemetry(
-                metadata=(("authorization", f"Bearer {token}"),)
-            )
-            stream = Stream(
-                call,
-                outbox=self._outbox,
-                definitions=self._definitions,
-                changes=self._changes,
-                on_opened=self._count_opened,
-                on_result=self._take_result,
-                on_throttle=self._count_throttle,
-                leaving=self._is_leaving,
-            )
-            failure: Exception | None = None
-            try:
-                await stream.run()
-            except grpc.aio.AioRpcError as error:
-                failure = from_rpc_error(error, renews_token=not isinstance(self._token, str))
-            except Disconnected as error:
-                failure = error
-            finally:
-                self._counters.connected = False
-                call.cancel()
-            was_steady = stream.progressed or time.monotonic() - started > _STEADY_S
-            if failure is None and not was_steady and not self._is_leaving():
-                failure = Disconnected("the server ended the stream at once")
-            if isinstance(failure, Disconnected):
-                failure.was_steady = was_steady
-            if failure is not None:
-                raise failure
+            failure, progressed = await self._stream_over(channel, token)
+        was_steady = progressed or time.monotonic() - started > _STEADY_S
+        if failure is None and not was_steady and not self._is_leaving():
+            failure = Disconnected("the server ended the stream at once")
+        if isinstance(failure, Disconnected):
+            failure.was_steady = was_steady
+        if failure is not None:
+            raise failure
+
+    async def _stream_over(self, channel: grpc.aio.Channel, token: str) -> tuple[Exception | None, bool]:
+        """Return why a stream failed, and whether anything became durable over it."""
+        call = ingest_grpc.IngestServiceStub(channel).StreamTelemetry(
+            metadata=(("authorization", f"Bearer {token}"),)
+        )
+        stream = Stream(
+            call,
+            outbox=self._outbox,
+            definitions=self._definitions,
+            changes=self._changes,
+            on_opened=self._count_opened,
+            on_result=self._take_result,
+            on_throttle=self._count_throttle,
+            leaving=self._is_leaving,
+        )
+        failure: Exception | None = None
+        try:
+            await stream.run()
+        except grpc.aio.AioRpcError as error:
+            failure = from_rpc_error(error, renews_token=not isinstance(self._token, str))
+        except Disconnected as error:
+            # Its frames would hold the call, and so the connection, while the next one is waited for.
+            failure = error.with_traceback(None)
+        finally:
+            self._counters.connected = False
+            call.cancel()
+        return failure, stream.progressed
 
     async def _ask_token(self) -> str:
         if isinstance(self._token, str):

@@ -1,0 +1,90 @@
+"""The gateway client against a model of the contract that throttles, ends streams and loses Acks."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.rpc.ingest.neighbours import until
+from tests.sdk.model_ingest import ModelIngest, serving
+from twinmesh_client import GatewayClient, client
+
+_SEEDS = 50 if os.environ.get("TWINMESH_TEST_SCALE") == "soak" else 4
+_SERIES = 7
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_BACK_OFF", lambda _state: 0.001)
+
+
+def times_of(model: ModelIngest, alias: int) -> list[int]:
+    """Times of a series in the order in which they were committed."""
+    found = []
+    for batch in model.batches.values():
+        start = 0
+        for series, length in zip(batch.columns.series, batch.columns.run_lengths, strict=True):
+            if series == alias:
+                found += batch.columns.times[start : start + length]
+            start += length
+    return found
+
+
+@pytest.mark.parametrize("seed", range(_SEEDS))
+async def test_whatever_the_server_may_do_each_sample_is_committed_once_and_in_order(
+    seed: int, tmp_path: Path
+) -> None:
+    faults = dict.fromkeys(["busy", "unknown_alias", "go_away", "unavailable", "ended", "silent"], 0.05)
+    model = ModelIngest(random.Random(seed), faults)
+    async with (
+        serving(model) as address,
+        GatewayClient(
+            address, token="t", name="gw", spool=tmp_path, max_age=0.001, drain_timeout=60
+        ) as gateway,
+    ):
+        series = [gateway.series(f"pump-{place}", "flow") for place in range(_SERIES)]
+        for number in range(200):
+            await series[number % _SERIES].add(float(number), number)
+            await gateway.persist()
+        await gateway.flush()
+        assert gateway.stats().durable_samples == 200
+    assert model.wrong == []
+    assert [times_of(model, alias) for alias in range(_SERIES)] == [
+        [*range(alias, 200, _SERIES)] for alias in range(_SERIES)
+    ]
+    assert model.opens > 3
+
+
+async def test_batches_dropped_while_in_flight_become_empty_ones_after_another_open(tmp_path: Path) -> None:
+    model = ModelIngest(random.Random(0), {"busy": 1.0})
+    samples = 40_000
+    async with (
+        serving(model) as address,
+        GatewayClient(
+            address,
+            token="t",
+            name="gw",
+            spool=tmp_path,
+            max_batch_bytes=65_536,
+            max_spool_bytes=4 * 65_536,
+            when_full="drop_oldest",
+            drain_timeout=60,
+        ) as gateway,
+    ):
+        flow = gateway.series("pump-1", "flow")
+        await flow.add_many(np.arange(100), np.zeros(100))
+        await gateway.persist()
+        await until(lambda: gateway.stats().throttles > 2)
+        await flow.add_many(np.arange(100, samples), np.zeros(samples - 100))
+        await gateway.persist()
+        dropped = gateway.stats().dropped_samples
+        assert dropped >= 100
+        model.faults = {}
+        await gateway.flush()
+        assert gateway.stats().durable_samples == samples - dropped
+    assert model.wrong == []
+    assert model.opens > 1, "batch 1 was sent with its content on the first stream"
+    assert times_of(model, 0) == [*range(dropped, samples)]
+    assert not model.batches[1].columns.times
