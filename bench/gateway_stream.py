@@ -7,6 +7,7 @@ no spool and reconnects never: a stream that ends is an error of the bench.
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -81,7 +82,7 @@ class GatewayStream:
         self, channel: grpc.aio.Channel, *, token: str, writer_id: str, definitions: Sequence[bytes] = ()
     ) -> None:
         self.acks = Acks()
-        self.throttled = 0
+        self.throttled: Counter[str] = Counter()
         self.opened = ingest_service_pb2.Opened()
         # Requests are bytes already, so there is nothing to serialize.
         method: Any = channel.stream_stream(
@@ -141,9 +142,11 @@ class GatewayStream:
         first = max(self.acks.last, self.opened.last_committed_sequence) + 1
         sizes = [0, *accumulate(map(len, requests))]
         count, place, sent = len(requests), 0, 0
-        while self.acks.last < first + count - 1:
+        while True:
             if stop is not None and stop.is_set():
                 count = sent
+            if self.acks.last >= first + count - 1:
+                return count
             if self._back_to:
                 place, self._back_to = self._back_to - first, 0
                 await asyncio.sleep(self._retry_at - time.perf_counter())
@@ -156,7 +159,6 @@ class GatewayStream:
             else:
                 self._changed.clear()
                 await self._until_changed()
-        return count
 
     def _has_credits(self, first: int, place: int, sizes: Sequence[int]) -> bool:
         acknowledged = max(self.acks.last + 1 - first, 0)
@@ -210,7 +212,7 @@ class GatewayStream:
             throttle = response.throttle
             if throttle.reason == error_reason_pb2.ERROR_REASON_UNKNOWN_ALIAS:
                 raise StreamFailedError(f"{self._writer_id}: {throttle.message}")
-            self.throttled += 1
+            self.throttled[throttle.limit_name or throttle.message] += 1
             self._back_to = throttle.first_refused_sequence
             self._retry_at = time.perf_counter() + throttle.retry_after.ToTimedelta().total_seconds()
         else:

@@ -6,7 +6,7 @@ BENCH_WARM_UP and BENCH_ROUNDS (environment) shorten a look.
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class Measured:
         cpu: CPU seconds per million samples, by part.
         group_samples: mean samples of a commit.
         run_samples: mean samples of a stored row.
-        throttled: how often a stream was told to go back.
+        throttled: why streams were told to go back, and how often.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Measured:
     cpu: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     group_samples: list[float] = field(default_factory=list)
     run_samples: list[float] = field(default_factory=list)
-    throttled: int = 0
+    throttled: Counter[str] = field(default_factory=Counter)
 
 
 def run() -> Report:
@@ -147,7 +147,8 @@ class _Bench:
         durable = sum(stream.acks.through(ended) - stream.acks.through(began) for stream in streams)
         samples = durable * loads[0].samples_per_batch
         found.rates.append(samples / (ended - began))
-        found.throttled += sum(stream.throttled for stream in streams)
+        for stream in streams:
+            found.throttled.update(stream.throttled)
         for part, seconds in cpu_after.items():
             found.cpu[part].append((seconds - cpu_before[part]) / samples * 1e6)
         found.copy_rates.append(await self._copy(shape, found.group_samples[-1]))
@@ -268,12 +269,12 @@ def _cases(shape: Shape, found: Measured) -> list[Case]:
 
 
 def _notes(measured: dict[Shape, Measured]) -> list[str]:
-    throttled = {shape.name: found.throttled for shape, found in measured.items() if found.throttled}
+    throttled = sum((found.throttled for found in measured.values()), Counter[str]())
     return [
         f"{STREAMS} streams, one connection each, {RUN20.series:,} series each unless stated",
         f"medians of {ROUNDS} rounds of {SECONDS} s after {WARM_UP_S} s; 100,000 series: one round",
         "ratio: to raw COPY of the same rows and group size over one connection in the same round",
         "on: fsync, Envoy, token check, validation, series resolution; traces off",
         "every round's stored samples were counted and are those acknowledged",
-        f"told to go back: {throttled or 'never'}",
+        f"told to go back: {dict(throttled) or 'never'}",
     ]
