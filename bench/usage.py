@@ -7,21 +7,24 @@ import psutil
 from meshkit.testing.mesh import Mesh
 
 GENERATOR = "load generator"
+OTHERS = "other parts"
+_NAMED = ("ingest_svc", "envoy", "postgres", "twin_svc", "asset_svc")
 
 
 class Usage:
     """CPU time and memory of a running mesh's parts, by name; the bench itself is GENERATOR.
 
-    Processes of one service (`ingest_svc`, `ingest_svc-2`) count as one part.
+    Processes of one service (`ingest_svc`, `ingest_svc-2`) count as one part. Parts that no
+    telemetry passes count together, as OTHERS.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self._own = psutil.Process()
-        self._parts: dict[str, list[psutil.Process]] = {}
+        self._parts: dict[str, list[psutil.Process]] = {name: [] for name in (*_NAMED, OTHERS)}
         for part in mesh.status()["parts"]:
             if part["pid"] is not None:
                 name = part["name"].split("-")[0]
-                self._parts.setdefault(name, []).append(psutil.Process(part["pid"]))
+                self._parts[name if name in _NAMED else OTHERS].append(psutil.Process(part["pid"]))
 
     def cpu_seconds(self) -> dict[str, float]:
         """Return seconds of CPU used so far, of parts with their child processes, living and dead."""
