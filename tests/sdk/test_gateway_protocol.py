@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvloop
 
 from tests.rpc.ingest.neighbours import until
 from tests.sdk.model_ingest import ModelIngest, serving
@@ -88,3 +89,18 @@ async def test_batches_dropped_while_in_flight_become_empty_ones_after_another_o
     assert model.opens > 1, "batch 1 was sent with its content on the first stream"
     assert times_of(model, 0) == [*range(dropped, samples)]
     assert not model.batches[1].columns.times
+
+
+def test_on_uvloop(tmp_path: Path) -> None:
+    async def run() -> None:
+        model = ModelIngest(random.Random(1), {"busy": 0.2, "unavailable": 0.1})
+        async with serving(model) as address:
+            async with GatewayClient(address, token="t", name="gw", spool=tmp_path) as gateway:
+                flow = gateway.series("pump-1", "flow")
+                for number in range(20):
+                    await flow.add(0.0, number)
+                    await gateway.persist()
+            assert gateway.stats().backlog_batches == 0
+        assert times_of(model, 0) == [*range(20)]
+
+    uvloop.run(run())

@@ -100,7 +100,7 @@ class SpoolModel(RuleBasedStateMachine):
         for number in covered:
             del self.held[number]
         self.durable = through
-        assert self.durable - self.spool._saved_durable <= unsaved
+        assert self.durable - self.spool.saved_through <= unsaved
 
     @rule()
     def drop_oldest(self) -> None:

@@ -286,7 +286,7 @@ class GatewayClient:
         """
         await self.persist()
         goal = self._outbox.last_sequence
-        await self._until(lambda: self._outbox.durable_through >= goal)
+        await self._until(lambda: self._outbox.trimmed_through >= goal)
 
     def stats(self) -> Stats:
         """Return what was done so far and what waits."""

@@ -14,6 +14,7 @@ from twinmesh_client.spool import Backlog, Spool
 from twinmesh_client.waiting import Changes
 
 _R = TypeVar("_R")
+_SAVE_RETRY_S = 1.0
 
 
 class Outbox:
@@ -33,7 +34,7 @@ class Outbox:
         self._open = lambda: Spool(folder, name=name, max_bytes=max_bytes)
         self._changes = changes
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="twinmesh-spool")
-        self._acknowledged = 0
+        self._acknowledged = self._trimmed = 0
         self._unsaved = 0
         self._refused = 0
         self.durable_samples = 0
@@ -45,7 +46,7 @@ class Outbox:
         except BaseException:
             self._thread.shutdown(wait=False)
             raise
-        self._acknowledged = self._spool.durable_through
+        self._acknowledged = self._trimmed = self._spool.durable_through
         return self
 
     async def __aexit__(
@@ -83,13 +84,23 @@ class Outbox:
 
     @property
     def first_sequence(self) -> int:
-        """Return the number of the oldest batch that is held, or of the next one."""
-        return self._spool.first_sequence
+        """Return the number of the oldest batch that is held and not durable, or of the next one."""
+        return max(self._spool.first_sequence, self._acknowledged + 1)
 
     @property
     def durable_through(self) -> int:
-        """Return up to which sequence batches are durable at the server, and trimmed here."""
-        return self._spool.durable_through
+        """Return up to which sequence batches are durable at the server."""
+        return self._acknowledged
+
+    @property
+    def trimmed_through(self) -> int:
+        """Return up to which sequence durable batches are off the spool and counted."""
+        return self._trimmed
+
+    @property
+    def saved_through(self) -> int:
+        """Return what would be known of `durable_through` after a crash."""
+        return self._spool.saved_through
 
     async def put(
         self,
@@ -152,14 +163,19 @@ class Outbox:
     async def keep_trimmed(self) -> None:
         """Trim what was acknowledged, for ever."""
         while True:
-            await self._changes.until(lambda: self._acknowledged > self._spool.durable_through)
+            await self._changes.until(lambda: self._acknowledged > self._trimmed)
             await self._trim()
+            while self._trimmed - self._spool.saved_through > self._unsaved:
+                # The disk is full. The stream waits with us.
+                await asyncio.sleep(_SAVE_RETRY_S)
+                await self._trim()
 
     async def _trim(self) -> None:
         through, unsaved = self._acknowledged, self._unsaved
         refused, self._refused = self._refused, 0
         samples = await self._in_thread(lambda: self._spool.trim(through, unsaved=unsaved))
         self.durable_samples += max(0, samples - refused)
+        self._trimmed = through
         self._changes.notify()
 
     async def _in_thread(self, work: Callable[[], _R]) -> _R:

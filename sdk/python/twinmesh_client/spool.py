@@ -99,7 +99,7 @@ class Spool:
         self._active: int | None = None
         try:
             self.writer_id = self._writer_id(name)
-            self.durable_through = self._saved_durable = self._read_durable()
+            self.durable_through = self.saved_through = self._read_durable()
             self.definitions = self._read_definitions()
             self._segments = self._read_segments()
         except BaseException:
@@ -214,14 +214,15 @@ class Spool:
             first = max(self.durable_through + 1 - segment.first, 0)
             samples += sum(segment.samples[first : max(durable_through + 1 - segment.first, 0)])
         self.durable_through = max(self.durable_through, durable_through)
-        is_over = [segment.last <= self.durable_through for segment in self._segments[:-1]]
-        if any(is_over) or self.durable_through - self._saved_durable > unsaved:
-            # Without it more is sent again after a crash; freeing room is worth more.
-            with suppress(SpoolFull):
-                self.save()
+        is_over = False
         with _disk_errors():
             while len(self._segments) > 1 and self._segments[0].last <= self.durable_through:
                 self._segments.pop(0).path.unlink()
+                is_over = True
+        if is_over or self.durable_through - self.saved_through > unsaved:
+            # On a full disk it is saved the next time.
+            with suppress(SpoolFull):
+                self.save()
         self.backlog = self._count_backlog()
         return samples
 
@@ -255,12 +256,12 @@ class Spool:
         """
         with _disk_errors():
             _write_file(self._folder / "durable.json", {"durable_through": self.durable_through})
-        self._saved_durable = self.durable_through
+        self.saved_through = self.durable_through
 
     def close(self) -> None:
         """Save, and let another process have the spool."""
         try:
-            if self._saved_durable != self.durable_through:
+            if self.saved_through != self.durable_through:
                 self.save()
         except SpoolFull:
             pass  # Some batches are sent once more, and stored once.

@@ -99,7 +99,7 @@ def observe(client: Observed) -> None:
 def _callback(field: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def measure(_options: CallbackOptions) -> Iterable[Observation]:
         for client in list(_observed):
-            yield Observation(getattr(client.stats(), field), {"gateway": client.name})
+            yield Observation(float(getattr(client.stats(), field)), {"gateway": client.name})
 
     return measure
 

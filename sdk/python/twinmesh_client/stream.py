@@ -192,7 +192,7 @@ class Stream:
 
     async def _send_batch(self, sequence: int, request: _Request, size: int) -> bool:
         """Send a batch as soon as the credits allow it; False when it is not its turn any more."""
-        await self._changes.until(lambda: not self._is_turn(sequence) or self._has_credits(size))
+        await self._changes.until(lambda: not self._is_turn(sequence) or self._has_credits(sequence, size))
         if self._is_turn(sequence):
             await self._define(np.unique(np.array(request.batch.columns.series, dtype=np.uint32)))
         if not self._is_turn(sequence):
@@ -208,9 +208,11 @@ class Stream:
     def _is_turn(self, sequence: int) -> bool:
         return self._next == sequence and not self._going_away and self._paused_until <= time.monotonic()
 
-    def _has_credits(self, size: int) -> bool:
+    def _has_credits(self, sequence: int, size: int) -> bool:
         return (
-            len(self._in_flight) < self._opened.max_inflight_batches
+            # So that after a crash the outcomes of all that the server has beyond are still known.
+            sequence <= self._outbox.saved_through + self._opened.outcomes_kept
+            and len(self._in_flight) < self._opened.max_inflight_batches
             and self._in_flight_bytes + size <= self._opened.max_inflight_bytes
         )
 
