@@ -3,7 +3,7 @@
 Plain state without I/O: sequences, credits, what is in flight, and the rule "go back
 to" (docs/adr/0008).
 
-    take ──▶ in flight ──▶ answered ──▶ acknowledged ──▶ handed over
+    take ──▶ in flight ──▶ answered ──▶ acknowledged
       │          │
       └──────────┴──▶ thrown back: the client sends it again
 """
@@ -83,7 +83,6 @@ class BatchFlow:
     """
 
     __slots__ = (
-        "_acknowledged",
         "_answered",
         "_batches",
         "_budget",
@@ -118,7 +117,6 @@ class BatchFlow:
         self._bytes = 0
         self._inflight: deque[Taken] = deque()
         self._answered: deque[Taken] = deque()
-        self._acknowledged: list[Taken] = []
         self.accepted_through = 0
         self.durable_through = 0
         self.refusal: Refusal | None = None
@@ -198,38 +196,37 @@ class BatchFlow:
             self._send_back(taken.sequence, why)
 
     def acknowledge(self, max_bytes: int) -> list[Taken]:
-        """Return batches with outcomes, in order, that one Ack is to cover.
+        """Return batches with outcomes, in order, that one Ack is to cover, and give back their credits.
+
+        The client may use the credits as soon as it has read the Ack, so they come back
+        before that. Of a client that reads nothing one Ack is under way at most, and
+        what comes behind it keeps its credits.
 
         Args:
             max_bytes: most bytes of their outcomes; one batch is always returned.
         """
+        acknowledged: list[Taken] = []
         size = 0
         while self._answered:
             outcome = self._answered[0].answer
             assert isinstance(outcome, bytes)  # noqa: S101 - only such are moved here
             size += len(outcome)
-            if self._acknowledged and size > max_bytes:
+            if acknowledged and size > max_bytes:
                 break
             taken = self._answered.popleft()
-            self._acknowledged.append(taken)
-            self.durable_through = max(self.durable_through, taken.sequence)
-        return self._acknowledged
-
-    def handed_over(self) -> None:
-        """Give back the credits of what was acknowledged: the transport has the Ack."""
-        for taken in self._acknowledged:
+            acknowledged.append(taken)
             self._release(taken)
             taken.end_span()
-        self._acknowledged = []
+            self.durable_through = max(self.durable_through, taken.sequence)
+        return acknowledged
 
     def close(self) -> None:
         """Let go of everything."""
-        for taken in (*self._inflight, *self._answered, *self._acknowledged):
+        for taken in (*self._inflight, *self._answered):
             self._release(taken)
             taken.drop()
         self._inflight.clear()
         self._answered.clear()
-        self._acknowledged = []
 
     def _send_back(self, sequence: int, why: DomainError) -> None:
         self._go_back_to = sequence

@@ -26,7 +26,6 @@ from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import (
     DeadlineExceeded,
     DomainError,
-    FailedPrecondition,
     InvalidArgument,
     ResourceExhausted,
     Unauthenticated,
@@ -36,7 +35,7 @@ from meshkit.errors import (
 )
 from meshkit.identity import Principal
 from meshkit.telemetry import remote_span, tracer
-from telemetry_store.cursors import OUTCOMES_KEPT
+from telemetry_store.cursors import OUTCOMES_KEPT, fenced
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult, WriterIdentity
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -164,8 +163,8 @@ class TelemetryStream:
     ) -> AsyncIterator[ingest_pb2.StreamTelemetryResponse]:
         """Serve the stream and yield what the client is to be told.
 
-        A response counts as handed to the transport when the next one is asked for. However
-        the iteration ends, the stream is left; whoever drops the iterator calls `leave`.
+        However the iteration ends, the stream is left; whoever drops the iterator calls
+        `leave`.
 
         Args:
             requests: what the client sends, by the rules of the contract.
@@ -180,8 +179,6 @@ class TelemetryStream:
                 response = self._next_response()
                 if response is not None:
                     yield response
-                    if self._flow is not None:
-                        self._flow.handed_over()
                 elif (failure := self._why_failed()) is not None:
                     raise failure
                 elif self._over or (self._closing and not self._busy()):
@@ -253,12 +250,7 @@ class TelemetryStream:
 
     def fence(self) -> None:
         """End: a later stream of the writer was opened."""
-        self._fail(
-            FailedPrecondition(
-                f"a later stream of writer {self._writer_id!r} took over; do not reopen by yourself",
-                reason=ErrorReason.ERROR_REASON_FENCED,
-            )
-        )
+        self._fail(fenced(self._writer_id))
 
     def _fail(self, failure: Exception) -> None:
         if self._failure is None:
@@ -337,15 +329,17 @@ class TelemetryStream:
     async def _take(self, request: ingest_pb2.StreamTelemetryRequest) -> None:
         kind = request.WhichOneof("message")
         flow = self._flow
-        if self._closing or kind == "close":
-            self._closing = True
-        elif kind == "open":
+        if self._closing:
+            return
+        if kind == "open":
             await self._take_open(request.open)
         elif flow is None:
             raise InvalidArgument(
                 "the first message of a stream is Open",
                 reason=ErrorReason.ERROR_REASON_STREAM_NOT_OPENED,
             )
+        elif kind == "close":
+            self._closing = True
         elif kind == "batch":
             await self._take_batch(flow, request.batch)
         elif kind == "series_defs":

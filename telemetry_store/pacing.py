@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 BULK_SAMPLES = 4_000  # From here on a group's cost is in its rows rather than in its commit.
 _CROWD = 8  # From this many batches on others are worth waiting for.
-_RESTS = 2.0  # Of what the last commit took: PostgreSQL then works a third of the time.
+_RESTS = 2.0  # Of what a large commit took: PostgreSQL then works a third of the time.
+_LARGE_SAMPLES = 200_000
 _REST_AT_MOST_S = 0.25
 _QUIET = 0.5  # Of what the last commit took.
 
@@ -28,8 +29,8 @@ def pause_after(*, batches: int, samples: int, took_s: float, window_s: float) -
     Where groups are small nobody is kept waiting: there is time to commit each. A crowd of
     small batches gets the window, since a commit costs more than its rows. Bulk gets a
     rest: rows cost most of a commit, the same series come again in the next batches, and
-    longer runs cost hardly more than short ones. Under load the rest makes groups larger
-    by itself, and leaves the cores to those who send.
+    longer runs cost hardly more than short ones. The rest grows with the group, so that it
+    makes groups larger where much comes, and keeps nobody waiting where little does.
 
     Args:
         batches: of the last group.
@@ -40,5 +41,6 @@ def pause_after(*, batches: int, samples: int, took_s: float, window_s: float) -
     window = Pause(window_s, window_s) if batches >= _CROWD else None
     if samples < BULK_SAMPLES:
         return window
-    rest = Pause(min(_RESTS * took_s, _REST_AT_MOST_S), _QUIET * took_s)
+    share = min(samples / _LARGE_SAMPLES, 1)
+    rest = Pause(min(_RESTS * share * took_s, _REST_AT_MOST_S), _QUIET * took_s)
     return rest if window is None or rest.at_most_s > window.at_most_s else window
