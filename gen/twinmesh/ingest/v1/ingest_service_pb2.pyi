@@ -471,21 +471,31 @@ class Open(_message.Message):
 
     WRITER_ID_FIELD_NUMBER: _builtins.int
     ACK_LEVEL_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
     writer_id: _builtins.str
     """Name of the writer. It belongs to the principal that used it first."""
     ack_level: Global___AckLevel.ValueType
     """What acknowledgements shall promise; DURABLE unless stated. With ACCEPTED an Ack is
     also sent as soon as a batch was taken. APPLIED is UNIMPLEMENTED.
     """
+    session_id: _builtins.str
+    """Name of this run of the client, chosen at random when it starts."""
+    resume: _builtins.bool
+    """This run has opened the writer before. When another one has opened it since, the
+    answer is FENCED; without it the stream takes the writer over, whoever has it.
+    """
     def __init__(
         self,
         *,
         writer_id: _builtins.str = ...,
         ack_level: Global___AckLevel.ValueType = ...,
+        session_id: _builtins.str = ...,
+        resume: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_level", b"ack_level", "writer_id", b"writer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_level", b"ack_level", "resume", b"resume", "session_id", b"session_id", "writer_id", b"writer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -678,7 +688,11 @@ Global___Columns: _TypeAlias = Columns  # noqa: Y015
 @_typing.final
 class Reauthenticate(_message.Message):
     """Reauthenticate replaces the stream's credential by one of the same principal. Without
-    it the stream ends when the credential does, UNAUTHENTICATED TOKEN_INVALID.
+    it the stream ends, UNAUTHENTICATED TOKEN_INVALID, when the credential behind it does:
+    the API key, or of an access token the session, not the token's own 15 minutes. What is
+    refused ends the stream: UNAUTHENTICATED TOKEN_INVALID (also for another principal's) or
+    API_KEY_INVALID, PERMISSION_DENIED PERMISSION_MISSING, UNAVAILABLE
+    DEPENDENCY_UNAVAILABLE.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -862,9 +876,10 @@ Global___BatchResult: _TypeAlias = BatchResult  # noqa: Y015
 
 @_typing.final
 class Throttle(_message.Message):
-    """Throttle takes credits back: batches from first_refused_sequence on were not taken and
-    are not remembered. Send them again, from this one on, after retry_after. Until it
-    comes again, later ones are dropped without a word.
+    """Throttle takes credits back: batches from first_refused_sequence on are out of flight.
+    Send them again, unchanged, from this one on, after retry_after: one that a failed
+    commit threw back may have been committed all the same, and is a duplicate then. Until
+    it comes again, later ones are dropped without a word.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -886,7 +901,7 @@ class Throttle(_message.Message):
     used: _builtins.int
     """What is used of it."""
     first_refused_sequence: _builtins.int
-    """Batches from this one on were not taken."""
+    """Batches from this one on are to be sent again."""
     reason: _error_reason_pb2.ErrorReason.ValueType
     """INGEST_BUSY for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
     before the batch.
@@ -919,7 +934,8 @@ Global___Throttle: _TypeAlias = Throttle  # noqa: Y015
 @_typing.final
 class GoAway(_message.Message):
     """GoAway asks to reconnect: send no more batches, wait for what is in flight, Close, and
-    open anew. The server ends the stream without an error at the latest at drain_by.
+    open anew. From drain_by on the server takes no batch, and it ends the stream without an
+    error within moments: 2 s at most, for the last Acks.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -927,7 +943,7 @@ class GoAway(_message.Message):
     DRAIN_BY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def drain_by(self) -> _timestamp_pb2.Timestamp:
-        """The stream ends then."""
+        """No batch is taken from then on."""
 
     def __init__(
         self,

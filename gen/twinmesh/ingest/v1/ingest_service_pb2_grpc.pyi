@@ -61,17 +61,19 @@ class IngestServiceStub:
     """StreamTelemetry is the gateways' stream: numbered batches one way, cumulative
     acknowledgements the other. docs/ingest.md specifies it message by message.
 
-    The client sends Open first, and only once; the answer Opened says where to go on.
+    The client sends Open first, within 10 s, and only once; the answer Opened says where
+    to go on.
     Batches are numbered 1, 2, 3, … for the whole life of the writer and are committed
     in this order, each exactly once, however often it is sent.
 
     Errors end the stream. To be mended by the client before it opens again:
     INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
     BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (never
-    to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED;
-    UNAUTHENTICATED TOKEN_INVALID; UNIMPLEMENTED NOT_BUILT_YET. To be opened again after
-    a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE, RESOURCE_EXHAUSTED INGEST_BUSY, and the
-    end without an error that follows GoAway.
+    to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
+    PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID; UNIMPLEMENTED
+    NOT_BUILT_YET. To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
+    RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
+    without an error that follows GoAway.
     """
 
 @_typing.type_check_only
@@ -107,17 +109,19 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """StreamTelemetry is the gateways' stream: numbered batches one way, cumulative
     acknowledgements the other. docs/ingest.md specifies it message by message.
 
-    The client sends Open first, and only once; the answer Opened says where to go on.
+    The client sends Open first, within 10 s, and only once; the answer Opened says where
+    to go on.
     Batches are numbered 1, 2, 3, … for the whole life of the writer and are committed
     in this order, each exactly once, however often it is sent.
 
     Errors end the stream. To be mended by the client before it opens again:
     INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
     BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (never
-    to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED;
-    UNAUTHENTICATED TOKEN_INVALID; UNIMPLEMENTED NOT_BUILT_YET. To be opened again after
-    a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE, RESOURCE_EXHAUSTED INGEST_BUSY, and the
-    end without an error that follows GoAway.
+    to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
+    PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID; UNIMPLEMENTED
+    NOT_BUILT_YET. To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
+    RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
+    without an error that follows GoAway.
     """
 
 class IngestServiceServicer:
@@ -165,17 +169,19 @@ class IngestServiceServicer:
         """StreamTelemetry is the gateways' stream: numbered batches one way, cumulative
         acknowledgements the other. docs/ingest.md specifies it message by message.
 
-        The client sends Open first, and only once; the answer Opened says where to go on.
+        The client sends Open first, within 10 s, and only once; the answer Opened says where
+        to go on.
         Batches are numbered 1, 2, 3, … for the whole life of the writer and are committed
         in this order, each exactly once, however often it is sent.
 
         Errors end the stream. To be mended by the client before it opens again:
         INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
         BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (never
-        to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED;
-        UNAUTHENTICATED TOKEN_INVALID; UNIMPLEMENTED NOT_BUILT_YET. To be opened again after
-        a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE, RESOURCE_EXHAUSTED INGEST_BUSY, and the
-        end without an error that follows GoAway.
+        to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
+        PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID; UNIMPLEMENTED
+        NOT_BUILT_YET. To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
+        RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
+        without an error that follows GoAway.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -117,7 +117,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: expected.
     """
     ERROR_REASON_FENCED: _ErrorReason.ValueType  # 83
-    """Another stream of this writer took over; do not reopen. FAILED_PRECONDITION."""
+    """Another stream of this writer took over. FAILED_PRECONDITION. Open again with resume
+    only, which finds out whether it was another run of the client; then it is final.
+    """
     ERROR_REASON_WRITER_NOT_OWNED: _ErrorReason.ValueType  # 84
     """The writer id belongs to another principal. PERMISSION_DENIED."""
     ERROR_REASON_OUTCOME_EXPIRED: _ErrorReason.ValueType  # 85
@@ -262,7 +264,9 @@ ERROR_REASON_SEQUENCE_GAP: ErrorReason.ValueType  # 82
 Metadata: expected.
 """
 ERROR_REASON_FENCED: ErrorReason.ValueType  # 83
-"""Another stream of this writer took over; do not reopen. FAILED_PRECONDITION."""
+"""Another stream of this writer took over. FAILED_PRECONDITION. Open again with resume
+only, which finds out whether it was another run of the client; then it is final.
+"""
 ERROR_REASON_WRITER_NOT_OWNED: ErrorReason.ValueType  # 84
 """The writer id belongs to another principal. PERMISSION_DENIED."""
 ERROR_REASON_OUTCOME_EXPIRED: ErrorReason.ValueType  # 85

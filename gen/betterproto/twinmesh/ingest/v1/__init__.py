@@ -364,14 +364,15 @@ default_message_pool.register_message("twinmesh.ingest.v1", "CreateBackfillReque
 class GoAway(betterproto2.Message):
     """
     GoAway asks to reconnect: send no more batches, wait for what is in flight, Close, and
-    open anew. The server ends the stream without an error at the latest at drain_by.
+    open anew. From drain_by on the server takes no batch, and it ends the stream without an
+    error within moments: 2 s at most, for the last Acks.
     """
 
     drain_by: "datetime.datetime | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
     )
     """
-    The stream ends then.
+    No batch is taken from then on.
     """
 
 
@@ -478,6 +479,17 @@ class Open(betterproto2.Message):
     """
     What acknowledgements shall promise; DURABLE unless stated. With ACCEPTED an Ack is
     also sent as soon as a batch was taken. APPLIED is UNIMPLEMENTED.
+    """
+
+    session_id: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Name of this run of the client, chosen at random when it starts.
+    """
+
+    resume: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    This run has opened the writer before. When another one has opened it since, the
+    answer is FENCED; without it the stream takes the writer over, whoever has it.
     """
 
 
@@ -595,7 +607,11 @@ default_message_pool.register_message("twinmesh.ingest.v1", "Reading", Reading)
 class Reauthenticate(betterproto2.Message):
     """
     Reauthenticate replaces the stream's credential by one of the same principal. Without
-    it the stream ends when the credential does, UNAUTHENTICATED TOKEN_INVALID.
+    it the stream ends, UNAUTHENTICATED TOKEN_INVALID, when the credential behind it does:
+    the API key, or of an access token the session, not the token's own 15 minutes. What is
+    refused ends the stream: UNAUTHENTICATED TOKEN_INVALID (also for another principal's) or
+    API_KEY_INVALID, PERMISSION_DENIED PERMISSION_MISSING, UNAVAILABLE
+    DEPENDENCY_UNAVAILABLE.
     """
 
     token: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
@@ -788,9 +804,10 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class Throttle(betterproto2.Message):
     """
-    Throttle takes credits back: batches from first_refused_sequence on were not taken and
-    are not remembered. Send them again, from this one on, after retry_after. Until it
-    comes again, later ones are dropped without a word.
+    Throttle takes credits back: batches from first_refused_sequence on are out of flight.
+    Send them again, unchanged, from this one on, after retry_after: one that a failed
+    commit threw back may have been committed all the same, and is a duplicate then. Until
+    it comes again, later ones are dropped without a word.
     """
 
     limit_name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
@@ -819,7 +836,7 @@ class Throttle(betterproto2.Message):
 
     first_refused_sequence: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
     """
-    Batches from this one on were not taken.
+    Batches from this one on are to be sent again.
     """
 
     reason: "__type__v1__.ErrorReason" = betterproto2.field(
@@ -916,17 +933,19 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         StreamTelemetry is the gateways' stream: numbered batches one way, cumulative
         acknowledgements the other. docs/ingest.md specifies it message by message.
 
-        The client sends Open first, and only once; the answer Opened says where to go on.
+        The client sends Open first, within 10 s, and only once; the answer Opened says where
+        to go on.
         Batches are numbered 1, 2, 3, … for the whole life of the writer and are committed
         in this order, each exactly once, however often it is sent.
 
         Errors end the stream. To be mended by the client before it opens again:
         INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
         BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (never
-        to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED;
-        UNAUTHENTICATED TOKEN_INVALID; UNIMPLEMENTED NOT_BUILT_YET. To be opened again after
-        a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE, RESOURCE_EXHAUSTED INGEST_BUSY, and the
-        end without an error that follows GoAway.
+        to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
+        PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID; UNIMPLEMENTED
+        NOT_BUILT_YET. To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
+        RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
+        without an error that follows GoAway.
         """
 
         async for response in self._stream_stream(

@@ -215,7 +215,8 @@ class ErrorReason(betterproto2.Enum):
 
     FENCED = 83
     """
-    Another stream of this writer took over; do not reopen. FAILED_PRECONDITION.
+    Another stream of this writer took over. FAILED_PRECONDITION. Open again with resume
+    only, which finds out whether it was another run of the client; then it is final.
     """
 
     WRITER_NOT_OWNED = 84
