@@ -1,20 +1,27 @@
 """Between the contract's messages and the rules' plain data."""
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ingest_svc.assessment import refuse_rest
-from ingest_svc.columns import SentColumns
+from ingest_svc.columns import SentColumns, digest_as_sent
 from ingest_svc.outcome import Outcome, Refusal, RefusedContent, Why
 from ingest_svc.profile import LOCATION, LOCATION_PROFILE, DeviceProfile, MetricProfile
-from ingest_svc.reading import NUMBER, Reading, SentPoint, SentSample
+from ingest_svc.reading import (
+    NUMBER,
+    UNSET,
+    Reading,
+    ReadingAsSent,
+    SentPoint,
+    SentSample,
+    digest_refused,
+)
 from ingest_svc.series_table import SeriesDefinition
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import FieldViolation, InvalidArgument, invalid_field
@@ -77,7 +84,10 @@ def _samples(message: ingest_pb2.Reading) -> list[SentSample]:
     values, numbers = message.values, message.numbers
     for metric in values:
         value = values[metric]
-        kind = cast(str, value.WhichOneof("kind"))  # The contract requires one.
+        kind = value.WhichOneof("kind")
+        if kind is None:
+            samples.append((metric, UNSET, None))
+            continue
         samples.append(
             (metric, _FORMS[kind], _point(value.point_value) if kind == _POINT else getattr(value, kind))
         )
@@ -206,9 +216,20 @@ def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
         len(reading.values) + len(reading.numbers) + reading.HasField("location")
         for reading in batch.readings
     )
-    content = ingest_pb2.Batch(mode=batch.mode, columns=batch.columns, readings=batch.readings)
-    written = content.SerializeToString(deterministic=True)
-    return RefusedContent(why, samples, hashlib.sha256(b"refused/1" + written).digest())
+    all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
+    columns = None
+    if batch.HasField("columns"):
+        columns = digest_as_sent(to_columns(batch.columns), all_or_nothing=all_or_nothing)
+    readings = [
+        ReadingAsSent(
+            message.device_id,
+            (message.time.seconds, message.time.nanos) if message.HasField("time") else None,
+            _samples(message),
+        )
+        for message in batch.readings
+    ]
+    digest = digest_refused(readings, all_or_nothing=all_or_nothing, columns=columns)
+    return RefusedContent(why, samples, digest)
 
 
 def to_columns(message: ingest_pb2.Columns) -> SentColumns:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # Forms of a sent value beside the five kinds (1 to 5, `telemetry_store.columns.Kind`):
-# a bare number, whose kind is the metric's.
+# a bare number, whose kind is the metric's, and nothing at all, which the contract refuses.
 NUMBER = 0
+UNSET = -1
 
 SentPoint = tuple[float, float, float | None]  # latitude, longitude, altitude
-SentValue = float | int | bool | str | SentPoint
+SentValue = float | int | bool | str | SentPoint | None  # None: UNSET
 
 
 # One value: its metric, its form (NUMBER or a kind's number) and itself. A bare tuple,
@@ -32,6 +33,16 @@ class Reading(NamedTuple):
 
 _CANONICAL = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False)
 _FORMAT = "readings/1"
+_CANONICAL_REFUSED = json.JSONEncoder(separators=(",", ":"), check_circular=False)  # with NaN and infinities
+_REFUSED_FORMAT = "refused/1"
+
+
+class ReadingAsSent(NamedTuple):
+    """A reading that may break every rule of the contract; `time` is in seconds and nanoseconds."""
+
+    device_id: str
+    time: tuple[int, int] | None
+    samples: Sequence[SentSample]
 
 
 def digest(readings: Sequence[Reading], *, all_or_nothing: bool, backfill_id: str) -> bytes:
@@ -44,3 +55,18 @@ def digest(readings: Sequence[Reading], *, all_or_nothing: bool, backfill_id: st
     """
     content = [_FORMAT, all_or_nothing, backfill_id, readings]
     return hashlib.sha256(_CANONICAL.encode(content).encode("ascii")).digest()
+
+
+def digest_refused(
+    readings: Sequence[ReadingAsSent], *, all_or_nothing: bool, columns: bytes | None
+) -> bytes:
+    """Return likewise 32 bytes for a batch of readings that is refused before it is read.
+
+    Args:
+        readings: as sent.
+        all_or_nothing: the batch's mode.
+        columns: digest of columns that were sent beside, None when there were none.
+    """
+    beside = None if columns is None else columns.hex()
+    content = [_REFUSED_FORMAT, all_or_nothing, readings, beside]
+    return hashlib.sha256(_CANONICAL_REFUSED.encode(content).encode("ascii")).digest()

@@ -53,10 +53,7 @@ def judge(
     if cursor.principal != principal:
         raise not_owned(identity.writer_id)
     if identity.epoch is not None and identity.epoch != cursor.epoch:
-        raise FailedPrecondition(
-            f"a later stream of writer {identity.writer_id!r} took over; do not reopen by yourself",
-            reason=ErrorReason.ERROR_REASON_FENCED,
-        )
+        raise fenced(identity.writer_id)
     expected = cursor.last_sequence + 1
     if identity.sequence > expected:
         raise FailedPrecondition(
@@ -86,6 +83,14 @@ def not_owned(writer_id: str) -> DomainError:
     return PermissionDenied(
         f"writer {writer_id!r} belongs to another principal; choose another writer id",
         reason=ErrorReason.ERROR_REASON_WRITER_NOT_OWNED,
+    )
+
+
+def fenced(writer_id: str) -> DomainError:
+    """Return the error for a stream whose writer a later one has opened."""
+    return FailedPrecondition(
+        f"a later stream of writer {writer_id!r} took over; do not reopen by yourself",
+        reason=ErrorReason.ERROR_REASON_FENCED,
     )
 
 

@@ -1,9 +1,13 @@
 """What a stream's batch holds, as plain data; and what is answered to it by either door."""
 
+import hashlib
 import math
+import struct
+from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from ingest_svc.columns import SentColumns
 from ingest_svc.conversion import MAX_READINGS, to_content, to_definitions, to_response, to_result
@@ -134,6 +138,67 @@ def test_what_refuses_a_batch(batch: ingest_pb2.Batch, reason: str, message: str
     other = to_content(again)
     assert isinstance(other, RefusedContent)
     assert other.digest != refused.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"readings": [ingest_pb2.Reading(device_id="A", values={"x": Value(int_value=1)})]},
+        {"readings": [ingest_pb2.Reading(device_id="A", values={"x": Value(double_value=1)})]},
+        {"readings": [ingest_pb2.Reading(device_id="A", values={"x": Value(double_value=math.nan)})]},
+        {"readings": [ingest_pb2.Reading(device_id="A", values={"x": Value()})]},
+        {"readings": [ingest_pb2.Reading(device_id="A", numbers={"x": 1})]},
+        {"readings": [ingest_pb2.Reading(device_id="A", location=Point(altitude=math.inf))]},
+        {"readings": [ingest_pb2.Reading(device_id="A", location=Point())]},
+        {"readings": [ingest_pb2.Reading(device_id="A", time=Timestamp(nanos=-1))]},
+        {"readings": [ingest_pb2.Reading(device_id="A", time=Timestamp())]},
+        {"readings": [ingest_pb2.Reading(device_id="A")], "mode": ingest_pb2.MODE_ALL_OR_NOTHING},
+        {"readings": [ingest_pb2.Reading(device_id="A")] * 2},
+        {"columns": ingest_pb2.Columns()},
+        {"columns": ingest_pb2.Columns(times=[1])},
+        {"columns": ingest_pb2.Columns(series=[1, 2], run_lengths=[1])},
+        {"columns": ingest_pb2.Columns(double_values=[math.nan])},
+    ],
+)
+def test_other_content_has_another_digest_also_when_it_is_refused(change: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"readings": [ingest_pb2.Reading(device_id="A")], **change}
+    assert _refused_digest(ingest_pb2.Batch(**fields)) != _refused_digest(
+        ingest_pb2.Batch(readings=[ingest_pb2.Reading(device_id="A")])
+    )
+
+
+def test_the_digest_of_what_is_refused_never_changes() -> None:
+    batch = ingest_pb2.Batch(
+        mode=ingest_pb2.MODE_ALL_OR_NOTHING,
+        columns=ingest_pb2.Columns(series=[3], run_lengths=[1], times=[5], string_values=["ä"]),
+        readings=[
+            ingest_pb2.Reading(
+                device_id="A",
+                time=Timestamp(seconds=1, nanos=-1),
+                values={"b": Value(), "a": Value(double_value=-math.inf), "c": Value(int_value=2**60)},
+                numbers={"a": math.nan},
+                location=Point(latitude=91, altitude=math.nan),
+            )
+        ],
+    )
+    beside = hashlib.sha256(
+        b"columns/1\x01"
+        + struct.pack("<3Q", 1, 1, 1)
+        + struct.pack("<3q", 3, 1, 5)
+        + struct.pack("<BQq", 4, 1, 1)
+        + "ä".encode()
+    ).hexdigest()
+    written = (
+        '["refused/1",true,[["A",[1,-1],[["a",1,-Infinity],["a",0,NaN],["b",-1,null],'
+        f'["c",2,1152921504606846976],["location",5,[91.0,0.0,NaN]]]]],"{beside}"]'
+    )
+    assert _refused_digest(batch) == hashlib.sha256(written.encode()).digest()
+
+
+def _refused_digest(batch: ingest_pb2.Batch) -> bytes:
+    refused = to_content(over_the_wire(batch))
+    assert isinstance(refused, RefusedContent)
+    return refused.digest
 
 
 def test_definitions_keep_their_aliases() -> None:

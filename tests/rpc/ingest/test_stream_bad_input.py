@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from tests.rpc.ingest.neighbours import Ingest, Refused, reading, refused
-from tests.rpc.ingest.streaming import METHOD, NOW_US, Client, columns, opened, streaming
+from tests.rpc.ingest.streaming import METHOD, NOW_US, Client, columns, last_word, opened, streaming
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -31,6 +31,7 @@ def _definition(**fields: Any) -> ingest_pb2.SeriesDefs:
         {"series_defs": _definition()},
         {"batch": ingest_pb2.Batch(sequence=1)},
         {"reauthenticate": ingest_pb2.Reauthenticate(token="t")},
+        {"close": ingest_pb2.Close()},
         {},
     ],
 )
@@ -150,6 +151,7 @@ async def test_columns_beside_readings_refuse_the_batch_for_good(ingest: Ingest)
         reading(temperature=math.nan),
         reading(),
         reading(values={"temperature": value_pb2.Value()}),
+        reading(location=value_pb2.Point(latitude=math.inf, altitude=math.nan)),
         reading(values={"state": value_pb2.Value(string_value="\0")}),
     ],
 )
@@ -254,7 +256,7 @@ async def test_random_and_truncated_bytes_disturb_nobody(
             with suppress(grpc.aio.AioRpcError):
                 async for _ in call:
                     pass
-            assert await call.code() in {
+            assert await last_word(call) in {
                 grpc.StatusCode.OK,
                 INVALID,
                 grpc.StatusCode.FAILED_PRECONDITION,

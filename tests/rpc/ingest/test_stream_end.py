@@ -11,7 +11,7 @@ import pytest
 
 from meshkit.testing.auth import bearer
 from tests.rpc.ingest.neighbours import TENANT, Ingest, Refused, running_ingest, serving
-from tests.rpc.ingest.streaming import columns, opened, streaming
+from tests.rpc.ingest.streaming import columns, last_word, opened, streaming
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
@@ -74,7 +74,7 @@ async def test_two_processes_at_one_cursor_store_each_batch_once(ingest: Ingest,
                         await client.durable(len(sent))
                     return
                 except (AssertionError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    assert await client.call.code() == grpc.StatusCode.FAILED_PRECONDITION
+                    assert await last_word(client.call) == grpc.StatusCode.FAILED_PRECONDITION
 
     async with another(ingest, auth_address) as elsewhere:
         await asyncio.gather(send_all(ingest), send_all(elsewhere))
@@ -90,13 +90,9 @@ async def test_a_stream_asks_to_reconnect_before_the_end_of_its_life(
             await client.batch(1, columns(1.0))
             told = await client.go_away()
             assert told.drain_by.ToMicroseconds() > time.time_ns() // 1000 - 1_000_000
-            await client.batch(2, columns(1.0))
-            rest = await client.ends()  # By itself, though the client does not close.
-        durable = [ack.durable_through for ack in client.acks]
-        durable += [response.ack.durable_through for response in rest if response.HasField("ack")]
-        assert durable[-1] in (1, 2)
+            await client.ends()  # By itself, though the client does not close.
         async with streaming(short) as client:
-            assert (await client.open()).last_committed_sequence == durable[-1]
+            assert (await client.open()).last_committed_sequence == 1
 
 
 async def test_a_stopping_process_asks_its_streams_to_reconnect(ingest: Ingest, auth_address: str) -> None:

@@ -99,9 +99,10 @@ async def test_half_closing_acknowledges_what_was_taken(ingest: Ingest) -> None:
 
 async def test_batches_behind_close_are_not_read(ingest: Ingest) -> None:
     async with opened(ingest) as client:
-        await client.batch(1, columns(1.0))
-        await client.send(close=ingest_pb2.Close())
-        await client.send(batch=ingest_pb2.Batch(sequence=2))
+        async with locked_cursor(ingest):  # So that the stream does not end before all is sent.
+            await client.batch(1, columns(1.0))
+            await client.send(close=ingest_pb2.Close())
+            await client.send(batch=ingest_pb2.Batch(sequence=2))
         rest = await client.ends()
     assert rest[-1].ack.durable_through == 1
     async with streaming(ingest) as client:
