@@ -1,0 +1,110 @@
+"""An intake with its neighbours in memory: one tenant, `acme`, with two pumps."""
+
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ingest_svc.columns import SentColumns
+from ingest_svc.intake import Intake, Origin
+from ingest_svc.profile import DeviceProfile, MetricProfile
+from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.reading import Reading
+from ingest_svc.series_table import SeriesDefinition, SeriesTable
+from ingest_svc.window import LiveWindow, TimeWindow
+from meshkit.errors import dependency_unavailable
+from meshkit.identity import Principal, PrincipalKind
+from meshkit.testing.clock import ManualClock
+from telemetry_store.catalog import SeriesCatalog, SeriesKey
+from telemetry_store.columns import Kind
+from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+
+NOW = 1_700_000_000_000_000
+METRICS = {"x": MetricProfile(Kind.DOUBLE, "°C")}
+PUMP = DeviceProfile(device_type_id="pump", enabled=True, metrics=METRICS)
+OFF = DeviceProfile(device_type_id="pump", enabled=False, metrics=METRICS)
+
+
+class Assets:
+    """Profiles of one tenant's devices; counts the questions."""
+
+    def __init__(self) -> None:
+        self.devices = {"pump-1": PUMP, "pump-2": PUMP}
+        self.asked: list[int] = []
+        self.away = False
+
+    async def fetch(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, DeviceProfile]:
+        self.asked.append(len(device_ids))
+        if self.away:
+            raise dependency_unavailable("asset_svc")
+        return {device_id: self.devices[device_id] for device_id in device_ids if device_id in self.devices}
+
+
+class Catalog(SeriesCatalog):
+    """Gives ids in the order of the questions, and remembers all."""
+
+    def __init__(self) -> None:
+        super().__init__(pool=cast(Any, None))
+        self.made: dict[SeriesKey, int] = {}
+
+    async def resolve(self, tenant: str, keys: Sequence[SeriesKey]) -> npt.NDArray[np.int32]:
+        return np.array([self.made.setdefault(key, len(self.made)) for key in keys], np.int32)
+
+
+class Backfills:
+    """Knows one backfill, of 1970."""
+
+    async def window(self, tenant: str, backfill_id: str) -> TimeWindow:
+        return TimeWindow(f"backfill {backfill_id},", 0, 1_000)
+
+
+class World:
+    """An intake and all around it."""
+
+    def __init__(self) -> None:
+        self.assets = Assets()
+        self.clock = ManualClock(NOW)
+        self.cache = ProfileCache(source=self.assets, clock=self.clock)
+        self.catalog = Catalog()
+        self.intake = Intake(
+            profiles=self.cache,
+            catalog=self.catalog,
+            backfills=Backfills(),
+            live_window=LiveWindow(late_us=3_600_000_000, future_us=1_000),
+        )
+        self.table = SeriesTable()
+        self.table.define([(0, SeriesDefinition("pump-1", "x", Kind.DOUBLE, ""))])
+
+    def taking(
+        self, columns: SentColumns, identity: WriterIdentity | None = None
+    ) -> Coroutine[Any, Any, WriteRequest]:
+        return self.intake.take_columns(
+            origin(identity or WriterIdentity("w", 7, 3)),
+            columns,
+            self.table,
+            all_or_nothing=False,
+            received_us=self.clock.now_us(),
+        )
+
+    async def readings(
+        self,
+        *readings: Reading,
+        identity: RequestIdentity | WriterIdentity | None = None,
+        backfill_id: str = "",
+        permissions: Sequence[str] = ("telemetry:write",),
+    ) -> WriteRequest:
+        return await self.intake.take_readings(
+            origin(identity, permissions),
+            readings,
+            all_or_nothing=False,
+            backfill_id=backfill_id,
+            received_us=self.clock.now_us(),
+        )
+
+
+def origin(
+    identity: RequestIdentity | WriterIdentity | None, permissions: Sequence[str] = ("telemetry:write",)
+) -> Origin:
+    principal = Principal("acme", "hub", PrincipalKind.API_KEY, frozenset(permissions))
+    return Origin(principal, identity, None)
