@@ -51,8 +51,10 @@ _PERMISSION = "telemetry:write"
 class Writer(Protocol):
     """Where batches become durable."""
 
-    async def open_writer(self, *, tenant: str, principal: str, writer_id: str) -> OpenedCursor:
-        """Raise a writer's epoch and return its place."""
+    async def open_writer(
+        self, *, tenant: str, principal: str, writer_id: str, session_id: str, resume: bool
+    ) -> OpenedCursor:
+        """Raise a writer's epoch and return its place, or raise why not."""
         ...
 
     def submit(self, request: WriteRequest) -> asyncio.Future[WriteResult]:
@@ -362,7 +364,11 @@ class TelemetryStream:
         self._schedule(self._ends_us - notice_us(self._lifetime_us))
         tenant = self._principal.tenant
         cursor = await self._writer.open_writer(
-            tenant=tenant, principal=self._principal.name, writer_id=message.writer_id
+            tenant=tenant,
+            principal=self._principal.name,
+            writer_id=message.writer_id,
+            session_id=message.session_id,
+            resume=message.resume,
         )
         self.epoch = cursor.epoch
         self._flow = BatchFlow(last_committed=cursor.last_sequence, budget=self._budgets.inflight_bytes)

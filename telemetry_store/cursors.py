@@ -87,9 +87,9 @@ def not_owned(writer_id: str) -> DomainError:
 
 
 def fenced(writer_id: str) -> DomainError:
-    """Return the error for a stream whose writer a later one has opened."""
+    """Return the error for a stream whose writer another one has opened since."""
     return FailedPrecondition(
-        f"a later stream of writer {writer_id!r} took over; do not reopen by yourself",
+        f"another stream of writer {writer_id!r} took over; open again with resume only",
         reason=ErrorReason.ERROR_REASON_FENCED,
     )
 
@@ -194,23 +194,42 @@ async def advance(connection: Connection, taken: Mapping[tuple[CursorKey, int], 
     )
 
 
-async def open_cursor(connection: Connection, key: CursorKey, principal: str) -> OpenedCursor:
+async def open_cursor(
+    connection: Connection, key: CursorKey, principal: str, session_id: str, *, resume: bool
+) -> OpenedCursor:
     """Raise a writer's epoch under its lock, which fences its older streams.
+
+    Args:
+        connection: outside of a transaction.
+        key: of the writer.
+        principal: who opens it.
+        session_id: the client's run, noted as the one that opened the writer last.
+        resume: only if that is this run already, or nobody has opened the writer.
 
     Raises:
         PermissionDenied: WRITER_NOT_OWNED.
+        FailedPrecondition: FENCED, another run has opened the writer since; its streams go on.
     """
     await ensure(connection, {key: principal})
+    # One statement, so that what it asks and what it does are under the same lock.
     row = await connection.fetchrow(
         """
         UPDATE telemetry.writer_cursor
-        SET epoch = epoch + 1
+        SET session_id = CASE WHEN $5 AND epoch > 0 THEN session_id ELSE $4 END,
+            epoch = epoch + CASE WHEN $5 AND epoch > 0 AND session_id <> $4 THEN 0 ELSE 1 END
         WHERE tenant_id = $1 AND writer_id = $2 AND principal = $3
-        RETURNING epoch, last_sequence
+        RETURNING epoch, last_sequence, session_id = $4 AS is_ours
         """,
         *key,
         principal,
+        session_id,
+        resume,
     )
     if row is None:
         raise not_owned(key[1])
+    if not row["is_ours"]:
+        raise FailedPrecondition(
+            f"another client has opened writer {key[1]!r} since, and has it now",
+            reason=ErrorReason.ERROR_REASON_FENCED,
+        )
     return OpenedCursor(row["epoch"], row["last_sequence"])

@@ -122,16 +122,28 @@ class TelemetryWriter:
         """
         return await self.submit(request)
 
-    async def open_writer(self, *, tenant: str, principal: str, writer_id: str) -> OpenedCursor:
+    async def open_writer(
+        self, *, tenant: str, principal: str, writer_id: str, session_id: str = "", resume: bool = False
+    ) -> OpenedCursor:
         """Raise a writer's epoch, which fences its older streams, and return its place.
+
+        Args:
+            tenant: whose writer, from the verified identity.
+            principal: who opens it.
+            writer_id: the writer.
+            session_id: the run of the client that opens it.
+            resume: only if no other run has opened it since this one did.
 
         Raises:
             PermissionDenied: WRITER_NOT_OWNED.
+            FailedPrecondition: FENCED; nothing changed.
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         try:
             async with self._pool.acquire() as connection:
-                return await cursors.open_cursor(connection, (tenant, writer_id), principal)
+                return await cursors.open_cursor(
+                    connection, (tenant, writer_id), principal, session_id, resume=resume
+                )
         except DATABASE_ERRORS as error:
             raise _database_away() from error
 

@@ -129,6 +129,63 @@ async def test_opening_fences_older_streams_and_not_unary_callers(database: Test
         assert not (await writer.write(numbered(3, epoch=None))).duplicate
 
 
+async def opens(writer: TelemetryWriter, session_id: str, *, resume: bool = False) -> OpenedCursor:
+    return await writer.open_writer(
+        tenant="demo", principal="user:ada", writer_id="w", session_id=session_id, resume=resume
+    )
+
+
+async def test_only_the_run_that_opened_a_writer_last_resumes_it(database: TestDatabase) -> None:
+    async with running_writer(database) as writer:
+        assert (await opens(writer, "a")).epoch == 1
+        assert (await opens(writer, "a", resume=True)).epoch == 2
+        assert (await opens(writer, "b")).epoch == 3
+        with pytest.raises(DomainError) as caught:
+            await opens(writer, "a", resume=True)
+        assert reason_of(caught.value) == "FENCED"
+        await writer.write(numbered(1, epoch=3))  # The other one was not disturbed …
+        assert (await opens(writer, "b", resume=True)).epoch == 4  # … and goes on.
+        assert (await opens(writer, "a")).epoch == 5  # Somebody's decision.
+        with pytest.raises(DomainError) as caught:
+            await writer.open_writer(
+                tenant="demo", principal="user:eve", writer_id="w", session_id="a", resume=True
+            )
+        assert reason_of(caught.value) == "WRITER_NOT_OWNED"
+
+
+async def test_a_run_without_a_name_takes_over_and_cannot_be_resumed_behind(database: TestDatabase) -> None:
+    async with running_writer(database) as writer:
+        await opens(writer, "a")
+        assert (await opens(writer, "")).epoch == 2
+        with pytest.raises(DomainError) as caught:
+            await opens(writer, "a", resume=True)
+        assert reason_of(caught.value) == "FENCED"
+
+
+async def test_a_writer_that_nobody_opened_is_resumed_by_anybody(database: TestDatabase) -> None:
+    """So a client finds out by the cursor that the database lost what it had."""
+    async with running_writer(database) as writer:
+        await writer.write(numbered(1))
+        assert await opens(writer, "a", resume=True) == OpenedCursor(epoch=1, last_sequence=1)
+        with pytest.raises(DomainError) as caught:
+            await opens(writer, "b", resume=True)
+        assert reason_of(caught.value) == "FENCED"
+
+
+async def test_of_two_runs_at_once_one_has_the_writer(database: TestDatabase) -> None:
+    """The second one waits for the first one's row, and is judged by what it says then."""
+    async with running_writer(database) as writer, admin(database) as connection:
+        await opens(writer, "a")
+        async with connection.transaction():
+            await connection.execute("UPDATE telemetry.writer_cursor SET session_id = 'b', epoch = 2")
+            resuming = asyncio.create_task(opens(writer, "a", resume=True))
+            await until_blocked(connection)
+        with pytest.raises(DomainError) as caught:
+            await resuming
+        assert reason_of(caught.value) == "FENCED"
+        assert await connection.fetchval("SELECT epoch FROM telemetry.writer_cursor") == 2
+
+
 async def test_refused_content_is_remembered_without_samples(database: TestDatabase) -> None:
     async with running_writer(database) as writer, admin(database) as connection:
         assert await writer.write(numbered(1, samples=[])) == WriteResult(b"stored w 1", False)

@@ -32,7 +32,9 @@ class HeldWriter:
     def __init__(self) -> None:
         self.submitted: list[tuple[WriteRequest, asyncio.Future[WriteResult]]] = []
 
-    async def open_writer(self, *, tenant: str, principal: str, writer_id: str) -> OpenedCursor:
+    async def open_writer(
+        self, *, tenant: str, principal: str, writer_id: str, session_id: str, resume: bool
+    ) -> OpenedCursor:
         return OpenedCursor(epoch=1, last_sequence=0)
 
     def submit(self, request: WriteRequest) -> asyncio.Future[WriteResult]:

@@ -58,6 +58,33 @@ async def test_a_later_stream_of_another_process_fences_the_older(ingest: Ingest
     assert len(await ingest.samples()) == 2
 
 
+async def test_a_run_resumes_until_another_one_takes_over(ingest: Ingest, auth_address: str) -> None:
+    async with (
+        another(ingest, auth_address) as elsewhere,
+        opened(ingest, session_id="a") as first,
+        opened(elsewhere, session_id="a", resume=True) as resumed,
+    ):
+        await first.batch(1, columns(1.0))
+        assert await first.fails() == FENCED
+        async with opened(elsewhere, session_id="b") as other:
+            assert await resumed.fails() == FENCED
+            for where in (ingest, elsewhere):
+                async with streaming(where) as late:
+                    await late.send(open=ingest_pb2.Open(writer_id="gw", session_id="a", resume=True))
+                    assert await late.fails() == FENCED
+            await other.batch(1, columns(2.0))
+            await other.durable(1)
+    assert [*(await ingest.samples()).values()] == [2.0]
+
+
+async def test_resume_names_the_run(ingest: Ingest) -> None:
+    async with streaming(ingest) as client:
+        await client.send(open=ingest_pb2.Open(writer_id="gw", resume=True))
+        assert await client.fails() == Refused(
+            grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", fields=["open"]
+        )
+
+
 async def test_two_processes_at_one_cursor_store_each_batch_once(ingest: Ingest, auth_address: str) -> None:
     sent = [columns(float(sequence)) for sequence in range(1, 41)]
 

@@ -1,0 +1,1 @@
+ALTER TABLE telemetry.writer_cursor DROP COLUMN session_id;
