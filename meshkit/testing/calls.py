@@ -1,11 +1,14 @@
 """Calls that are meant to fail, taken apart."""
 
+import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from meshkit import status
 
@@ -34,3 +37,17 @@ async def failure(call: Awaitable[object]) -> Failure:
                 detail.Unpack(target)
     fields = [violation.field for violation in bad.field_violations]
     return Failure(caught.value.code(), found.message, info.reason, dict(info.metadata), fields)
+
+
+async def write(call: Any, message: bytes) -> bool:
+    """Write a serialized message to a call that the server may be ending; False when it has ended.
+
+    Unlike `call.write`, which then puts INTERNAL in place of the status that the server
+    gave (grpc/grpc issue 36066), this leaves the status to whoever reads.
+    """
+    try:
+        await call.wait_for_connection()
+        await call._cython_call.send_serialized_message(message)  # noqa: SLF001
+    except (grpc.aio.AioRpcError, cygrpc.InternalError, asyncio.InvalidStateError):
+        return False
+    return True

@@ -97,7 +97,8 @@ class FaultyLine(Line):
     Attributes:
         reset_after: says for each new connection after how many bytes, of both directions
             together, it is reset; None: never.
-        answer_bytes_per_s: how fast new connections pass on what the server says; None: at once.
+        answer_bytes_per_s: how fast what the server says is passed on, once what was read
+            already is; None: at once.
         resets: how many connections were reset.
     """
 
@@ -109,38 +110,57 @@ class FaultyLine(Line):
         self.resets = 0
 
     def swallow(self) -> int:
-        """Pass nothing on any more, both ways, without closing; returns how many connections.
+        """Pass nothing on any more, both ways, without closing; returns how many connections were good.
 
         Connections made from now on are good.
         """
-        for passing in self._passing:
+        good = [passing for passing in self._passing if passing.is_set()]
+        for passing in good:
             passing.clear()
-        return len(self._passing)
+        return len(good)
 
     async def _carry(self, client: End, server: End) -> None:
+        # Else the system's own buffers read megabytes before the server notices a slow reader.
+        narrow = server.writer.get_extra_info("socket")
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE)
         passing = asyncio.Event()
         passing.set()
         self._passing.add(passing)
+        allowance = _Allowance(self.reset_after() if self.reset_after is not None else None)
         try:
-            if self.answer_bytes_per_s is not None:
-                # Else the system's buffers read megabytes before anybody notices.
-                narrow = server.writer.get_extra_info("socket")
-                narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                answers = _trickle(server, client, self.answer_bytes_per_s)
-                await first_of(pass_on(client, server), answers)
-                return
-            left = self.reset_after() if self.reset_after is not None else None
-            allowance = _Allowance(left)
             await first_of(
-                _pass_on_while(passing, allowance, client, server),
-                _pass_on_while(passing, allowance, server, client),
+                self._pass_on(client, server, passing, allowance, lambda: None),
+                self._pass_on(server, client, passing, allowance, lambda: self.answer_bytes_per_s),
             )
-            if allowance.used_up:
-                self.resets += 1
-                for end in (client, server):
-                    end.abort(reset=True)
         finally:
             self._passing.discard(passing)
+        if allowance.used_up:
+            self.resets += 1
+            for end in (client, server):
+                end.abort(reset=True)
+
+    async def _pass_on(
+        self,
+        source: End,
+        sink: End,
+        passing: asyncio.Event,
+        allowance: "_Allowance",
+        bytes_per_s: Callable[[], int | None],
+    ) -> None:
+        with suppress(ConnectionError):
+            while True:
+                rate = bytes_per_s()
+                data = await source.reader.read(_PIECE if rate is None else rate)
+                if rate is not None:
+                    await asyncio.sleep(1)
+                # An end is swallowed like everything else.
+                await passing.wait()
+                if not data:
+                    return
+                sink.writer.write(allowance.of(data))
+                if allowance.used_up:
+                    return
+                await sink.writer.drain()
 
 
 async def first_of(*passing: Coroutine[Any, Any, None]) -> None:
@@ -164,12 +184,6 @@ async def pass_on(source: End, sink: End) -> None:
             await sink.writer.drain()
 
 
-async def _trickle(source: End, sink: End, bytes_per_s: int) -> None:
-    while data := await source.reader.read(1):
-        sink.writer.write(data)
-        await asyncio.sleep(1 / bytes_per_s)
-
-
 @dataclass(slots=True)
 class _Allowance:
     """Bytes that a connection may still carry; None: any number."""
@@ -186,17 +200,3 @@ class _Allowance:
         allowed = data[: self.left]
         self.left -= len(allowed)
         return allowed
-
-
-async def _pass_on_while(passing: asyncio.Event, allowance: _Allowance, source: End, sink: End) -> None:
-    with suppress(ConnectionError):
-        while True:
-            data = await source.reader.read(_PIECE)
-            # An end is swallowed like everything else.
-            await passing.wait()
-            if not data:
-                return
-            sink.writer.write(allowance.of(data))
-            if allowance.used_up:
-                return
-            await sink.writer.drain()

@@ -17,7 +17,7 @@ from meshkit import db
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import PrincipalKind
 from meshkit.testing.clock import ManualClock
-from meshkit.testing.mesh import Mesh, start_mesh
+from meshkit.testing.mesh import Mesh, eventually, start_mesh
 from tests.mesh.stream_site import SOAK, Site, site
 
 
@@ -127,6 +127,9 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture
 async def fragile_site(fragile_mesh: Mesh, fragile_key: str, chance: random.Random) -> AsyncIterator[Site]:
-    """Devices of one test in the mesh whose parts are broken."""
+    """Devices of one test in the mesh whose parts are broken, once the last test's faults are mended."""
+    await asyncio.to_thread(
+        eventually, lambda: fragile_mesh.status()["ready"], "the mesh is ready again", seconds=120
+    )
     async with site(fragile_mesh, fragile_mesh.log_in(), key=fragile_key, chance=chance) as made:
         yield made

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import asyncpg
 import psutil
 
-from meshkit.testing.mesh import Mesh, eventually
+from meshkit.testing.mesh import Mesh
 
 # Does something to a mesh; the generator decides whatever is random.
 Fault = Callable[[Mesh, random.Random], Awaitable[None]]
@@ -21,27 +21,18 @@ _COPYING = (
 
 
 def kill(*services: str) -> Fault:
-    """Kill all processes of one of these services, and wait until they are started again."""
+    """Kill all processes of one of these services."""
 
     async def killed(mesh: Mesh, chance: random.Random) -> None:
-        service = chance.choice(services)
-        parts = await asyncio.to_thread(mesh.parts, service)
-        for part in parts:
-            psutil.Process(part["pid"]).kill()
-        restarts = {part["name"]: part["restarts"] for part in parts}
-        await asyncio.to_thread(
-            eventually,
-            lambda: all(part["restarts"] > restarts[part["name"]] for part in mesh.parts(service)),
-            f"{service} is started again",
-        )
+        for process in await _processes(mesh, chance.choice(services)):
+            process.kill()
 
     return killed
 
 
 async def kill_one_of_two(mesh: Mesh, chance: random.Random) -> None:
-    """Kill an ingest process beside which another one serves."""
-    ready = [each for each in await asyncio.to_thread(mesh.parts, "ingest_svc") if each["state"] == "ready"]
-    psutil.Process(chance.choice(ready)["pid"]).kill()
+    """Kill an ingest process; another one may be serving beside it."""
+    chance.choice(await _processes(mesh, "ingest_svc")).kill()
 
 
 async def kill_a_copying_backend(mesh: Mesh, chance: random.Random) -> None:
@@ -60,6 +51,15 @@ async def kill_a_copying_backend(mesh: Mesh, chance: random.Random) -> None:
             os.kill(pid, signal.SIGCONT)
     finally:
         connection.terminate()
+
+
+async def _processes(mesh: Mesh, service: str) -> list[psutil.Process]:
+    """Wait until something of a service runs, and return its processes."""
+    while True:
+        parts = await asyncio.to_thread(mesh.parts, service)
+        with suppress(psutil.NoSuchProcess):
+            if found := [psutil.Process(part["pid"]) for part in parts if part["pid"] is not None]:
+                return found
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from meshkit.status import error_info_of
 from meshkit.testing.auth import bearer
+from meshkit.testing.calls import write
 from tests.mesh.oracle import Oracle, Sent
 from tests.mesh.stream_load import RandomBatches
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -28,6 +29,8 @@ CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 1_000),
     ("grpc.keepalive_timeout_ms", 2_000),
+    # Of the pings that measure bandwidth; while one is out no other is sent.
+    ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )
@@ -77,6 +80,11 @@ class StreamClient:
         batches: makes what is sent.
         oracle: is told of everything.
         most_in_flight: batches; fewer than the server's credits when it is smaller.
+
+    Attributes:
+        streams: how many were opened.
+        breaks: how those of them ended that did not end after Close or GoAway.
+        throttles: what the server said, in order.
     """
 
     def __init__(
@@ -106,6 +114,7 @@ class StreamClient:
         self._changed = asyncio.Event()
         self._heard = asyncio.Event()
         self.streams = 0
+        self.breaks: list[str] = []
         self.throttles: list[ingest_pb2.Throttle] = []
 
     def stop(self) -> None:
@@ -125,6 +134,12 @@ class StreamClient:
         while len(self.throttles) == throttles:
             await self._told()
 
+    async def until_durable(self, batches: int) -> None:
+        """Wait until so many more batches are durable."""
+        goal = self._durable + batches
+        while self._durable < goal:
+            await self._told()
+
     async def _told(self) -> None:
         self._heard.clear()
         await self._heard.wait()
@@ -140,8 +155,8 @@ class StreamClient:
             call = await self._open()
             try:
                 await self._converse(call)
-            except _Broken:
-                continue
+            except _Broken as broken:
+                self.breaks.append(str(broken))
             finally:
                 call.cancel()
 
@@ -173,7 +188,7 @@ class StreamClient:
         if self._made is None:
             self._made = self._durable = last
         assert last >= self._durable, f"the server forgot {self._writer_id}: {last} < {self._durable}"
-        assert last <= self._made, f"{self._writer_id}: {last} was committed, and never sent"
+        assert last <= self._made, f"{self._writer_id}: {last} was committed, not sent; {self.breaks}"
         self._opened = opened
         # Both are allowed: to ask for the outcomes of what was committed, or to do without.
         if self._batches.chance.random() < 0.5:
@@ -265,13 +280,12 @@ class StreamClient:
         for durable in [each for each in self._pending if each <= sequence]:
             self._oracle.acknowledge(self._pending.pop(durable).sent)
         self._durable = max(self._durable, sequence)
+        self._heard.set()
 
 
 async def _write(call: Any, request: ingest_pb2.StreamTelemetryRequest) -> None:
-    try:
-        await call.write(request)
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-        raise _Broken from error
+    if not await write(call, request.SerializeToString()):
+        raise _Broken
 
 
 async def _read(call: Any) -> ingest_pb2.StreamTelemetryResponse | None:
@@ -291,5 +305,5 @@ async def _read(call: Any) -> ingest_pb2.StreamTelemetryResponse | None:
 def _end(error: grpc.aio.AioRpcError) -> Exception:
     reason = error_info_of(error).reason
     if (error.code(), reason) in _TRANSIENT:
-        return _Broken()
+        return _Broken(f"{error.code().name} {reason}: {error.details()}")
     return StreamEnded(error.code(), reason, error.details() or "")

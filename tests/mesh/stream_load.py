@@ -54,7 +54,7 @@ class RandomBatches:
     def make(self, sequence: int) -> tuple[ingest_pb2.Batch, list[Sample]]:
         """Return a batch and what is to be stored of it."""
         if self.chance.random() < _READINGS_SHARE:
-            return self._readings(sequence)
+            return self.readings(sequence)
         return self._columns(sequence)
 
     def _columns(self, sequence: int) -> tuple[ingest_pb2.Batch, list[Sample]]:
@@ -74,7 +74,8 @@ class RandomBatches:
                 samples.append(sample)
         return batch, samples
 
-    def _readings(self, sequence: int) -> tuple[ingest_pb2.Batch, list[Sample]]:
+    def readings(self, sequence: int) -> tuple[ingest_pb2.Batch, list[Sample]]:
+        """Return a batch of readings, as both doors take it, and what is to be stored of it."""
         batch = ingest_pb2.Batch(sequence=sequence)
         samples = []
         for _ in range(self.chance.randint(1, self.run_length)):

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import grpc
 import httpx
+import psutil
 
 from meshkit.testing.mesh import Mesh
 from tests.mesh.oracle import Oracle
@@ -20,15 +21,20 @@ from tests.rpc.ingest.neighbours import METRICS
 from twinmesh.type.v1 import value_pb2
 
 SOAK = os.environ.get("TWINMESH_TEST_SCALE") == "soak"
+MIB = 1024 * 1024
 _DEVICE_TYPE = "stream-test"
 _DEVICES = 4
 
 
-class Sender(Protocol):
-    """Sends until it is stopped, and then until everything is acknowledged."""
+class Running(Protocol):
+    """Something that goes on by itself."""
 
     async def run(self) -> None:
-        """Send."""
+        """Go on."""
+
+
+class Sender(Running, Protocol):
+    """Sends until it is stopped, and then until everything is acknowledged."""
 
     def stop(self) -> None:
         """Begin nothing new."""
@@ -46,6 +52,34 @@ async def sending(senders: Sequence[Sender]) -> AsyncIterator[None]:
         yield
         for sender in senders:
             sender.stop()
+
+
+@asynccontextmanager
+async def running(parts: Sequence[Running]) -> AsyncIterator[None]:
+    """Let them go on while the block runs; they must end by themselves or not at all."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(part.run()) for part in parts]
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+class IngestMemory:
+    """What the processes of ingest need more than they needed at first."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._processes = [psutil.Process(part["pid"]) for part in mesh.parts("ingest_svc")]
+        self._first = self._used()
+
+    def require_below(self, size: int) -> None:
+        """Raise when together they need so many bytes more."""
+        more = self._used() - self._first
+        assert more < size, (
+            f"ingest needs {more / MIB:.0f} MiB more than before, {size / MIB:.0f} are allowed"
+        )
+
+    def _used(self) -> int:
+        return sum(process.memory_info().rss for process in self._processes)
 
 
 @dataclass
@@ -67,12 +101,12 @@ class Site:
     oracle: Oracle = field(default_factory=Oracle)
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
-    async def channel(self, *, port: int | None = None) -> grpc.aio.Channel:
+    async def channel(
+        self, *, port: int | None = None, options: Sequence[tuple[str, int]] = CHANNEL_OPTIONS
+    ) -> grpc.aio.Channel:
         """Return a connection of its own to the gateway, or to a line to it."""
         address = self.mesh.address if port is None else f"127.0.0.1:{port}"
-        return await self._open.enter_async_context(
-            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        )
+        return await self._open.enter_async_context(grpc.aio.insecure_channel(address, options=options))
 
     async def client(
         self,
@@ -98,6 +132,10 @@ class Site:
             oracle=self.oracle,
             most_in_flight=most_in_flight,
         )
+
+    def ingest_memory(self) -> IngestMemory:
+        """Return what compares the memory of ingest with what it is now."""
+        return IngestMemory(self.mesh)
 
     async def judge(self) -> None:
         """Compare what is stored with what the clients were told."""

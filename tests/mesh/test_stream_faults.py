@@ -26,7 +26,7 @@ CLIENTS = 4
 )
 async def test_what_is_acknowledged_is_stored_once(fragile_site: Site, fault: Fault) -> None:
     site = fragile_site
-    clients = [await site.client(run_length=100) for _ in range(CLIENTS)]
+    clients = [await site.client(run_length=40) for _ in range(CLIENTS)]
     async with sending(clients):
         for _ in range(FAULTS):
             await site.oracle.progress(site.chance.randint(1, 100))

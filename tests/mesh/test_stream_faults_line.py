@@ -1,17 +1,21 @@
 """The network between a gateway and the mesh fails while it streams."""
 
+import asyncio
+import uuid
 from collections.abc import AsyncIterator
 
 import pytest
 
 from meshkit.testing.line import FaultyLine
 from meshkit.testing.mesh import Mesh
-from tests.mesh.stream_site import SOAK, Site, sending
+from tests.mesh.flood import Flood, refused
+from tests.mesh.stream_site import MIB, SOAK, Site, running, sending
 from tests.rpc.ingest.neighbours import until
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(3600 if SOAK else 300)]
 
 RESETS = 200 if SOAK else 10
+MOST_BYTES = 128 * MIB
 BLACK_HOLES = 50 if SOAK else 2
 
 
@@ -47,5 +51,33 @@ async def test_a_black_holed_connection_is_found_out(fragile_site: Site, line: F
             # Nobody says that the connection is gone: the client's pings are not answered.
             await client.until_opened()
         await site.oracle.progress(20)
+    assert site.oracle.everything_acknowledged()
+    await site.judge()
+
+
+async def test_a_reader_of_a_byte_per_second_harms_nobody_else(fragile_site: Site, line: FaultyLine) -> None:
+    site = fragile_site
+    floods = [
+        Flood(
+            # Nobody is to find out that it is deaf.
+            await site.channel(port=line.port, options=[("grpc.use_local_subchannel_pool", 1)]),
+            token=site.key,
+            writer_id=f"deaf-{uuid.uuid4()}",
+            # Answered with many times its own size, so that answers would pile up.
+            batch=refused(100),
+            compressed=True,
+        )
+        for _ in range(4)
+    ]
+    clients = [await site.client() for _ in range(3)]
+    memory = site.ingest_memory()
+    async with sending(clients), running(floods):
+        await asyncio.gather(*(flood.opened() for flood in floods))
+        line.answer_bytes_per_s = 1
+        for _ in range(200 if SOAK else 20):
+            await site.oracle.progress(50)
+            memory.require_below(MOST_BYTES)
+    # They sent what would have been answered by much more than that.
+    assert all(flood.sent > 4 * MIB and flood.answers < 100 for flood in floods)
     assert site.oracle.everything_acknowledged()
     await site.judge()
