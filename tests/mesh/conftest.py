@@ -18,7 +18,7 @@ from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import PrincipalKind
 from meshkit.testing.clock import ManualClock
 from meshkit.testing.mesh import Mesh, eventually, start_mesh
-from tests.mesh.stream_site import SOAK, Site, site
+from tests.mesh.stream_site import SOAK, Site, api_key, site
 
 
 @pytest.fixture(scope="session")
@@ -106,15 +106,7 @@ def fragile_mesh() -> Iterator[Mesh]:
 @pytest.fixture(scope="session")
 def fragile_key(fragile_mesh: Mesh) -> str:
     """API key of the fragile mesh that may send and read, and does not end."""
-    answer = httpx.post(
-        f"{fragile_mesh.url}/v1/apiKeys",
-        json={"displayName": "gateways"},
-        headers={"authorization": f"Bearer {fragile_mesh.log_in()}"},
-        timeout=30,
-    )
-    answer.raise_for_status()
-    secret: str = answer.json()["secret"]
-    return secret
+    return api_key(fragile_mesh)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ rest on the client library.
 
 import asyncio
 import random
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,7 @@ class StreamClient:
         self._stub: Any = ingest_grpc.IngestServiceStub(channel)
         self._token = token
         self._writer_id = writer_id
+        self._session_id = uuid.uuid4().hex
         self._batches = batches
         self._oracle = oracle
         self._most_in_flight = most_in_flight
@@ -134,6 +136,12 @@ class StreamClient:
         while len(self.throttles) == throttles:
             await self._told()
 
+    async def until_refused(self) -> None:
+        """Wait until the server says Throttle once more, or a stream breaks."""
+        refusals = len(self.throttles) + len(self.breaks)
+        while len(self.throttles) + len(self.breaks) == refusals:
+            await self._told()
+
     async def until_durable(self, batches: int) -> None:
         """Wait until so many more batches are durable."""
         goal = self._durable + batches
@@ -157,6 +165,7 @@ class StreamClient:
                 await self._converse(call)
             except _Broken as broken:
                 self.breaks.append(str(broken))
+                self._heard.set()
             finally:
                 call.cancel()
 
@@ -166,7 +175,10 @@ class StreamClient:
         ):
             with attempt:
                 call = self._stub.StreamTelemetry(metadata=bearer(self._token))
-                request = ingest_pb2.StreamTelemetryRequest(open=ingest_pb2.Open(writer_id=self._writer_id))
+                opening = ingest_pb2.Open(
+                    writer_id=self._writer_id, session_id=self._session_id, resume=self.streams > 0
+                )
+                request = ingest_pb2.StreamTelemetryRequest(open=opening)
                 try:
                     async with asyncio.timeout(_OPEN_S):
                         # Reading tells why it could not be written.
