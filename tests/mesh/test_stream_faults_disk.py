@@ -1,6 +1,7 @@
 """PostgreSQL's disk is full for a while: gateways are told to wait, and nothing acknowledged is lost."""
 
 import asyncio
+import errno
 import os
 import random
 import shutil
@@ -49,14 +50,23 @@ def small_mesh(disk: Path) -> Iterator[Mesh]:
 
 @contextmanager
 def filled(disk: Path) -> Iterator[None]:
-    """Leave no room for another segment of the log while the block runs."""
+    """Leave no room for another page while the block runs."""
     filler = disk / "filler"
     try:
-        with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 1 * MIB)
+        _write_until_full(filler)
         yield
     finally:
         filler.unlink(missing_ok=True)
+
+
+def _write_until_full(filler: Path) -> None:
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(MIB))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
 
 
 @pytest.fixture
