@@ -120,6 +120,7 @@ class Ingest:
     assets: FakeAssets
     database: TestDatabase
     nats_url: str
+    address: str = ""
 
     def caller(
         self,
@@ -235,7 +236,9 @@ async def running_ingest(
     )
     # The channel outlives the service, so that a test sees how calls end at shutdown.
     async with AsyncExitStack() as channels, app(settings) as port:
-        channel = await channels.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+        channel = await channels.enter_async_context(
+            grpc.aio.insecure_channel(address := f"127.0.0.1:{port}")
+        )
         yield Ingest(
             ingest_grpc.IngestServiceStub(channel),
             channel,
@@ -243,6 +246,7 @@ async def running_ingest(
             assets,
             database,
             nats_url,
+            address,
         )
 
 

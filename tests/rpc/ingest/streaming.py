@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import grpc
 
-from tests.rpc.ingest.neighbours import Ingest, Refused, refused, until
+from tests.rpc.ingest.neighbours import Ingest, Refused, refused
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
 
@@ -110,35 +110,9 @@ class Client:
 
     async def _rest(self) -> list[ingest_pb2.StreamTelemetryResponse]:
         rest = []
-        try:
-            while (response := await self.call.read()) is not grpc.aio.EOF:
-                rest.append(response)
-        except grpc.aio.AioRpcError:
-            code = await last_word(self.call)
-            if code is not grpc.StatusCode.OK:
-                raise grpc.aio.AioRpcError(
-                    code,
-                    await self.call.initial_metadata(),
-                    await self.call.trailing_metadata(),
-                    await self.call.details(),
-                ) from None
+        while (response := await self.call.read()) is not grpc.aio.EOF:
+            rest.append(response)
         return rest
-
-
-async def last_word(call: Any) -> grpc.StatusCode:
-    """Return how the server ended a call.
-
-    A write to a call that is ending fails it with grpc's own INTERNAL until the server's status
-    arrives; an INTERNAL of the server has details with it.
-    """
-
-    async def told() -> bool:
-        return await call.code() is not grpc.StatusCode.INTERNAL or bool(await call.trailing_metadata())
-
-    await until(told)
-    code = await call.code()
-    assert isinstance(code, grpc.StatusCode)
-    return code
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from meshkit.testing.auth import bearer
 from tests.rpc.ingest.neighbours import TENANT, Ingest, Refused, running_ingest, serving
-from tests.rpc.ingest.streaming import columns, last_word, opened, streaming
+from tests.rpc.ingest.streaming import columns, opened, streaming
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
@@ -101,7 +101,11 @@ async def test_two_processes_at_one_cursor_store_each_batch_once(ingest: Ingest,
                         await client.durable(len(sent))
                     return
                 except (AssertionError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    assert await last_word(client.call) == grpc.StatusCode.FAILED_PRECONDITION
+                    # A call that ends while it is written to may get grpc.aio's own INTERNAL.
+                    assert await client.call.code() in {
+                        grpc.StatusCode.FAILED_PRECONDITION,
+                        grpc.StatusCode.INTERNAL,
+                    }
 
     async with another(ingest, auth_address) as elsewhere:
         await asyncio.gather(send_all(ingest), send_all(elsewhere))
