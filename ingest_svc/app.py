@@ -48,6 +48,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             on_connect=partial(follow_changes, forget=profiles.forget, forget_all=profiles.distrust),
             on_reconnect=profiles.distrust,
         ) as nats_client,
+        SeriesCatalog(pool=pool) as catalog,
         TelemetryWriter(pool=pool) as writer,
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
@@ -55,7 +56,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         backfills = BackfillStore(pool=pool)
         intake = Intake(
             profiles=profiles,
-            catalog=SeriesCatalog(pool=pool),
+            catalog=catalog,
             backfills=backfills,
             live_window=settings.live_window,
         )

@@ -1,8 +1,10 @@
 """Series ids: which number stands for a device's metric."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import asyncpg
 import numpy as np
@@ -10,9 +12,13 @@ import numpy.typing as npt
 
 from meshkit.db import DATABASE_ERRORS, Connection
 from meshkit.errors import dependency_unavailable
+from meshkit.gathering import Gatherer
 from telemetry_store.columns import Kind
 
 _REMEMBERED = 1_000_000
+_QUESTIONS_AT_ONCE = 2
+_QUESTION_REST_S = 0.02
+_MOST_ASKED = 10_000
 
 _Name = tuple[str, str, int]  # device id, metric, kind
 
@@ -30,6 +36,9 @@ class SeriesKey:
 class SeriesCatalog:
     """Finds and makes series ids, remembering the ones used last.
 
+    What many callers need at the same time is found or made together. An async context
+    manager: statements still running in the end are cancelled.
+
     Args:
         pool: of the ingest role.
         remembered: most ids in memory.
@@ -39,6 +48,16 @@ class SeriesCatalog:
         self._pool = pool
         self._limit = remembered
         self._remembered: OrderedDict[tuple[str, SeriesKey], int] = OrderedDict()
+        self._missing = Gatherer(
+            self._find_or_make, at_once=_QUESTIONS_AT_ONCE, most_items=_MOST_ASKED, rest_s=_QUESTION_REST_S
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._missing.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._missing.__aexit__(*exc_info)
 
     async def resolve(self, tenant: str, keys: Sequence[SeriesKey]) -> npt.NDArray[np.int32]:
         """Return the id of each key, in the keys' order; absent series are made.
@@ -56,15 +75,11 @@ class SeriesCatalog:
                 self._remembered.move_to_end((tenant, key))
         absent = [key for key in dict.fromkeys(keys) if key not in found]
         if absent:
-            try:
-                made = await self._find_or_make(tenant, absent)
-            except DATABASE_ERRORS as error:
-                raise dependency_unavailable("postgresql") from error
-            found |= made
-            self._remember(tenant, made)
+            made = await asyncio.shield(self._missing.join(tenant, absent))
+            found.update((key, made[key]) for key in absent)
         return np.fromiter((found[key] for key in keys), dtype=np.int32, count=len(keys))
 
-    def _remember(self, tenant: str, ids: dict[SeriesKey, int]) -> None:
+    def _remember(self, tenant: str, ids: Mapping[SeriesKey, int]) -> None:
         for key, series_id in ids.items():
             self._remembered[tenant, key] = series_id
         while len(self._remembered) > self._limit:
@@ -73,12 +88,17 @@ class SeriesCatalog:
     async def _find_or_make(self, tenant: str, keys: Sequence[SeriesKey]) -> dict[SeriesKey, int]:
         # One unit per name in a statement: the last one asked for stays.
         units = {(key.device_id, key.metric, int(key.kind)): key.unit for key in keys}
-        async with self._pool.acquire() as connection:
-            ids = await _find(connection, tenant, units)
-            absent = {name: unit for name, unit in units.items() if name not in ids}
-            if absent:  # Only these: each conflict costs a series id.
-                ids |= await _make(connection, tenant, absent)
-        return {key: ids[key.device_id, key.metric, int(key.kind)] for key in keys}
+        try:
+            async with self._pool.acquire() as connection:
+                ids = await _find(connection, tenant, units)
+                absent = {name: unit for name, unit in units.items() if name not in ids}
+                if absent:  # Only these: each conflict costs a series id.
+                    ids |= await _make(connection, tenant, absent)
+        except DATABASE_ERRORS as error:
+            raise dependency_unavailable("postgresql") from error
+        made = {key: ids[key.device_id, key.metric, int(key.kind)] for key in keys}
+        self._remember(tenant, made)
+        return made
 
 
 async def _find(connection: Connection, tenant: str, units: Mapping[_Name, str]) -> dict[_Name, int]:

@@ -83,6 +83,7 @@ async def recorder(database: TestDatabase) -> AsyncIterator[Recorder]:
     """An ingest process of its own: a new instance of the feed."""
     async with (
         db.pool(database.url("twinmesh_ingest"), application="recorder", max_size=4) as pool,
+        SeriesCatalog(pool=pool) as catalog,
         TelemetryWriter(pool=pool) as writer,
     ):
-        yield Recorder(catalog=SeriesCatalog(pool=pool), writer=writer)
+        yield Recorder(catalog=catalog, writer=writer)

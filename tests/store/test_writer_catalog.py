@@ -70,6 +70,22 @@ async def test_forgotten_ids_are_found_again(database: TestDatabase) -> None:
         assert len(set(first)) == 10
 
 
+async def test_what_many_need_at_once_is_made_together(database: TestDatabase) -> None:
+    keys = [SeriesKey(f"d{number}", "m", Kind.INT, "") for number in range(100)]
+    async with (
+        db.pool(database.url("twinmesh_ingest"), application="test") as pool,
+        SeriesCatalog(pool=pool) as catalog,
+        admin(database) as connection,
+    ):
+        ids = await asyncio.gather(*(catalog.resolve("demo", [key]) for key in keys))
+        # The rows of a statement bear the number of one transaction.
+        made = await connection.fetchval("SELECT count(DISTINCT xmin::text) FROM telemetry.series")
+        assert made <= 2
+        assert [list(answer) for answer in ids] == [
+            [number] for number in await catalog.resolve("demo", keys)
+        ]
+
+
 async def test_processes_that_make_the_same_series_at_once_agree(database: TestDatabase) -> None:
     keys = [SeriesKey(f"d{number}", "m", Kind.INT, "") for number in range(200)]
     async with db.pool(database.url("twinmesh_ingest"), application="test") as pool:

@@ -1,5 +1,6 @@
 """A batch becomes the writer's request: the same record whichever door it came through."""
 
+import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
@@ -153,6 +154,11 @@ async def test_a_missed_change_shows_when_the_definitions_are_old(world: World) 
     world.clock.advance(29.9)
     assert results(at_once(world.taking(doubles((0, [1.0])))))[0].stored_samples == 1
     world.clock.advance(0.2)
+    # The old profile serves while it is asked for again.
+    assert results(at_once(world.taking(doubles((0, [1.0])))))[0].stored_samples == 1
+    for _ in range(5):
+        await asyncio.sleep(0)  # Lets the answer arrive.
+    world.clock.advance(1)
     assert results(await world.taking(doubles((0, [1.0]))))[0].refused_samples == 1
 
 

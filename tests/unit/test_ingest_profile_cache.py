@@ -21,12 +21,15 @@ class Source:
     def __init__(self) -> None:
         self.devices: dict[tuple[str, str], DeviceProfile] = {}
         self.asked: list[list[str]] = []
+        self.question = asyncio.Condition()
         self.away = False
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def fetch(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, DeviceProfile]:
-        self.asked.append(sorted(device_ids))
+        async with self.question:
+            self.asked.append(sorted(device_ids))
+            self.question.notify_all()
         answer = {
             device_id: self.devices[tenant, device_id]
             for device_id in device_ids
@@ -61,17 +64,100 @@ async def started() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_profile_is_asked_for_once_in_thirty_seconds(
+async def asked(source: Source, times: int) -> None:
+    """Wait until the source has been asked so often, and let its answer arrive."""
+    async with asyncio.timeout(10), source.question:
+        await source.question.wait_for(lambda: len(source.asked) >= times)
+    await started()
+
+
+async def test_a_profile_is_asked_for_again_behind_the_back_of_who_uses_it(
     cache: ProfileCache, source: Source, clock: ManualClock
 ) -> None:
     source.devices["acme", "a"] = profile()
+    await cache.find("acme", ["a"])
+    clock.advance(19.9)
+    await cache.find("acme", ["a"])
+    await started()
+    assert source.asked == [["a"]]
+    clock.advance(10.1)
+    source.devices["acme", "a"] = profile(enabled=False)
+    source.gate.clear()
     for _ in range(3):
         assert await cache.find("acme", ["a"]) == {"a": profile()}
-        clock.advance(9.9)
-    assert source.asked == [["a"]]
-    clock.advance(0.4)
-    await cache.find("acme", ["a"])
+        await started()
     assert source.asked == [["a"], ["a"]]
+    source.gate.set()
+    await started()
+    assert await cache.find("acme", ["a"]) == {"a": profile(enabled=False)}
+    assert source.asked == [["a"], ["a"]]
+
+
+async def test_a_profile_of_forty_seconds_does_not_serve(
+    cache: ProfileCache, source: Source, clock: ManualClock
+) -> None:
+    source.devices["acme", "a"] = profile()
+    await cache.find("acme", ["a"])
+    source.devices["acme", "a"] = profile(enabled=False)
+    clock.advance(40)
+    assert await cache.find("acme", ["a"]) == {"a": profile(enabled=False)}
+
+
+async def test_profiles_learned_together_do_not_age_together(
+    cache: ProfileCache, source: Source, clock: ManualClock
+) -> None:
+    names = [str(number) for number in range(1000)]
+    source.devices.update({("acme", name): profile() for name in names})
+    await cache.find("acme", names)
+    clock.advance(25)
+    await cache.find("acme", names)
+    await asked(source, 2)
+    # Half of them, give or take ten standard deviations.
+    assert 340 < len(source.asked[1]) < 660
+
+
+async def test_profiles_that_age_are_asked_for_in_few_questions(
+    cache: ProfileCache, source: Source, clock: ManualClock
+) -> None:
+    source.devices.update({("acme", name): profile() for name in "abcde"})
+    await cache.find("acme", list("abcde"))
+    clock.advance(31)
+    for name in "abcde":
+        await cache.find("acme", [name])
+        await started()
+    await asked(source, 3)
+    assert source.asked[1:] == [["a"], ["b", "c", "d", "e"]]
+
+
+async def test_an_aged_profile_that_changed_is_not_served_from_what_was_read_before(
+    cache: ProfileCache, source: Source, clock: ManualClock
+) -> None:
+    source.devices["acme", "a"] = profile()
+    await cache.find("acme", ["a"])
+    clock.advance(31)
+    source.gate.clear()
+    await cache.find("acme", ["a"])
+    await started()
+    source.devices["acme", "a"] = profile(enabled=False)
+    cache.forget("acme", device_ids=["a"], device_type_ids=[])
+    source.gate.set()
+    assert await cache.find("acme", ["a"]) == {"a": profile(enabled=False)}
+    await started()
+    assert await cache.find("acme", ["a"]) == {"a": profile(enabled=False)}
+
+
+async def test_of_two_answers_each_device_gets_its_own(cache: ProfileCache, source: Source) -> None:
+    source.devices.update({("acme", name): profile() for name in "ab"})
+    source.gate.clear()
+    before = asyncio.create_task(cache.find("acme", ["a", "b"]))
+    await started()
+    source.devices["acme", "a"] = profile(enabled=False)
+    cache.forget("acme", device_ids=["a"], device_type_ids=[])
+    after = asyncio.create_task(cache.find("acme", ["a", "b"]))
+    await started()
+    source.gate.set()
+    assert await after == {"a": profile(enabled=False), "b": profile()}
+    await before
 
 
 async def test_only_what_is_not_known_is_asked_for(cache: ProfileCache, source: Source) -> None:
@@ -105,7 +191,21 @@ async def test_concurrent_misses_share_one_question(cache: ProfileCache, source:
     await started()
     source.gate.set()
     assert [sorted(found) for found in await asyncio.gather(*waiting)] == [["a", "b"], ["a"], ["b", "c"]]
-    assert source.asked == [["a", "b"], ["c"]]
+    assert source.asked == [["a", "b", "c"]]
+
+
+async def test_misses_while_questions_are_under_way_share_the_next_one(
+    cache: ProfileCache, source: Source
+) -> None:
+    source.devices.update({("acme", name): profile() for name in "abcde"})
+    source.gate.clear()
+    waiting = []
+    for name in "abcde":
+        waiting.append(asyncio.create_task(cache.find("acme", [name])))
+        await started()
+    source.gate.set()
+    assert await asyncio.gather(*waiting) == [{name: profile()} for name in "abcde"]
+    assert source.asked == [["a"], ["b"], ["c", "d", "e"]]
 
 
 async def test_a_caller_that_gives_up_takes_nothing_from_the_others(
@@ -185,7 +285,7 @@ async def test_while_the_source_is_away_old_profiles_serve_for_ten_minutes(
     source.devices["acme", "a"] = profile()
     await cache.find("acme", ["a"])
     source.away = True
-    for seconds in (31, 500, 69):
+    for seconds in (31, 9, 500, 60):
         clock.advance(seconds)
         assert await cache.find("acme", ["a"]) == {"a": profile()}
         await started()
@@ -200,13 +300,12 @@ async def test_while_the_source_hangs_nobody_waits_for_what_is_remembered(
     source.devices["acme", "a"] = profile()
     await cache.find("acme", ["a"])
     source.away = True
-    clock.advance(31)
+    clock.advance(40)
     await cache.find("acme", ["a"])
     source.gate.clear()
     async with asyncio.timeout(5):
         assert await cache.find("acme", ["a"]) == {"a": profile()}
-    await started()
-    assert len(source.asked) == 3
+    await asked(source, 3)
 
 
 async def test_the_source_is_noticed_when_it_is_back(
@@ -215,12 +314,12 @@ async def test_the_source_is_noticed_when_it_is_back(
     source.devices["acme", "a"] = profile()
     await cache.find("acme", ["a"])
     source.away = True
-    clock.advance(31)
+    clock.advance(40)
     await cache.find("acme", ["a"])
     source.away = False
     source.devices["acme", "a"] = profile(enabled=False)
     await cache.find("acme", ["a"])
-    await started()
+    await asked(source, 3)
     assert await cache.find("acme", ["a"]) == {"a": profile(enabled=False)}
 
 
@@ -276,3 +375,17 @@ async def test_the_version_of_a_tenant_rises_with_what_may_have_changed(
     cache.distrust()
     assert cache.version("acme") == first + 3
     assert cache.version("new") == 1
+
+
+async def test_the_version_rises_with_a_change_that_nobody_announced(
+    cache: ProfileCache, source: Source, clock: ManualClock
+) -> None:
+    source.devices.update({("acme", "a"): profile(), ("other", "a"): profile()})
+    for tenant in ("acme", "other"):
+        await cache.find(tenant, ["a"])
+    source.devices["acme", "a"] = profile(enabled=False)
+    clock.advance(31)
+    for tenant in ("acme", "other"):
+        await cache.find(tenant, ["a"])
+    await asked(source, 4)
+    assert (cache.version("acme"), cache.version("other")) == (1, 0)
