@@ -1,7 +1,8 @@
 """Between the contract's messages and the rules' plain data."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -40,6 +41,7 @@ MAX_READINGS = 10_000
 _NANOS_PER_MICRO = 1_000
 _NANOS_PER_SECOND = 1_000_000_000
 _MAX_VIOLATIONS = 100
+_DEVICE_TYPES = 1_000
 _METRIC = itemgetter(0)
 _POINT = "point_value"
 _FORMS: dict[str, int] = {
@@ -175,11 +177,11 @@ def _told(refusal: Refusal) -> ingest_pb2.Refusal:
     )
 
 
-def to_definitions(message: ingest_pb2.SeriesDefs) -> list[tuple[int, SeriesDefinition]]:
+def to_definitions(messages: Iterable[ingest_pb2.SeriesDef]) -> list[tuple[int, SeriesDefinition]]:
     """Return definitions, each with its alias."""
     return [
         (sent.alias, SeriesDefinition(sent.device_id, sent.metric, Kind(sent.kind), sent.unit))
-        for sent in message.defs
+        for sent in messages
     ]
 
 
@@ -272,7 +274,10 @@ def to_backfill(row: BackfillRow) -> ingest_pb2.Backfill:
 
 def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, DeviceProfile]:
     """Return the devices that asset_svc answered, by id."""
-    metrics = {device_type.id: _metrics(device_type) for device_type in answer.device_types}
+    metrics = {
+        device_type.id: _metrics(device_type.SerializeToString(deterministic=True))
+        for device_type in answer.device_types
+    }
     return {
         device.id: DeviceProfile(
             device_type_id=device.device_type_id,
@@ -283,6 +288,9 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
     }
 
 
-def _metrics(device_type: device_type_pb2.DeviceType) -> dict[str, MetricProfile]:
+@lru_cache(maxsize=_DEVICE_TYPES)
+def _metrics(written: bytes) -> Mapping[str, MetricProfile]:
+    """Return the metrics of a serialized device type: one object for all answers that tell the same."""
+    device_type = device_type_pb2.DeviceType.FromString(written)
     metrics = {metric.name: MetricProfile(Kind(metric.kind), metric.unit) for metric in device_type.metrics}
     return {**metrics, LOCATION: LOCATION_PROFILE}

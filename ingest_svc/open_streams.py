@@ -14,6 +14,9 @@ _LONGEST_NOTICE_US = 10 * MICROS_PER_SECOND
 _NOTICE_SHARE = 10  # A tenth of a short life.
 _SPREAD = 0.1  # Streams opened together shall not end together.
 _SHUTDOWN_NOTICE_US = 8 * MICROS_PER_SECOND
+# Before that the gateway may not know that the process is stopping, and bring clients back that
+# reconnect at once: two health checks.
+_UNNOTICED_S = 1.5
 LAST_ACKS_US = 2 * MICROS_PER_SECOND
 _LONGEST_TICK_S = 0.5
 _TICKS_OF_A_LIFE = 100
@@ -109,19 +112,23 @@ class OpenStreams:
             self._none_left.set()
 
     async def drain(self) -> None:
-        """Let nobody in, ask all clients to reconnect, and return when they have gone.
+        """Ask all clients to reconnect elsewhere, let nobody in, and return when they have gone.
 
-        It takes 10 s at most; whoever does not read by then is left to the server's end.
+        To be called when health says NOT_SERVING already; when there are streams, the gateway
+        is given time to notice. It takes 10 s at most; whoever does not read by then is left to
+        the server's end.
         """
-        self._draining = True
-        self._none_left.clear()
-        now_us = self._clock.now_us()
-        for stream in list(self._streams):
-            stream.go_away(now_us + _SHUTDOWN_NOTICE_US)
-        if self._streams:
-            longest_s = (_SHUTDOWN_NOTICE_US + LAST_ACKS_US) / MICROS_PER_SECOND
-            with suppress(TimeoutError):
-                async with asyncio.timeout(longest_s):
+        drain_by_us = self._clock.now_us() + _SHUTDOWN_NOTICE_US
+        longest_s = (_SHUTDOWN_NOTICE_US + LAST_ACKS_US) / MICROS_PER_SECOND
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                if self._streams:
+                    await asyncio.sleep(_UNNOTICED_S)
+                self._draining = True
+                self._none_left.clear()
+                for stream in list(self._streams):
+                    stream.go_away(drain_by_us)
+                if self._streams:
                     await self._none_left.wait()
 
     async def _run(self) -> None:

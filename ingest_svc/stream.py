@@ -5,7 +5,7 @@ tell whenever the transport takes something. Between them stands the flow of bat
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from ingest_svc.flow import MAX_INFLIGHT_BATCHES, MAX_INFLIGHT_BYTES, BatchFlow,
 from ingest_svc.intake import Intake, Origin
 from ingest_svc.open_streams import LAST_ACKS_US, OpenStreams, notice_us
 from ingest_svc.outcome import Outcome, RefusedContent
-from ingest_svc.series_table import MAX_SERIES, SeriesTable
+from ingest_svc.series_table import MAX_SERIES, SeriesDefinition, SeriesTable
 from meshkit import policy
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import (
@@ -44,6 +44,7 @@ _log = structlog.get_logger()
 MAX_BATCH_BYTES = 2 * 1024 * 1024
 _MAX_ACK_BYTES = 768 * 1024  # With one batch's refusals beyond it an Ack stays below 1 MiB.
 _OPEN_WITHIN_US = 10 * MICROS_PER_SECOND
+_DEFINED_AT_ONCE = 1_000
 _DEFINITIONS_RETRY_S = 5.0
 _PERMISSION = "telemetry:write"
 
@@ -345,7 +346,7 @@ class TelemetryStream:
         elif kind == "batch":
             await self._take_batch(flow, request.batch)
         elif kind == "series_defs":
-            self._take_definitions(request.series_defs)
+            await self._take_definitions(request.series_defs)
         elif kind == "reauthenticate":
             await self._reauthenticate(request.reauthenticate.token)
         else:
@@ -386,8 +387,12 @@ class TelemetryStream:
         self._streams.opened(self, (tenant, message.writer_id))
         self._news.set()
 
-    def _take_definitions(self, message: ingest_pb2.SeriesDefs) -> None:
-        definitions = conversion.to_definitions(message)
+    async def _take_definitions(self, message: ingest_pb2.SeriesDefs) -> None:
+        for start in range(0, len(message.defs), _DEFINED_AT_ONCE):
+            self._define(conversion.to_definitions(message.defs[start : start + _DEFINED_AT_ONCE]))
+            await asyncio.sleep(0)  # The other streams have their turn.
+
+    def _define(self, definitions: Sequence[tuple[int, SeriesDefinition]]) -> None:
         budget = self._budgets.definitions
         if not budget.take(self._series.places_with(definitions) - self._series.places):
             raise ResourceExhausted(

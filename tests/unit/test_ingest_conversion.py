@@ -203,9 +203,7 @@ def _refused_digest(batch: ingest_pb2.Batch) -> bytes:
 
 def test_definitions_keep_their_aliases() -> None:
     sent = ingest_pb2.SeriesDef(alias=7, device_id="a", metric="m", kind=VALUE_KIND_INT, unit="K")
-    assert to_definitions(ingest_pb2.SeriesDefs(defs=[sent])) == [
-        (7, SeriesDefinition("a", "m", Kind.INT, "K"))
-    ]
+    assert to_definitions([sent]) == [(7, SeriesDefinition("a", "m", Kind.INT, "K"))]
 
 
 def test_a_response_is_what_was_recorded() -> None:

@@ -14,7 +14,7 @@ from ingest_svc.budget import Budget, Budgets
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.stream import TelemetryStream
-from meshkit.errors import DomainError, dependency_unavailable
+from meshkit.errors import DomainError, Unavailable, dependency_unavailable
 from meshkit.identity import Principal, PrincipalKind, bind_principal
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
 from tests.rpc.ingest.neighbours import until
@@ -301,3 +301,18 @@ async def test_a_recorded_batch_is_a_span_from_its_arrival_to_its_ack(
         assert carried == span.context
     else:
         assert spans.get_finished_spans() == ()
+
+
+async def test_a_stopping_process_asks_to_leave_once_the_gateway_has_noticed() -> None:
+    async with opened() as site:
+        late = site.new_stream(site.principal)
+        draining = asyncio.create_task(site.streams.drain())
+        await asyncio.sleep(0)
+        site.streams.add(late)  # Let in, as long as the gateway may send somebody.
+        site.streams.remove(late, None)
+        assert (await site.read()).go_away.drain_by.ToMicroseconds() == NOW + 8_000_000
+        with pytest.raises(Unavailable):
+            site.streams.add(late)
+        site.send(close=ingest_pb2.Close())
+        assert await site.rest() == []
+        await draining
