@@ -225,9 +225,9 @@ async def running_ingest(
     **further: Any,
 ) -> AsyncIterator[Ingest]:
     """Run ingest_svc with these neighbours, further settings, and a channel to it."""
+    further.setdefault("service_database_url", database.url("twinmesh_ingest"))
     settings = IngestSettings(
         listen="127.0.0.1:0",
-        service_database_url=database.url("twinmesh_ingest"),
         nats_url=nats_url,
         mesh_secret=ROOT,
         auth_address=auth_address,

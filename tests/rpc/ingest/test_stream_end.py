@@ -10,9 +10,11 @@ import grpc
 import pytest
 
 from meshkit.testing.auth import bearer
-from tests.rpc.ingest.neighbours import TENANT, Ingest, Refused, running_ingest, serving
-from tests.rpc.ingest.streaming import columns, opened, streaming
+from tests.rpc.ingest.neighbours import TENANT, Ingest, Refused, reading, running_ingest, serving, until
+from tests.rpc.ingest.streaming import NOW_US, columns, opened, streaming
+from tests.store.broken_line import Break, BrokenLine
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 FENCED = Refused(grpc.StatusCode.FAILED_PRECONDITION, "FENCED")
@@ -223,3 +225,57 @@ async def test_a_client_that_is_gone_leaves_nothing_behind(
         await client.durable(2)
         await client.close()
     assert "why='the client is gone'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lost", [Break.COMMIT, Break.ANSWER])
+async def test_a_database_that_breaks_throttles_and_nothing_is_lost_or_doubled(
+    ingest: Ingest, auth_address: str, lost: Break
+) -> None:
+    sent = [columns(float(sequence)) for sequence in range(1, 11)]
+    async with (
+        BrokenLine(ingest.database.url("twinmesh_ingest")).open() as line,
+        another(ingest, auth_address, service_database_url=line.url) as broken,
+        opened(broken) as client,
+    ):
+        await client.batch(1, sent[0])
+        await client.durable(1)
+        line.breaks = lost
+        for sequence in range(2, 11):
+            await client.batch(sequence, sent[sequence - 1])
+        throttles: list[ingest_pb2.Throttle] = []
+        durable = 1
+        while durable < 10:
+            response = await client.read()
+            if response.HasField("ack"):
+                durable = response.ack.durable_through
+                continue
+            throttles.append(response.throttle)
+            assert response.throttle.first_refused_sequence == durable + 1
+            for sequence in range(durable + 1, 11):
+                await client.batch(sequence, sent[sequence - 1])
+        assert line.breaks is Break.NOTHING
+        # What was committed though its answer was lost the store may find out by itself.
+        assert throttles or lost is Break.ANSWER
+        for throttle in throttles:
+            assert throttle.reason == ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+            assert throttle.retry_after.ToMilliseconds() > 0
+        assert await client.close() == []
+    assert sorted((await ingest.samples()).values()) == [float(value) for value in range(1, 11)]
+    assert await ingest.fetch_value("SELECT sum(cardinality(times)) FROM telemetry.segment") == 10
+
+
+async def test_a_client_that_dies_without_reading_leaves_nothing_behind(
+    ingest: Ingest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [reading("a" * 64, time_us=NOW_US + index, temperature=1.0) for index in range(100)]
+    async with opened(ingest) as client:
+        for sequence in range(1, 121):  # Acks of over a megabyte, more than the connection holds.
+            await client.batch(sequence, readings=bad)
+        query = "SELECT last_sequence FROM telemetry.writer_cursor"
+
+        async def committed() -> bool:
+            return bool(await ingest.fetch_value(query) == 120)
+
+        await until(committed)
+        assert "stream ended" not in capsys.readouterr().out
+    await until(lambda: "why='the client is gone'" in capsys.readouterr().out)
