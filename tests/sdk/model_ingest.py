@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
@@ -29,45 +30,49 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
         chance: decides about faults.
         faults: how likely each is at a batch: "busy", "unknown_alias", "go_away", "unavailable",
             "ended", "silent" (the commit happens, its Ack is lost).
+        is_away: whether all streams end as UNAVAILABLE.
+        answers_open: whether Opened is sent.
+        is_masked: whether FENCED reaches the client as the INTERNAL that grpc makes of it when the
+            client writes at that moment.
+
+    Attributes:
+        opens: those that were taken; the last one has the writer.
+        ended: how many streams have ended.
     """
 
     chance: random.Random
     faults: dict[str, float] = field(default_factory=dict)
     batches: dict[int, ingest_pb2.Batch] = field(default_factory=dict)
-    opens: int = 0
+    opens: list[ingest_pb2.Open] = field(default_factory=list)
+    ended: int = 0
+    is_away: bool = False
+    answers_open: bool = True
+    is_masked: bool = False
     wrong: list[str] = field(default_factory=list)
 
     async def StreamTelemetry(self, request_iterator: Any, context: Any) -> AsyncIterator[_Response]:
-        self.opens += 1
         stream = _Stream(self)
         requests: asyncio.Queue[Any] = asyncio.Queue()
         reader = asyncio.create_task(_read(request_iterator, requests))
         try:
             while True:
+                await self._end_if_over(stream, context)
                 try:
                     request = await asyncio.wait_for(requests.get(), _ACK_PAUSE_S)
                 except TimeoutError:
                     for response in stream.acknowledge():
                         yield response
                     continue
-                kind = "close" if request is None else request.WhichOneof("message")
-                if kind == "close":
-                    for response in stream.acknowledge():
-                        yield response
+                kind = request.WhichOneof("message")
+                fault = self.fault() if kind == "batch" else None
+                for response in stream.take(request, fault):
+                    yield response
+                if fault in {"unavailable", "silent"}:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+                if kind == "close" or fault == "ended":
                     return
-                if kind == "open":
-                    yield self._opened()
-                elif kind == "series_defs":
-                    stream.aliases.update(definition.alias for definition in request.series_defs.defs)
-                else:
-                    fault = self.fault()
-                    for response in stream.take(request.batch, fault):
-                        yield response
-                    if fault in {"unavailable", "silent"}:
-                        await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
-                    if fault == "ended":
-                        return
         finally:
+            self.ended += 1
             reader.cancel()
 
     def fault(self) -> str | None:
@@ -77,10 +82,26 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
         (fault,) = self.chance.choices([*names, None], [*weights, 1 - sum(weights)])
         return fault
 
-    def _opened(self) -> _Response:
+    async def _end_if_over(self, stream: "_Stream", context: Any) -> None:
+        if self.is_away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        if not stream.is_fenced:
+            return
+        if self.is_masked:
+            await context.abort(grpc.StatusCode.INTERNAL, "Internal error from Core")
+        status = status_pb2.Status(code=code_pb2.FAILED_PRECONDITION, message="another stream took over")
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason="FENCED", domain="twinmesh"))
+        await context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            status.message,
+            trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
+        )
+
+    def opened(self) -> _Response:
+        """Return the answer to Open."""
         return _Response(
             opened=ingest_pb2.Opened(
-                epoch=self.opens,
+                epoch=len(self.opens),
                 last_committed_sequence=len(self.batches),
                 max_batch_bytes=MAX_BYTES,
                 max_inflight_batches=MAX_BATCHES,
@@ -110,9 +131,35 @@ class _Stream:
         self._model = model
         self._unacknowledged: deque[int] = deque()
         self._go_back: int | None = None
+        self._epoch: int | None = None
         self.aliases: set[int] = set()
 
-    def take(self, batch: ingest_pb2.Batch, fault: str | None) -> Iterator[_Response]:
+    def _open(self, message: ingest_pb2.Open) -> Iterator[_Response]:
+        opens = self._model.opens
+        if message.resume and message.session_id != opens[-1].session_id:
+            self._epoch = 0
+            return
+        opens.append(message)
+        self._epoch = len(opens)
+        if self._model.answers_open:
+            yield self._model.opened()
+
+    @property
+    def is_fenced(self) -> bool:
+        return self._epoch is not None and self._epoch < len(self._model.opens)
+
+    def take(self, request: ingest_pb2.StreamTelemetryRequest, fault: str | None) -> Iterator[_Response]:
+        match request.WhichOneof("message"):
+            case "open":
+                yield from self._open(request.open)
+            case "series_defs":
+                self.aliases.update(definition.alias for definition in request.series_defs.defs)
+            case "batch":
+                yield from self._take_batch(request.batch, fault)
+            case _:
+                yield from self.acknowledge()
+
+    def _take_batch(self, batch: ingest_pb2.Batch, fault: str | None) -> Iterator[_Response]:
         if fault in {"unavailable", "ended"} or (
             self._go_back is not None and batch.sequence > self._go_back
         ):
@@ -145,7 +192,7 @@ class _Stream:
 async def _read(requests: Any, queue: "asyncio.Queue[Any]") -> None:
     async for request in requests:
         await queue.put(request)
-    await queue.put(None)
+    await queue.put(ingest_pb2.StreamTelemetryRequest(close=ingest_pb2.Close()))
 
 
 def _throttle(first_refused: int, reason: ErrorReason.ValueType) -> _Response:

@@ -208,9 +208,11 @@ async def test_a_second_client_of_the_same_writer_fences_the_first(site: Site) -
     await until(lambda: first.stats().connected)
     async with site.gateway(spool="copy") as second:
         await until(lambda: second.stats().connected)
-        await until(lambda: not first.stats().connected)
         with pytest.raises(Fenced, match="stop it"):
-            await first.flush()
+            await first._until(lambda: False)
+        await second.series("pump-1", "count", kind=Kind.INT).add(2, NOW_US)
+        await second.flush()
+        assert second.stats().reconnects == 0
     with pytest.raises(Fenced):
         await first.__aexit__(None, None, None)
 

@@ -55,7 +55,7 @@ async def test_whatever_the_server_may_do_each_sample_is_committed_once_and_in_o
     assert [times_of(model, alias) for alias in range(_SERIES)] == [
         [*range(alias, 200, _SERIES)] for alias in range(_SERIES)
     ]
-    assert model.opens > 3
+    assert len(model.opens) > 3
 
 
 async def test_batches_dropped_while_in_flight_become_empty_ones_after_another_open(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ async def test_batches_dropped_while_in_flight_become_empty_ones_after_another_o
         await gateway.flush()
         assert gateway.stats().durable_samples == samples - dropped
     assert model.wrong == []
-    assert model.opens > 1, "batch 1 was sent with its content on the first stream"
+    assert len(model.opens) > 1, "batch 1 was sent with its content on the first stream"
     assert times_of(model, 0) == [*range(dropped, samples)]
     assert not model.batches[1].columns.times
 

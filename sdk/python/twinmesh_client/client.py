@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
@@ -21,7 +22,14 @@ from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_client.buffer import SampleBuffer
-from twinmesh_client.errors import Disconnected, GatewayClosed, GatewayError, SpoolFull, from_rpc_error
+from twinmesh_client.errors import (
+    Disconnected,
+    GatewayClosed,
+    GatewayError,
+    SpoolFull,
+    TakenOver,
+    from_rpc_error,
+)
 from twinmesh_client.outbox import Outbox
 from twinmesh_client.stats import Counters, Observed, Stats, observe
 from twinmesh_client.stream import Stream
@@ -42,6 +50,9 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # While a ping of grpc's own is under way, which measures the line, no other one is sent, and that one
+    # would be waited for 60 s.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     # Each attempt is a connection of its own; the waiting between them is done here.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", 64 * _KIB * _KIB),
@@ -190,6 +201,8 @@ class GatewayClient:
         self._max_age_s = max_age
         self._drops = when_full == "drop_oldest"
         self._drain_s = drain_timeout
+        self._session_id = secrets.token_hex(16)
+        self._has_opened = False
         self._on_refused = on_refused
         self._changes = Changes()
         self._outbox = Outbox(Path(spool), name=name, max_bytes=max_spool_bytes, changes=self._changes)
@@ -452,6 +465,8 @@ class GatewayClient:
         )
         stream = Stream(
             call,
+            session_id=self._session_id,
+            resume=self._has_opened,
             outbox=self._outbox,
             definitions=self._definitions,
             changes=self._changes,
@@ -461,10 +476,17 @@ class GatewayClient:
             leaving=self._is_leaving,
         )
         failure: Exception | None = None
+        resumes = self._has_opened
         try:
             await stream.run()
         except grpc.aio.AioRpcError as error:
-            failure = from_rpc_error(error, renews_token=not isinstance(self._token, str))
+            failure = from_rpc_error(
+                error,
+                renews_token=not isinstance(self._token, str),
+                is_resuming=resumes and not stream.is_open,
+            )
+            # What was taken over had been opened, though Opened may have been lost.
+            self._has_opened |= isinstance(failure, TakenOver)
         except Disconnected as error:
             # Its frames would hold the call, and so the connection, while the next one is waited for.
             failure = error.with_traceback(None)
@@ -482,6 +504,7 @@ class GatewayClient:
             raise Disconnected(f"no token: {error!r}") from error
 
     def _count_opened(self) -> None:
+        self._has_opened = True
         self._counters.connected = True
         self._counters.streams += 1
         _log.info("%s: connected to %s", self._observed.name, self._target)

@@ -9,7 +9,7 @@
     └── StreamRefused          the server says no, and asking again would not help
         ├── Unauthenticated    the token
         ├── PermissionDenied   the token's permissions, or the writer belongs to somebody else
-        ├── Fenced             another stream of the same writer took over
+        ├── Fenced             another client took the writer over
         ├── SequenceReused     the server has other content under a number of this spool
         ├── SequenceGap        the server misses a number that this spool does not send
         ├── ServerAhead        the server has batches that this spool never wrote
@@ -87,7 +87,7 @@ class PermissionDenied(StreamRefused):
 
 
 class Fenced(StreamRefused):
-    """Another stream of the same writer took over."""
+    """Another client took the writer over."""
 
 
 class SequenceReused(StreamRefused):
@@ -120,6 +120,10 @@ class Disconnected(Exception):
         self.was_steady = False
 
 
+class TakenOver(Disconnected):
+    """Another stream of the writer was opened since; an Open with resume tells whether it was our own."""
+
+
 _COPIED = (
     "a copy of the spool is in use somewhere, or an old copy was restored. Move this folder away and begin "
     "with an empty one; what only this folder holds is in it"
@@ -128,7 +132,7 @@ _COPIED = (
 _REFUSALS: dict[str, tuple[type[StreamRefused], str]] = {
     "FENCED": (
         Fenced,
-        "another process streams as this writer: find it and stop it, then start this one again",
+        "a copy of the spool is in use: find its process and stop it, then start this one again",
     ),
     "SEQUENCE_REUSED": (SequenceReused, _COPIED),
     "SEQUENCE_GAP": (SequenceGap, _COPIED),
@@ -140,12 +144,15 @@ _REFUSALS: dict[str, tuple[type[StreamRefused], str]] = {
 }
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError, *, renews_token: bool) -> StreamRefused | Disconnected:
+def from_rpc_error(
+    error: grpc.aio.AioRpcError, *, renews_token: bool, is_resuming: bool
+) -> StreamRefused | Disconnected:
     """Return what a failed stream means: final, or to be tried again.
 
     Args:
         error: what the call raised.
         renews_token: whether the next call comes with a new token, so that a refused one is not final.
+        is_resuming: whether it answers an Open with resume, so that FENCED is final.
     """
     code, told = error.code(), error.details() or "no details"
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
@@ -156,6 +163,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, renews_token: bool) -> Stream
                 detail.Unpack(target)
     if code is grpc.StatusCode.UNAUTHENTICATED and not renews_token:
         return Unauthenticated(f"{told}: give the client a token that is valid", reason=info.reason)
+    if info.domain == _DOMAIN and info.reason == "FENCED" and not is_resuming:
+        return TakenOver(told)
     if info.domain == _DOMAIN and info.reason in _REFUSALS:
         kind, advice = _REFUSALS[info.reason]
         return kind(f"{told}: {advice}", reason=info.reason)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,20 @@ class _Sent:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How the server ended the call."""
+
+    code: grpc.StatusCode
+    trailers: grpc.aio.Metadata
+    details: str
+
+    def check(self) -> None:
+        """Raise AioRpcError unless it ended without an error."""
+        if self.code is not grpc.StatusCode.OK:
+            raise grpc.aio.AioRpcError(self.code, grpc.aio.Metadata(), self.trailers, self.details)
+
+
 class _Finished(Exception):
     """The stream ended as agreed, or must be opened anew at once."""
 
@@ -46,6 +60,8 @@ class Stream:
 
     Args:
         call: of StreamTelemetry.
+        session_id: the client's run.
+        resume: whether this run has opened the writer before.
         outbox: what is to be sent.
         definitions: of all series, by alias.
         changes: of the outbox.
@@ -53,12 +69,18 @@ class Stream:
         on_result: called with each result of a batch of which something was refused.
         on_throttle: called when the server takes credits back.
         leaving: tells whether the client leaves as soon as everything is durable.
+
+    Attributes:
+        is_open: whether the server answered Open.
+        progressed: whether anything became durable.
     """
 
     def __init__(
         self,
         call: "grpc.aio.StreamStreamCall[_Request, _Response]",
         *,
+        session_id: str,
+        resume: bool,
         outbox: Outbox,
         definitions: Sequence[ingest_pb2.SeriesDef],
         changes: Changes,
@@ -68,6 +90,10 @@ class Stream:
         leaving: Callable[[], bool],
     ) -> None:
         self._call = call
+        call.add_done_callback(self._note_end)
+        self._end: _End | None = None
+        self._session_id = session_id
+        self._resumes = resume
         self._outbox = outbox
         self._definitions = definitions
         self._changes = changes
@@ -84,6 +110,7 @@ class Stream:
         self._paused_until = 0.0
         self._heard_at = 0.0
         self._going_away = False
+        self.is_open = False
         self.progressed = False
 
     async def run(self) -> None:
@@ -98,7 +125,7 @@ class Stream:
         """
         try:
             await self._open()
-            self._resume()
+            self._go_on()
             self._on_opened()
             await self._exchange()
         except _Finished:
@@ -117,18 +144,22 @@ class Stream:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _open(self) -> None:
+        message = ingest_pb2.Open(
+            writer_id=self._outbox.writer_id, session_id=self._session_id, resume=self._resumes
+        )
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 with suppress(*_CALL_IS_OVER):
-                    await self._call.write(_Request(open=ingest_pb2.Open(writer_id=self._outbox.writer_id)))
+                    await self._call.write(_Request(open=message))
                 answer = await self._read()
         except TimeoutError as error:
             raise Disconnected(f"no answer to Open for {_ANSWER_TIMEOUT_S:.0f} s") from error
         if not answer.HasField("opened"):
             raise Disconnected("the server's first answer is not Opened")
         self._opened = answer.opened
+        self.is_open = True
 
-    def _resume(self) -> None:
+    def _go_on(self) -> None:
         """Decide from which batch on to send.
 
         Batches that are committed already are sent as well: their refusals come back, and the
@@ -245,12 +276,29 @@ class Stream:
             self._changes.notify()
 
     async def _read(self) -> _Response:
-        answer = await self._call.read()
-        if isinstance(answer, _Response):
-            return answer
+        try:
+            answer = await self._call.read()
+        except grpc.aio.AioRpcError:
+            if self._end is None:
+                raise
+            self._end.check()
+        else:
+            if isinstance(answer, _Response):
+                return answer
         if self._going_away or self._leaving():
             raise _Finished
         raise Disconnected("the server ended the stream")
+
+    def _note_end(self, call: Any) -> None:
+        """Note how the server ends the call, at the moment when it is known.
+
+        A write that meets this moment puts an INTERNAL of grpc's own in its place, for whoever asks
+        later: https://github.com/grpc/grpc/issues/36066
+        """
+        code, trailers, details = (
+            _at_once(told()) for told in (call.code, call.trailing_metadata, call.details)
+        )
+        self._end = _End(code, trailers, details)
 
     def _take_ack(self, ack: ingest_pb2.Ack) -> None:
         # What was not sent on this stream has no outcome here yet, be it committed or not.
@@ -285,3 +333,12 @@ class Stream:
             if left_s <= 0:
                 raise Disconnected(f"no answer for {_ANSWER_TIMEOUT_S:.0f} s")
             await asyncio.sleep(left_s)
+
+
+def _at_once(told: Coroutine[Any, Any, Any]) -> Any:
+    """Return what a call tells that is over, without a turn of the event loop."""
+    try:
+        told.send(None)
+    except StopIteration as answer:
+        return answer.value
+    raise AssertionError("the call is not over")
