@@ -1,6 +1,7 @@
 """A sample sent through the gateway is durable, in its twin, in history, and in one trace."""
 
 import re
+import secrets
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh, eventually
+from tests.rpc.ingest.streaming import Client, columns
+from twinmesh.ingest.v1 import ingest_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 
 pytestmark = pytest.mark.xdist_group("mesh")
@@ -55,6 +58,25 @@ async def test_a_sample_sent_is_found_again(mesh: Mesh, admin: httpx.AsyncClient
         return all(part in shown for part in ("gateway", "ingest_svc", "commit", "twin_svc"))
 
     eventually(traced, "the trace goes from Envoy through ingest and the commit into the twin")
+
+
+async def test_a_streams_batch_is_one_trace_up_to_the_twin(mesh: Mesh, admin_token: str) -> None:
+    trace_id = secrets.token_hex(16)
+    async with grpc.aio.insecure_channel(mesh.address) as channel:
+        stub: Any = ingest_service_pb2_grpc.IngestServiceStub(channel)
+        client = Client(stub.StreamTelemetry(metadata=bearer(admin_token)))
+        await client.open(uuid.uuid4().hex)
+        await client.define(("temp-2", "temperature"))
+        traceparent = f"00-{trace_id}-{secrets.token_hex(8)}-01"
+        await client.batch(1, columns(20.0), traceparent=traceparent)
+        assert await client.durable(1) == []
+        await client.close()
+
+    def traced() -> bool:
+        shown = mesh.twinmesh("trace", trace_id, check=False).stdout
+        return all(part in shown for part in ("ingest.batch", "telemetry.commit", "twin.apply"))
+
+    eventually(traced, "the trace goes from the batch through the commit into the twin")
 
 
 async def test_grpc_and_json_share_one_port(mesh: Mesh, admin_token: str) -> None:

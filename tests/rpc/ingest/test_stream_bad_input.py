@@ -254,7 +254,8 @@ def _ended(address: str, messages: list[bytes], caller: Any) -> grpc.StatusCode:
     its own in the place of the server's status.
     """
     with grpc.insecure_channel(address) as channel:
-        call: Any = channel.stream_stream(METHOD)(iter(messages), metadata=caller)
+        stream: Any = channel.stream_stream(METHOD)
+        call = stream(iter(messages), metadata=caller)
         with suppress(grpc.RpcError):
             for _ in call:
                 pass
