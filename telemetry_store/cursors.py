@@ -30,6 +30,26 @@ class Cursor:
     last_sequence: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Opening:
+    """A client opens a writer; two that look alike are still two.
+
+    Attributes:
+        key: of the writer.
+        principal: who opens it.
+        session_id: the client's run, noted as the one that opened the writer last.
+        resume: only if that is this run already, or nobody has opened the writer.
+    """
+
+    key: CursorKey
+    principal: str
+    session_id: str
+    resume: bool
+
+
+OpenResult = OpenedCursor | DomainError
+
+
 def judge(
     cursor: Cursor, identity: WriterIdentity, principal: str, digest: bytes, recorded: Recorded | None
 ) -> Recorded | None:
@@ -90,6 +110,14 @@ def fenced(writer_id: str) -> DomainError:
     """Return the error for a stream whose writer another one has opened since."""
     return FailedPrecondition(
         f"another stream of writer {writer_id!r} took over; open again with resume only",
+        reason=ErrorReason.ERROR_REASON_FENCED,
+    )
+
+
+def taken_over(writer_id: str) -> DomainError:
+    """Return the error for a client that resumes a writer which another one has opened since."""
+    return FailedPrecondition(
+        f"another client has opened writer {writer_id!r} since, and has it now",
         reason=ErrorReason.ERROR_REASON_FENCED,
     )
 
@@ -194,42 +222,57 @@ async def advance(connection: Connection, taken: Mapping[tuple[CursorKey, int], 
     )
 
 
-async def open_cursor(
-    connection: Connection, key: CursorKey, principal: str, session_id: str, *, resume: bool
-) -> OpenedCursor:
-    """Raise a writer's epoch under its lock, which fences its older streams.
+async def open_cursors(
+    connection: Connection, openings: Sequence[Opening], *, wait: bool
+) -> dict[Opening, OpenResult]:
+    """Raise the epochs of writers under their locks, which fences their older streams.
 
     Args:
         connection: outside of a transaction.
-        key: of the writer.
-        principal: who opens it.
-        session_id: the client's run, noted as the one that opened the writer last.
-        resume: only if that is this run already, or nobody has opened the writer.
+        openings: each of another writer.
+        wait: for locks that others hold; several openings that wait may wait for one another.
 
-    Raises:
-        PermissionDenied: WRITER_NOT_OWNED.
-        FailedPrecondition: FENCED, another run has opened the writer since; its streams go on.
+    Returns:
+        The place of each writer, or FENCED when another run has opened it since, whose streams
+        go on. Nothing of writers of another principal and, unless waiting, of those locked.
     """
-    await ensure(connection, {key: principal})
+    await ensure(connection, {opening.key: opening.principal for opening in openings})
     # One statement, so that what it asks and what it does are under the same lock.
-    row = await connection.fetchrow(
-        """
-        UPDATE telemetry.writer_cursor
-        SET session_id = CASE WHEN $5 AND epoch > 0 THEN session_id ELSE $4 END,
-            epoch = epoch + CASE WHEN $5 AND epoch > 0 AND session_id <> $4 THEN 0 ELSE 1 END
-        WHERE tenant_id = $1 AND writer_id = $2 AND principal = $3
-        RETURNING epoch, last_sequence, session_id = $4 AS is_ours
-        """,
-        *key,
-        principal,
-        session_id,
-        resume,
-    )
-    if row is None:
-        raise not_owned(key[1])
-    if not row["is_ours"]:
-        raise FailedPrecondition(
-            f"another client has opened writer {key[1]!r} since, and has it now",
-            reason=ErrorReason.ERROR_REASON_FENCED,
+    rows = await connection.fetch(
+        f"""
+        WITH locked AS (
+            SELECT tenant_id, writer_id, wanted.session_id, wanted.resume
+            FROM telemetry.writer_cursor AS held
+            JOIN unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bool[])
+                AS wanted (tenant_id, writer_id, principal, session_id, resume)
+                USING (tenant_id, writer_id)
+            WHERE held.principal = wanted.principal
+            FOR UPDATE OF held {"" if wait else "SKIP LOCKED"}
         )
-    return OpenedCursor(row["epoch"], row["last_sequence"])
+        UPDATE telemetry.writer_cursor AS held
+        SET session_id = CASE
+                WHEN locked.resume AND held.epoch > 0 THEN held.session_id
+                ELSE locked.session_id
+            END,
+            epoch = held.epoch + CASE
+                WHEN locked.resume AND held.epoch > 0 AND held.session_id <> locked.session_id THEN 0
+                ELSE 1
+            END
+        FROM locked
+        WHERE held.tenant_id = locked.tenant_id AND held.writer_id = locked.writer_id
+        RETURNING held.tenant_id, held.writer_id, held.epoch, held.last_sequence,
+            held.session_id = locked.session_id AS is_ours
+        """,  # noqa: S608 - one of two clauses
+        [opening.key[0] for opening in openings],
+        [opening.key[1] for opening in openings],
+        [opening.principal for opening in openings],
+        [opening.session_id for opening in openings],
+        [opening.resume for opening in openings],
+    )
+    by_key = {opening.key: opening for opening in openings}
+    return {
+        by_key[row["tenant_id"], row["writer_id"]]: OpenedCursor(row["epoch"], row["last_sequence"])
+        if row["is_ours"]
+        else taken_over(row["writer_id"])
+        for row in rows
+    }

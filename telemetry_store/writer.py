@@ -18,13 +18,13 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, Span
 
-from meshkit.db import DATABASE_ERRORS
 from meshkit.errors import DomainError, InvalidArgument, dependency_unavailable
 from meshkit.telemetry import tracer
-from telemetry_store import cursors
 from telemetry_store.batch import Batch, Prepared, prepare
 from telemetry_store.committer import Committer, ContentRefusedError, TransientError
+from telemetry_store.cursors import Opening
 from telemetry_store.instances import Registration
+from telemetry_store.openings import Openings
 from telemetry_store.pacing import BULK_SAMPLES, Pause, pause_after
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
 from telemetry_store.waiting import WaitingBatches
@@ -59,11 +59,11 @@ class TelemetryWriter:
         max_waiting_bytes: int = _WAITING_BYTES,
         window_s: float = _WINDOW_S,
     ) -> None:
-        self._pool = pool
         self._window_s = window_s
         self._waiting = WaitingBatches(
             max_samples=max_waiting_samples, max_bytes=max_waiting_bytes, refuse_when_closed=_stopping
         )
+        self._openings = Openings(pool=pool)
         self._registration = Registration(pool=pool)
         self._committer = Committer(pool=pool, registration=self._registration, prepare=self._prepare)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
@@ -76,6 +76,7 @@ class TelemetryWriter:
         self._stack.callback(self._thread.shutdown)
         await self._stack.enter_async_context(self._registration)
         await self._stack.enter_async_context(self._committer)
+        await self._stack.enter_async_context(self._openings)
         self._running = asyncio.create_task(self._run(), name="telemetry-writer")
         self._stack.push_async_callback(_cancel, self._running)
         return self
@@ -139,13 +140,7 @@ class TelemetryWriter:
             FailedPrecondition: FENCED; nothing changed.
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
-        try:
-            async with self._pool.acquire() as connection:
-                return await cursors.open_cursor(
-                    connection, (tenant, writer_id), principal, session_id, resume=resume
-                )
-        except DATABASE_ERRORS as error:
-            raise _database_away() from error
+        return await self._openings.open(Opening((tenant, writer_id), principal, session_id, resume))
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:

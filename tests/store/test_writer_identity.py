@@ -186,6 +186,54 @@ async def test_of_two_runs_at_once_one_has_the_writer(database: TestDatabase) ->
         assert await connection.fetchval("SELECT epoch FROM telemetry.writer_cursor") == 2
 
 
+async def test_writers_are_opened_together(database: TestDatabase) -> None:
+    async with running_writer(database) as writer, admin(database) as connection:
+        opened = await asyncio.gather(
+            *(
+                writer.open_writer(tenant="demo", principal="user:ada", writer_id=f"w{number}")
+                for number in range(100)
+            )
+        )
+        assert opened == [OpenedCursor(epoch=1, last_sequence=0)] * 100
+        # The rows of a statement bear the number of one transaction.
+        assert (
+            await connection.fetchval("SELECT count(DISTINCT xmin::text) FROM telemetry.writer_cursor") <= 2
+        )
+
+
+async def test_of_writers_opened_together_each_gets_its_own_answer(database: TestDatabase) -> None:
+    async with running_writer(database) as writer:
+        await writer.open_writer(tenant="demo", principal="user:eve", writer_id="of-eve")
+        await writer.open_writer(tenant="demo", principal="user:ada", writer_id="w", session_id="b")
+        *opened, fenced, not_owned = await asyncio.gather(
+            opens(writer, "b", resume=True),
+            opens(writer, "b", resume=True),
+            opens(writer, "b"),
+            opens(writer, "a", resume=True),
+            writer.open_writer(tenant="demo", principal="user:ada", writer_id="of-eve"),
+            return_exceptions=True,
+        )
+        # Streams that look alike still fence one another.
+        assert sorted(cursor.epoch for cursor in opened if isinstance(cursor, OpenedCursor)) == [2, 3, 4]
+        assert isinstance(fenced, DomainError)
+        assert reason_of(fenced) == "FENCED"
+        assert isinstance(not_owned, DomainError)
+        assert reason_of(not_owned) == "WRITER_NOT_OWNED"
+
+
+async def test_a_writer_locked_elsewhere_delays_its_own_open_only(database: TestDatabase) -> None:
+    async with running_writer(database) as writer, admin(database) as connection:
+        await opens(writer, "a")
+        async with connection.transaction():
+            await connection.execute("SELECT FROM telemetry.writer_cursor FOR UPDATE")
+            delayed = asyncio.create_task(opens(writer, "a"))
+            other = await writer.open_writer(tenant="demo", principal="user:ada", writer_id="other")
+            assert other.epoch == 1
+            await until_blocked(connection)
+            assert not delayed.done()
+        assert (await delayed).epoch == 2
+
+
 async def test_refused_content_is_remembered_without_samples(database: TestDatabase) -> None:
     async with running_writer(database) as writer, admin(database) as connection:
         assert await writer.write(numbered(1, samples=[])) == WriteResult(b"stored w 1", False)
