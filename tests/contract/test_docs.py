@@ -19,7 +19,12 @@ from twinmesh_cli.settings import LauncherSettings
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs/api.md").read_text(encoding="utf-8")
 DEPLOYMENT = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
-GUIDES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
+GUIDES = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("*/README.md"),
+    *ROOT.glob("sdk/*/README.md"),
+]
 
 
 def reasons_of_the_contract() -> dict[str, str]:
