@@ -16,7 +16,17 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("guide", "seen"),
     [
-        ("README.md", ["telemetry.commit", "21.5", '"storedSamples": "1"', "Offices 21.", "3 readings read"]),
+        (
+            "README.md",
+            [
+                "telemetry.commit",
+                "21.5",
+                '"storedSamples": "1"',
+                "Offices 21.",
+                "1 sample is durable",
+                "3 readings read",
+            ],
+        ),
         (
             "docs/api.md",
             [

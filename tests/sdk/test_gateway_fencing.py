@@ -1,6 +1,5 @@
 """Two clients of one writer: the one that was started last has it, and the other one stops and says so."""
 
-import itertools
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -81,25 +80,6 @@ async def test_a_client_whose_writer_was_taken_over_stops(
             model.is_masked = False
             await until(lambda: gateway._failure is not None)
             assert not other.done(), "it was not disturbed"
-    assert runs(model) == [("own", False), ("another", False)]
-
-
-async def test_the_status_is_heard_while_the_client_writes_all_the_time(
-    model: ModelIngest, tmp_path: Path
-) -> None:
-    """The writing then ends the call with an INTERNAL of its own first."""
-    async with serving(model) as address, fenced(address, tmp_path) as gateway:
-        flow = gateway.series("pump-1", "flow")
-        await sends(gateway, 0)
-
-        async def send() -> None:
-            for number in itertools.count(1):
-                await flow.add(0.0, number)
-                await gateway.persist()
-
-        async with opened(address, model.opens[0], "another"):
-            with pytest.raises(Fenced):
-                await send()
     assert runs(model) == [("own", False), ("another", False)]
 
 

@@ -35,7 +35,7 @@ def times_of(model: ModelIngest, alias: int) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(_SEEDS))
 async def test_whatever_the_server_may_do_each_sample_is_committed_once_and_in_order(
-    seed: int, tmp_path: Path
+    seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults = dict.fromkeys(["busy", "unknown_alias", "go_away", "unavailable", "ended", "silent"], 0.05)
     model = ModelIngest(random.Random(seed), faults)
@@ -56,6 +56,8 @@ async def test_whatever_the_server_may_do_each_sample_is_committed_once_and_in_o
         [*range(alias, 200, _SERIES)] for alias in range(_SERIES)
     ]
     assert len(model.opens) > 3
+    assert "UNAVAILABLE" in caplog.text
+    assert "INTERNAL" not in caplog.text, "grpc's own word hid the server's"
 
 
 async def test_batches_dropped_while_in_flight_become_empty_ones_after_another_open(tmp_path: Path) -> None:
