@@ -58,7 +58,9 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
             while True:
                 await self._end_if_over(stream, context)
                 try:
-                    request = await asyncio.wait_for(requests.get(), _ACK_PAUSE_S)
+                    # Not wait_for, which can swallow the cancellation of a call that is over.
+                    async with asyncio.timeout(_ACK_PAUSE_S):
+                        request = await requests.get()
                 except TimeoutError:
                     for response in stream.acknowledge():
                         yield response
@@ -190,9 +192,11 @@ class _Stream:
 
 
 async def _read(requests: Any, queue: "asyncio.Queue[Any]") -> None:
-    async for request in requests:
-        await queue.put(request)
-    await queue.put(ingest_pb2.StreamTelemetryRequest(close=ingest_pb2.Close()))
+    try:
+        async for request in requests:
+            queue.put_nowait(request)
+    finally:
+        queue.put_nowait(ingest_pb2.StreamTelemetryRequest(close=ingest_pb2.Close()))
 
 
 def _throttle(first_refused: int, reason: ErrorReason.ValueType) -> _Response:

@@ -310,7 +310,7 @@ class GatewayClient:
         )
 
     async def _add(self, series: Series, time_us: int, value: Any) -> None:
-        await self._until(lambda: not self._buffer.is_full)
+        await self._room_in_memory()
         self._buffer.add(series.alias, series.kind, time_us, value)
         self._count_added(1)
 
@@ -321,10 +321,15 @@ class GatewayClient:
         if len(times_us) != len(column):
             raise ValueError(f"{len(times_us):,} times and {len(column):,} values")
         while len(times_us):
-            await self._until(lambda: not self._buffer.is_full)
+            await self._room_in_memory()
             taken = self._buffer.extend(series.alias, series.kind, times_us, column)
             times_us, column = times_us[taken:], column[taken:]
             self._count_added(taken)
+
+    async def _room_in_memory(self) -> None:
+        self._check()
+        if self._buffer.is_full:
+            await self._until(lambda: not self._buffer.is_full)
 
     def _count_added(self, samples: int) -> None:
         self._added += samples

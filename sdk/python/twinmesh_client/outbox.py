@@ -146,29 +146,36 @@ class Outbox:
         """Tell whether all that was put in is durable at the server."""
         return self._acknowledged >= self.last_sequence
 
-    def acknowledge(self, durable_through: int, *, refused_samples: int, unsaved: int) -> None:
+    def allow_unsaved(self, sequences: int) -> None:
+        """Say how many sequences a crash may make us forget, since the server still knows their outcomes."""
+        self._unsaved = sequences
+        self._changes.notify()
+
+    def acknowledge(self, durable_through: int, *, refused_samples: int) -> None:
         """Take note of what is durable at the server; `keep_trimmed` does the work.
 
         Args:
             durable_through: up to this sequence.
             refused_samples: of the batches that are newly durable.
-            unsaved: so many sequences may be forgotten again in a crash, since the server would
-                still know their outcomes.
         """
         self._acknowledged = max(self._acknowledged, durable_through)
         self._refused += refused_samples
-        self._unsaved = unsaved
         self._changes.notify()
 
     async def keep_trimmed(self) -> None:
         """Trim what was acknowledged, for ever."""
         while True:
-            await self._changes.until(lambda: self._acknowledged > self._trimmed)
+            await self._changes.until(
+                lambda: self._acknowledged > self._trimmed or self._has_too_many_unsaved()
+            )
             await self._trim()
-            while self._trimmed - self._spool.saved_through > self._unsaved:
+            while self._has_too_many_unsaved():
                 # The disk is full. The stream waits with us.
                 await asyncio.sleep(_SAVE_RETRY_S)
                 await self._trim()
+
+    def _has_too_many_unsaved(self) -> bool:
+        return self._trimmed - self._spool.saved_through > self._unsaved
 
     async def _trim(self) -> None:
         through, unsaved = self._acknowledged, self._unsaved

@@ -182,6 +182,7 @@ class Stream:
                 "from an old backup. Go back to the right one, or begin with an empty spool"
             )
         self._next = min(first, committed + 1)
+        self._outbox.allow_unsaved(max(0, self._opened.outcomes_kept - self._opened.max_inflight_batches))
 
     async def _send(self) -> None:
         while True:
@@ -199,6 +200,8 @@ class Stream:
         await self._changes.until(lambda: not self._in_flight)
         await self._write(_Request(close=ingest_pb2.Close()))
         await self._call.done_writing()
+        await asyncio.sleep(_ANSWER_TIMEOUT_S)
+        raise Disconnected(f"no end after Close for {_ANSWER_TIMEOUT_S:.0f} s")
 
     def _has_batches(self) -> bool:
         return self._next <= self._outbox.last_sequence
@@ -308,12 +311,8 @@ class Stream:
             self.progressed = True
         for result in ack.results:
             self._on_result(result)
-        forgettable = self._opened.outcomes_kept - self._opened.max_inflight_batches
-        self._outbox.acknowledge(
-            durable,
-            refused_samples=sum(result.refused_samples for result in ack.results),
-            unsaved=max(0, forgettable),
-        )
+        refused = sum(result.refused_samples for result in ack.results)
+        self._outbox.acknowledge(durable, refused_samples=refused)
 
     def _take_throttle(self, throttle: ingest_pb2.Throttle) -> None:
         self._on_throttle(throttle)
