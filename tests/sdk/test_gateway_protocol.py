@@ -9,6 +9,7 @@ import pytest
 import uvloop
 
 from tests.rpc.ingest.neighbours import until
+from tests.sdk import model_ingest
 from tests.sdk.model_ingest import ModelIngest, serving
 from twinmesh_client import GatewayClient, client
 
@@ -91,6 +92,30 @@ async def test_batches_dropped_while_in_flight_become_empty_ones_after_another_o
     assert len(model.opens) > 1, "batch 1 was sent with its content on the first stream"
     assert times_of(model, 0) == [*range(dropped, samples)]
     assert not model.batches[1].columns.times
+
+
+async def test_the_next_server_may_remember_fewer_outcomes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = model_ingest.OUTCOMES_KEPT
+    monkeypatch.setattr(model_ingest, "OUTCOMES_KEPT", 10 * few)
+    model = ModelIngest(random.Random(0))
+    async with (
+        serving(model) as address,
+        GatewayClient(address, token="t", name="gw", spool=tmp_path, max_age=0.001) as gateway,
+    ):
+        flow = gateway.series("pump-1", "flow")
+        for number in range(2 * few):
+            await flow.add(0.0, number)
+            await gateway.flush()
+        monkeypatch.setattr(model_ingest, "OUTCOMES_KEPT", few)
+        model.is_away = True
+        await until(lambda: not gateway.stats().connected)
+        model.is_away = False
+        await flow.add(0.0, 2 * few)
+        await gateway.flush()
+    assert model.wrong == []
+    assert times_of(model, 0) == [*range(2 * few + 1)]
 
 
 def test_on_uvloop(tmp_path: Path) -> None:
