@@ -130,7 +130,8 @@ async def test_requests_under_way_at_shutdown_get_their_answers(
     database: TestDatabase, nats_url: str, auth_address: str, mint: TokenMint
 ) -> None:
     assets = FakeAssets()
-    devices = [f"pump-{index}" for index in range(50)]
+    # As many as asset_svc is asked about at once: others would not be seen to be under way.
+    devices = ["pump-1", "pump-2"]
     for device_id in devices:
         assets.add(device_id)
     ready: asyncio.Future[Ingest] = asyncio.get_running_loop().create_future()
@@ -158,8 +159,8 @@ async def test_requests_under_way_at_shutdown_get_their_answers(
         await until(lambda: is_stopping(ingest))
         assert not running.done()
         assets.answering.set()
-    assert [task.result().stored_samples for task in under_way] == [1] * 50
-    assert len(await ingest.samples()) == 50
+    assert [task.result().stored_samples for task in under_way] == [1, 1]
+    assert len(await ingest.samples()) == 2
 
 
 async def is_stopping(ingest: Ingest) -> bool:
