@@ -310,15 +310,6 @@ async def test_applied_is_not_built_yet(ingest: Ingest) -> None:
     assert await ingest.samples() == {}
 
 
-async def test_the_stream_is_not_built_yet(ingest: Ingest) -> None:
-    call = ingest.stub.StreamTelemetry(
-        iter([ingest_pb2.StreamTelemetryRequest(open=ingest_pb2.Open(writer_id="w"))]),
-        metadata=ingest.caller(),
-    )
-    failed = await refused(anext(aiter(call)))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT_YET")
-
-
 async def test_who_may_write(ingest: Ingest) -> None:
     failed = await ingest.refused(reading(temperature=1.0), caller=ingest.caller(permissions=["twin:read"]))
     assert failed == Refused(
