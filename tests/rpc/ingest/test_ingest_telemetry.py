@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.rpc.ingest.neighbours import Ingest, Refused, reading, refused
+from tests.rpc.ingest.neighbours import Ingest, Refused, reading
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh.type.v1.value_pb2 import Point, Value
