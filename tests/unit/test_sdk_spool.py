@@ -228,6 +228,47 @@ def test_a_lost_end_below_what_is_durable_does_not_give_numbers_out_again(tmp_pa
         assert numbers(spool) == [4, 5]
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_definitions_that_batches_rely_on_do_not_go_missing_without_a_word(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    with spool_in(tmp_path) as spool:
+        for alias in range(2):
+            spool.define([series(alias)])
+            spool.append(b"abc", samples=1)
+    path = tmp_path / "series.log"
+    damage(path)
+    left = path.read_bytes() if path.exists() else None
+    with pytest.raises(SpoolDamaged, match="batches rely on 2") as caught:
+        opened(tmp_path)
+    assert caught.value.path == path
+    assert left == (path.read_bytes() if path.exists() else None), "nothing was cut off"
+
+
+@given(cut=st.integers(1, 30), is_zeroed=st.booleans())
+def test_a_definition_that_a_crash_cut_anywhere_is_cut_off(cut: int, is_zeroed: bool) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home)
+        with spool_in(folder) as spool:
+            spool.define([series(0)])
+            spool.append(b"abc", samples=1)
+            spool.define([series(1)])
+        path = folder / "series.log"
+        path.write_bytes(path.read_bytes()[:-cut] + (bytes(cut) if is_zeroed else b""))
+        with spool_in(folder) as spool:
+            assert spool.definitions == [series(0)]
+            spool.define([series(1)])
+            spool.append(b"def", samples=1)
+        with spool_in(folder) as spool:
+            assert spool.definitions == [series(0), series(1)]
+
+
 def test_reading_in_parts(tmp_path: Path) -> None:
     with spool_in(tmp_path, max_bytes=1 << 20) as spool:
         for _ in range(5):
@@ -256,7 +297,7 @@ def test_a_spool_belongs_to_one_gateway(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["writer.json", "durable.json"])
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "writer_id": 7, "durable_through": -1}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2, "writer_id": 7, "durable_through": -1}'])
 def test_small_files_that_are_something_else(tmp_path: Path, name: str, content: str) -> None:
     with spool_in(tmp_path) as spool:
         spool.append(b"", samples=1)

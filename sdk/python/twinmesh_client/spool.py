@@ -29,7 +29,7 @@ from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh_client.errors import SpoolDamaged, SpoolError, SpoolFull, SpoolInUse
 from twinmesh_client.records import HEADER_BYTES, Record, is_torn, pack, records, unpack
 
-_FORMAT = 1
+_FORMAT = 2
 _LARGEST_SEGMENT_BYTES = 8 * 1024 * 1024
 _SEGMENTS = 8  # The least number that a full spool consists of: it is freed by whole segments.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
@@ -52,13 +52,18 @@ class Backlog:
 
 @dataclass(slots=True)
 class _Segment:
-    """A file of batches and the index of it: per batch its end, samples and time."""
+    """A file of batches and the index of it: per batch its end, samples and time.
+
+    Attributes:
+        definitions: of series, how many its batches rely on.
+    """
 
     path: Path
     first: int
     ends: "array[int]" = field(default_factory=lambda: array("L"))
     samples: "array[int]" = field(default_factory=lambda: array("L"))
     times_us: "array[int]" = field(default_factory=lambda: array("q"))
+    definitions: int = 0
 
     @property
     def last(self) -> int:
@@ -75,6 +80,7 @@ class _Segment:
         self.ends.append(end)
         self.samples.append(record.samples)
         self.times_us.append(record.time_us)
+        self.definitions = max(self.definitions, record.definitions)
 
 
 class Spool:
@@ -100,8 +106,8 @@ class Spool:
         try:
             self.writer_id = self._writer_id(name)
             self.durable_through = self.saved_through = self._read_durable()
-            self.definitions = self._read_definitions()
             self._segments = self._read_segments()
+            self.definitions = self._read_definitions()
         except BaseException:
             os.close(self._lock)
             raise
@@ -153,7 +159,7 @@ class Spool:
             SpoolFull: the disk or the spool is full; nothing was added.
             SpoolError: the disk failed.
         """
-        record = Record(self.next_sequence, payload, time.time_ns() // 1000, samples)
+        record = Record(self.next_sequence, payload, time.time_ns() // 1000, samples, len(self.definitions))
         packed = pack(record)
         used = sum(segment.size for segment in self._segments)
         if used + len(packed) > self._max_bytes and not beyond_limit:
@@ -315,10 +321,8 @@ class Spool:
     def _read_definitions(self) -> list[ingest_pb2.SeriesDef]:
         path = self._folder / "series.log"
         definitions: list[ingest_pb2.SeriesDef] = []
-        if not path.exists():
-            return definitions
         end = 0
-        for after, record in _records_of(path, is_last=True):
+        for after, record in _records_of(path, is_last=True) if path.exists() else ():
             try:
                 definitions += ingest_pb2.SeriesDefs.FromString(record.payload).defs
             except DecodeError as error:
@@ -328,6 +332,14 @@ class Spool:
             ]:
                 raise SpoolDamaged(path, end, f"other aliases than those from {record.number} on")
             end = after
+        # They were on disk before those batches: what is missing now is not a write that a crash cut.
+        needed = max((segment.definitions for segment in self._segments), default=0)
+        if len(definitions) < needed:
+            raise SpoolDamaged(
+                path, end, f"{len(definitions)} definitions of series, and batches rely on {needed}"
+            )
+        if path.exists():
+            _cut_off(path, end)
         return definitions
 
     def _read_segments(self) -> list[_Segment]:
@@ -353,6 +365,8 @@ class Spool:
                         segment.path, segment.size, f"batch {record.number} instead of {segment.last + 1}"
                     )
                 segment.index(end, record)
+            if later is None:
+                _cut_off(segment.path, segment.size)
             segments.append(segment)
         return segments
 
@@ -408,16 +422,20 @@ class Spool:
 
 
 def _records_of(path: Path, *, is_last: bool) -> Iterator[tuple[int, Record]]:
-    """Yield a file's records with their ends; what was being written at a crash is cut off."""
+    """Yield a file's records with their ends, but for what was being written at a crash."""
     with _disk_errors():
         data = path.read_bytes()
     end = 0
     for end, record in records(data):
         yield end, record
-    if end == len(data):
-        return
-    if not is_last or not is_torn(data, end):
+    if end < len(data) and not (is_last and is_torn(data, end)):
         raise SpoolDamaged(path, end, "not a whole record, and others follow")
+
+
+def _cut_off(path: Path, end: int) -> None:
+    """Shorten a file to its whole records."""
+    if path.stat().st_size == end:
+        return
     with _disk_errors():
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
