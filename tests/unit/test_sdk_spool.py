@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
+from twinmesh_client import spool as spool_module
 from twinmesh_client.errors import SpoolDamaged, SpoolError, SpoolFull, SpoolInUse
 from twinmesh_client.records import HEADER_BYTES
 from twinmesh_client.spool import Spool
@@ -343,6 +344,40 @@ def test_a_full_disk_does_not_keep_trimming_from_making_room(
         assert len(list(tmp_path.glob("batches-*.log"))) < files
     with spool_in(tmp_path) as spool:
         assert numbers(spool) == [12]
+
+
+def test_what_is_durable_is_saved_before_its_batches_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = opened(tmp_path)
+    for _ in range(12):
+        spool.append(bytes(100), samples=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", partly(Path.unlink, errno.EIO))
+        with pytest.raises(SpoolError):
+            spool.trim(11, unsaved=1000)
+    crash(spool)
+    with spool_in(tmp_path) as spool:
+        assert spool.durable_through == 11
+
+
+@pytest.mark.parametrize("batches", [1, 12])
+def test_a_drop_is_seen_when_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    """Empty batches take the place of those that are seen to be dropped: they must not come back."""
+    seen: list[tuple[int, int]] = []
+
+    def sync(folder: Path) -> None:
+        seen.append((spool.first_sequence, spool.next_sequence))
+
+    with spool_in(tmp_path) as spool:
+        for _ in range(batches):
+            spool.append(bytes(100), samples=1)
+        monkeypatch.setattr(spool_module, "_sync_folder", sync)
+        dropped = spool.drop_oldest()
+        assert set(seen) == {(1, batches + 1)}
+        assert (spool.first_sequence, spool.next_sequence) == (1 + dropped, batches + 1)
 
 
 def partly(real: Callable[..., Any], number: int) -> Callable[..., Any]:

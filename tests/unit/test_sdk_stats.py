@@ -17,7 +17,7 @@ reader = InMemoryMetricReader()
 metrics.set_meter_provider(MeterProvider([reader]))
 counters = Counters(refused_samples=2, dropped_samples=3, streams=5, throttles=6)
 client = Observed("line-4", lambda: counters.snapshot(
-    buffered_samples=7, backlog=Backlog(batches=8, size=9, oldest_us=None), durable_samples=10))
+    buffered_samples=7, backlog=Backlog(first=2, end=10, size=9, oldest_us=None), durable_samples=10))
 observe(client)
 for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics:
     (point,) = metric.data.data_points

@@ -6,7 +6,9 @@
     batches-<first>.log   segments of batches, numbered without gaps
     lock                  held while a process uses the spool
 
-All functions here wait for the disk; the client calls them in one thread of their own.
+All functions here wait for the disk; the client calls them in one thread of their own. What its
+event loop reads meanwhile are attributes that this thread replaces as a whole, when the disk has
+what they say: `Spool.backlog`, and the numbers that come from it, and `Spool.saved_through`.
 """
 
 import errno
@@ -37,17 +39,24 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What the spool holds and the server has not acknowledged.
+    """The batches that the spool holds and the server has not acknowledged.
 
     Attributes:
-        batches: how many.
+        first: the number of the oldest, or of the next one without any.
+        end: the number of the next one.
         size: their bytes.
         oldest_us: when the oldest was sealed, microseconds since the epoch; None without any.
     """
 
-    batches: int = 0
-    size: int = 0
-    oldest_us: int | None = None
+    first: int
+    end: int
+    size: int
+    oldest_us: int | None
+
+    @property
+    def batches(self) -> int:
+        """Return how many."""
+        return self.end - self.first
 
 
 @dataclass(slots=True)
@@ -116,14 +125,12 @@ class Spool:
     @property
     def first_sequence(self) -> int:
         """Return the first sequence after `durable_through` that is here, or the next one to be."""
-        first = self._segments[0].first if self._segments else self.next_sequence
-        return max(first, self.durable_through + 1)
+        return self.backlog.first
 
     @property
     def next_sequence(self) -> int:
         """Return the number of the next batch."""
-        last = self._segments[-1].last if self._segments else 0
-        return max(last, self.durable_through) + 1
+        return self.backlog.end
 
     def define(self, definitions: Sequence[ingest_pb2.SeriesDef]) -> None:
         """Add definitions, whose aliases follow on those that are there; on disk when it returns.
@@ -171,7 +178,10 @@ class Spool:
         segment.index(segment.size + len(packed), record)
         backlog = self.backlog
         self.backlog = Backlog(
-            backlog.batches + 1, backlog.size + len(packed), backlog.oldest_us or record.time_us
+            backlog.first,
+            record.number + 1,
+            backlog.size + len(packed),
+            record.time_us if backlog.oldest_us is None else backlog.oldest_us,
         )
 
     def read(self, sequence: int, *, max_bytes: int) -> list[Record]:
@@ -220,15 +230,15 @@ class Spool:
             first = max(self.durable_through + 1 - segment.first, 0)
             samples += sum(segment.samples[first : max(durable_through + 1 - segment.first, 0)])
         self.durable_through = max(self.durable_through, durable_through)
-        is_over = False
-        with _disk_errors():
-            while len(self._segments) > 1 and self._segments[0].last <= self.durable_through:
-                self._segments.pop(0).path.unlink()
-                is_over = True
-        if is_over or self.durable_through - self.saved_through > unsaved:
+        over = [segment for segment in self._segments[:-1] if segment.last <= self.durable_through]
+        if over or self.durable_through - self.saved_through > unsaved:
             # On a full disk it is saved the next time.
             with suppress(SpoolFull):
                 self.save()
+        with _disk_errors():
+            for segment in over:
+                segment.path.unlink()
+        del self._segments[: len(over)]
         self.backlog = self._count_backlog()
         return samples
 
@@ -247,9 +257,10 @@ class Spool:
             if len(self._segments) == 1:
                 # The next batch's number must survive: it is in the name of the new file.
                 self._begin_segment(self.next_sequence)
-            segment = self._segments.pop(0)
+            segment = self._segments[0]
             segment.path.unlink()
             _sync_folder(self._folder)
+        del self._segments[0]
         self.backlog = self._count_backlog()
         return sum(segment.samples[max(self.durable_through + 1 - segment.first, 0) :])
 
@@ -286,7 +297,7 @@ class Spool:
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except OSError:
             os.close(descriptor)
             raise SpoolInUse(
                 f"{folder} is in use by another process; give each gateway a folder of its own"
@@ -409,16 +420,18 @@ class Spool:
         return found
 
     def _count_backlog(self) -> Backlog:
-        batches = size = 0
+        last = self._segments[-1].last if self._segments else 0
+        end = max(last, self.durable_through) + 1
+        first = max(self._segments[0].first if self._segments else end, self.durable_through + 1)
+        size = 0
         oldest_us = None
         for segment in self._segments:
             place = max(self.durable_through + 1 - segment.first, 0)
             if place >= len(segment.ends):
                 continue
-            batches += len(segment.ends) - place
             size += segment.size - segment.start(place)
-            oldest_us = oldest_us or segment.times_us[place]
-        return Backlog(batches, size, oldest_us)
+            oldest_us = segment.times_us[place] if oldest_us is None else oldest_us
+        return Backlog(first, end, size, oldest_us)
 
 
 def _records_of(path: Path, *, is_last: bool) -> Iterator[tuple[int, Record]]:
