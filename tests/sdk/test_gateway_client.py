@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from twinmesh_client import (
     ServerAhead,
     ServerBehind,
     SpoolInUse,
+    TokenFunctionInvalid,
     Unauthenticated,
 )
 
@@ -243,7 +245,7 @@ async def test_what_a_token_does_not_allow(site: Site) -> None:
     with pytest.raises(PermissionDenied, match=r"telemetry:write"):
         await sends(site.gateway(token=site.token(permissions=())), 1)
     with pytest.raises(Unauthenticated):
-        await sends(site.gateway(token="no token"), 2)
+        await sends(site.gateway(token="no-token"), 2)
     await sends(site.gateway(), 3)
     with pytest.raises(PermissionDenied, match="another user"):
         await sends(site.gateway(token=site.token(subject="somebody")), 4)
@@ -254,7 +256,7 @@ async def test_what_a_token_does_not_allow(site: Site) -> None:
 
 async def test_a_token_is_asked_for_at_each_connect(site: Site) -> None:
     await site.start()
-    answers = iter([None, "no token"])
+    answers = iter([None, "no-token"])
 
     async def token() -> str:
         answer = next(answers, site.token())
@@ -266,6 +268,26 @@ async def test_a_token_is_asked_for_at_each_connect(site: Site) -> None:
         await gateway.series("pump-1", "count", kind=Kind.INT).add(1, NOW_US)
         await gateway.flush()
     assert await site.count() == 1
+
+
+async def test_a_token_comes_from_a_file(site: Site) -> None:
+    await site.start()
+    await sends(site.gateway(token=f"{site.token()}\n"), 1)
+
+    async def token() -> str:
+        return f"{site.token()}\n"
+
+    await sends(site.gateway(token=token), 2)
+    assert await site.count() == 2
+
+
+async def test_what_is_no_token_function_stops_the_client(site: Site) -> None:
+    async def nothing() -> None:
+        pass
+
+    for function, why in [(site.token, "is not async"), (nothing, "returns no str")]:
+        with pytest.raises(TokenFunctionInvalid, match=why):
+            await stops(site.gateway(token=function, drain_timeout=0.0))
 
 
 async def test_a_full_spool_makes_add_wait(site: Site, caplog: pytest.LogCaptureFixture) -> None:
@@ -307,9 +329,10 @@ async def test_dropping_the_oldest_keeps_the_newest_and_counts(site: Site) -> No
 async def test_one_spool_one_client_and_no_adding_after_the_end(site: Site) -> None:
     async with site.gateway(drain_timeout=0.0) as gateway:
         temperature = gateway.series("pump-1", "temperature")
-        with pytest.raises(SpoolInUse):
+        with pytest.raises(SpoolInUse) as told:
             async with site.gateway():
                 pass
+        assert told.value.__suppress_context__, "the lock's own error would be shown first"
     with pytest.raises(GatewayClosed):
         await temperature.add(1.0)
     with pytest.raises(GatewayClosed):
@@ -355,8 +378,40 @@ async def test_names_that_the_contract_does_not_allow(
 
 @pytest.mark.parametrize(
     "options",
-    [{"name": "line 4"}, {"max_batch_bytes": 1 << 21}, {"max_spool_bytes": 1 << 19}, {"when_full": "drop"}],
+    [
+        {"token": None},
+        {"token": " \n"},
+        {"token": "two words"},
+        {"token": "schlüssel"},
+        {"name": "line 4"},
+        {"max_batch_bytes": 1 << 21},
+        {"max_spool_bytes": 1 << 19},
+        {"when_full": "drop"},
+    ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], site: Site) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         site.gateway(**options)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        "mesh.example",
+        ":443",
+        "https://mesh.example:443",
+        "mesh.example:443/",
+        "mesh:99999",
+        "::1:80",
+        "a b:1",
+    ],
+)
+def test_targets_that_cannot_be(target: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        GatewayClient(target, token="t", name="gw", spool=tmp_path)
+
+
+@pytest.mark.parametrize("target", ["mesh.example:443", "127.0.0.1:1", "[::1]:8080", "gateway_1:65535"])
+def test_targets(target: str, tmp_path: Path) -> None:
+    GatewayClient(target, token="t", name="gw", spool=tmp_path)

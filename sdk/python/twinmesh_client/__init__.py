@@ -21,6 +21,7 @@ from twinmesh_client.errors import (
     SpoolFull,
     SpoolInUse,
     StreamRefused,
+    TokenFunctionInvalid,
     Unauthenticated,
 )
 from twinmesh_client.stats import Stats
@@ -46,5 +47,6 @@ __all__ = [
     "SpoolInUse",
     "Stats",
     "StreamRefused",
+    "TokenFunctionInvalid",
     "Unauthenticated",
 ]

@@ -1,6 +1,7 @@
 """The gateway client: samples in, durable at the server, exactly once."""
 
 import asyncio
+import inspect
 import logging
 import re
 import secrets
@@ -28,6 +29,7 @@ from twinmesh_client.errors import (
     GatewayError,
     SpoolFull,
     TakenOver,
+    TokenFunctionInvalid,
     from_rpc_error,
 )
 from twinmesh_client.outbox import Outbox
@@ -42,9 +44,11 @@ _LEAST_BATCH_BYTES = 64 * _KIB
 _LARGEST_BATCH_BYTES = 1024 * _KIB  # What every server takes.
 _SERIES = 100_000
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+_TARGET = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_TOKEN = re.compile(r"[!-~]+")
 _NO_ROOM_RETRY_S = 1.0  # Others may free the disk without telling us.
 _STEADY_S = 10.0  # A stream that lived for so long makes the next failure the first one.
-_BACK_OFF = wait_random_exponential(multiplier=0.5, max=30.0)
+_BACK_OFF = wait_random_exponential(multiplier=0.5, min=0.1, max=30.0)
 _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -150,9 +154,9 @@ class GatewayClient:
     goes on at the next start.
 
     Args:
-        target: host:port of the mesh's gateway.
-        token: access token or API key with telemetry:write, or a function that is asked for one at
-            each connect.
+        target: host:port of the mesh's gateway, or [address]:port with IPv6.
+        token: access token or API key with telemetry:write, or an async function that is asked for
+            one at each connect. Whitespace around it is taken off.
         name: of this gateway, up to 100 of letters, digits and `_.:-`.
         spool: folder for what is not durable at the server yet, of this client alone.
         credentials: for TLS, such as `grpc.ssl_channel_credentials()`; without them the connection
@@ -187,6 +191,13 @@ class GatewayClient:
         drain_timeout: float = 5.0,
         on_refused: Callable[[RefusedBatch], None] | None = None,
     ) -> None:
+        if not (found := _TARGET.fullmatch(target)) or not 0 < int(found[1]) < 1 << 16:
+            raise ValueError(f"target {target!r} is not host:port, such as mesh.example:443")
+        if isinstance(token, str):
+            token = _checked_token(token)
+        elif not callable(token):
+            # As every option that cannot be.
+            raise ValueError(f"token is a str or an async function, not {type(token).__name__}")  # noqa: TRY004
         if not _NAME.fullmatch(name):
             raise ValueError(f"name {name!r} is not 1 to 100 of letters, digits and _.:-")
         if not _LEAST_BATCH_BYTES <= max_batch_bytes <= _LARGEST_BATCH_BYTES:
@@ -504,9 +515,16 @@ class GatewayClient:
         if isinstance(self._token, str):
             return self._token
         try:
-            return await self._token()
+            asked = self._token()
+            token = await asked if inspect.isawaitable(asked) else asked
+            if asked is not token and isinstance(token, str):
+                return _checked_token(token)
         except Exception as error:
             raise Disconnected(f"no token: {error!r}") from error
+        raise TokenFunctionInvalid(
+            f"the token function {'is not async' if asked is token else 'returns no str'}: it gave "
+            f"{type(token).__name__}; write `async def token() -> str`"
+        )
 
     def _count_opened(self) -> None:
         self._has_opened = True
@@ -571,6 +589,14 @@ def _waiting_s(state: RetryCallState) -> float:
     if error.was_steady:
         state.attempt_number = 1
     return error.retry_after_s + _BACK_OFF(state)
+
+
+def _checked_token(token: str) -> str:
+    """Return a token as it is sent; files of keys end in a newline."""
+    token = token.strip()
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("token is empty, or has whitespace or characters beyond ASCII in it")
+    return token
 
 
 def _check_definition(definition: ingest_pb2.SeriesDef) -> None:

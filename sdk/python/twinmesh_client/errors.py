@@ -2,6 +2,7 @@
 
     GatewayError
     ├── GatewayClosed          add or flush after the client was left
+    ├── TokenFunctionInvalid   what was given to be asked for tokens cannot be
     ├── SpoolError             the spool's folder cannot be used
     │   ├── SpoolInUse         another process has it
     │   ├── SpoolDamaged       a file in it is not what was written
@@ -35,6 +36,10 @@ class GatewayError(Exception):
 
 class GatewayClosed(GatewayError):
     """The client was left; samples can no longer be added."""
+
+
+class TokenFunctionInvalid(GatewayError):
+    """The token function is not async, or returns no str."""
 
 
 class SpoolError(GatewayError):

@@ -301,7 +301,7 @@ class Spool:
             os.close(descriptor)
             raise SpoolInUse(
                 f"{folder} is in use by another process; give each gateway a folder of its own"
-            ) from error
+            ) from None
         return descriptor
 
     def _writer_id(self, name: str) -> str:
