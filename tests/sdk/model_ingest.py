@@ -32,6 +32,8 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
             "ended", "silent" (the commit happens, its Ack is lost).
         is_away: whether all streams end as UNAVAILABLE.
         answers_open: whether Opened is sent.
+        acknowledges: whether Acks are sent.
+        gaps: at so many batches from now on, streams end as SEQUENCE_GAP.
         is_masked: whether FENCED reaches the client as the INTERNAL that grpc makes of it when the
             client writes at that moment.
 
@@ -47,6 +49,8 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
     ended: int = 0
     is_away: bool = False
     answers_open: bool = True
+    acknowledges: bool = True
+    gaps: int = 0
     is_masked: bool = False
     wrong: list[str] = field(default_factory=list)
 
@@ -66,6 +70,9 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
                         yield response
                     continue
                 kind = request.WhichOneof("message")
+                if kind == "batch" and self.gaps:
+                    self.gaps -= 1
+                    await _abort(context, "SEQUENCE_GAP", "a batch was left out")
                 fault = self.fault() if kind == "batch" else None
                 for response in stream.take(request, fault):
                     yield response
@@ -91,13 +98,7 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
             return
         if self.is_masked:
             await context.abort(grpc.StatusCode.INTERNAL, "Internal error from Core")
-        status = status_pb2.Status(code=code_pb2.FAILED_PRECONDITION, message="another stream took over")
-        status.details.add().Pack(error_details_pb2.ErrorInfo(reason="FENCED", domain="twinmesh"))
-        await context.abort(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            status.message,
-            trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
-        )
+        await _abort(context, "FENCED", "another stream took over")
 
     def opened(self) -> _Response:
         """Return the answer to Open."""
@@ -185,10 +186,20 @@ class _Stream:
                 yield _Response(go_away=ingest_pb2.GoAway())
 
     def acknowledge(self) -> Iterator[_Response]:
-        if self._unacknowledged:
+        if self._unacknowledged and self._model.acknowledges:
             through = max(self._unacknowledged)
             self._unacknowledged.clear()
             yield _Response(ack=ingest_pb2.Ack(accepted_through=through, durable_through=through))
+
+
+async def _abort(context: Any, reason: str, message: str) -> None:
+    status = status_pb2.Status(code=code_pb2.FAILED_PRECONDITION, message=message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="twinmesh"))
+    await context.abort(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        status.message,
+        trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
+    )
 
 
 async def _read(requests: Any, queue: "asyncio.Queue[Any]") -> None:

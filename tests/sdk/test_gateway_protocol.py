@@ -11,7 +11,7 @@ import uvloop
 from tests.rpc.ingest.neighbours import until
 from tests.sdk import model_ingest
 from tests.sdk.model_ingest import ModelIngest, serving
-from twinmesh_client import GatewayClient, client
+from twinmesh_client import GatewayClient, SequenceGap, client
 
 _SEEDS = 50 if os.environ.get("TWINMESH_TEST_SCALE") == "soak" else 4
 _SERIES = 7
@@ -61,22 +61,26 @@ async def test_whatever_the_server_may_do_each_sample_is_committed_once_and_in_o
     assert "INTERNAL" not in caplog.text, "grpc's own word hid the server's"
 
 
-async def test_batches_dropped_while_in_flight_become_empty_ones_after_another_open(tmp_path: Path) -> None:
+def dropping(address: str, spool: Path) -> GatewayClient:
+    """Return a client whose spool is full after some 16,000 samples."""
+    return GatewayClient(
+        address,
+        token="t",
+        name="gw",
+        spool=spool,
+        max_batch_bytes=65_536,
+        max_spool_bytes=4 * 65_536,
+        when_full="drop_oldest",
+        drain_timeout=60,
+    )
+
+
+async def test_batches_dropped_while_in_flight_become_empty_ones_after_another_open(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = ModelIngest(random.Random(0), {"busy": 1.0})
     samples = 40_000
-    async with (
-        serving(model) as address,
-        GatewayClient(
-            address,
-            token="t",
-            name="gw",
-            spool=tmp_path,
-            max_batch_bytes=65_536,
-            max_spool_bytes=4 * 65_536,
-            when_full="drop_oldest",
-            drain_timeout=60,
-        ) as gateway,
-    ):
+    async with serving(model) as address, dropping(address, tmp_path) as gateway:
         flow = gateway.series("pump-1", "flow")
         await flow.add_many(np.arange(100), np.zeros(100))
         await gateway.persist()
@@ -92,6 +96,66 @@ async def test_batches_dropped_while_in_flight_become_empty_ones_after_another_o
     assert len(model.opens) > 1, "batch 1 was sent with its content on the first stream"
     assert times_of(model, 0) == [*range(dropped, samples)]
     assert not model.batches[1].columns.times
+    assert "trying again" not in caplog.text, "the client opened anew by itself"
+
+
+async def test_committed_batches_dropped_while_throttled_are_left_out_after_another_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(model_ingest, "MAX_BATCHES", 2)
+    model = ModelIngest(random.Random(0), acknowledges=False)
+    samples = 40_000
+    async with serving(model) as address, dropping(address, tmp_path) as gateway:
+        flow = gateway.series("pump-1", "flow")
+        for number in range(2):
+            await flow.add(0.0, number)
+            await gateway.persist()
+        await until(lambda: len(model.batches) == 2)
+        model.is_away = True
+        await until(lambda: model.ended > 0)
+        model.acknowledges, model.faults, model.is_away = True, {"busy": 1.0}, False
+        await until(lambda: gateway.stats().throttles > 0)
+        await flow.add_many(np.arange(2, samples), np.zeros(samples - 2))
+        await gateway.persist()
+        dropped = gateway.stats().dropped_samples
+        assert dropped > 2
+        model.faults = {}
+        await gateway.flush()
+    assert model.wrong == []
+    assert "no answer" not in caplog.text, "what was sent beyond the refused batch was dropped there"
+    assert times_of(model, 0) == [0, 1, *range(dropped, samples)]
+
+
+async def test_a_gap_is_a_reason_to_open_anew(tmp_path: Path) -> None:
+    model = ModelIngest(random.Random(0))
+    async with (
+        serving(model) as address,
+        GatewayClient(address, token="t", name="gw", spool=tmp_path, max_age=0.001) as gateway,
+    ):
+        flow = gateway.series("pump-1", "flow")
+        for number in range(3):
+            model.gaps = 1
+            await flow.add(0.0, number)
+            await gateway.flush()
+    assert model.wrong == []
+    assert times_of(model, 0) == [0, 1, 2]
+    assert len(model.opens) == 4
+
+
+async def test_a_gap_twice_in_a_row_stops_the_client(tmp_path: Path) -> None:
+    model = ModelIngest(random.Random(0), gaps=2)
+    async with serving(model) as address:
+        gateway = GatewayClient(address, token="t", name="gw", spool=tmp_path, max_age=0.001)
+        await gateway.__aenter__()
+        await gateway.series("pump-1", "flow").add(0.0, 1)
+        with pytest.raises(SequenceGap, match="Keep the spool"):
+            await gateway.flush()
+        with pytest.raises(SequenceGap):
+            await gateway.__aexit__(None, None, None)
+        assert len(model.opens) == 2
+        async with GatewayClient(address, token="t", name="gw", spool=tmp_path):
+            pass
+    assert times_of(model, 0) == [1], "nothing was given up"
 
 
 async def test_the_next_server_may_remember_fewer_outcomes(

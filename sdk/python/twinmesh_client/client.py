@@ -25,6 +25,7 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_client.buffer import SampleBuffer
 from twinmesh_client.errors import (
     Disconnected,
+    Gap,
     GatewayClosed,
     GatewayError,
     SpoolFull,
@@ -214,6 +215,7 @@ class GatewayClient:
         self._drain_s = drain_timeout
         self._session_id = secrets.token_hex(16)
         self._has_opened = False
+        self._met_gap = False
         self._on_refused = on_refused
         self._changes = Changes()
         self._outbox = Outbox(Path(spool), name=name, max_bytes=max_spool_bytes, changes=self._changes)
@@ -465,8 +467,8 @@ class GatewayClient:
         token = await self._ask_token()
         started = time.monotonic()
         async with _channel(self._target, self._credentials) as channel:
-            failure, progressed = await self._stream_over(channel, token)
-        was_steady = progressed or time.monotonic() - started > _STEADY_S
+            failure, may_follow = await self._stream_over(channel, token)
+        was_steady = may_follow or time.monotonic() - started > _STEADY_S
         if failure is None and not was_steady and not self._is_leaving():
             failure = Disconnected("the server ended the stream at once")
         if isinstance(failure, Disconnected):
@@ -475,7 +477,10 @@ class GatewayClient:
             raise failure
 
     async def _stream_over(self, channel: grpc.aio.Channel, token: str) -> tuple[Exception | None, bool]:
-        """Return why a stream failed, and whether anything became durable over it."""
+        """Return why a stream failed, and whether the next one may follow at once.
+
+        It may when something became durable over this one, or the client itself ended it to open anew.
+        """
         call = ingest_grpc.IngestServiceStub(channel).StreamTelemetry(
             metadata=(("authorization", f"Bearer {token}"),)
         )
@@ -500,6 +505,7 @@ class GatewayClient:
                 error,
                 renews_token=not isinstance(self._token, str),
                 is_resuming=resumes and not stream.is_open,
+                met_gap=self._met_gap and not stream.progressed,
             )
             # What was taken over had been opened, though Opened may have been lost.
             self._has_opened |= isinstance(failure, TakenOver)
@@ -507,9 +513,10 @@ class GatewayClient:
             # Its frames would hold the call, and so the connection, while the next one is waited for.
             failure = error.with_traceback(None)
         finally:
+            self._met_gap = isinstance(failure, Gap) or (self._met_gap and not stream.progressed)
             self._counters.connected = False
             call.cancel()
-        return failure, stream.progressed
+        return failure, stream.progressed or stream.reopens
 
     async def _ask_token(self) -> str:
         if isinstance(self._token, str):

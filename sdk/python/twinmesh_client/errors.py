@@ -12,7 +12,7 @@
         ├── PermissionDenied   the token's permissions, or the writer belongs to somebody else
         ├── Fenced             another client took the writer over
         ├── SequenceReused     the server has other content under a number of this spool
-        ├── SequenceGap        the server misses a number that this spool does not send
+        ├── SequenceGap        the server misses a number, and opening anew does not help
         ├── ServerAhead        the server has batches that this spool never wrote
         └── ServerBehind       the server lacks batches that it acknowledged
 
@@ -100,7 +100,7 @@ class SequenceReused(StreamRefused):
 
 
 class SequenceGap(StreamRefused):
-    """The server expects another sequence than this spool has."""
+    """The server expects another sequence, on two streams with nothing durable in between."""
 
 
 class ServerAhead(StreamRefused):
@@ -125,6 +125,10 @@ class Disconnected(Exception):
         self.was_steady = False
 
 
+class Gap(Disconnected):
+    """The server expects another sequence than it got; another Open tells which."""
+
+
 class TakenOver(Disconnected):
     """Another stream of the writer was opened since; an Open with resume tells whether it was our own."""
 
@@ -133,6 +137,10 @@ _COPIED = (
     "a copy of the spool is in use somewhere, or an old copy was restored. Move this folder away and begin "
     "with an empty one; what only this folder holds is in it"
 )
+_NO_HELP = (
+    "opening anew did not help. Keep the spool, which alone may hold what is not stored yet, and start the "
+    "client again; when that does not help either, client and server do not fit"
+)
 # What the contract says must not be tried again as it is, and what a person does about it.
 _REFUSALS: dict[str, tuple[type[StreamRefused], str]] = {
     "FENCED": (
@@ -140,7 +148,7 @@ _REFUSALS: dict[str, tuple[type[StreamRefused], str]] = {
         "a copy of the spool is in use: find its process and stop it, then start this one again",
     ),
     "SEQUENCE_REUSED": (SequenceReused, _COPIED),
-    "SEQUENCE_GAP": (SequenceGap, _COPIED),
+    "SEQUENCE_GAP": (SequenceGap, _NO_HELP),
     "WRITER_NOT_OWNED": (
         PermissionDenied,
         "the spool's writer belongs to another user or API key: use that one's token, or an empty spool",
@@ -150,7 +158,7 @@ _REFUSALS: dict[str, tuple[type[StreamRefused], str]] = {
 
 
 def from_rpc_error(
-    error: grpc.aio.AioRpcError, *, renews_token: bool, is_resuming: bool
+    error: grpc.aio.AioRpcError, *, renews_token: bool, is_resuming: bool, met_gap: bool
 ) -> StreamRefused | Disconnected:
     """Return what a failed stream means: final, or to be tried again.
 
@@ -158,6 +166,8 @@ def from_rpc_error(
         error: what the call raised.
         renews_token: whether the next call comes with a new token, so that a refused one is not final.
         is_resuming: whether it answers an Open with resume, so that FENCED is final.
+        met_gap: whether an earlier stream ended as SEQUENCE_GAP and nothing became durable since, so
+            that another one is final.
     """
     code, told = error.code(), error.details() or "no details"
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
@@ -170,6 +180,8 @@ def from_rpc_error(
         return Unauthenticated(f"{told}: give the client a token that is valid", reason=info.reason)
     if info.domain == _DOMAIN and info.reason == "FENCED" and not is_resuming:
         return TakenOver(told)
+    if info.domain == _DOMAIN and info.reason == "SEQUENCE_GAP" and not met_gap:
+        return Gap(told)
     if info.domain == _DOMAIN and info.reason in _REFUSALS:
         kind, advice = _REFUSALS[info.reason]
         return kind(f"{told}: {advice}", reason=info.reason)

@@ -1,12 +1,13 @@
 """One stream to the server: what is sent, when, and what the answers mean."""
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import numpy as np
@@ -73,6 +74,7 @@ class Stream:
     Attributes:
         is_open: whether the server answered Open.
         progressed: whether anything became durable.
+        reopens: whether it ended for another Open to tell what became of dropped batches.
     """
 
     def __init__(
@@ -108,10 +110,12 @@ class Stream:
         self._in_flight: deque[_Sent] = deque()
         self._in_flight_bytes = 0
         self._paused_until = 0.0
+        self._first_refused = 0
         self._heard_at = 0.0
         self._going_away = False
         self.is_open = False
         self.progressed = False
+        self.reopens = False
 
     async def run(self) -> None:
         """Stream until the server wants another stream, or the client is left and all is durable.
@@ -208,14 +212,22 @@ class Stream:
 
     async def _fill_hole(self, end: int) -> None:
         """Send empty batches in place of dropped ones, before the one numbered `end`."""
-        self._next = max(self._next, min(end, self._opened.last_committed_sequence + 1))
-        for sequence in range(self._next, end):
+        start = max(self._next, min(end, self._opened.last_committed_sequence + 1))
+        if self._next <= self._first_refused < start:
+            # The server takes nothing on this stream before that one comes again.
+            self._reopen()
+        self._next = start
+        for sequence in range(start, end):
             if sequence <= self._content_through:
                 # It may have been taken with its content; only another Open tells.
-                raise _Finished
+                self._reopen()
             request = _Request(batch=ingest_pb2.Batch(sequence=sequence))
             if not await self._send_batch(sequence, request, request.batch.ByteSize()):
                 return
+
+    def _reopen(self) -> NoReturn:
+        self.reopens = True
+        raise _Finished
 
     async def _send_batches(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -318,8 +330,9 @@ class Stream:
         self._on_throttle(throttle)
         while self._in_flight and self._in_flight[-1].sequence >= throttle.first_refused_sequence:
             self._in_flight_bytes -= self._in_flight.pop().size
-        self._next = min(self._next, throttle.first_refused_sequence)
-        self._paused_until = time.monotonic() + throttle.retry_after.ToTimedelta().total_seconds()
+        self._first_refused = throttle.first_refused_sequence
+        self._next = min(self._next, self._first_refused)
+        self._paused_until = time.monotonic() + pause_s(throttle)
         if throttle.reason == ErrorReason.ERROR_REASON_UNKNOWN_ALIAS:
             self._defined.clear()
 
@@ -332,6 +345,12 @@ class Stream:
             if left_s <= 0:
                 raise Disconnected(f"no answer for {_ANSWER_TIMEOUT_S:.0f} s")
             await asyncio.sleep(left_s)
+
+
+def pause_s(throttle: ingest_pb2.Throttle) -> float:
+    """Return how long to send nothing, in seconds: not all who were throttled come back at one moment."""
+    least_s = throttle.retry_after.ToTimedelta().total_seconds()
+    return least_s * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
 
 
 def _at_once(told: Coroutine[Any, Any, Any]) -> Any:
