@@ -74,6 +74,7 @@ async def test_samples_of_every_kind_are_durable_after_a_flush(site: Site) -> No
         await gateway.flush()
         stats = gateway.stats()
         assert (stats.durable_samples, stats.refused_samples, stats.backlog_batches) == (20, 0, 0)
+        assert not stats.stopped
         found = await site.samples()
     for metric, (kind, values) in sent.items():
         stored = [found["pump-1", metric, NOW_US + place] for place in (0, 1, 2, 9)]
@@ -98,16 +99,19 @@ async def test_now_and_datetimes(site: Site) -> None:
     assert now_us >= NOW_US
 
 
-async def test_samples_from_before_the_server_was_there(site: Site) -> None:
+async def test_samples_from_before_the_server_was_there(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     async with site.gateway(drain_timeout=0.0) as gateway:
         count = gateway.series("pump-1", "count", kind=Kind.INT)
         await count.add(1, NOW_US)
         await gateway.persist()
         assert gateway.stats().backlog_batches == 1
         await count.add(2, NOW_US + 1)
+    assert "left with 2 batches" in caplog.text
+    caplog.clear()
     await site.start()
     async with site.gateway() as gateway:
         await gateway.series("pump-1", "count", kind=Kind.INT).add(3, NOW_US + 2)
+    assert "left with" not in caplog.text
     assert sorted((await site.samples()).values()) == [1, 2, 3]
     assert await site.count() == 3
 
@@ -138,7 +142,10 @@ async def test_a_restarted_server_is_a_pause(site: Site) -> None:
     assert len(await site.samples()) == await site.count() == sent
 
 
-async def test_streams_that_are_sent_away_go_on_elsewhere(site: Site) -> None:
+async def test_streams_that_are_sent_away_go_on_elsewhere(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "twinmesh_client")
     await site.start(max_stream_lifetime_seconds=1)
     sent = 0
     async with site.gateway() as gateway:
@@ -147,6 +154,7 @@ async def test_streams_that_are_sent_away_go_on_elsewhere(site: Site) -> None:
             await count.add(sent, NOW_US + sent)
             await gateway.flush()
             sent += 1
+    assert "the server asked to move" in caplog.text
     assert len(await site.samples()) == await site.count() == sent
 
 
@@ -165,25 +173,56 @@ async def test_throttled_batches_are_sent_again(site: Site) -> None:
     assert len(await site.samples()) == await site.count() == 5
 
 
-async def test_refusals_are_told_and_counted(site: Site) -> None:
+async def test_refusals_are_told_and_counted(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     await site.start()
     told: list[RefusedBatch] = []
     async with site.gateway(on_refused=told.append) as gateway:
         await gateway.series("pump-1", "count", kind=Kind.INT).add(1, NOW_US)
         await gateway.series("nowhere", "count", kind=Kind.INT).add_many([NOW_US, NOW_US + 1], [1, 2])
         await gateway.series("pump-1", "temperature", unit="K").add(1.0, NOW_US)
-        await gateway.series("pump-1", "temperature").add(float("nan"), NOW_US)
+        await gateway.series("pump-1", "temperature").add(1.0, 1)
         await gateway.flush()
         stats = gateway.stats()
         assert (stats.durable_samples, stats.refused_samples) == (1, 4)
+    assert "nowhere/count: DEVICE_UNKNOWN" in caplog.text
+    assert "(2 samples)" in caplog.text
     assert sum(batch.refused_samples for batch in told) == 4
     assert {
         (refusal.device_id, refusal.reason, refusal.samples) for batch in told for refusal in batch.refusals
     } == {
         ("nowhere", "DEVICE_UNKNOWN", 2),
         ("pump-1", "UNIT_MISMATCH", 1),
-        ("pump-1", "VALUE_INVALID", 1),
+        ("pump-1", "TIME_OUT_OF_WINDOW", 1),
     }
+
+
+async def test_a_wrong_series_is_no_flood_of_warnings(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    await site.start()
+    async with site.gateway() as gateway:
+        for number in range(5):
+            await gateway.series("nowhere", "count", kind=Kind.INT).add(number, NOW_US + number)
+            await gateway.flush()
+    warned = [line for line in caplog.messages if "samples were refused" in line]
+    assert len(warned) == 2, "the first one, and what is left at the end"
+    assert "(1 samples)" in warned[0]
+    assert "(4 samples)" in warned[1]
+
+
+async def test_values_that_the_server_would_refuse_are_refused_at_add(site: Site) -> None:
+    async with site.gateway(drain_timeout=0.0) as gateway:
+        count = gateway.series("pump-1", "count", kind=Kind.INT)
+        temperature = gateway.series("pump-1", "temperature")
+        with pytest.raises(TypeError, match=r"^pump-1/count: 1.5 is not an integer"):
+            await count.add(1.5)
+        with pytest.raises(TypeError, match=r"^pump-1/count: a time is a datetime"):
+            await count.add(1, 1.5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"^pump-1/temperature: nan is not a finite number"):
+            await temperature.add(float("nan"))
+        with pytest.raises(ValueError, match=r"^pump-1/temperature: value 1 is inf"):
+            await temperature.add_many([1, 2], [0.0, float("inf")])
+        with pytest.raises(ValueError, match=r"^pump-1/state: a string has half of a surrogate"):
+            await gateway.series("pump-1", "state", kind=Kind.STRING).add_many([1], ["\ud800"])
+        assert gateway.stats().buffered_samples == 0
 
 
 async def test_a_refusal_that_was_not_told_is_told_at_the_next_start(site: Site) -> None:
@@ -286,8 +325,10 @@ async def test_what_is_no_token_function_stops_the_client(site: Site) -> None:
         pass
 
     for function, why in [(site.token, "is not async"), (nothing, "returns no str")]:
+        gateway = site.gateway(token=function, drain_timeout=0.0)
         with pytest.raises(TokenFunctionInvalid, match=why):
-            await stops(site.gateway(token=function, drain_timeout=0.0))
+            await stops(gateway)
+        assert gateway.stats().stopped.startswith("TokenFunctionInvalid: the token function")
 
 
 async def test_a_full_spool_makes_add_wait(site: Site, caplog: pytest.LogCaptureFixture) -> None:

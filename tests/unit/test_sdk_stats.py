@@ -17,7 +17,8 @@ reader = InMemoryMetricReader()
 metrics.set_meter_provider(MeterProvider([reader]))
 counters = Counters(refused_samples=2, dropped_samples=3, streams=5, throttles=6)
 client = Observed("line-4", lambda: counters.snapshot(
-    buffered_samples=7, backlog=Backlog(first=2, end=10, size=9, oldest_us=None), durable_samples=10))
+    buffered_samples=7, backlog=Backlog(first=2, end=10, size=9, oldest_us=None), durable_samples=10,
+    stopped="Fenced: by another one"))
 observe(client)
 for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics:
     (point,) = metric.data.data_points
@@ -40,5 +41,6 @@ def test_metrics_are_those_of_the_clients_that_live() -> None:
         "twinmesh.gateway.dropped_samples {sample} 3.0 line-4",
         "twinmesh.gateway.reconnects {reconnect} 4.0 line-4",
         "twinmesh.gateway.throttles {throttle} 6.0 line-4",
+        "twinmesh.gateway.stopped 1 1.0 line-4",
         "None",
     ]

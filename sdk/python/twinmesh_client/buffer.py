@@ -1,5 +1,6 @@
 """Samples that wait to become a batch, in one array per series."""
 
+import math
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +61,7 @@ class SampleBuffer:
 
         Raises:
             TypeError: the value is of another kind.
-            ValueError: a string or a point out of form.
+            ValueError: a string or a point out of form, or a float that is not finite.
             OverflowError: an integer above 64 bits.
         """
         run = self._runs.get(alias) or _Run(kind)
@@ -72,6 +73,8 @@ class SampleBuffer:
             run.values.frombytes(values_column(kind, [value]).tobytes())
         elif kind is Kind.BOOL and not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"a value of kind BOOL is True or False, not {value!r}")
+        elif kind is Kind.DOUBLE and not math.isfinite(value):
+            raise ValueError(f"values of kind DOUBLE are finite, not {value}")
         else:
             run.values.append(value)
         run.times.append(time_us)

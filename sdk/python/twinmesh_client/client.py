@@ -4,8 +4,10 @@ import asyncio
 import inspect
 import logging
 import re
+import reprlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import grpc
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from buf.validate import validate_pb2
@@ -34,9 +37,10 @@ from twinmesh_client.errors import (
     from_rpc_error,
 )
 from twinmesh_client.outbox import Outbox
+from twinmesh_client.recurring import Recurring
 from twinmesh_client.stats import Counters, Observed, Stats, observe
 from twinmesh_client.stream import Stream
-from twinmesh_client.values import Kind, encoded_strings, times_column, to_micros, values_column
+from twinmesh_client.values import RULES, Kind, encoded_strings, times_column, to_micros, values_column
 from twinmesh_client.waiting import Changes
 
 _log = logging.getLogger("twinmesh_client")
@@ -48,6 +52,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _TARGET = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _TOKEN = re.compile(r"[!-~]+")
 _NO_ROOM_RETRY_S = 1.0  # Others may free the disk without telling us.
+_LISTED = 10  # Refusals in a warning.
 _STEADY_S = 10.0  # A stream that lived for so long makes the next failure the first one.
 _BACK_OFF = wait_random_exponential(multiplier=0.5, min=0.1, max=30.0)
 _CHANNEL_OPTIONS = [
@@ -130,7 +135,7 @@ class Series:
             TypeError, ValueError, OverflowError: the value or the time is none.
             GatewayError: the client stopped.
         """
-        await self._client._add(self, _now_us() if time is None else to_micros(time), value)  # noqa: SLF001
+        await self._client._add(self, time, value)  # noqa: SLF001
 
     async def add_many(self, times: ArrayLike, values: ArrayLike | Iterable[str]) -> None:
         """Add many samples; waits while the spool is full. When cancelled, a first part may have been added.
@@ -218,7 +223,8 @@ class GatewayClient:
         self._met_gap = False
         self._on_refused = on_refused
         self._changes = Changes()
-        self._outbox = Outbox(Path(spool), name=name, max_bytes=max_spool_bytes, changes=self._changes)
+        self._spool = Path(spool)
+        self._outbox = Outbox(self._spool, name=name, max_bytes=max_spool_bytes, changes=self._changes)
         self._buffer = SampleBuffer(max_bytes=max_batch_bytes)
         self._definitions: list[ingest_pb2.SeriesDef] = []
         self._series: dict[tuple[str, str, int, str], Series] = {}
@@ -230,7 +236,9 @@ class GatewayClient:
         self._is_open = False
         self._is_closing = False
         self._is_hurried = False
-        self._was_full = False
+        self._refusals = Recurring(self._warn_of_refusals)
+        self._drops_told = Recurring(self._warn_of_drops)
+        self._waits_told = Recurring(self._warn_of_waits)
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -320,19 +328,27 @@ class GatewayClient:
             buffered_samples=self._added - self._spooled,
             backlog=self._outbox.backlog,
             durable_samples=self._outbox.durable_samples,
+            stopped="" if self._failure is None else f"{type(self._failure).__name__}: {self._failure}",
         )
 
-    async def _add(self, series: Series, time_us: int, value: Any) -> None:
+    async def _add(self, series: Series, time: datetime | int | None, value: Any) -> None:
         await self._room_in_memory()
-        self._buffer.add(series.alias, series.kind, time_us, value)
+        try:
+            time_us = _now_us() if time is None else to_micros(time)
+        except (TypeError, ValueError) as error:
+            raise _of_series(series, error, str(error)) from None
+        try:
+            self._buffer.add(series.alias, series.kind, time_us, value)
+        except (TypeError, ValueError, OverflowError) as error:
+            told = f"{reprlib.repr(value)} is not {RULES[series.kind]}"
+            raise _of_series(series, error, told) from None
         self._count_added(1)
 
     async def _add_many(self, series: Series, times: ArrayLike, values: Any) -> None:
-        times_us = times_column(times)
-        is_text = series.kind is Kind.STRING
-        column: Any = encoded_strings(values) if is_text else values_column(series.kind, values)
-        if len(times_us) != len(column):
-            raise ValueError(f"{len(times_us):,} times and {len(column):,} values")
+        try:
+            times_us, column = _columns(series.kind, times, values)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _of_series(series, error, str(error)) from None
         while len(times_us):
             await self._room_in_memory()
             taken = self._buffer.extend(series.alias, series.kind, times_us, column)
@@ -407,7 +423,6 @@ class GatewayClient:
                 await self._room(error)
             else:
                 break
-        self._was_full = False
         self._spooled += samples
         self._changes.notify()
 
@@ -415,14 +430,12 @@ class GatewayClient:
         dropped = await self._outbox.drop_oldest() if self._drops else 0
         if dropped:
             self._counters.dropped_samples += dropped
-            _log.warning("%s: %s; dropped the oldest %d samples", self._observed.name, error, dropped)
+            self._drops_told.note(str(error), dropped)
         return dropped > 0
 
     async def _room(self, error: SpoolFull) -> None:
         """Wait until there may be room again."""
-        if not self._was_full:
-            self._was_full = True
-            _log.warning("%s: %s; waiting until the server took some", self._observed.name, error)
+        self._waits_told.note(str(error))
         before = self._outbox.backlog
         with suppress(TimeoutError):
             async with asyncio.timeout(_NO_ROOM_RETRY_S):
@@ -440,6 +453,14 @@ class GatewayClient:
                 await asyncio.gather(*self._background, return_exceptions=True)
         except GatewayError as error:
             self._failure = self._failure or error
+        for told in (self._refusals, self._drops_told, self._waits_told):
+            told.close()
+        backlog = self._outbox.backlog
+        if backlog.batches:
+            _log.warning(
+                "%s: left with %d batches, %d bytes, in %s; they go on at the next start",
+                self._observed.name, backlog.batches, backlog.size, self._spool,
+            )  # fmt: skip
 
     async def _drained(self) -> None:
         connection = self._background[0]
@@ -516,20 +537,22 @@ class GatewayClient:
             self._met_gap = isinstance(failure, Gap) or (self._met_gap and not stream.progressed)
             self._counters.connected = False
             call.cancel()
+        if stream.is_sent_away:
+            _log.info("%s: the server asked to move to another stream", self._observed.name)
         return failure, stream.progressed or stream.reopens
 
     async def _ask_token(self) -> str:
         if isinstance(self._token, str):
             return self._token
         try:
-            asked = self._token()
-            token = await asked if inspect.isawaitable(asked) else asked
-            if asked is not token and isinstance(token, str):
+            asked: Any = self._token()
+            token = await asked if (is_async := inspect.isawaitable(asked)) else asked
+            if is_async and isinstance(token, str):
                 return _checked_token(token)
         except Exception as error:
             raise Disconnected(f"no token: {error!r}") from error
         raise TokenFunctionInvalid(
-            f"the token function {'is not async' if asked is token else 'returns no str'}: it gave "
+            f"the token function {'returns no str' if is_async else 'is not async'}: it gave "
             f"{type(token).__name__}; write `async def token() -> str`"
         )
 
@@ -564,16 +587,30 @@ class GatewayClient:
                 for refusal in result.refusals
             ),
         )
-        first = refused.message or "; ".join(refusal.message for refusal in refused.refusals[:3])
-        _log.warning(
-            "%s: %d samples of batch %d were refused: %s",
-            self._observed.name, refused.refused_samples, refused.sequence, first,
-        )  # fmt: skip
+        if refused.reason:
+            self._refusals.note(f"a batch: {refused.reason}, {refused.message}", refused.refused_samples)
+        for refusal in refused.refusals:
+            self._refusals.note(
+                f"{refusal.device_id}/{refusal.metric}: {refusal.reason}, {refusal.message}", refusal.samples
+            )
         if self._on_refused is not None:
             try:
                 self._on_refused(refused)
             except Exception:
                 _log.exception("%s: on_refused failed", self._observed.name)
+
+    def _warn_of_refusals(self, samples: Counter[str]) -> None:
+        told = "; ".join(f"{what} ({count} samples)" for what, count in samples.most_common(_LISTED))
+        more = f"; and {len(samples) - _LISTED} more" if len(samples) > _LISTED else ""
+        _log.warning("%s: samples were refused: %s%s", self._observed.name, told, more)
+
+    def _warn_of_drops(self, samples: Counter[str]) -> None:
+        _log.warning(
+            "%s: %s; dropped the oldest %d samples", self._observed.name, next(iter(samples)), samples.total()
+        )
+
+    def _warn_of_waits(self, times: Counter[str]) -> None:
+        _log.warning("%s: %s; waiting until the server took some", self._observed.name, next(iter(times)))
 
     def _log_wait(self, state: RetryCallState) -> None:
         _log.warning(
@@ -596,6 +633,20 @@ def _waiting_s(state: RetryCallState) -> float:
     if error.was_steady:
         state.attempt_number = 1
     return error.retry_after_s + _BACK_OFF(state)
+
+
+def _columns(kind: Kind, times: ArrayLike, values: Any) -> tuple[NDArray[np.int64], Any]:
+    times_us = times_column(times)
+    column = encoded_strings(values) if kind is Kind.STRING else values_column(kind, values)
+    if len(times_us) != len(column):
+        raise ValueError(f"{len(times_us):,} times and {len(column):,} values")
+    return times_us, column
+
+
+def _of_series(series: Series, error: Exception, told: str) -> Exception:
+    """Return an error of a value or a time that names the series."""
+    kind = next(kind for kind in (TypeError, OverflowError, ValueError) if isinstance(error, kind))
+    return kind(f"{series.definition.device_id}/{series.definition.metric}: {told}")
 
 
 def _checked_token(token: str) -> str:

@@ -26,6 +26,7 @@ class Stats:
         dropped_samples: given up to make room; some of them may have been stored.
         reconnects: streams opened after the first one.
         throttles: how often the server asked to wait.
+        stopped: the error that stopped the client, empty without one.
     """
 
     connected: bool
@@ -38,6 +39,7 @@ class Stats:
     dropped_samples: int
     reconnects: int
     throttles: int
+    stopped: str
 
 
 @dataclass(slots=True)
@@ -50,7 +52,9 @@ class Counters:
     streams: int = 0
     throttles: int = 0
 
-    def snapshot(self, *, buffered_samples: int, backlog: Backlog, durable_samples: int) -> Stats:
+    def snapshot(
+        self, *, buffered_samples: int, backlog: Backlog, durable_samples: int, stopped: str
+    ) -> Stats:
         """Return the moment's numbers."""
         age_s = 0.0 if backlog.oldest_us is None else max(0.0, time.time() - backlog.oldest_us / 1e6)
         return Stats(
@@ -64,6 +68,7 @@ class Counters:
             dropped_samples=self.dropped_samples,
             reconnects=max(0, self.streams - 1),
             throttles=self.throttles,
+            stopped=stopped,
         )
 
 
@@ -88,6 +93,7 @@ _UNITS = {
     "backlog_batches": "{batch}",
     "backlog_bytes": "By",
     "oldest_age_s": "s",
+    "stopped": "1",
 }
 
 
@@ -99,7 +105,10 @@ def observe(client: Observed) -> None:
 def _callback(field: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def measure(_options: CallbackOptions) -> Iterable[Observation]:
         for client in list(_observed):
-            yield Observation(float(getattr(client.stats(), field)), {"gateway": client.name})
+            value = getattr(client.stats(), field)
+            # Why a client stopped is no number, only that it did.
+            number = float(bool(value) if isinstance(value, str) else value)
+            yield Observation(number, {"gateway": client.name})
 
     return measure
 

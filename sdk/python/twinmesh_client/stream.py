@@ -117,6 +117,11 @@ class Stream:
         self.progressed = False
         self.reopens = False
 
+    @property
+    def is_sent_away(self) -> bool:
+        """Tell whether the server asked for another stream."""
+        return self._going_away
+
     async def run(self) -> None:
         """Stream until the server wants another stream, or the client is left and all is durable.
 

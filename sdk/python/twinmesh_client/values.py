@@ -30,6 +30,16 @@ class Kind(IntEnum):
     POINT = value_pb2.VALUE_KIND_POINT
 
 
+RULES = {
+    Kind.DOUBLE: "a finite number",
+    Kind.INT: "an integer of at most 64 bits, with a sign",
+    Kind.BOOL: "True or False",
+    Kind.STRING: f"a str of at most {_STRING_CHARACTERS:,} characters, without NUL",
+    Kind.POINT: "(latitude, longitude) or (latitude, longitude, altitude): -90 to 90, -180 to 180, finite",
+}
+"""What a value is, by its kind; the server refuses all else for good."""
+
+
 def to_micros(time: datetime | int) -> int:
     """Return a time in microseconds since the epoch.
 
@@ -41,7 +51,12 @@ def to_micros(time: datetime | int) -> int:
         if time.tzinfo is None:
             raise ValueError(f"{time.isoformat()} has no time zone; datetime.now(UTC) has one")
         return (time - _EPOCH) // _MICROSECOND
-    micros = operator.index(time)
+    try:
+        micros = operator.index(time)
+    except TypeError:
+        raise TypeError(
+            f"a time is a datetime with a time zone or an integer, microseconds since the epoch, not {time!r}"
+        ) from None
     if not -(2**63) <= micros < 2**63:
         raise ValueError(f"{micros} is no time in microseconds; it has more than 64 bits")
     return micros
@@ -81,7 +96,8 @@ def values_column(kind: Kind, values: ArrayLike) -> NDArray[Any]:
 
     Raises:
         TypeError: another kind of values.
-        ValueError: another shape, or an integer above 64 bits.
+        ValueError: another shape, an integer above 64 bits, a number that is not finite, or a point
+            that is no place.
     """
     column = np.asarray(values)
     if kind is Kind.POINT:
@@ -94,7 +110,11 @@ def values_column(kind: Kind, values: ArrayLike) -> NDArray[Any]:
         if column.dtype.kind != "b" and column.size:
             raise TypeError(f"values of kind BOOL are truth values, not {column.dtype}")
         return column.astype(np.bool_, copy=False)
-    return _floats(column, "values of kind DOUBLE are numbers")
+    floats = _floats(column, "values of kind DOUBLE are numbers")
+    if not (finite := np.isfinite(floats)).all():
+        place = int(finite.argmin())
+        raise ValueError(f"value {place} is {floats[place]}; values of kind DOUBLE are finite")
+    return floats
 
 
 def _integers(column: NDArray[Any], rule: str) -> NDArray[np.int64]:
@@ -118,6 +138,15 @@ def _points(column: NDArray[Any]) -> NDArray[np.float64]:
         raise ValueError(f"points have shape {column.shape}; (n, 2) or (n, 3) is needed")
     points = np.full((len(column), 3), np.nan)
     points[:, : column.shape[1]] = _floats(column, "points are numbers")
+    latitude, longitude, altitude = points.T
+    # NaN, for which no comparison holds, is no place.
+    good = (np.abs(latitude) <= 90) & (np.abs(longitude) <= 180) & ~np.isinf(altitude)
+    if not good.all():
+        place = int(good.argmin())
+        raise ValueError(
+            f"point {place} is {tuple(points[place].tolist())}; latitude is from -90 to 90, longitude from "
+            "-180 to 180, altitude finite"
+        )
     return points
 
 
@@ -126,11 +155,17 @@ def encoded_strings(values: Iterable[str]) -> list[bytes]:
 
     Raises:
         TypeError: not strings.
-        ValueError: more than 4,096 characters, or half of a surrogate pair.
+        ValueError: more than 4,096 characters, NUL, or half of a surrogate pair.
     """
     texts = list(values)
     if isinstance(values, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError("values of kind STRING are a sequence of str")
     if texts and max(map(len, texts)) > _STRING_CHARACTERS:
         raise ValueError(f"a string has more than {_STRING_CHARACTERS:,} characters")
-    return [text.encode() for text in texts]
+    try:
+        encoded = [text.encode() for text in texts]
+    except UnicodeEncodeError:
+        raise ValueError("a string has half of a surrogate pair in it; it is no Unicode text") from None
+    if any(b"\0" in text for text in encoded):
+        raise ValueError("a string has NUL in it")
+    return encoded
