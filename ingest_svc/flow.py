@@ -33,7 +33,8 @@ class Taken:
         size: bytes of the serialized batch.
         span: traces it, None when its sender does not record it.
         written: its outcome to come, None while it is being decided about.
-        answer: its recorded outcome, or why there is none; None as long as neither is known.
+        answer: its recorded outcome, or why there is none; None as long as neither is known,
+            and the process's budget holds its content.
         dropped: the client sends it again, or is gone: its answer is nobody's.
     """
 
@@ -174,6 +175,8 @@ class BatchFlow:
         """Note what became of a batch; answers may come in any order."""
         if taken.dropped:
             return
+        # Its content is gone; the client that does not read its Ack is nobody else's trouble.
+        self._budget.give_back(taken.size)
         taken.answer = answer
         while self._inflight and self.failure is None:
             first = self._inflight[0]
@@ -220,13 +223,21 @@ class BatchFlow:
             self.durable_through = max(self.durable_through, taken.sequence)
         return acknowledged
 
+    def abandon(self) -> None:
+        """Let go of what can no longer be acknowledged: all that has no outcome yet, or stands behind it."""
+        self._let_go(self._inflight)
+        self.refusal = None
+
     def close(self) -> None:
         """Let go of everything."""
-        for taken in (*self._inflight, *self._answered):
+        self._let_go(self._inflight)
+        self._let_go(self._answered)
+
+    def _let_go(self, batches: deque[Taken]) -> None:
+        for taken in batches:
             self._release(taken)
             taken.drop()
-        self._inflight.clear()
-        self._answered.clear()
+        batches.clear()
 
     def _send_back(self, sequence: int, why: DomainError) -> None:
         self._go_back_to = sequence
@@ -244,7 +255,8 @@ class BatchFlow:
     def _release(self, taken: Taken) -> None:
         self._batches -= 1
         self._bytes -= taken.size
-        self._budget.give_back(taken.size)
+        if taken.answer is None:
+            self._budget.give_back(taken.size)
 
     def _reserve(self, size: int) -> DomainError | None:
         """Take the credits of a batch, or return which limit does not allow it."""
@@ -253,7 +265,7 @@ class BatchFlow:
         if self._bytes + size > self._max_bytes:
             return _limit_reached("inflight_bytes", self._max_bytes, self._bytes)
         if not self._budget.take(size):
-            return _limit_reached("bytes", self._budget.limit, self._budget.used)
+            return _limit_reached("process_inflight_bytes", self._budget.limit, self._budget.used)
         self._batches += 1
         self._bytes += size
         return None

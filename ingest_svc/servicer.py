@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import grpc
 import structlog
+from grpc_status import rpc_status
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
@@ -14,8 +17,9 @@ from ingest_svc.intake import Intake, Origin
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
+from meshkit import status
 from meshkit.clock import Clock
-from meshkit.errors import not_built_yet
+from meshkit.errors import DomainError, not_built_yet
 from meshkit.identity import Principal, current_principal
 from telemetry_store.requests import WriteRequest, WriteResult
 from telemetry_store.writer import TelemetryWriter
@@ -50,6 +54,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         self._backfills = backfills
         self._clock = clock
         self._new_stream = new_stream
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def IngestTelemetry(
         self, request: ingest_pb2.IngestTelemetryRequest, context: Any
@@ -93,9 +98,24 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         self, request_iterator: AsyncIterator[ingest_pb2.StreamTelemetryRequest], context: Any
     ) -> AsyncIterator[ingest_pb2.StreamTelemetryResponse]:
         stream = self._new_stream(current_principal())
+        handling = asyncio.current_task()
+        assert handling is not None  # noqa: S101 - gRPC handles each call in a task of its own
+
+        def cut_off(why: DomainError) -> None:
+            handling.cancel()
+            ending = asyncio.create_task(_end_unread(context, why), name="unread-stream")
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+
         # A call that ends while a response is being written never comes back to the iterator.
         context.add_done_callback(lambda _: stream.leave())
-        return stream.responses(request_iterator)
+        return stream.responses(request_iterator, cut_off=cut_off)
+
+
+async def _end_unread(context: Any, why: DomainError) -> None:
+    """End a call whose client does not read: it finds the status behind what was written last."""
+    with suppress(grpc.aio.BaseError):
+        await context.abort_with_status(rpc_status.to_status(status.to_status(why)))
 
 
 def _require_built(ack_level: ingest_pb2.AckLevel.ValueType) -> None:

@@ -5,7 +5,8 @@ tell whenever the transport takes something. Between them stands the flow of bat
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -93,6 +94,7 @@ class TelemetryStream:
         "_clock",
         "_closing",
         "_credentials",
+        "_cut_off",
         "_drain_by_us",
         "_ends_us",
         "_failure",
@@ -138,6 +140,7 @@ class TelemetryStream:
         self._clock = clock
         self._news = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
+        self._cut_off: Callable[[DomainError], object] | None = None
         self._series = SeriesTable()
         self._flow: BatchFlow | None = None
         self._writer_id = ""
@@ -162,7 +165,10 @@ class TelemetryStream:
         self._schedule(self._step_us)
 
     async def responses(
-        self, requests: AsyncIterator[ingest_pb2.StreamTelemetryRequest]
+        self,
+        requests: AsyncIterator[ingest_pb2.StreamTelemetryRequest],
+        *,
+        cut_off: Callable[[DomainError], object],
     ) -> AsyncIterator[ingest_pb2.StreamTelemetryResponse]:
         """Serve the stream and yield what the client is to be told.
 
@@ -171,19 +177,21 @@ class TelemetryStream:
 
         Args:
             requests: what the client sends, by the rules of the contract.
+            cut_off: ends the call with an error, also while it writes to a client that does not read.
 
         Raises:
             DomainError: the stream has to end, as the contract says.
         """
         self._streams.add(self)
+        self._cut_off = cut_off
         self._reader = asyncio.create_task(self._read(requests), name="telemetry-stream")
         try:
             while True:
                 response = self._next_response()
                 if response is not None:
                     yield response
-                elif (failure := self._why_failed()) is not None:
-                    raise failure
+                elif self._failure is not None:
+                    raise self._failure
                 elif self._over or (self._closing and not self._busy()):
                     self._over = True
                     return
@@ -214,7 +222,12 @@ class TelemetryStream:
 
     def act(self, now_us: int) -> None:
         """Do what is due: end what has expired, ask the client to leave, stop waiting for it."""
-        if now_us >= _expires_us(self._principal):
+        if self._over:
+            if now_us >= self._step_us and self._cut_off is not None:
+                # The client does not read: the iteration does not come to its end by itself.
+                self._schedule(math.inf)
+                self._cut_off(self._failure if isinstance(self._failure, DomainError) else _unread())
+        elif now_us >= _expires_us(self._principal):
             self._fail(
                 Unauthenticated(
                     "the stream's credential has expired; send Reauthenticate in time, or open a new stream",
@@ -237,14 +250,14 @@ class TelemetryStream:
             self._schedule(now_us + LAST_ACKS_US)
         else:
             self._over = True
-            self._schedule(float("inf"))
+            self._schedule(now_us + LAST_ACKS_US)
         self._news.set()
 
     def go_away(self, drain_by_us: int) -> None:
         """Ask the client to reconnect elsewhere, and end at this time."""
         if self._flow is None:
             self._fail(dependency_unavailable("ingest_svc"))
-        elif self._drain_by_us is None or drain_by_us < self._drain_by_us:
+        elif not self._over and (self._drain_by_us is None or drain_by_us < self._drain_by_us):
             self._drain_by_us = drain_by_us
             self._go_away = ingest_pb2.GoAway()
             self._go_away.drain_by.FromMicroseconds(drain_by_us)
@@ -256,22 +269,25 @@ class TelemetryStream:
         self._fail(fenced(self._writer_id))
 
     def _fail(self, failure: Exception) -> None:
-        if self._failure is None:
-            self._failure = failure
+        """Take nothing more, and end once what has its outcome was acknowledged."""
+        if self._over:
+            return
+        self._failure = failure
+        self._closing = self._over = True
+        self._go_away = None
+        if self._flow is not None:
+            self._flow.abandon()
+        self._schedule(self._clock.now_us() + LAST_ACKS_US)
         self._news.set()
-
-    def _why_failed(self) -> Exception | None:
-        return self._failure or (self._flow.failure if self._flow is not None else None)
 
     def _busy(self) -> bool:
         return self._flow is not None and self._flow.busy
 
     def _told_why(self) -> str:
-        failure = self._why_failed()
-        if isinstance(failure, DomainError):
-            return ErrorReason.Name(failure.reason)
-        if failure is not None:
-            return type(failure).__name__
+        if isinstance(self._failure, DomainError):
+            return ErrorReason.Name(self._failure.reason)
+        if self._failure is not None:
+            return type(self._failure).__name__
         if not self._over:
             return "the client is gone"
         return "closed" if self._drain_by_us is None else "drained"
@@ -477,7 +493,16 @@ class TelemetryStream:
             flow.answer(taken, conversion.to_result(expired, taken.sequence).SerializeToString())
         elif isinstance(error, Exception):
             flow.answer(taken, error)
+        if flow.failure is not None:
+            self._fail(flow.failure)
         self._news.set()
+
+
+def _unread() -> DomainError:
+    return DeadlineExceeded(
+        "the client did not read what it was told; open a new stream, and read all the time",
+        reason=ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
+    )
 
 
 def _throttle(refusal: Refusal) -> ingest_pb2.Throttle:

@@ -1,6 +1,7 @@
 """One gateway stream between a client and a writer that do what a test says, on a clock that it moves."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -14,7 +15,8 @@ from ingest_svc.budget import Budget, Budgets
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.stream import TelemetryStream
-from meshkit.errors import DomainError, Unavailable, dependency_unavailable
+from meshkit.clock import MICROS_PER_SECOND
+from meshkit.errors import DomainError, InvalidArgument, Unavailable, dependency_unavailable
 from meshkit.identity import Principal, PrincipalKind, bind_principal
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
 from tests.rpc.ingest.neighbours import until
@@ -60,17 +62,24 @@ class NoCredentials:
 class Site:
     """A process with one stream, and the stream's client."""
 
-    def __init__(self, budgets: Budgets | None = None) -> None:
+    def __init__(self, budgets: Budgets | None = None, *, credential_expires: float = math.inf) -> None:
         self.world = World()
         self.clock = self.world.clock
         self.writer = HeldWriter()
         self.budgets = budgets or Budgets()
         self.streams = OpenStreams(clock=self.clock, max_lifetime_s=3600)
-        self.principal = Principal("acme", "hub", PrincipalKind.API_KEY, frozenset({"telemetry:write"}))
+        self.principal = Principal(
+            "acme",
+            "hub",
+            PrincipalKind.API_KEY,
+            frozenset({"telemetry:write"}),
+            credential_expires=credential_expires,
+        )
         self.stream = self.new_stream(self.principal)
         self.requests: asyncio.Queue[ingest_pb2.StreamTelemetryRequest] = asyncio.Queue()
         self.reading = False
-        self.responses = self.stream.responses(self.sent())
+        self.cut_off_by: DomainError | None = None
+        self.responses = self.stream.responses(self.sent(), cut_off=self.cut_off)
 
     def new_stream(self, principal: Principal) -> TelemetryStream:
         return TelemetryStream(
@@ -90,6 +99,10 @@ class Site:
                 yield await self.requests.get()
         finally:
             self.reading = False
+
+    def cut_off(self, why: DomainError) -> None:
+        self.cut_off_by = why
+        self.stream.leave()  # As the transport does when the call is done.
 
     def send(self, **message: Any) -> None:
         self.requests.put_nowait(ingest_pb2.StreamTelemetryRequest(**message))
@@ -136,8 +149,8 @@ class Site:
 
 
 @asynccontextmanager
-async def opened(budgets: Budgets | None = None) -> AsyncIterator[Site]:
-    site = Site(budgets)
+async def opened(budgets: Budgets | None = None, **kwargs: float) -> AsyncIterator[Site]:
+    site = Site(budgets, **kwargs)
     try:
         await site.open()
         yield site
@@ -183,10 +196,10 @@ async def test_bytes_beyond_the_process_budget_are_thrown_back() -> None:
             await one.has_taken(1)
         throttle = (await other.read()).throttle
         assert throttle.reason == ErrorReason.ERROR_REASON_INGEST_BUSY
-        assert (throttle.limit_name, throttle.limit, throttle.used) == ("bytes", size, size)
+        assert (throttle.limit_name, throttle.limit, throttle.used) == ("process_inflight_bytes", size, size)
         assert (throttle.first_refused_sequence, throttle.retry_after.ToMilliseconds()) == (1, 500)
-        one.writer.commits()
-        assert (await one.read()).ack.durable_through == 1
+        one.writer.commits()  # Whether its client reads the Ack or not.
+        await until(lambda: budgets.inflight_bytes.used == 0)
         other.send(batch=ingest_pb2.Batch(sequence=1, traceparent="x" * 60))
         await other.has_taken(1)
 
@@ -221,6 +234,62 @@ async def test_a_client_that_dies_while_a_response_is_blocked_leaves_nothing() -
         callback(None)
     assert await site.is_left()
     assert site.writer.submitted[0][1].cancelled()
+
+
+async def test_a_stream_whose_credential_has_expired_takes_nothing_more() -> None:
+    async with opened(credential_expires=NOW / MICROS_PER_SECOND + 10) as site:
+        for sequence in (1, 2):
+            site.send(batch=ingest_pb2.Batch(sequence=sequence))
+        await site.has_taken(2)
+        site.writer.commits(0)
+        await until(lambda: site.budgets.inflight_bytes.used < 2 * ingest_pb2.Batch(sequence=1).ByteSize())
+        site.after(11)
+        site.send(batch=ingest_pb2.Batch(sequence=3))
+        await until(site.requests.empty)
+        assert (await site.read()).ack.durable_through == 1
+        assert (await site.fails()).reason == ErrorReason.ERROR_REASON_TOKEN_INVALID
+        assert len(site.writer.submitted) == 2
+        assert site.writer.submitted[1][1].cancelled()
+        assert (len(site.streams), site.budgets.inflight_bytes.used) == (0, 0)
+
+
+async def test_what_is_wrong_with_a_batch_stops_those_behind_it() -> None:
+    async with opened() as site:
+        for sequence in (1, 2, 3):
+            site.send(batch=ingest_pb2.Batch(sequence=sequence))
+        await site.has_taken(3)
+        reused = InvalidArgument("reused", reason=ErrorReason.ERROR_REASON_SEQUENCE_REUSED)
+        site.writer.commits(0)
+        site.writer.submitted[1][1].set_exception(reused)
+        await until(site.writer.submitted[2][1].cancelled)
+        site.send(batch=ingest_pb2.Batch(sequence=4))
+        await until(site.requests.empty)
+        assert (await site.read()).ack.durable_through == 1
+        assert await site.fails() is reused
+        assert len(site.writer.submitted) == 3
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"), [("fenced", "ERROR_REASON_FENCED"), ("drained", "ERROR_REASON_DEADLINE_EXCEEDED")]
+)
+async def test_a_client_that_does_not_read_is_cut_off(why: str, reason: str) -> None:
+    async with opened() as site:  # Nobody comes back to the iterator: its last response is blocked.
+        site.send(batch=ingest_pb2.Batch(sequence=1))
+        await site.has_taken(1)
+        site.writer.commits()
+        if why == "fenced":
+            site.stream.fence()
+        else:
+            site.stream.go_away(NOW + 8_000_000)
+            site.after(8)
+            site.after(2)
+        site.after(1.9)
+        assert site.cut_off_by is None
+        assert site.stream.due_us == site.clock.now_us() + 100_000
+        site.after(0.2)
+        assert site.cut_off_by is not None
+        assert ErrorReason.Name(site.cut_off_by.reason) == reason
+        assert await site.is_left()
 
 
 async def test_after_drain_by_a_stalled_database_is_waited_for_2_seconds() -> None:

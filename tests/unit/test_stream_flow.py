@@ -176,7 +176,6 @@ def test_an_ack_is_bounded_and_covers_one_batch_at_least() -> None:
     [
         ({"max_batches": 2}, "inflight_batches"),
         ({"max_bytes": 25}, "inflight_bytes"),
-        ({"budget": 25}, "bytes"),
     ],
 )
 def test_credits_come_back_before_the_client_can_read_the_ack(limits: dict[str, int], name: str) -> None:
@@ -190,6 +189,21 @@ def test_credits_come_back_before_the_client_can_read_the_ack(limits: dict[str, 
     assert flow.take(3, 10) is None
     flow.acknowledge(100)
     _taken(flow, 3, 10)
+
+
+def test_the_process_has_its_bytes_back_as_soon_as_the_outcome_is_known() -> None:
+    flow = _flow(budget=25)
+    one, two = _taken(flow, 1, 10), _taken(flow, 2, 10)
+    assert flow.take(3, 10) is None
+    assert flow.refusal is not None
+    assert flow.refusal.error.metadata["limit_name"] == "process_inflight_bytes"
+    flow.answer(two, b"")
+    _taken(flow, 3, 10)
+    flow.throw_back(two, dependency_unavailable("postgresql"))
+    assert flow.take(2, 15) is not None
+    flow.answer(one, b"")
+    flow.acknowledge(100)
+    assert flow.take(3, 10) is not None
 
 
 def test_what_ends_the_stream_is_told_after_what_came_before() -> None:

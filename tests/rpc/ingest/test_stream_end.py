@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -11,12 +12,15 @@ import pytest
 
 from meshkit.testing.auth import bearer
 from tests.rpc.ingest.neighbours import TENANT, Ingest, Refused, reading, running_ingest, serving, until
-from tests.rpc.ingest.streaming import NOW_US, columns, opened, streaming
+from tests.rpc.ingest.streaming import NOW_US, Client, columns, opened, streaming
 from tests.store.broken_line import Break, BrokenLine
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+# So that little is on the way to a client that does not read.
+_SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
 FENCED = Refused(grpc.StatusCode.FAILED_PRECONDITION, "FENCED")
 
 
@@ -264,18 +268,39 @@ async def test_a_database_that_breaks_throttles_and_nothing_is_lost_or_doubled(
     assert await ingest.fetch_value("SELECT sum(cardinality(times)) FROM telemetry.segment") == 10
 
 
+async def blocked_by(client: Client, ingest: Ingest) -> None:
+    """Have Acks of over a megabyte on the way to a client that does not read: more than the line holds."""
+    bad = [reading("a" * 64, time_us=NOW_US + index, temperature=1.0) for index in range(100)]
+    for sequence in range(1, 121):
+        await client.batch(sequence, readings=bad)
+
+    async def committed() -> bool:
+        return bool(await ingest.fetch_value("SELECT last_sequence FROM telemetry.writer_cursor") == 120)
+
+    await until(committed)
+
+
 async def test_a_client_that_dies_without_reading_leaves_nothing_behind(
     ingest: Ingest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = [reading("a" * 64, time_us=NOW_US + index, temperature=1.0) for index in range(100)]
     async with opened(ingest) as client:
-        for sequence in range(1, 121):  # Acks of over a megabyte, more than the connection holds.
-            await client.batch(sequence, readings=bad)
-        query = "SELECT last_sequence FROM telemetry.writer_cursor"
-
-        async def committed() -> bool:
-            return bool(await ingest.fetch_value(query) == 120)
-
-        await until(committed)
+        await blocked_by(client, ingest)
         assert "stream ended" not in capsys.readouterr().out
     await until(lambda: "why='the client is gone'" in capsys.readouterr().out)
+
+
+async def test_a_client_that_does_not_read_is_cut_off(
+    ingest: Ingest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with (
+        grpc.aio.insecure_channel(ingest.address, options=_SMALL_WINDOW) as channel,
+        opened(replace(ingest, stub=IngestServiceStub(channel))) as deaf,
+    ):
+        await blocked_by(deaf, ingest)
+        assert "stream ended" not in capsys.readouterr().out
+        async with opened(ingest) as later:
+            await until(lambda: "why=ERROR_REASON_FENCED" in capsys.readouterr().out)
+            assert not deaf.call.done()
+            assert await deaf.fails() == FENCED
+            await later.batch(121, columns(1.0))
+            await later.durable(121)
