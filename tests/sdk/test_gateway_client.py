@@ -349,7 +349,9 @@ async def test_a_full_spool_makes_add_wait(site: Site, caplog: pytest.LogCapture
     assert await site.count() == samples
 
 
-async def test_dropping_the_oldest_keeps_the_newest_and_counts(site: Site) -> None:
+async def test_dropping_the_oldest_keeps_the_newest_and_counts(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     options: dict[str, Any] = {"max_batch_bytes": 65_536, "max_spool_bytes": 4 * 65_536}
     async with site.gateway(**options, when_full="drop_oldest", drain_timeout=0.0) as gateway:
         temperature = gateway.series("pump-1", "temperature")
@@ -358,6 +360,8 @@ async def test_dropping_the_oldest_keeps_the_newest_and_counts(site: Site) -> No
         await gateway.persist()
         dropped = gateway.stats().dropped_samples
         assert 0 < dropped < samples
+    warned = [line for line in caplog.messages if "dropped the oldest" in line]
+    assert len(warned) == 2, "the first one, and what is left at the end"
     await site.start()
     async with site.gateway(**options) as gateway:
         await gateway.flush()

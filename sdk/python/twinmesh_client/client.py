@@ -419,7 +419,7 @@ class GatewayClient:
                 if await self._dropped_oldest(error):
                     continue
                 if self._is_closing:
-                    raise SpoolFull(f"{error}; {samples:,} samples in memory are lost") from error
+                    raise SpoolFull(f"{error}; {samples:,} samples in memory are lost") from None
                 await self._room(error)
             else:
                 break
