@@ -166,6 +166,6 @@ def encoded_strings(values: Iterable[str]) -> list[bytes]:
         encoded = [text.encode() for text in texts]
     except UnicodeEncodeError:
         raise ValueError("a string has half of a surrogate pair in it; it is no Unicode text") from None
-    if any(b"\0" in text for text in encoded):
+    if "\0" in "".join(texts):  # Much faster than one by one.
         raise ValueError("a string has NUL in it")
     return encoded
