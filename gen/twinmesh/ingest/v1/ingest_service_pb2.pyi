@@ -893,8 +893,8 @@ class Throttle(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     limit_name: _builtins.str
     """Which limit: inflight_batches or inflight_bytes of this stream, which a client that
-    keeps to Opened never meets; samples or bytes of the process; empty when the reason
-    is another one.
+    keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
+    of the process; empty when the reason is another one.
     """
     limit: _builtins.int
     """Its size."""

@@ -813,8 +813,8 @@ class Throttle(betterproto2.Message):
     limit_name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
     Which limit: inflight_batches or inflight_bytes of this stream, which a client that
-    keeps to Opened never meets; samples or bytes of the process; empty when the reason
-    is another one.
+    keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
+    of the process; empty when the reason is another one.
     """
 
     limit: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -940,8 +940,8 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
 
         Errors end the stream. To be mended by the client before it opens again:
         INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
-        BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (never
-        to be reopened by itself), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
+        BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (open
+        again with resume only), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
         PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID; UNIMPLEMENTED
         NOT_BUILT_YET. To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
         RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
