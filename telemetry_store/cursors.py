@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from meshkit.db import Connection
-from meshkit.errors import DomainError, FailedPrecondition, InvalidArgument, PermissionDenied
+from meshkit.errors import DomainError, FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
 from telemetry_store.requests import OpenedCursor, WriterIdentity
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
+LOCK_WAIT_S = 2.0  # For a cursor that is locked elsewhere: many times a commit.
+_LOCKED_RETRY_S = 1.0
 OUTCOMES_KEPT = 256  # as the constraint writer_outcome_slot has it; at least the batches in flight
 
 CursorKey = tuple[str, str]  # tenant, writer id
@@ -122,6 +125,16 @@ def taken_over(writer_id: str) -> DomainError:
     )
 
 
+def locked_elsewhere(writer_id: str) -> DomainError:
+    """Return the error for a writer whose cursor stays locked by another process."""
+    return Unavailable(
+        f"writer {writer_id!r} is being committed by another process; retry",
+        reason=ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+        metadata={"dependency": "postgresql"},
+        retry_after_s=_LOCKED_RETRY_S,
+    )
+
+
 async def ensure(connection: Connection, owners: Mapping[CursorKey, str]) -> None:
     """Insert absent cursors, each bound to its principal; to be run outside of a transaction.
 
@@ -230,13 +243,27 @@ async def open_cursors(
     Args:
         connection: outside of a transaction.
         openings: each of another writer.
-        wait: for locks that others hold; several openings that wait may wait for one another.
+        wait: for locks that others hold, `LOCK_WAIT_S` at most; several openings that wait may
+            wait for one another.
 
     Returns:
         The place of each writer, or FENCED when another run has opened it since, whose streams
         go on. Nothing of writers of another principal and, unless waiting, of those locked.
+
+    Raises:
+        asyncpg.LockNotAvailableError: waited for too long; nothing changed.
     """
     await ensure(connection, {opening.key: opening.principal for opening in openings})
+    if not wait:
+        return await _raise_epochs(connection, openings, locked="SKIP LOCKED")
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'")
+        return await _raise_epochs(connection, openings, locked="")
+
+
+async def _raise_epochs(
+    connection: Connection, openings: Sequence[Opening], *, locked: Literal["", "SKIP LOCKED"]
+) -> dict[Opening, OpenResult]:
     # One statement, so that what it asks and what it does are under the same lock.
     rows = await connection.fetch(
         f"""
@@ -247,7 +274,7 @@ async def open_cursors(
                 AS wanted (tenant_id, writer_id, principal, session_id, resume)
                 USING (tenant_id, writer_id)
             WHERE held.principal = wanted.principal
-            FOR UPDATE OF held {"" if wait else "SKIP LOCKED"}
+            FOR UPDATE OF held {locked}
         )
         UPDATE telemetry.writer_cursor AS held
         SET session_id = CASE

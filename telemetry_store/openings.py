@@ -17,6 +17,7 @@ from telemetry_store.requests import OpenedCursor
 _QUESTIONS_AT_ONCE = 2
 _QUESTION_REST_S = 0.01
 _MOST_OPENED = 1_000
+_WAITS_AT_ONCE = 2  # Each holds a connection.
 
 
 class Openings:
@@ -36,6 +37,7 @@ class Openings:
             most_items=_MOST_OPENED,
             rest_s=_QUESTION_REST_S,
         )
+        self._waits = asyncio.Semaphore(_WAITS_AT_ONCE)
 
     async def __aenter__(self) -> Self:
         await self._together.__aenter__()
@@ -54,8 +56,7 @@ class Openings:
         """
         opened = (await asyncio.shield(self._together.join(None, [opening]))).get(opening)
         if opened is None:
-            # Somebody commits or opens just this writer: that is nothing for the others to wait for.
-            opened = (await self._open([opening], wait=True)).get(opening)
+            opened = await self._open_locked(opening)
         if opened is None:
             raise cursors.not_owned(opening.key[1])
         if isinstance(opened, Exception):
@@ -68,9 +69,25 @@ class Openings:
         once = {opening.key: opening for opening in reversed(openings)}
         return await self._open(list(once.values()), wait=False)
 
+    async def _open_locked(self, opening: Opening) -> cursors.OpenResult | None:
+        """Wait while somebody commits or opens just this writer, and keep nobody else waiting."""
+        try:
+            async with asyncio.timeout(cursors.LOCK_WAIT_S):
+                await self._waits.acquire()
+        except TimeoutError as error:
+            raise cursors.locked_elsewhere(opening.key[1]) from error
+        try:
+            return (await self._open([opening], wait=True)).get(opening)
+        except asyncpg.LockNotAvailableError as error:
+            raise cursors.locked_elsewhere(opening.key[1]) from error
+        finally:
+            self._waits.release()
+
     async def _open(self, openings: Sequence[Opening], *, wait: bool) -> Mapping[Opening, cursors.OpenResult]:
         try:
             async with self._pool.acquire() as connection:
                 return await cursors.open_cursors(connection, openings, wait=wait)
+        except asyncpg.LockNotAvailableError:
+            raise
         except DATABASE_ERRORS as error:
             raise dependency_unavailable("postgresql") from error

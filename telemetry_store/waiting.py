@@ -63,8 +63,8 @@ class WaitingBatches:
         samples = batch.size
         size = _size(request)
         if self._entries:
-            self._check_limit("samples", self._max_samples, self._samples, samples)
-            self._check_limit("bytes", self._max_bytes, self._bytes, size)
+            self._check_limit("waiting_samples", self._max_samples, self._samples, samples)
+            self._check_limit("waiting_bytes", self._max_bytes, self._bytes, size)
         entry = _Entry(asyncio.get_running_loop().create_future(), samples, size)
         self._entries[batch] = entry
         self._queue.append(batch)
@@ -152,13 +152,14 @@ class WaitingBatches:
             self._bytes -= entry.size
         return entry
 
-    def _check_limit(self, what: str, limit: int, used: int, more: int) -> None:
+    def _check_limit(self, name: str, limit: int, used: int, more: int) -> None:
         if used + more > limit:
             raise ResourceExhausted(
-                f"{used} {what} wait to be committed, and {more} more would pass the limit of {limit}; "
+                f"{used} {name.removeprefix('waiting_')} wait to be committed, "
+                f"and {more} more would pass the limit of {limit}; "
                 "retry later with the same identity",
                 reason=ErrorReason.ERROR_REASON_INGEST_BUSY,
-                metadata={"limit_name": what, "limit": str(limit), "used": str(used)},
+                metadata={"limit_name": name, "limit": str(limit), "used": str(used)},
                 retry_after_s=_BUSY_RETRY_S,
             )
 

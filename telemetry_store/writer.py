@@ -22,7 +22,7 @@ from meshkit.errors import DomainError, InvalidArgument, dependency_unavailable
 from meshkit.telemetry import tracer
 from telemetry_store.batch import Batch, Prepared, prepare
 from telemetry_store.committer import Committer, ContentRefusedError, TransientError
-from telemetry_store.cursors import Opening
+from telemetry_store.cursors import LOCK_WAIT_S, CursorKey, Opening, locked_elsewhere
 from telemetry_store.instances import Registration
 from telemetry_store.openings import Openings
 from telemetry_store.pacing import BULK_SAMPLES, Pause, pause_after
@@ -32,7 +32,6 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
 _WINDOW_S = 0.004
-_SKIPPED_AT_MOST_S = 2.0
 _SKIPPED_RETRY_S = 0.02
 _ALONE_FOR_S = 60.0
 _DRAIN_S = 15.0
@@ -206,9 +205,10 @@ class TelemetryWriter:
         """Commit a group and answer its callers; says what pause it is worth."""
         group = self._waiting.take_deferred() + group
         began = asyncio.get_running_loop().time()
+        skipped: set[CursorKey] = set()
         try:
             for unit in self._units(group):
-                await self._commit_unit(unit, prepared)
+                await self._commit_unit(unit, prepared, skipped)
         except Exception as error:
             # A defect; its callers are told, and the others' batches go on.
             _log.exception("group failed")
@@ -234,7 +234,23 @@ class TelemetryWriter:
                 together.append(batch)
         return [unit for unit in (together, *alone.values()) if unit]
 
-    async def _commit_unit(self, batches: Sequence[Batch], prepared: Prepared | None) -> None:
+    async def _commit_unit(
+        self, batches: Sequence[Batch], prepared: Prepared | None, skipped: set[CursorKey]
+    ) -> None:
+        """Commit batches and answer their callers.
+
+        Args:
+            batches: in arrival order.
+            prepared: rows of the whole group.
+            skipped: cursors that the group has found locked elsewhere; adds to them. Unlocked since,
+                they wait all the same: the batch that was skipped comes first.
+        """
+        for batch in batches:
+            if (key := batch.cursor_key) in skipped:
+                self._defer(batch, key)
+        batches = [batch for batch in batches if batch.cursor_key not in skipped]
+        if not batches:
+            return
         try:
             with _commit_span(batches) as span:
                 stored = await self._committer.commit(batches, prepared)
@@ -248,16 +264,19 @@ class TelemetryWriter:
             for batch in batches:
                 self._waiting.settle(batch, _database_away())
         except ContentRefusedError as error:
-            await self._search(batches, error)
+            await self._search(batches, error, skipped)
         else:
             for batch in batches:
                 answer = stored.answers.get(batch)
-                if answer is None:
-                    self._defer(batch)
-                else:
+                if answer is not None:
                     self._waiting.settle(batch, answer)
+                elif (key := batch.cursor_key) is not None:
+                    skipped.add(key)
+                    self._defer(batch, key)
 
-    async def _search(self, batches: Sequence[Batch], error: ContentRefusedError) -> None:
+    async def _search(
+        self, batches: Sequence[Batch], error: ContentRefusedError, skipped: set[CursorKey]
+    ) -> None:
         """Halve a refused group until the bad batch is alone, and record its refusal.
 
         The first half commits first, so a refusal is recorded before the same writer's
@@ -265,8 +284,8 @@ class TelemetryWriter:
         """
         if len(batches) > 1:
             half = len(batches) // 2
-            await self._commit_unit(batches[:half], None)
-            await self._commit_unit(batches[half:], None)
+            await self._commit_unit(batches[:half], None, skipped)
+            await self._commit_unit(batches[half:], None, skipped)
             return
         batch = batches[0]
         if batch.refused:
@@ -275,19 +294,18 @@ class TelemetryWriter:
         _log.warning("content refused", tenant=batch.request.tenant, sender=batch.sender[1], error=str(error))
         batch.refused = True
         self._alone_until[batch.sender] = asyncio.get_running_loop().time() + _ALONE_FOR_S
-        await self._commit_unit(batches, None)
+        await self._commit_unit(batches, None, skipped)
 
-    def _defer(self, batch: Batch) -> None:
+    def _defer(self, batch: Batch, key: CursorKey) -> None:
         """Let a batch whose cursor is locked elsewhere wait for the next group, not for ever."""
         now = asyncio.get_running_loop().time()
         if batch.skipped_since is None:
             batch.skipped_since = now
-        if now - batch.skipped_since <= _SKIPPED_AT_MOST_S:
+        if now - batch.skipped_since <= LOCK_WAIT_S:
             self._waiting.defer(batch)
             return
-        if batch.cursor_key is not None:
-            self._committer.forget(batch.cursor_key)
-        self._waiting.settle(batch, _database_away())
+        self._committer.forget(key)
+        self._waiting.settle(batch, locked_elsewhere(key[1]))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

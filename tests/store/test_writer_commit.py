@@ -206,7 +206,7 @@ async def test_a_full_waiting_room_refuses_and_takes_nothing(database: TestDatab
         with pytest.raises(DomainError) as caught:
             writer.submit(request(None, three))
         assert reason_of(caught.value) == "INGEST_BUSY"
-        assert caught.value.metadata == {"limit_name": "samples", "limit": "5", "used": "3"}
+        assert caught.value.metadata == {"limit_name": "waiting_samples", "limit": "5", "used": "3"}
         assert caught.value.retry_after_s
         await first
         await writer.write(request(None, three))  # There is room again.
@@ -218,7 +218,7 @@ async def test_bytes_are_limited_too(database: TestDatabase) -> None:
         first = writer.submit(numbered(1))
         with pytest.raises(DomainError) as caught:
             writer.submit(numbered(2))
-        assert caught.value.metadata["limit_name"] == "bytes"
+        assert caught.value.metadata["limit_name"] == "waiting_bytes"
         assert not (await first).duplicate
 
 

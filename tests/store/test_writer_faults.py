@@ -3,13 +3,17 @@
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 
 import asyncpg
 import pytest
 
 from meshkit.errors import DomainError, Unavailable
 from meshkit.testing.database import TestDatabase
+from telemetry_store.batch import Batch, Prepared
 from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
+from telemetry_store.commit import Stored
+from telemetry_store.committer import Committer
 from telemetry_store.instances import LOCK_CLASS
 from telemetry_store.requests import RequestIdentity, WriteResult
 from telemetry_store.writer import TelemetryWriter
@@ -96,6 +100,36 @@ async def test_bad_content_is_found_and_its_refusal_recorded_in_sequence(
         assert again == WriteResult(b"refused w 2", duplicate=True)
         commits = await commit_numbers(connection)
         assert commits == [(1, number) for number in range(1, len(commits) + 1)]
+
+
+async def test_the_search_for_bad_content_keeps_the_order_of_a_cursor_unlocked_meanwhile(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_writer(database) as writer, admin(database) as connection:
+        await writer.write(numbered(1))
+        locking = connection.transaction()
+        await locking.start()
+        await connection.execute("SELECT FROM telemetry.writer_cursor FOR UPDATE")
+        commit = Committer.commit
+        committed: list[int] = []
+
+        async def commit_and_unlock(
+            self: Committer, batches: Sequence[Batch], prepared: Prepared | None
+        ) -> Stored:
+            stored = await commit(self, batches, prepared)
+            if not committed:  # The first half, which meets the lock.
+                await locking.rollback()
+            committed.append(len(batches))
+            return stored
+
+        monkeypatch.setattr(Committer, "commit", commit_and_unlock)
+        results = await asyncio.gather(
+            writer.write(numbered(2)),
+            writer.write(request(RequestIdentity("bad"), NUL)),
+            writer.write(numbered(3)),
+        )
+        assert [result.outcome for result in results] == [b"stored w 2", b"refused content", b"stored w 3"]
+        assert committed[0] == 1
 
 
 async def test_the_sender_of_bad_content_then_commits_alone(database: TestDatabase) -> None:

@@ -234,6 +234,26 @@ async def test_a_writer_locked_elsewhere_delays_its_own_open_only(database: Test
         assert (await delayed).epoch == 2
 
 
+async def test_a_writer_locked_for_long_is_not_opened_and_keeps_nobody_waiting(
+    database: TestDatabase,
+) -> None:
+    async with running_writer(database) as writer, admin(database) as connection:
+        await opens(writer, "a")
+        async with connection.transaction():
+            await connection.execute("SELECT FROM telemetry.writer_cursor FOR UPDATE")
+            delayed = [asyncio.create_task(opens(writer, "a")) for _ in range(6)]
+            await until_blocked(connection, 2)
+            # Though there are fewer connections than clients that wait.
+            other = await writer.open_writer(tenant="demo", principal="user:ada", writer_id="other")
+            assert other.epoch == 1
+            assert not any(task.done() for task in delayed)
+            for error in await asyncio.gather(*delayed, return_exceptions=True):
+                assert isinstance(error, DomainError)
+                assert reason_of(error) == "DEPENDENCY_UNAVAILABLE"
+                assert error.message == "writer 'w' is being committed by another process; retry"
+        assert (await opens(writer, "a")).epoch == 2
+
+
 async def test_refused_content_is_remembered_without_samples(database: TestDatabase) -> None:
     async with running_writer(database) as writer, admin(database) as connection:
         assert await writer.write(numbered(1, samples=[])) == WriteResult(b"stored w 1", False)
@@ -284,7 +304,9 @@ async def test_a_cursor_locked_for_long_fails_its_batches_and_consumes_nothing(
         await writer.write(numbered(1))
         async with connection.transaction():
             await connection.execute("SELECT FROM telemetry.writer_cursor FOR UPDATE")
-            assert reason_of(await refusal(writer, numbered(2))) == "DEPENDENCY_UNAVAILABLE"
+            error = await refusal(writer, numbered(2))
+            assert reason_of(error) == "DEPENDENCY_UNAVAILABLE"
+            assert error.message == "writer 'w' is being committed by another process; retry"
         assert await last_sequence(connection) == 1
         assert not (await writer.write(numbered(2))).duplicate
 
