@@ -52,7 +52,6 @@ class SeriesTable:
     """
 
     __slots__ = (
-        "_defined",
         "_definitions",
         "_messages",
         "_resolved_us",
@@ -70,7 +69,6 @@ class SeriesTable:
         self.kinds: npt.NDArray[np.int8] = _NO_KINDS
         self.verdicts: npt.NDArray[np.int16] = _NO_VERDICTS
         self.series_ids: npt.NDArray[np.int32] = _NO_SERIES
-        self._defined = 0
         self._definitions: list[SeriesDefinition | None] = []
         self._units: list[str | None] = []  # That the series is stored with; None: it has no id yet.
         self._messages: dict[int, str] = {}
@@ -78,15 +76,11 @@ class SeriesTable:
         self._version = -1
         self._resolved_us = 0
 
-    def __len__(self) -> int:
-        """Return the number of series defined."""
-        return self._defined
-
     @property
     def places(self) -> int:
-        """Return how many aliases the arrays have room for; memory goes with it, not with the length.
+        """Return how many aliases the arrays have room for; memory goes with it, not with the series.
 
-        For a client that counts its aliases from 0 it is less than twice the length (4 at least).
+        For a client that counts its aliases from 0 it is less than twice their number (4 at least).
         """
         return len(self.kinds)
 
@@ -220,7 +214,6 @@ class SeriesTable:
         )
         self.definition_ids[alias] = definition_id(definition)
         self.kinds[alias] = definition.kind
-        self._defined += 1
         self._unresolved.append(alias)
 
     def _grown(self, alias: int) -> int:
