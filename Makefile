@@ -105,10 +105,10 @@ check-migrations: install
 	$(call run,migrations,see above,$(BIN)/python -m tools.check_migrations)
 
 test: install ## All tests, against real components
-	@$(BIN)/pytest -n 2 --dist loadgroup $(TESTS)
+	@$(BIN)/pytest -n 2 $(TESTS)
 
 soak: install ## The same with full counts of faults and fuzzing
-	@TWINMESH_TEST_SCALE=soak $(BIN)/pytest -n 2 --dist loadgroup --timeout 3600 $(TESTS)
+	@TWINMESH_TEST_SCALE=soak $(BIN)/pytest -n 2 --timeout 3600 $(TESTS)
 
 bench: install ## Measure; make bench BENCHES=query runs one
 	@for name in $(BENCHES); do $(BIN)/twinmesh bench $$name || exit 1; done

@@ -91,10 +91,7 @@ async def admin(mesh: Mesh, admin_token: str) -> AsyncIterator[httpx.AsyncClient
 
 @pytest.fixture(scope="session")
 def fragile_mesh() -> Iterator[Mesh]:
-    """A mesh for tests that break its parts; ingest has two processes.
-
-    Tests that use it are of the xdist group "faults".
-    """
+    """A mesh for tests that break its parts; ingest has two processes."""
     home = Path(tempfile.mkdtemp(prefix="twinmesh-faults-"))
     home.chmod(0o755)
     started = start_mesh(home, TWINMESH_INGEST_PROCESSES="2")

@@ -12,8 +12,6 @@ import pytest
 from meshkit.testing.auth import TokenMint
 from meshkit.testing.mesh import Mesh
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 READING = {"deviceId": "temp-5", "numbers": {"temperature": 20}}
 
 

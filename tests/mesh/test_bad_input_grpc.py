@@ -19,8 +19,6 @@ from twinmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 from twinmesh.type.v1 import error_reason_pb2, value_pb2
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 Metadata = tuple[tuple[str, str], ...]
 _INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 _UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED

@@ -22,8 +22,6 @@ from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 INVALID_FIELD = (INVALID, "INVALID_FIELD")
 GARBLED = 500 if SOAK else 30

@@ -9,15 +9,12 @@ from typing import Any
 import asyncpg
 import grpc
 import httpx
-import pytest
 
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh, eventually
 from tests.rpc.ingest.streaming import Client, columns
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
-
-pytestmark = pytest.mark.xdist_group("mesh")
 
 
 def now(offset_s: float = 0) -> str:

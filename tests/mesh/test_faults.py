@@ -11,7 +11,7 @@ from tests.mesh.faults import kill
 from tests.mesh.oracle import Sample
 from tests.mesh.stream_site import SOAK, Site, sending
 
-pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 CLIENTS = 8
 KILLS = 50 if SOAK else 2

@@ -14,8 +14,6 @@ import pytest
 
 from meshkit.testing.mesh import Mesh
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 METRICS = ("pressure", "flow")
 Samples = set[tuple[datetime, str, float]]
 

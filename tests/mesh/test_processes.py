@@ -1,8 +1,6 @@
 """A mesh with several processes of ingest_svc, restarted one by one."""
 
-import shutil
 import signal
-import tempfile
 import threading
 import uuid
 from collections import Counter
@@ -14,17 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from meshkit.testing.mesh import Mesh, eventually, start_mesh
+from meshkit.testing.mesh import Mesh, eventually
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Mesh]:
-    home = Path(tempfile.mkdtemp(prefix="twinmesh-pair-"))
-    home.chmod(0o755)
-    started = start_mesh(home, TWINMESH_INGEST_PROCESSES="2")
-    yield started
-    started.twinmesh("down")
-    shutil.rmtree(home, ignore_errors=True)
+@pytest.fixture
+def pair(fragile_mesh: Mesh) -> Mesh:
+    eventually(lambda: bool(fragile_mesh.status()["ready"]), "the mesh is ready again", seconds=120)
+    return fragile_mesh
 
 
 def _is_ready(mesh: Mesh) -> bool:

@@ -8,8 +8,6 @@ import pytest
 
 from meshkit.testing.mesh import Mesh
 
-pytestmark = pytest.mark.xdist_group("mesh")
-
 ROOT = Path(__file__).parents[2]
 
 

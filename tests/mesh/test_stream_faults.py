@@ -5,7 +5,7 @@ import pytest
 from tests.mesh.faults import Fault, kill, kill_a_copying_backend, kill_one_of_two, stand_still
 from tests.mesh.stream_site import SOAK, Site, sending
 
-pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(3600 if SOAK else 300)]
+pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 FAULTS = 50 if SOAK else 2
 CLIENTS = 4

@@ -10,7 +10,7 @@ from tests.mesh.faults import Fault, kill, standing_still
 from tests.mesh.flood import Flood, strings
 from tests.mesh.stream_site import MIB, SOAK, Site, running, sending
 
-pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(3600 if SOAK else 300)]
+pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 STREAMS, CHANNELS = (2_000, 200) if SOAK else (200, 20)
 KILLS = 50 if SOAK else 1

@@ -18,7 +18,6 @@ from tests.mesh.stream_site import MIB, SOAK, Site, api_key, sending, site
 
 pytestmark = [
     pytest.mark.soak,
-    pytest.mark.xdist_group("faults"),
     pytest.mark.timeout(3600),
     pytest.mark.skipif(not SOAK, reason="takes minutes; make soak runs it"),
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system for PostgreSQL needs root"),

@@ -12,7 +12,7 @@ from tests.mesh.flood import Flood, refused
 from tests.mesh.stream_site import MIB, SOAK, Site, running, sending
 from tests.rpc.ingest.neighbours import until
 
-pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(3600 if SOAK else 300)]
+pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 RESETS = 200 if SOAK else 10
 MOST_BYTES = 128 * MIB

@@ -11,7 +11,7 @@ from tests.mesh.oracle import Sample
 from tests.mesh.stream_site import SOAK, Site, sending
 from twinmesh_client import GatewayClient
 
-pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(3600 if SOAK else 300)]
+pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 RESTARTS = 50 if SOAK else 1
 _SAMPLES = 200

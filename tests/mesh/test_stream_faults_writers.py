@@ -16,7 +16,7 @@ from tests.mesh.stream_site import SOAK, Site
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 
-pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(3600 if SOAK else 300)]
+pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 TAKEOVERS = 50 if SOAK else 5
 WRITERS = 4
