@@ -91,7 +91,7 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc] # Untyped.
 
 _MESHES = {
     "mesh": re.compile(r"tests/mesh/test_(bad_input\w*|end_to_end|load|readme)\.py"),
-    "fragile mesh": re.compile(r"tests/mesh/test_(faults|processes|stream_faults\w*)\.py"),
+    "fragile mesh": re.compile(r"tests/mesh/test_(faults|stream_faults\w*)\.py"),
 }
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 STREAMS, CHANNELS = (2_000, 200) if SOAK else (200, 20)
 KILLS = 50 if SOAK else 1
-FLOODS, FLOOD_BYTES, MOST_BYTES = (150, 6144 * MIB, 2560 * MIB) if SOAK else (16, 768 * MIB, 384 * MIB)
+FLOODS, FLOOD_BYTES, MOST_BYTES = (150, 6144 * MIB, 2560 * MIB) if SOAK else (16, 1536 * MIB, 512 * MIB)
 _BUSY = {
     (grpc.StatusCode.RESOURCE_EXHAUSTED, "INGEST_BUSY"),
     # Envoy's own, before its heap is full.

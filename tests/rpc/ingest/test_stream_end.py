@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import CapturingLogger
 
 from meshkit.testing.auth import bearer
 from tests.rpc.ingest.neighbours import TENANT, Ingest, Refused, reading, running_ingest, serving, until
@@ -218,9 +219,20 @@ async def test_a_bad_credential_ends_the_stream(ingest: Ingest, credential: str,
         assert await client.fails() == Refused(UNAUTHENTICATED, reason)
 
 
-async def test_a_client_that_is_gone_leaves_nothing_behind(
-    ingest: Ingest, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
+    """What streams log, however another test has configured the logs."""
+    logger = CapturingLogger()
+    monkeypatch.setattr("ingest_svc.stream._log", logger)
+    return logger
+
+
+def whys(log: CapturingLogger) -> list[str]:
+    """Return why streams ended, the first one first."""
+    return [call.kwargs["why"] for call in log.calls if call.args == ("stream ended",)]
+
+
+async def test_a_client_that_is_gone_leaves_nothing_behind(ingest: Ingest, log: CapturingLogger) -> None:
     async with opened(ingest) as client:
         await client.batch(1, columns(1.0))
         await client.durable(1)
@@ -228,7 +240,7 @@ async def test_a_client_that_is_gone_leaves_nothing_behind(
         await client.batch(2, columns(1.0))
         await client.durable(2)
         await client.close()
-    assert "why='the client is gone'" in capsys.readouterr().out
+    assert "the client is gone" in whys(log)
 
 
 @pytest.mark.parametrize("lost", [Break.COMMIT, Break.ANSWER])
@@ -281,25 +293,23 @@ async def blocked_by(client: Client, ingest: Ingest) -> None:
 
 
 async def test_a_client_that_dies_without_reading_leaves_nothing_behind(
-    ingest: Ingest, capsys: pytest.CaptureFixture[str]
+    ingest: Ingest, log: CapturingLogger
 ) -> None:
     async with opened(ingest) as client:
         await blocked_by(client, ingest)
-        assert "stream ended" not in capsys.readouterr().out
-    await until(lambda: "why='the client is gone'" in capsys.readouterr().out)
+        assert not whys(log)
+    await until(lambda: "the client is gone" in whys(log))
 
 
-async def test_a_client_that_does_not_read_is_cut_off(
-    ingest: Ingest, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_client_that_does_not_read_is_cut_off(ingest: Ingest, log: CapturingLogger) -> None:
     async with (
         grpc.aio.insecure_channel(ingest.address, options=_SMALL_WINDOW) as channel,
         opened(replace(ingest, stub=IngestServiceStub(channel))) as deaf,
     ):
         await blocked_by(deaf, ingest)
-        assert "stream ended" not in capsys.readouterr().out
+        assert not whys(log)
         async with opened(ingest) as later:
-            await until(lambda: "why=ERROR_REASON_FENCED" in capsys.readouterr().out)
+            await until(lambda: "ERROR_REASON_FENCED" in whys(log))
             assert not deaf.call.done()
             assert await deaf.fails() == FENCED
             await later.batch(121, columns(1.0))
