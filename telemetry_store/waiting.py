@@ -1,9 +1,10 @@
 """Batches that wait to be committed: bounded, in the order they came."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from meshkit.errors import DomainError, ResourceExhausted
 from telemetry_store.batch import Batch
@@ -28,6 +29,8 @@ class _Entry:
 class WaitingBatches:
     """Callers wait here for their answers, from `enter` until `settle`.
 
+    A caller who cancels the answer leaves the queue at once, and his batch the memory with it.
+
     Args:
         max_samples: most samples of all callers together.
         max_bytes: most bytes of them. A batch that is alone is always let in.
@@ -41,7 +44,7 @@ class WaitingBatches:
         self._max_bytes = max_bytes
         self._refuse_when_closed = refuse_when_closed
         self._entries: dict[Batch, _Entry] = {}
-        self._queue: deque[Batch] = deque()
+        self._queue: OrderedDict[Batch, _Entry] = OrderedDict()
         self._deferred: list[Batch] = []
         self._samples = 0  # of all callers
         self._bytes = 0
@@ -66,8 +69,9 @@ class WaitingBatches:
             self._check_limit("waiting_samples", self._max_samples, self._samples, samples)
             self._check_limit("waiting_bytes", self._max_bytes, self._bytes, size)
         entry = _Entry(asyncio.get_running_loop().create_future(), samples, size)
+        entry.answer.add_done_callback(partial(self._forget_cancelled, batch))
         self._entries[batch] = entry
-        self._queue.append(batch)
+        self._queue[batch] = entry
         self._samples += samples
         self._bytes += size
         self._queued_samples += samples
@@ -125,10 +129,9 @@ class WaitingBatches:
         group: list[Batch] = []
         samples = 0
         while self._queue and len(group) < _GROUP_BATCHES and samples < _GROUP_SAMPLES:
-            batch = self._queue.popleft()
-            entry = self._entries[batch]
+            batch, entry = self._queue.popitem(last=False)
             self._queued_samples -= entry.samples
-            if entry.answer.done():
+            if entry.answer.cancelled():  # Just now; nothing has come of it yet.
                 self._leave(batch)
                 continue
             samples += entry.samples
@@ -144,6 +147,12 @@ class WaitingBatches:
         """Return what was deferred, in arrival order."""
         deferred, self._deferred = self._deferred, []
         return deferred
+
+    def _forget_cancelled(self, batch: Batch, answer: asyncio.Future[WriteResult]) -> None:
+        """Let go of a batch that nobody waits for, unless its group is under way."""
+        if answer.cancelled() and (entry := self._queue.pop(batch, None)) is not None:
+            self._queued_samples -= entry.samples
+            self._leave(batch)
 
     def _leave(self, batch: Batch) -> _Entry | None:
         entry = self._entries.pop(batch, None)

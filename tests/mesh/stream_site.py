@@ -24,6 +24,8 @@ SOAK = os.environ.get("TWINMESH_TEST_SCALE") == "soak"
 MIB = 1024 * 1024
 _DEVICE_TYPE = "stream-test"
 _DEVICES = 4
+# A soak goes on for many minutes, and its oracle remembers every sample.
+_RUNS, _RUN_LENGTH = (2, 5) if SOAK else (6, 20)
 
 
 class Running(Protocol):
@@ -113,8 +115,8 @@ class Site:
         channel: grpc.aio.Channel | None = None,
         *,
         writer_id: str = "",
-        runs: int = 6,
-        run_length: int = 20,
+        runs: int = _RUNS,
+        run_length: int = _RUN_LENGTH,
         most_in_flight: int = 128,
     ) -> StreamClient:
         """Return a client of a new writer unless told otherwise, on a connection of its own likewise."""

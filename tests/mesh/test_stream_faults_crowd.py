@@ -14,8 +14,8 @@ pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 STREAMS, CHANNELS = (2_000, 200) if SOAK else (200, 20)
 KILLS = 50 if SOAK else 1
-# Two processes keep 256 MiB waiting each, and up to as much in flight for these streams and their copies.
-FLOODS, FLOOD_BYTES, MOST_BYTES = (150, 6144 * MIB, 2560 * MIB) if SOAK else (16, 1536 * MIB, 1024 * MIB)
+# Of each flood at most 8 MiB are in flight, and a window and a message more are received.
+FLOODS, FLOOD_BYTES, MOST_BYTES = (150, 6144 * MIB, 1536 * MIB) if SOAK else (16, 768 * MIB, 256 * MIB)
 _BUSY = {
     (grpc.StatusCode.RESOURCE_EXHAUSTED, "INGEST_BUSY"),
     # Envoy's own, before its heap is full.
