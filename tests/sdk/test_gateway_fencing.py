@@ -13,12 +13,12 @@ from tests.rpc.ingest.neighbours import until
 from tests.sdk.model_ingest import ModelIngest, serving
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
-from twinmesh_client import Fenced, GatewayClient, client
+from twinmesh_client import Fenced, GatewayClient, connection
 
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_BACK_OFF", lambda _state: 0.001)
+    monkeypatch.setattr(connection, "_BACK_OFF", lambda _state: 0.001)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import uvloop
 from tests.rpc.ingest.neighbours import until
 from tests.sdk import model_ingest
 from tests.sdk.model_ingest import ModelIngest, serving
-from twinmesh_client import GatewayClient, SequenceGap, client
+from twinmesh_client import GatewayClient, SequenceGap, connection
 
 _SEEDS = 50 if os.environ.get("TWINMESH_TEST_SCALE") == "soak" else 4
 _SERIES = 7
@@ -19,7 +19,7 @@ _SERIES = 7
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_BACK_OFF", lambda _state: 0.001)
+    monkeypatch.setattr(connection, "_BACK_OFF", lambda _state: 0.001)
 
 
 def times_of(model: ModelIngest, alias: int) -> list[int]:

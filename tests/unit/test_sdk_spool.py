@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
-from twinmesh_client import spool as spool_module
+from twinmesh_client import disk
 from twinmesh_client.errors import SpoolDamaged, SpoolError, SpoolFull, SpoolInUse
 from twinmesh_client.records import HEADER_BYTES
 from twinmesh_client.spool import Spool
@@ -374,7 +374,7 @@ def test_a_drop_is_seen_when_it_is_on_disk(
     with spool_in(tmp_path) as spool:
         for _ in range(batches):
             spool.append(bytes(100), samples=1)
-        monkeypatch.setattr(spool_module, "_sync_folder", sync)
+        monkeypatch.setattr(disk, "sync_folder", sync)
         dropped = spool.drop_oldest()
         assert set(seen) == {(1, batches + 1)}
         assert (spool.first_sequence, spool.next_sequence) == (1 + dropped, batches + 1)

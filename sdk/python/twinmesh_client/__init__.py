@@ -6,7 +6,7 @@ async with GatewayClient("127.0.0.1:8080", token=key, name="line-4", spool="/var
     await gateway.flush()
 """
 
-from twinmesh_client.client import GatewayClient, Refusal, RefusedBatch, Series
+from twinmesh_client.client import GatewayClient
 from twinmesh_client.errors import (
     Fenced,
     GatewayClosed,
@@ -24,6 +24,8 @@ from twinmesh_client.errors import (
     TokenFunctionInvalid,
     Unauthenticated,
 )
+from twinmesh_client.refusals import Refusal, RefusedBatch
+from twinmesh_client.series import Series
 from twinmesh_client.stats import Stats
 from twinmesh_client.values import Kind
 

@@ -11,30 +11,27 @@ event loop reads meanwhile are attributes that this thread replaces as a whole, 
 what they say: `Spool.backlog`, and the numbers that come from it, and `Spool.saved_through`.
 """
 
-import errno
 import fcntl
-import json
 import os
 import secrets
 import time
-from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh_client import disk
 from twinmesh_client.errors import SpoolDamaged, SpoolError, SpoolFull, SpoolInUse
-from twinmesh_client.records import HEADER_BYTES, Record, is_torn, pack, records, unpack
+from twinmesh_client.records import Record, pack
+from twinmesh_client.segment import Segment
 
 _FORMAT = 2
 _LARGEST_SEGMENT_BYTES = 8 * 1024 * 1024
 _SEGMENTS = 8  # The least number that a full spool consists of: it is freed by whole segments.
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,39 +54,6 @@ class Backlog:
     def batches(self) -> int:
         """Return how many."""
         return self.end - self.first
-
-
-@dataclass(slots=True)
-class _Segment:
-    """A file of batches and the index of it: per batch its end, samples and time.
-
-    Attributes:
-        definitions: of series, how many its batches rely on.
-    """
-
-    path: Path
-    first: int
-    ends: "array[int]" = field(default_factory=lambda: array("L"))
-    samples: "array[int]" = field(default_factory=lambda: array("L"))
-    times_us: "array[int]" = field(default_factory=lambda: array("q"))
-    definitions: int = 0
-
-    @property
-    def last(self) -> int:
-        return self.first + len(self.ends) - 1
-
-    @property
-    def size(self) -> int:
-        return self.start(len(self.ends))
-
-    def start(self, place: int) -> int:
-        return self.ends[place - 1] if place else 0
-
-    def index(self, end: int, record: Record) -> None:
-        self.ends.append(end)
-        self.samples.append(record.samples)
-        self.times_us.append(record.time_us)
-        self.definitions = max(self.definitions, record.definitions)
 
 
 class Spool:
@@ -144,14 +108,14 @@ class Spool:
             Record(definitions[0].alias, ingest_pb2.SeriesDefs(defs=definitions).SerializeToString())
         )
         is_new = not path.exists()
-        with _disk_errors():
-            descriptor = _open_to_append(path)
+        with disk.errors_told():
+            descriptor = disk.open_to_append(path)
             try:
-                _append(descriptor, packed)
+                disk.append(descriptor, packed)
             finally:
                 os.close(descriptor)
             if is_new:
-                _sync_folder(self._folder)
+                disk.sync_folder(self._folder)
         self.definitions.extend(definitions)
 
     def append(self, payload: bytes, *, samples: int, beyond_limit: bool = False) -> None:
@@ -171,10 +135,10 @@ class Spool:
         used = sum(segment.size for segment in self._segments)
         if used + len(packed) > self._max_bytes and not beyond_limit:
             raise SpoolFull(f"{self._folder} holds {used:,} bytes of at most {self._max_bytes:,}")
-        with _disk_errors():
+        with disk.errors_told():
             segment = self._open_segment(record.number)
             assert self._active is not None  # noqa: S101 - the segment was just opened
-            _append(self._active, packed)
+            disk.append(self._active, packed)
         segment.index(segment.size + len(packed), record)
         backlog = self.backlog
         self.backlog = Backlog(
@@ -200,14 +164,14 @@ class Spool:
         for segment in self._segments:
             if segment.last < sequence or not segment.ends:
                 continue
-            place = max(sequence - segment.first, 0)
+            place = segment.place(sequence)
             start, end = segment.start(place), segment.start(place)
             for later in segment.ends[place:]:
                 if size + later - start > max_bytes and (found or end > start):
                     break
                 end = later
             size += end - start
-            found += self._read_part(segment, start, end)
+            found += segment.read(start, end)
             if end < segment.size:
                 break
         return found
@@ -227,15 +191,15 @@ class Spool:
         """
         samples = 0
         for segment in self._segments:
-            first = max(self.durable_through + 1 - segment.first, 0)
-            samples += sum(segment.samples[first : max(durable_through + 1 - segment.first, 0)])
+            first, end = segment.place(self.durable_through + 1), segment.place(durable_through + 1)
+            samples += sum(segment.samples[first:end])
         self.durable_through = max(self.durable_through, durable_through)
         over = [segment for segment in self._segments[:-1] if segment.last <= self.durable_through]
         if over or self.durable_through - self.saved_through > unsaved:
             # On a full disk it is saved the next time.
             with suppress(SpoolFull):
                 self.save()
-        with _disk_errors():
+        with disk.errors_told():
             for segment in over:
                 segment.path.unlink()
         del self._segments[: len(over)]
@@ -253,16 +217,16 @@ class Spool:
         """
         if not self.backlog.batches:
             return 0
-        with _disk_errors():
+        with disk.errors_told():
             if len(self._segments) == 1:
                 # The next batch's number must survive: it is in the name of the new file.
                 self._begin_segment(self.next_sequence)
             segment = self._segments[0]
             segment.path.unlink()
-            _sync_folder(self._folder)
+            disk.sync_folder(self._folder)
         del self._segments[0]
         self.backlog = self._count_backlog()
-        return sum(segment.samples[max(self.durable_through + 1 - segment.first, 0) :])
+        return sum(segment.samples[segment.place(self.durable_through + 1) :])
 
     def save(self) -> None:
         """Write down what is durable, so that the next start does not send it again.
@@ -271,8 +235,8 @@ class Spool:
             SpoolFull: the disk is full; what was written before still stands.
             SpoolError: the disk failed.
         """
-        with _disk_errors():
-            _write_file(self._folder / "durable.json", {"durable_through": self.durable_through})
+        with disk.errors_told():
+            disk.write_file(self._folder / "durable.json", {"durable_through": self.durable_through})
         self.saved_through = self.durable_through
 
     def close(self) -> None:
@@ -306,13 +270,13 @@ class Spool:
 
     def _writer_id(self, name: str) -> str:
         path = self._folder / "writer.json"
-        stored = _read_file(path)
+        stored = disk.read_file(path)
         if stored is None:
             if any(self._folder.glob("batches-*.log")):
                 raise SpoolDamaged(path, 0, "the file is missing, and batches are there")
             stored = {"format": _FORMAT, "writer_id": f"{name}:{secrets.token_hex(8)}"}
-            with _disk_errors():
-                _write_file(path, stored)
+            with disk.errors_told():
+                disk.write_file(path, stored)
         writer_id = stored.get("writer_id")
         if stored.get("format") != _FORMAT or not isinstance(writer_id, str):
             raise SpoolDamaged(path, 0, f"not a spool of format {_FORMAT}")
@@ -323,7 +287,7 @@ class Spool:
 
     def _read_durable(self) -> int:
         path = self._folder / "durable.json"
-        stored = _read_file(path)
+        stored = disk.read_file(path)
         through = 0 if stored is None else stored.get("durable_through")
         if not isinstance(through, int) or through < 0:
             raise SpoolDamaged(path, 0, "durable_through is no sequence")
@@ -333,7 +297,7 @@ class Spool:
         path = self._folder / "series.log"
         definitions: list[ingest_pb2.SeriesDef] = []
         end = 0
-        for after, record in _records_of(path, is_last=True) if path.exists() else ():
+        for after, record in disk.records_of(path, is_last=True) if path.exists() else ():
             try:
                 definitions += ingest_pb2.SeriesDefs.FromString(record.payload).defs
             except DecodeError as error:
@@ -350,16 +314,16 @@ class Spool:
                 path, end, f"{len(definitions)} definitions of series, and batches rely on {needed}"
             )
         if path.exists():
-            _cut_off(path, end)
+            disk.cut_off(path, end)
         return definitions
 
-    def _read_segments(self) -> list[_Segment]:
+    def _read_segments(self) -> list[Segment]:
         paths = sorted(self._folder.glob("batches-*.log"))
         try:
-            found = [_Segment(path, int(path.stem.partition("-")[2])) for path in paths]
+            found = [Segment(path, int(path.stem.partition("-")[2])) for path in paths]
         except ValueError as error:
             raise SpoolError(f"{self._folder}: not all files batches-*.log are segments") from error
-        segments: list[_Segment] = []
+        segments: list[Segment] = []
         for segment, later in zip_longest(found, found[1:]):
             if later is not None and later.first <= self.durable_through + 1:
                 segment.path.unlink()  # Trimmed when the process ended.
@@ -370,18 +334,11 @@ class Spool:
                     segments[-1].size,
                     f"batch {segments[-1].last + 1} is missing, and batch {segment.first} is there",
                 )
-            for end, record in _records_of(segment.path, is_last=later is None):
-                if record.number != segment.last + 1:
-                    raise SpoolDamaged(
-                        segment.path, segment.size, f"batch {record.number} instead of {segment.last + 1}"
-                    )
-                segment.index(end, record)
-            if later is None:
-                _cut_off(segment.path, segment.size)
+            segment.load(is_last=later is None)
             segments.append(segment)
         return segments
 
-    def _open_segment(self, sequence: int) -> _Segment:
+    def _open_segment(self, sequence: int) -> Segment:
         """Return the segment that is written to; the next one when it is large enough."""
         last = self._segments[-1] if self._segments else None
         # A last segment that ends before the durable sequence lost its end to the disk: numbers go on
@@ -389,35 +346,18 @@ class Spool:
         if last is None or last.size >= self._segment_bytes or last.last + 1 != sequence:
             return self._begin_segment(sequence)
         if self._active is None:
-            self._active = _open_to_append(last.path)
+            self._active = disk.open_to_append(last.path)
         return last
 
-    def _begin_segment(self, sequence: int) -> _Segment:
-        segment = _Segment(self._folder / f"batches-{sequence:020}.log", sequence)
-        descriptor = _open_to_append(segment.path)
+    def _begin_segment(self, sequence: int) -> Segment:
+        segment = Segment(self._folder / f"batches-{sequence:020}.log", sequence)
+        descriptor = disk.open_to_append(segment.path)
         if self._active is not None:
             os.close(self._active)
         self._active = descriptor
-        _sync_folder(self._folder)
+        disk.sync_folder(self._folder)
         self._segments.append(segment)
         return segment
-
-    def _read_part(self, segment: _Segment, start: int, end: int) -> list[Record]:
-        with _disk_errors():
-            descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                data = os.pread(descriptor, end - start, start)
-            finally:
-                os.close(descriptor)
-        found = []
-        offset = 0
-        while offset < end - start:
-            record = unpack(data, offset)
-            if record is None:
-                raise SpoolDamaged(segment.path, start + offset, "not the batch that was written there")
-            found.append(record)
-            offset += HEADER_BYTES + len(record.payload)
-        return found
 
     def _count_backlog(self) -> Backlog:
         last = self._segments[-1].last if self._segments else 0
@@ -426,94 +366,9 @@ class Spool:
         size = 0
         oldest_us = None
         for segment in self._segments:
-            place = max(self.durable_through + 1 - segment.first, 0)
+            place = segment.place(self.durable_through + 1)
             if place >= len(segment.ends):
                 continue
             size += segment.size - segment.start(place)
             oldest_us = segment.times_us[place] if oldest_us is None else oldest_us
         return Backlog(first, end, size, oldest_us)
-
-
-def _records_of(path: Path, *, is_last: bool) -> Iterator[tuple[int, Record]]:
-    """Yield a file's records with their ends, but for what was being written at a crash."""
-    with _disk_errors():
-        data = path.read_bytes()
-    end = 0
-    for end, record in records(data):
-        yield end, record
-    if end < len(data) and not (is_last and is_torn(data, end)):
-        raise SpoolDamaged(path, end, "not a whole record, and others follow")
-
-
-def _cut_off(path: Path, end: int) -> None:
-    """Shorten a file to its whole records."""
-    if path.stat().st_size == end:
-        return
-    with _disk_errors():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.ftruncate(descriptor, end)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _open_to_append(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-
-
-def _append(descriptor: int, data: bytes) -> None:
-    """Write and fsync; when that fails, the file is as it was."""
-    before = os.fstat(descriptor).st_size
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, before)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_file(path: Path, content: dict[str, Any]) -> None:
-    """Replace a small file: afterwards it is the new one or the old one, never a part."""
-    fresh = path.with_suffix(".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, json.dumps(content).encode() + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    fresh.replace(path)
-    _sync_folder(path.parent)
-
-
-def _read_file(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise SpoolDamaged(path, 0, "not JSON") from error
-    if not isinstance(content, dict):
-        raise SpoolDamaged(path, 0, "not a JSON object")
-    return content
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Tell a full disk, which may have room later, from one that failed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise SpoolFull(f"the spool's disk is full: {error}") from error
-        raise SpoolError(f"the spool's disk failed: {error}; nothing that was spooled is given up") from error
