@@ -6,61 +6,47 @@ tell whenever the transport takes something. Between them stands the flow of bat
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 import structlog
-from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, Span
 
-from ingest_svc import conversion
+from ingest_svc.batch_path import BatchPath, BatchWriter
 from ingest_svc.budget import Budgets
-from ingest_svc.columns import MAX_REFUSALS, SentColumns
-from ingest_svc.flow import MAX_INFLIGHT_BATCHES, MAX_INFLIGHT_BYTES, BatchFlow, Refusal, Taken, is_transient
-from ingest_svc.intake import Intake, Origin
+from ingest_svc.definitions import Definitions
+from ingest_svc.flow import BatchFlow
+from ingest_svc.intake import Intake
 from ingest_svc.open_streams import LAST_ACKS_US, OpenStreams, notice_us
-from ingest_svc.outcome import Outcome, RefusedContent
-from ingest_svc.series_table import MAX_SERIES, SeriesDefinition, SeriesTable
+from ingest_svc.responses import Acks, to_go_away, to_opened, to_throttle
 from meshkit import policy
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import (
     DeadlineExceeded,
     DomainError,
     InvalidArgument,
-    ResourceExhausted,
     Unauthenticated,
     dependency_unavailable,
     invalid_field,
     not_built_yet,
 )
 from meshkit.identity import Principal
-from meshkit.telemetry import remote_span, tracer
-from telemetry_store.cursors import OUTCOMES_KEPT, fenced
-from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult, WriterIdentity
+from telemetry_store.cursors import fenced
+from telemetry_store.requests import OpenedCursor
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
-MAX_BATCH_BYTES = 2 * 1024 * 1024
-_MAX_ACK_BYTES = 768 * 1024  # With one batch's refusals beyond it an Ack stays below 1 MiB.
 _OPEN_WITHIN_US = 10 * MICROS_PER_SECOND
-_DEFINED_AT_ONCE = 1_000
-_DEFINITIONS_RETRY_S = 5.0
 _PERMISSION = "telemetry:write"
 
 
-class Writer(Protocol):
-    """Where batches become durable."""
+class Writer(BatchWriter, Protocol):
+    """Where batches become durable, once their writer was opened."""
 
     async def open_writer(
         self, *, tenant: str, principal: str, writer_id: str, session_id: str, resume: bool
     ) -> OpenedCursor:
         """Raise a writer's epoch and return its place, or raise why not."""
-        ...
-
-    def submit(self, request: WriteRequest) -> asyncio.Future[WriteResult]:
-        """Let a batch in, or raise why not; return its outcome to come."""
         ...
 
 
@@ -90,11 +76,13 @@ class TelemetryStream:
     """
 
     __slots__ = (
+        "_acks",
         "_budgets",
         "_clock",
         "_closing",
         "_credentials",
         "_cut_off",
+        "_definitions",
         "_drain_by_us",
         "_ends_us",
         "_failure",
@@ -105,15 +93,11 @@ class TelemetryStream:
         "_news",
         "_opened",
         "_over",
+        "_path",
         "_principal",
         "_reader",
-        "_samples",
-        "_series",
         "_step_us",
         "_streams",
-        "_tells_accepted",
-        "_told_accepted",
-        "_told_batches",
         "_writer",
         "_writer_id",
         "due_us",
@@ -141,18 +125,16 @@ class TelemetryStream:
         self._news = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._cut_off: Callable[[DomainError], object] | None = None
-        self._series = SeriesTable()
+        self._definitions = Definitions(budget=budgets.definitions)
         self._flow: BatchFlow | None = None
+        self._path: BatchPath | None = None
+        self._acks = Acks()
         self._writer_id = ""
-        self._tells_accepted = False
         # What is to be told next.
         self._opened: ingest_pb2.Opened | None = None
         self._go_away: ingest_pb2.GoAway | None = None
         self._failure: Exception | None = None
         # How far it has come.
-        self._told_accepted = 0
-        self._told_batches = 0
-        self._samples = 0
         self._closing = False
         self._over = False
         self._drain_by_us: int | None = None
@@ -209,15 +191,15 @@ class TelemetryStream:
         self._reader = None
         if self._flow is not None:
             self._flow.close()
-        self._budgets.definitions.give_back(self._series.places)
+        self._definitions.close()
         self._streams.remove(self, (self._principal.tenant, self._writer_id) if self.epoch else None)
         _log.info(
             "stream ended",
             why=self._told_why(),
             writer_id=self._writer_id,
             epoch=self.epoch,
-            batches=self._told_batches,
-            samples=self._samples,
+            batches=self._acks.batches,
+            samples=self._acks.samples,
         )
 
     def act(self, now_us: int) -> None:
@@ -259,8 +241,7 @@ class TelemetryStream:
             self._fail(dependency_unavailable("ingest_svc"))
         elif not self._over and (self._drain_by_us is None or drain_by_us < self._drain_by_us):
             self._drain_by_us = drain_by_us
-            self._go_away = ingest_pb2.GoAway()
-            self._go_away.drain_by.FromMicroseconds(drain_by_us)
+            self._go_away = to_go_away(drain_by_us)
             self._schedule(drain_by_us)
             self._news.set()
 
@@ -278,6 +259,11 @@ class TelemetryStream:
         if self._flow is not None:
             self._flow.abandon()
         self._schedule(self._clock.now_us() + LAST_ACKS_US)
+        self._news.set()
+
+    def _answered(self, failure: Exception | None) -> None:
+        if failure is not None:
+            self._fail(failure)
         self._news.set()
 
     def _busy(self) -> bool:
@@ -306,31 +292,16 @@ class TelemetryStream:
         if self._opened is not None:
             opened, self._opened = self._opened, None
             return ingest_pb2.StreamTelemetryResponse(opened=opened)
-        if flow.acknowledgeable or (self._tells_accepted and flow.accepted_through > self._told_accepted):
-            return ingest_pb2.StreamTelemetryResponse(ack=self._ack(flow))
+        ack = self._acks.next(flow)
+        if ack is not None:
+            return ingest_pb2.StreamTelemetryResponse(ack=ack)
         if flow.refusal is not None:
             refusal, flow.refusal = flow.refusal, None
-            return ingest_pb2.StreamTelemetryResponse(throttle=_throttle(refusal))
+            return ingest_pb2.StreamTelemetryResponse(throttle=to_throttle(refusal))
         if self._go_away is not None:
             go_away, self._go_away = self._go_away, None
             return ingest_pb2.StreamTelemetryResponse(go_away=go_away)
         return None
-
-    def _ack(self, flow: BatchFlow) -> ingest_pb2.Ack:
-        results: list[ingest_pb2.BatchResult] = []
-        for taken in flow.acknowledge(_MAX_ACK_BYTES):
-            assert isinstance(taken.answer, bytes)  # noqa: S101 - as acknowledge says
-            result = ingest_pb2.BatchResult.FromString(taken.answer)
-            self._told_batches += 1
-            self._samples += result.stored_samples
-            if result.reason or result.refused_samples:
-                result.sequence = taken.sequence
-                del result.refusals[MAX_REFUSALS:]  # The unary door records more of them.
-                results.append(result)
-        self._told_accepted = flow.accepted_through
-        return ingest_pb2.Ack(
-            accepted_through=flow.accepted_through, durable_through=flow.durable_through, results=results
-        )
 
     # What the client sends.
 
@@ -347,12 +318,12 @@ class TelemetryStream:
 
     async def _take(self, request: ingest_pb2.StreamTelemetryRequest) -> None:
         kind = request.WhichOneof("message")
-        flow = self._flow
+        path = self._path
         if self._closing:
             return
         if kind == "open":
             await self._take_open(request.open)
-        elif flow is None:
+        elif path is None:
             raise InvalidArgument(
                 "the first message of a stream is Open",
                 reason=ErrorReason.ERROR_REASON_STREAM_NOT_OPENED,
@@ -360,9 +331,10 @@ class TelemetryStream:
         elif kind == "close":
             self._closing = True
         elif kind == "batch":
-            await self._take_batch(flow, request.batch)
+            await path.take(request.batch, self._principal, answered=self._answered)
+            self._news.set()
         elif kind == "series_defs":
-            await self._take_definitions(request.series_defs)
+            await self._definitions.take(request.series_defs)
         elif kind == "reauthenticate":
             await self._reauthenticate(request.reauthenticate.token)
         else:
@@ -377,7 +349,7 @@ class TelemetryStream:
         if message.ack_level == ingest_pb2.ACK_LEVEL_APPLIED:
             raise not_built_yet(f"ack_level {ingest_pb2.AckLevel.Name(message.ack_level)}")
         self._writer_id = message.writer_id
-        self._tells_accepted = message.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED
+        self._acks.tells_accepted = message.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED
         self._schedule(self._ends_us - notice_us(self._lifetime_us))
         tenant = self._principal.tenant
         cursor = await self._writer.open_writer(
@@ -389,40 +361,18 @@ class TelemetryStream:
         )
         self.epoch = cursor.epoch
         self._flow = BatchFlow(last_committed=cursor.last_sequence, budget=self._budgets.inflight_bytes)
-        self._opened = ingest_pb2.Opened(
+        self._path = BatchPath(
+            flow=self._flow,
+            series=self._definitions.table,
+            intake=self._intake,
+            writer=self._writer,
+            clock=self._clock,
+            writer_id=message.writer_id,
             epoch=cursor.epoch,
-            last_committed_sequence=cursor.last_sequence,
-            max_batch_bytes=MAX_BATCH_BYTES,
-            max_inflight_batches=MAX_INFLIGHT_BATCHES,
-            max_inflight_bytes=MAX_INFLIGHT_BYTES,
-            outcomes_kept=OUTCOMES_KEPT,
-            max_series=MAX_SERIES,
         )
-        self._opened.max_stream_lifetime.FromMicroseconds(self._lifetime_us)
-        self._opened.server_time.FromMicroseconds(self._clock.now_us())
+        self._opened = to_opened(cursor, lifetime_us=self._lifetime_us, now_us=self._clock.now_us())
         self._streams.opened(self, (tenant, message.writer_id))
         self._news.set()
-
-    async def _take_definitions(self, message: ingest_pb2.SeriesDefs) -> None:
-        for start in range(0, len(message.defs), _DEFINED_AT_ONCE):
-            self._define(conversion.to_definitions(message.defs[start : start + _DEFINED_AT_ONCE]))
-            await asyncio.sleep(0)  # The other streams have their turn.
-
-    def _define(self, definitions: Sequence[tuple[int, SeriesDefinition]]) -> None:
-        budget = self._budgets.definitions
-        if not budget.take(self._series.places_with(definitions) - self._series.places):
-            raise ResourceExhausted(
-                f"the streams of this process define {budget.used} series, of {budget.limit} at most; "
-                "open the stream again later, or at another process",
-                reason=ErrorReason.ERROR_REASON_INGEST_BUSY,
-                metadata={
-                    "limit_name": "definitions",
-                    "limit": str(budget.limit),
-                    "used": str(budget.used),
-                },
-                retry_after_s=_DEFINITIONS_RETRY_S,
-            )
-        self._series.define(definitions)
 
     async def _reauthenticate(self, credential: str) -> None:
         principal = await self._credentials.verify(credential)
@@ -435,99 +385,11 @@ class TelemetryStream:
         self._principal = principal
         self._schedule(self._step_us)
 
-    async def _take_batch(self, flow: BatchFlow, batch: ingest_pb2.Batch) -> None:
-        size = batch.ByteSize()
-        if size > MAX_BATCH_BYTES:
-            raise InvalidArgument(
-                f"batch {batch.sequence} has {size} bytes, of {MAX_BATCH_BYTES} at most; split it",
-                reason=ErrorReason.ERROR_REASON_BATCH_TOO_LARGE,
-                metadata={"limit": str(MAX_BATCH_BYTES), "size": str(size)},
-            )
-        taken = flow.take(batch.sequence, size)
-        if taken is not None:
-            await self._submit(flow, taken, batch)
-        self._news.set()
-
-    async def _submit(self, flow: BatchFlow, taken: Taken, batch: ingest_pb2.Batch) -> None:
-        taken.span = _span(batch)
-        try:
-            request = await self._to_request(batch, taken)
-            if taken.dropped:  # Meanwhile one before it has to come again, and so has this one.
-                return
-            written = self._writer.submit(request)
-        except DomainError as error:
-            if not is_transient(error):
-                raise
-            flow.throw_back(taken, error)
-        else:
-            flow.accept(taken, written)
-            written.add_done_callback(partial(self._written, flow, taken))
-
-    async def _to_request(self, batch: ingest_pb2.Batch, taken: Taken) -> WriteRequest:
-        received_us = self._clock.now_us()
-        origin = Origin(
-            self._principal,
-            WriterIdentity(self._writer_id, batch.sequence, self.epoch),
-            taken.span.get_span_context() if taken.span is not None else None,
-        )
-        all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
-        content = conversion.to_content(batch)
-        if isinstance(content, RefusedContent):
-            return self._intake.refuse(origin, content)
-        if isinstance(content, SentColumns):
-            return await self._intake.take_columns(
-                origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us
-            )
-        return await self._intake.take_readings(
-            origin, content, all_or_nothing=all_or_nothing, received_us=received_us
-        )
-
-    def _written(self, flow: BatchFlow, taken: Taken, written: asyncio.Future[WriteResult]) -> None:
-        if written.cancelled():
-            return
-        error = written.exception()
-        if error is None:
-            flow.answer(taken, written.result().outcome)
-        elif isinstance(error, DomainError) and error.reason == ErrorReason.ERROR_REASON_OUTCOME_EXPIRED:
-            expired = Outcome(reason=error.reason, message=error.message)
-            flow.answer(taken, conversion.to_result(expired, taken.sequence).SerializeToString())
-        elif isinstance(error, Exception):
-            flow.answer(taken, error)
-        if flow.failure is not None:
-            self._fail(flow.failure)
-        self._news.set()
-
 
 def _unread() -> DomainError:
     return DeadlineExceeded(
         "the client did not read what it was told; open a new stream, and read all the time",
         reason=ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
-    )
-
-
-def _throttle(refusal: Refusal) -> ingest_pb2.Throttle:
-    error = refusal.error
-    throttle = ingest_pb2.Throttle(
-        limit_name=error.metadata.get("limit_name", ""),
-        limit=int(error.metadata.get("limit", 0)),
-        used=int(error.metadata.get("used", 0)),
-        first_refused_sequence=refusal.first_refused,
-        reason=error.reason,
-        message=error.message,
-    )
-    throttle.retry_after.FromMilliseconds(int((error.retry_after_s or 0) * 1000))
-    return throttle
-
-
-def _span(batch: ingest_pb2.Batch) -> Span | None:
-    """Begin the span of a batch whose sender records its trace."""
-    sent_in = remote_span(batch.traceparent)
-    if sent_in is None or not (sent_in.is_valid and sent_in.trace_flags.sampled):
-        return None
-    return tracer.start_span(
-        "ingest.batch",
-        context=trace.set_span_in_context(NonRecordingSpan(sent_in)),
-        attributes={"twinmesh.sequence": batch.sequence},
     )
 
 

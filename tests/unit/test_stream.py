@@ -349,7 +349,7 @@ async def test_a_recorded_batch_is_a_span_from_its_arrival_to_its_ack(
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr("ingest_svc.stream.tracer", provider.get_tracer("test"))
+    monkeypatch.setattr("ingest_svc.batch_path.tracer", provider.get_tracer("test"))
     async with opened() as site:
         site.send(batch=ingest_pb2.Batch(sequence=1, traceparent=traceparent))
         await site.has_taken(1)

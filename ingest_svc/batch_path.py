@@ -1,0 +1,156 @@
+"""A batch's path on a stream: from message to flow, to a request, to the writer, and its outcome back.
+
+Batch ──▶ BatchFlow.take ──▶ Intake ──▶ Writer.submit ──▶ BatchFlow.answer
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, Span
+
+from ingest_svc import conversion
+from ingest_svc.columns import SentColumns
+from ingest_svc.flow import BatchFlow, Taken, is_transient
+from ingest_svc.intake import Intake, Origin
+from ingest_svc.outcome import Outcome, RefusedContent
+from ingest_svc.series_table import SeriesTable
+from meshkit.clock import Clock
+from meshkit.errors import DomainError, InvalidArgument
+from meshkit.identity import Principal
+from meshkit.telemetry import remote_span, tracer
+from telemetry_store.requests import WriteRequest, WriteResult, WriterIdentity
+from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+MAX_BATCH_BYTES = 2 * 1024 * 1024
+# Told that an outcome has come, and why the stream must end; None as long as it need not.
+Answered = Callable[[Exception | None], object]
+
+
+class BatchWriter(Protocol):
+    """Where batches become durable."""
+
+    def submit(self, request: WriteRequest) -> asyncio.Future[WriteResult]:
+        """Let a batch in, or raise why not; return its outcome to come."""
+        ...
+
+
+class BatchPath:
+    """The path of one stream's batches.
+
+    Args:
+        flow: decides which are taken, and is told what became of them.
+        series: what their aliases stand for.
+        intake: makes of them what the writer takes.
+        writer: commits them.
+        clock: tells when they were received.
+        writer_id: whose they are.
+        epoch: of the Open that they came behind.
+    """
+
+    __slots__ = ("_clock", "_epoch", "_flow", "_intake", "_series", "_writer", "_writer_id")
+
+    def __init__(
+        self,
+        *,
+        flow: BatchFlow,
+        series: SeriesTable,
+        intake: Intake,
+        writer: BatchWriter,
+        clock: Clock,
+        writer_id: str,
+        epoch: int,
+    ) -> None:
+        self._flow = flow
+        self._series = series
+        self._intake = intake
+        self._writer = writer
+        self._clock = clock
+        self._writer_id = writer_id
+        self._epoch = epoch
+
+    async def take(self, batch: ingest_pb2.Batch, principal: Principal, *, answered: Answered) -> None:
+        """Bring a batch to the writer, unless the client has to send it again.
+
+        Args:
+            batch: the next message; one call at a time.
+            principal: who sends it.
+            answered: called when its outcome has come.
+
+        Raises:
+            DomainError: the stream has to end, as the contract says.
+        """
+        size = batch.ByteSize()
+        if size > MAX_BATCH_BYTES:
+            raise InvalidArgument(
+                f"batch {batch.sequence} has {size} bytes, of {MAX_BATCH_BYTES} at most; split it",
+                reason=ErrorReason.ERROR_REASON_BATCH_TOO_LARGE,
+                metadata={"limit": str(MAX_BATCH_BYTES), "size": str(size)},
+            )
+        taken = self._flow.take(batch.sequence, size)
+        if taken is not None:
+            await self._submit(taken, batch, principal, answered)
+
+    async def _submit(
+        self, taken: Taken, batch: ingest_pb2.Batch, principal: Principal, answered: Answered
+    ) -> None:
+        taken.span = _span(batch)
+        try:
+            request = await self._to_request(batch, taken, principal)
+            if taken.dropped:  # Meanwhile one before it has to come again, and so has this one.
+                return
+            written = self._writer.submit(request)
+        except DomainError as error:
+            if not is_transient(error):
+                raise
+            self._flow.throw_back(taken, error)
+        else:
+            self._flow.accept(taken, written)
+            written.add_done_callback(partial(self._written, taken, answered))
+
+    async def _to_request(self, batch: ingest_pb2.Batch, taken: Taken, principal: Principal) -> WriteRequest:
+        received_us = self._clock.now_us()
+        origin = Origin(
+            principal,
+            WriterIdentity(self._writer_id, batch.sequence, self._epoch),
+            taken.span.get_span_context() if taken.span is not None else None,
+        )
+        all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
+        content = conversion.to_content(batch)
+        if isinstance(content, RefusedContent):
+            return self._intake.refuse(origin, content)
+        if isinstance(content, SentColumns):
+            return await self._intake.take_columns(
+                origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us
+            )
+        return await self._intake.take_readings(
+            origin, content, all_or_nothing=all_or_nothing, received_us=received_us
+        )
+
+    def _written(self, taken: Taken, answered: Answered, written: asyncio.Future[WriteResult]) -> None:
+        if written.cancelled():
+            return
+        error = written.exception()
+        if error is None:
+            self._flow.answer(taken, written.result().outcome)
+        elif isinstance(error, DomainError) and error.reason == ErrorReason.ERROR_REASON_OUTCOME_EXPIRED:
+            expired = Outcome(reason=error.reason, message=error.message)
+            self._flow.answer(taken, conversion.to_result(expired, taken.sequence).SerializeToString())
+        elif isinstance(error, Exception):
+            self._flow.answer(taken, error)
+        answered(self._flow.failure)
+
+
+def _span(batch: ingest_pb2.Batch) -> Span | None:
+    """Begin the span of a batch whose sender records its trace."""
+    sent_in = remote_span(batch.traceparent)
+    if sent_in is None or not (sent_in.is_valid and sent_in.trace_flags.sampled):
+        return None
+    return tracer.start_span(
+        "ingest.batch",
+        context=trace.set_span_in_context(NonRecordingSpan(sent_in)),
+        attributes={"twinmesh.sequence": batch.sequence},
+    )
