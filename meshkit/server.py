@@ -29,7 +29,7 @@ _OPTIONS = [
     ("grpc.max_send_message_length", 64 * 1024 * 1024),
     ("grpc.max_metadata_size", 32 * 1024),
     # Else gRPC widens the window of a stream with the measured bandwidth, and holds megabytes of each
-    # stream that nobody reads: a flood of 3 GiB while PostgreSQL stood still cost a process 870 MiB.
+    # stream that nobody reads: a flood of 3 GiB while PostgreSQL stood still cost a process 830 MiB.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
