@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+from ingest_svc.announcer import Announcer
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
@@ -49,7 +50,8 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             on_reconnect=profiles.distrust,
         ) as nats_client,
         SeriesCatalog(pool=pool) as catalog,
-        TelemetryWriter(pool=pool) as writer,
+        Announcer(bus=nats_client) as announcer,
+        TelemetryWriter(pool=pool, on_committed=announcer.announce) as writer,
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)

@@ -1,15 +1,16 @@
 """One caller's batch on its way to the database, and many of them prepared as one."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from telemetry_store.announcement import TenantSamples
 from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
 from telemetry_store.copy import CopyPayload, encode
 from telemetry_store.cursors import CursorKey, Recorded
-from telemetry_store.merge import merge
+from telemetry_store.merge import Runs, latest, merge
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
 
@@ -74,6 +75,7 @@ class Prepared:
         rows: how many.
         samples: how many are stored.
         days: UTC days they touch, as days since 1970-01-01, ascending.
+        latest: the latest sample of each of their series, by tenant and kind.
     """
 
     batches: tuple[Batch, ...]
@@ -81,6 +83,7 @@ class Prepared:
     rows: int
     samples: int
     days: tuple[int, ...]
+    latest: tuple[TenantSamples, ...]
 
 
 def prepare(batches: Sequence[Batch]) -> Prepared:
@@ -104,4 +107,17 @@ def prepare(batches: Sequence[Batch]) -> Prepared:
         rows=sum(len(runs.starts) for runs, _ in merged),
         samples=sum(len(runs.times) for runs, _ in merged),
         days=tuple(sorted(days)),
+        latest=tuple(latest for runs, tenants in merged for latest in _latest(runs, tenants)),
     )
+
+
+def _latest(runs: Runs, tenants: Sequence[str]) -> Iterator[TenantSamples]:
+    """Yield the latest samples of runs by tenant; parts say whose they are, a series is of one tenant."""
+    samples, origins = latest(runs)
+    names, of_parts = np.unique(np.array(tenants, dtype=np.object_), return_inverse=True)
+    if len(names) == 1:
+        yield names[0], samples
+        return
+    of_samples = of_parts[origins]
+    for number, tenant in enumerate(names.tolist()):
+        yield tenant, samples.where(of_samples == number)

@@ -22,7 +22,7 @@ class Kind(IntEnum):
     POINT = 5
 
 
-_VALUE_TYPES: dict[Kind, np.dtype[Any]] = {
+VALUE_TYPES: dict[Kind, np.dtype[Any]] = {
     Kind.DOUBLE: np.dtype(np.float64),
     Kind.INT: np.dtype(np.int64),
     Kind.BOOL: np.dtype(np.bool_),
@@ -57,7 +57,7 @@ class KindColumns:
         shape = (samples, POINT_WIDTH) if self.kind is Kind.POINT else (samples,)
         if self.series.dtype != np.int32 or self.times.dtype != np.int64:
             raise ValueError(f"series and times are {self.series.dtype} and {self.times.dtype}")
-        if self.values.dtype != _VALUE_TYPES[self.kind]:
+        if self.values.dtype != VALUE_TYPES[self.kind]:
             raise ValueError(f"values of kind {self.kind.name} are {self.values.dtype}")
         if self.series.shape != (samples,) or self.times.ndim != 1 or self.values.shape != shape:
             raise ValueError(
@@ -68,3 +68,7 @@ class KindColumns:
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.times)
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "KindColumns":
+        """Return those samples that are chosen, bool[n]."""
+        return KindColumns(self.kind, self.series[chosen], self.times[chosen], self.values[chosen])

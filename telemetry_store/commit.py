@@ -15,6 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from meshkit.db import Connection
 from meshkit.errors import DomainError
 from telemetry_store import cursors, request_ids
+from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, Prepared
 from telemetry_store.copy import COLUMNS
 from telemetry_store.cursors import Cursor, CursorKey, Recorded
@@ -47,12 +48,28 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Commit:
+    """What a commit holds.
+
+    Attributes:
+        numbers: its place in the feed and in the order of all commits.
+        samples: how many it stores.
+        latest: the latest sample of each series in it, by tenant and kind.
+        traceparent: W3C trace context of its span, "" when it is not recorded.
+    """
+
+    numbers: CommitNumbers
+    samples: int
+    latest: Sequence[TenantSamples]
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
-    """A group that is stored, not yet committed; without numbers nothing was new."""
+    """A group that is stored, not yet committed; without a commit nothing was new."""
 
     answers: dict[Batch, Answer]
-    numbers: CommitNumbers | None
-    samples: int
+    commit: Commit | None
 
 
 async def store_group(
@@ -77,7 +94,7 @@ async def store_group(
     """
     decision = await _decide(connection, batches)
     if not decision.taken:
-        return Stored(decision.answers, None, 0)
+        return Stored(decision.answers, None)
     if prepared is None or prepared.batches != tuple(decision.taken):
         prepared = await prepare(decision.taken)
     numbers = await take_numbers(connection, instance)
@@ -87,6 +104,7 @@ async def store_group(
         await _copy(connection, prepared, numbers)
     if decision.advanced:
         await cursors.advance(connection, decision.advanced)
+    traceparent = _traceparent()
     await connection.execute(
         """
         INSERT INTO telemetry.ingest_commit (instance, commit_no, order_no, days, traceparent)
@@ -96,17 +114,18 @@ async def store_group(
         numbers.commit_no,
         numbers.order_no,
         prepared.days,
-        _traceparent(),
+        traceparent or None,
     )
-    return Stored(decision.answers, numbers, prepared.samples)
+    commit = Commit(numbers, prepared.samples, prepared.latest, traceparent)
+    return Stored(decision.answers, commit)
 
 
-def _traceparent() -> str | None:
-    """Return the context of the commit's span for those who read it on, None when it is not recorded."""
+def _traceparent() -> str:
+    """Return the context of the commit's span for those who read it on, "" when it is not recorded."""
     carrier: dict[str, str] = {}
     if trace.get_current_span().get_span_context().trace_flags.sampled:
         _propagator.inject(carrier)
-    return carrier.get("traceparent")
+    return carrier.get("traceparent", "")
 
 
 async def _decide(connection: Connection, batches: Sequence[Batch]) -> Decision:

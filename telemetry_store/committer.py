@@ -120,7 +120,7 @@ class Committer:
         except DATABASE_ERRORS as error:
             _log.warning("the outcome of a commit is unknown", error=repr(error))
             await self._held.cut_off()
-            if stored.numbers is None or not await self._took_place(stored.numbers):
+            if stored.commit is None or not await self._took_place(stored.commit.numbers):
                 raise
         return stored
 

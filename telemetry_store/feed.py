@@ -46,6 +46,20 @@ ORDER BY c.order_no
 LIMIT $3
 """
 
+# Of before every instance that may commit still, or whose registration may not be seen yet.
+_SETTLED = """
+SELECT coalesce(max(instance), 0)
+FROM telemetry.ingest_instance
+WHERE instance < coalesce(
+    (
+        SELECT min(instance)
+        FROM telemetry.ingest_instance
+        WHERE closed_at IS NULL OR closed_at > now() - interval '1 minute'
+    ),
+    2147483647
+)
+"""
+
 _CONSUMER = "SELECT frontier FROM telemetry.feed_consumer WHERE name = $1"
 
 
@@ -132,6 +146,16 @@ async def read_commits(
     if not commits:
         raise FeedExpiredError(f"instance {lagging[0]['instance']}: its commits are gone")
     return CommitRead(commits, after, behind=len(commits) == limit)
+
+
+async def read_settled(connection: Connection) -> int:
+    """Return the instance up to which none will commit any more, 0 when there is none.
+
+    Args:
+        connection: in a snapshot.
+    """
+    settled: int = await connection.fetchval(_SETTLED)
+    return settled
 
 
 def day_ranges(commits: Sequence[Commit]) -> list[tuple[tuple[int, int], list[int]]]:

@@ -5,13 +5,14 @@ both are written in one transaction, so whoever starts reads them in one snapsho
 goes on with the commits that follow.
 """
 
-import math
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 import asyncpg
+import numpy as np
 
 from meshkit.db import Connection
-from telemetry_store.columns import Kind
+from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
 from telemetry_store.feed import (
     COMMITS_PER_READ,
     Commit,
@@ -22,7 +23,8 @@ from telemetry_store.feed import (
     read_consumer,
     snapshot,
 )
-from telemetry_store.series import LatestSample, Point, Series, Value
+from telemetry_store.latest_columns import LatestColumns
+from telemetry_store.series import Series
 
 CHECKPOINT = "latest"
 _ROWS_PER_FETCH = 5_000
@@ -31,7 +33,7 @@ _ROWS_PER_FETCH = 5_000
 # the series' latest, so only its last is looked at.
 _LAST_OF_COMMITS = """
 SELECT DISTINCT ON (series_id)
-    tenant_id, series_id, end_time AS time, order_no,
+    tenant_id, series_id, end_time AS time, order_no, instance, commit_no,
     doubles[cardinality(times)] AS double_value,
     ints[cardinality(times)] AS int_value,
     bools[cardinality(times)] AS bool_value,
@@ -46,16 +48,18 @@ ORDER BY series_id, end_time DESC, order_no DESC
 _ADVANCE = f"""
 INSERT INTO telemetry.series_latest AS kept
     (tenant_id, series_id, time, order_no, double_value, int_value, bool_value, string_value, point_value)
-{_LAST_OF_COMMITS}
+SELECT tenant_id, series_id, time, order_no, double_value, int_value, bool_value, string_value, point_value
+FROM ({_LAST_OF_COMMITS}) AS latest
 ON CONFLICT (tenant_id, series_id) DO UPDATE
 SET time = excluded.time, order_no = excluded.order_no, double_value = excluded.double_value,
     int_value = excluded.int_value, bool_value = excluded.bool_value,
     string_value = excluded.string_value, point_value = excluded.point_value
 WHERE (excluded.time, excluded.order_no) > (kept.time, kept.order_no)
-"""
+"""  # noqa: S608 - of constants
 
 _CHECKPOINT = """
-SELECT tenant_id, series_id, time, order_no, double_value, int_value, bool_value, string_value, point_value
+SELECT tenant_id, series_id, time, order_no, 0 AS instance, 0 AS commit_no,
+    double_value, int_value, bool_value, string_value, point_value
 FROM telemetry.series_latest
 """
 
@@ -71,7 +75,7 @@ JOIN telemetry.series AS s USING (tenant_id, series_id)
 """
 
 
-async def read_latest(connection: Connection, commits: Sequence[Commit]) -> list[LatestSample]:
+async def read_latest(connection: Connection, commits: Sequence[Commit]) -> list[LatestColumns]:
     """Return the latest sample of each series that the commits stored.
 
     A series comes once per run of days that it was written to.
@@ -80,26 +84,30 @@ async def read_latest(connection: Connection, commits: Sequence[Commit]) -> list
         connection: in the snapshot in which the commits were read.
         commits: as read.
     """
-    found: list[LatestSample] = []
+    found: list[LatestColumns] = []
     for (start, end), orders in day_ranges(commits):
-        rows = await connection.fetch(_LAST_OF_COMMITS, start, end, orders[0], orders[-1], orders)
-        found.extend(_sample(row) for row in rows)
+        found += _columns(await connection.fetch(_LAST_OF_COMMITS, start, end, orders[0], orders[-1], orders))
     return found
 
 
-async def read_checkpoint(connection: Connection) -> tuple[dict[int, int], AsyncIterator[LatestSample]]:
-    """Return the checkpoint's frontier and its samples, to be read in the same snapshot.
+async def read_checkpoint(
+    connection: Connection,
+) -> tuple[dict[int, int], AsyncIterator[Sequence[LatestColumns]]]:
+    """Return the checkpoint's frontier and its samples in pieces, to be read in the same snapshot.
+
+    Of the samples only the order is known, not which instance's commits they are of.
 
     Args:
         connection: in a snapshot.
     """
     frontier = await read_consumer(connection, CHECKPOINT)
 
-    async def samples() -> AsyncIterator[LatestSample]:
-        async for row in connection.cursor(_CHECKPOINT, prefetch=_ROWS_PER_FETCH):
-            yield _sample(row)
+    async def pieces() -> AsyncIterator[Sequence[LatestColumns]]:
+        cursor = await connection.cursor(_CHECKPOINT)
+        while rows := await cursor.fetch(_ROWS_PER_FETCH):
+            yield _columns(rows)
 
-    return frontier, samples()
+    return frontier, pieces()
 
 
 async def read_series(connection: Connection, ids: Iterable[tuple[str, int]]) -> list[Series]:
@@ -145,19 +153,36 @@ async def advance_checkpoint(pool: asyncpg.Pool, *, limit: int = COMMITS_PER_REA
         return read.behind
 
 
-def _sample(row: asyncpg.Record) -> LatestSample:
-    return LatestSample(row["tenant_id"], row["series_id"], row["time"], row["order_no"], _value(row))
+# Which column of a row holds values of which kind.
+_VALUE_COLUMNS = {
+    "double_value": Kind.DOUBLE,
+    "int_value": Kind.INT,
+    "bool_value": Kind.BOOL,
+    "string_value": Kind.STRING,
+    "point_value": Kind.POINT,
+}
 
 
-def _value(row: asyncpg.Record) -> Value:
-    """Return the one value that is set."""
-    if row["double_value"] is not None:
-        return float(row["double_value"])
-    if row["int_value"] is not None:
-        return int(row["int_value"])
-    if row["bool_value"] is not None:
-        return bool(row["bool_value"])
-    if row["string_value"] is not None:
-        return str(row["string_value"])
-    latitude, longitude, altitude = row["point_value"]
-    return Point(latitude, longitude, None if math.isnan(altitude) else altitude)
+def _columns(rows: Iterable[asyncpg.Record]) -> list[LatestColumns]:
+    """Return rows as columns by tenant and kind."""
+    groups: defaultdict[tuple[str, Kind], list[asyncpg.Record]] = defaultdict(list)
+    for row in rows:
+        kind = next(kind for name, kind in _VALUE_COLUMNS.items() if row[name] is not None)
+        groups[row["tenant_id"], kind].append(row)
+    return [_group(tenant, kind, rows) for (tenant, kind), rows in groups.items()]
+
+
+def _group(tenant: str, kind: Kind, rows: Sequence[asyncpg.Record]) -> LatestColumns:
+    value = next(name for name, holds in _VALUE_COLUMNS.items() if holds is kind)
+    return LatestColumns(
+        tenant,
+        KindColumns(
+            kind,
+            np.array([row["series_id"] for row in rows], dtype=np.int32),
+            np.array([row["time"] for row in rows], dtype=np.int64),
+            np.array([row[value] for row in rows], dtype=VALUE_TYPES[kind]),
+        ),
+        np.array([row["order_no"] for row in rows], dtype=np.int64),
+        np.array([row["instance"] for row in rows], dtype=np.int32),
+        np.array([row["commit_no"] for row in rows], dtype=np.int64),
+    )

@@ -94,6 +94,20 @@ def merge(parts: Sequence[KindColumns]) -> Runs:
     )
 
 
+def latest(runs: Runs) -> tuple[KindColumns, Index]:
+    """Return the latest sample of each series, and which of the merged parts its run came from.
+
+    Runs follow each other by (series, time), so it is the last sample of a series' last run.
+
+    Args:
+        runs: of one kind.
+    """
+    last = np.append(runs.series[1:] != runs.series[:-1], True)
+    places = (runs.starts + runs.lengths - 1)[last]
+    columns = KindColumns(runs.kind, runs.series[last], runs.times[places], runs.values[places])
+    return columns, runs.origins[last]
+
+
 def _stable_sort(series: npt.NDArray[np.int32]) -> tuple[Index, npt.NDArray[np.int64]]:
     """Return what a stable np.argsort does, and the sorted series, an order of magnitude sooner.
 

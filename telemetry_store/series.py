@@ -30,27 +30,6 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class LatestSample:
-    """The latest sample of a series, as far as somebody knows.
-
-    Of two samples the one with the greater `rank` is the later: by event time, and of
-    equal times the one committed later. One commit can hold two series of a metric whose
-    kind was just changed: then the newer series counts.
-    """
-
-    tenant: str
-    series_id: int
-    time_us: int
-    order_no: int
-    value: Value
-
-    @property
-    def rank(self) -> tuple[int, int, int]:
-        """Return (event time in microseconds since the epoch, order of the commit, series)."""
-        return self.time_us, self.order_no, self.series_id
-
-
-@dataclass(frozen=True, slots=True)
 class Position:
     """A place in a device's history: in one series, after a time (microseconds since the epoch)."""
 

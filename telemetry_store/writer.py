@@ -7,7 +7,7 @@ transient and consumes nothing.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from types import TracebackType
@@ -21,6 +21,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, Span
 from meshkit.errors import DomainError, InvalidArgument, dependency_unavailable
 from meshkit.telemetry import tracer
 from telemetry_store.batch import Batch, Prepared, prepare
+from telemetry_store.commit import Commit
 from telemetry_store.committer import Committer, ContentRefusedError, TransientError
 from telemetry_store.cursors import LOCK_WAIT_S, CursorKey, Opening, locked_elsewhere
 from telemetry_store.instances import Registration
@@ -48,6 +49,7 @@ class TelemetryWriter:
         max_waiting_bytes: most bytes of them.
         window_s: how long small batches wait for others before each commit while many come, in
             seconds.
+        on_committed: told of every commit once its callers are answered.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class TelemetryWriter:
         max_waiting_samples: int = _WAITING_SAMPLES,
         max_waiting_bytes: int = _WAITING_BYTES,
         window_s: float = _WINDOW_S,
+        on_committed: Callable[[Commit], None] = lambda _: None,
     ) -> None:
         self._window_s = window_s
+        self._on_committed = on_committed
         self._waiting = WaitingBatches(
             max_samples=max_waiting_samples, max_bytes=max_waiting_bytes, refuse_when_closed=_stopping
         )
@@ -254,11 +258,12 @@ class TelemetryWriter:
         try:
             with _commit_span(batches) as span:
                 stored = await self._committer.commit(batches, prepared)
-                span.set_attribute("twinmesh.samples", stored.samples)
-                if stored.numbers is not None:
-                    span.set_attribute("twinmesh.instance", stored.numbers.instance)
-                    span.set_attribute("twinmesh.commit_no", stored.numbers.commit_no)
-                    span.set_attribute("twinmesh.order_no", stored.numbers.order_no)
+                commit = stored.commit
+                span.set_attribute("twinmesh.samples", commit.samples if commit is not None else 0)
+                if commit is not None:
+                    span.set_attribute("twinmesh.instance", commit.numbers.instance)
+                    span.set_attribute("twinmesh.commit_no", commit.numbers.commit_no)
+                    span.set_attribute("twinmesh.order_no", commit.numbers.order_no)
         except TransientError as error:
             _log.warning("group was not committed", batches=len(batches), error=str(error))
             for batch in batches:
@@ -273,6 +278,15 @@ class TelemetryWriter:
                 elif (key := batch.cursor_key) is not None:
                     skipped.add(key)
                     self._defer(batch, key)
+            if commit is not None:
+                self._tell(commit)
+
+    def _tell(self, commit: Commit) -> None:
+        """Tell whoever follows commits; that it goes wrong is nobody's who waits for an answer."""
+        try:
+            self._on_committed(commit)
+        except Exception:
+            _log.exception("a commit was not told", commit_no=commit.numbers.commit_no)
 
     async def _search(
         self, batches: Sequence[Batch], error: ContentRefusedError, skipped: set[CursorKey]

@@ -1,8 +1,10 @@
 """The only place where twin_svc's parts meet."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+
+from nats.aio.client import Client
 
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
@@ -11,12 +13,16 @@ from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.server import Registration, running_server
 from telemetry_store.feed import snapshot
+from twin_svc.announcements import follow_announcements
 from twin_svc.asset_client import AssetDevices
+from twin_svc.changes import Changes
 from twin_svc.config import TwinSettings
+from twin_svc.devices import WatchedDevices
+from twin_svc.fleet import Fleet
 from twin_svc.follower import FeedFollower
 from twin_svc.registry import DeviceRegistry
 from twin_svc.servicer import TwinServicer
-from twin_svc.twins import Fleet
+from twin_svc.watches import Watches
 from twinmesh.twin.v1 import twin_service_pb2_grpc
 
 SERVICE = "twin_svc"
@@ -29,20 +35,45 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     async with (
         db.pool(settings.database_url, application=SERVICE) as query_pool,
-        # One connection follows the feed, the other proves that the database answers, also
-        # while long answers hold all of the first pool.
-        db.pool(settings.feed_url, application=f"{SERVICE} feed", max_size=2) as feed_pool,
+        # One connection follows the feed, one reads the series that announcements name, and one
+        # proves that the database answers, also while long answers hold all of the first pool.
+        db.pool(settings.feed_url, application=f"{SERVICE} feed", max_size=3) as feed_pool,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
     ):
-        registry = DeviceRegistry(source=AssetDevices(channel=asset_channel), clock=clock)
+        source = AssetDevices(channel=asset_channel)
+        registry = DeviceRegistry(source=source, clock=clock)
         fleet = Fleet()
+        changes = Changes()
+        devices = WatchedDevices(source=source, changed=changes.notify)
         follower = FeedFollower(
-            snapshot=partial(snapshot, feed_pool), fleet=fleet, poll_s=settings.feed_poll_ms / 1000
+            snapshot=partial(snapshot, feed_pool),
+            fleet=fleet,
+            changes=changes,
+            poll_s=settings.feed_poll_ms / 1000,
         )
+        watches = Watches(fleet=fleet, feed=follower, devices=devices, changes=changes, clock=clock)
+
+        def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
+            registry.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
+            devices.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
+
+        def forget_all() -> None:
+            registry.forget_all()
+            devices.forget_all()
+
+        async def subscribe(client: Client) -> None:
+            await follow_changes(client, forget=forget, forget_all=forget_all)
+            await follow_announcements(client, take=follower.announced, missed=follower.look)
+
+        def reconnected() -> None:
+            forget_all()
+            follower.look()
+
         servicer = TwinServicer(
             fleet=fleet,
             registry=registry,
+            watches=watches,
             tenant_snapshot=partial(db.tenant_transaction, query_pool, isolation="repeatable_read"),
             clock=clock,
             future_us=settings.future_window_minutes * 60 * MICROS_PER_SECOND,
@@ -51,8 +82,8 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             bus.connection(
                 settings.nats_url.get_secret_value(),
                 name=SERVICE,
-                on_connect=partial(follow_changes, forget=registry.forget, forget_all=registry.forget_all),
-                on_reconnect=registry.forget_all,
+                on_connect=subscribe,
+                on_reconnect=reconnected,
             ) as client,
             follower.following(),
             running_server(
@@ -72,6 +103,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                     "feed": follower.check,
                 },
                 hints={"nats": bus.connected(client)},
+                drain=watches.drain,
             ) as port,
         ):
             yield port

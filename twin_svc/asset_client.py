@@ -60,13 +60,20 @@ class AssetDevices:
 def _devices(
     devices: Iterable[device_pb2.Device], device_types: Iterable[device_type_pb2.DeviceType]
 ) -> Iterable[Device]:
+    types = {device_type.id: device_type for device_type in device_types}
     units = {
-        device_type.id: {metric.name: metric.unit for metric in device_type.metrics}
-        for device_type in device_types
+        type_id: {metric.name: metric.unit for metric in device_type.metrics}
+        for type_id, device_type in types.items()
     }
     for device in devices:
+        type_id = device.device_type_id
         yield Device(
-            device.id, device.display_name, device.device_type_id, units.get(device.device_type_id, {})
+            device.id,
+            device.display_name,
+            type_id,
+            units.get(type_id, {}),
+            frozenset(device.tags),
+            types[type_id].heartbeat.ToMicroseconds() if type_id in types else 0,
         )
 
 

@@ -16,7 +16,9 @@ class TwinSettings(BusServiceSettings):
         description="PostgreSQL URL with the role twinmesh_twin_feed, which follows all tenants' commits."
     )
     asset_address: str = Field(description="Address of asset_svc, host:port.")
-    feed_poll_ms: int = Field(200, ge=10, le=60_000, description="How often new commits are looked for.")
+    feed_poll_ms: int = Field(
+        1_000, ge=10, le=60_000, description="How often commits that were not announced are looked for."
+    )
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
 
     @property

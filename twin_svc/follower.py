@@ -1,4 +1,4 @@
-"""Keeps the fleet up to date: from the checkpoint, and then commit by commit."""
+"""Keeps the fleet up to date: from the checkpoint, then as commits are announced, and from the store."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,44 +12,61 @@ from meshkit.db import Connection
 from meshkit.status import from_driver_error
 from meshkit.tasks import background
 from meshkit.telemetry import tracer
-from telemetry_store.feed import Commit, FeedExpiredError, Frontier, read_commits
+from telemetry_store.announcement import Announcement
+from telemetry_store.feed import FeedExpiredError, read_commits, read_settled
 from telemetry_store.latest import read_checkpoint, read_latest, read_series
-from telemetry_store.series import LatestSample
-from twin_svc.twins import Fleet
+from telemetry_store.latest_columns import LatestColumns
+from twin_svc.changes import Changes, woken
+from twin_svc.feed_frontier import FeedFrontier
+from twin_svc.fleet import Fleet
+from twin_svc.tokens import Coverage
 
 _log = structlog.get_logger()
 _RETRY_S = 0.5
 _HEAD_START_S = 1.0
-# Samples of the checkpoint taken at a time, so that requests are answered in between.
-_CHUNK = 5_000
 _propagator = TraceContextTextMapPropagator()
 
 
 class FeedFollower:
-    """Follows the feed into a fleet.
+    """Follows the feed into a fleet: what is announced at once, and from the store what was not.
 
-    The frontier moves only after a read's samples were applied, and applying samples
-    twice changes nothing: a failure at any point loses nothing.
+    The frontier moves only over what was applied, and applying samples twice changes
+    nothing: a failure at any point loses nothing.
 
     Args:
         snapshot: opens a REPEATABLE READ transaction of the feed's role.
         fleet: what to keep up to date.
-        poll_s: how often to look for new commits, seconds.
+        changes: told whose twins changed.
+        poll_s: how often to look for commits that were not announced, seconds.
+
+    Attributes:
+        checkpoint: commits that the fleet's values of unknown commits are of.
+        expired: how often the feed was lost and taken up again from the checkpoint.
     """
 
     def __init__(
-        self, *, snapshot: Callable[[], AbstractAsyncContextManager[Connection]], fleet: Fleet, poll_s: float
+        self,
+        *,
+        snapshot: Callable[[], AbstractAsyncContextManager[Connection]],
+        fleet: Fleet,
+        changes: Changes,
+        poll_s: float,
     ) -> None:
         self._snapshot = snapshot
         self._fleet = fleet
+        self._changes = changes
         self._poll_s = poll_s
-        self._frontier: Frontier | None = None
+        self._frontier: FeedFrontier | None = None
         self._up_to_date = asyncio.Event()
+        self._look = asyncio.Event()
+        self._advanced = asyncio.Event()
+        self.checkpoint = Coverage()
+        self.expired = 0
 
     @property
-    def frontier(self) -> Frontier:
-        """Return the commits that the fleet has, by instance."""
-        return self._frontier or {}
+    def coverage(self) -> Coverage:
+        """Return the commits that the fleet has."""
+        return Coverage() if self._frontier is None else self._frontier.coverage
 
     async def check(self) -> None:
         """Raise until the fleet has been rebuilt.
@@ -59,6 +76,14 @@ class FeedFollower:
         """
         if not self._up_to_date.is_set():
             raise RuntimeError("the twins are being rebuilt")
+
+    async def reached(self, coverage: Coverage, *, within_s: float) -> bool:
+        """Wait until the fleet has these commits, and say whether it has."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not self.coverage.covers(coverage):
+                    await self._advanced.wait()
+        return self.coverage.covers(coverage)
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
@@ -72,8 +97,35 @@ class FeedFollower:
                     await self._up_to_date.wait()
             yield
 
+    def look(self) -> None:
+        """Look for commits now: announcements may have been missed."""
+        self._look.set()
+
+    async def announced(self, announcement: Announcement) -> None:
+        """Take what was announced, in whatever order and how often it comes.
+
+        Raises:
+            asyncpg.PostgresError, OSError: its series cannot be read now.
+        """
+        frontier = self._frontier
+        instance, commit_no = announcement.instance, announcement.commit_no
+        if frontier is not None and commit_no <= frontier.through.get(instance, 0):
+            return
+        span = _continue_trace(instance, commit_no, announcement.traceparent)
+        if any(self._fleet.unknown(latest) for latest in announcement.latest):
+            async with self._snapshot() as connection:
+                await self._learn(connection, announcement.latest)
+        self._apply(announcement.latest)
+        if frontier is not None:
+            frontier.take(instance, commit_no, announcement.part, announcement.parts)
+            self._advance()
+            if frontier.has_holes:
+                self._look.set()
+        if span is not None:
+            span.end()
+
     async def step(self) -> bool:
-        """Take what comes next; returns whether there is more at once."""
+        """Take from the store what comes next; returns whether there is more at once."""
         if self._frontier is None:
             await self._rebuild()
             return True
@@ -82,16 +134,18 @@ class FeedFollower:
         except FeedExpiredError as expired:
             _log.warning("the feed expired; rebuilding", why=str(expired))
             self._frontier = None
+            self.expired += 1
             self._up_to_date.clear()
             return False
         if not behind and not self._up_to_date.is_set():
             self._up_to_date.set()
-            _log.info("twins are up to date", instances=len(self._frontier))
+            _log.info("twins are up to date", instances=len(self._frontier.through))
         return behind
 
     async def _follow(self) -> None:
         failing = False
         while True:
+            self._look.clear()
             try:
                 more = await self.step()
             except Exception as error:
@@ -107,53 +161,63 @@ class FeedFollower:
             if failing:
                 failing = False
                 _log.info("the feed is back")
-            await asyncio.sleep(0 if more else self._poll_s)
+            await woken(self._look, at_most_s=0 if more else self._poll_s)
 
     async def _rebuild(self) -> None:
         """Take over the checkpoint. What the fleet knows already stays: it is no less true."""
         taken = 0
         async with self._snapshot() as connection:
-            frontier, samples = await read_checkpoint(connection)
-            chunk: list[LatestSample] = []
-            async for sample in samples:
-                chunk.append(sample)
-                if len(chunk) == _CHUNK:
-                    taken += len(chunk)
-                    await self._apply(connection, chunk)
-                    chunk = []
-            taken += len(chunk)
-            await self._apply(connection, chunk)
-        self._frontier = frontier
+            frontier, pieces = await read_checkpoint(connection)
+            async for piece in pieces:
+                await self._learn(connection, piece)
+                self._apply(piece)
+                taken += sum(map(len, piece))
+        self._frontier = FeedFrontier(frontier)
+        self.checkpoint = self._frontier.coverage
         _log.info("checkpoint taken over", series=taken)
 
-    async def _read_commits(self, frontier: Frontier) -> bool:
+    async def _read_commits(self, frontier: FeedFrontier) -> bool:
         async with self._snapshot() as connection:
-            read = await read_commits(connection, frontier)
-            if not read.commits:
-                return False
-            spans = _continue_traces(read.commits)
-            await self._apply(connection, await read_latest(connection, read.commits))
-        self._frontier = read.frontier
+            read = await read_commits(connection, frontier.through)
+            settled = 0 if read.behind else await read_settled(connection)
+            latest = await read_latest(connection, read.commits) if read.commits else []
+            await self._learn(connection, latest)
+        spans = [
+            _continue_trace(commit.instance, commit.commit_no, commit.traceparent)
+            for commit in read.commits
+            if not frontier.knows(commit.instance, commit.commit_no)
+        ]
+        self._apply(latest)
+        frontier.advance(read.frontier)
+        # Of the instances up to there the snapshot has shown every commit.
+        frontier.base = max(frontier.base, settled)
+        self._advance()
         for span in spans:
-            span.end()
+            if span is not None:
+                span.end()
         return read.behind
 
-    async def _apply(self, connection: Connection, samples: Sequence[LatestSample]) -> None:
-        unknown = self._fleet.unknown(samples)
+    async def _learn(self, connection: Connection, latest: Sequence[LatestColumns]) -> None:
+        unknown = set[tuple[str, int]]().union(*(self._fleet.unknown(columns) for columns in latest))
         if unknown:
             self._fleet.learn(await read_series(connection, unknown))
-        for sample in samples:
-            self._fleet.apply(sample)
+
+    def _apply(self, latest: Sequence[LatestColumns]) -> None:
+        changed = {columns.tenant for columns in latest if self._fleet.apply(columns)}
+        for tenant in changed:
+            self._changes.notify(tenant)
+
+    def _advance(self) -> None:
+        self._advanced.set()
+        self._advanced = asyncio.Event()
 
 
-def _continue_traces(commits: Sequence[Commit]) -> list[Span]:
-    """Begin a span in the trace of each commit that is recorded."""
-    return [
-        tracer.start_span(
-            "twin.apply",
-            context=_propagator.extract({"traceparent": commit.traceparent}),
-            attributes={"twinmesh.instance": commit.instance, "twinmesh.commit_no": commit.commit_no},
-        )
-        for commit in commits
-        if commit.traceparent
-    ]
+def _continue_trace(instance: int, commit_no: int, traceparent: str) -> Span | None:
+    """Begin a span in the trace of a commit, None when it is not recorded."""
+    if not traceparent:
+        return None
+    return tracer.start_span(
+        "twin.apply",
+        context=_propagator.extract({"traceparent": traceparent}),
+        attributes={"twinmesh.instance": instance, "twinmesh.commit_no": commit_no},
+    )

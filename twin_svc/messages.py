@@ -1,6 +1,7 @@
 """Between the contract's messages and the twins' own types."""
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -8,16 +9,25 @@ import numpy.typing as npt
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshkit.clock import MICROS_PER_SECOND
-from meshkit.errors import invalid_field
+from meshkit.errors import DomainError, invalid_field
 from telemetry_store.columns import Kind
 from telemetry_store.history import SeriesHistory
 from telemetry_store.series import Point, Value
+from twin_svc import tokens
 from twin_svc.history import EARLIEST_US, LATEST_US
 from twin_svc.twins import Twin
+from twin_svc.watch import Area, Bookmark, Change, Enter, Event, Gap, Leave, Selection, Snapshot, SnapshotEnd
 from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.type.v1 import value_pb2
 
 _NANOS_PER_SECOND = 1_000_000_000
+_INTERVAL_S = 0.1
+_PART_BYTES = 1024 * 1024
+_CONNECTIVITY = {
+    None: contract.CONNECTIVITY_UNSPECIFIED,
+    True: contract.CONNECTIVITY_ONLINE,
+    False: contract.CONNECTIVITY_OFFLINE,
+}
 _LENGTH_DELIMITED = 2
 # Little-endian as on the wire; a packed bool is one byte.
 _PACKED: dict[Kind, tuple[str, str]] = {
@@ -27,10 +37,13 @@ _PACKED: dict[Kind, tuple[str, str]] = {
 }
 
 
-def twin_message(twin: Twin) -> contract.Twin:
-    """Return a twin as the contract has it."""
+def twin_message(twin: Twin, now_us: int) -> contract.Twin:
+    """Return a twin as the contract has it; the present decides whether it is online."""
     message = contract.Twin(
-        id=twin.device.id, display_name=twin.device.display_name, device_type_id=twin.device.device_type_id
+        id=twin.device.id,
+        display_name=twin.device.display_name,
+        device_type_id=twin.device.device_type_id,
+        connectivity=_CONNECTIVITY[twin.is_online(now_us)],
     )
     for metric, state in twin.metrics.items():
         shown = message.metrics[metric]
@@ -43,6 +56,75 @@ def twin_message(twin: Twin) -> contract.Twin:
     if twin.last_seen_us is not None:
         message.last_seen_time.CopyFrom(_timestamp(twin.last_seen_us))
     return message
+
+
+def selection(request: contract.WatchTwinsRequest) -> Selection:
+    """Return which twins a watch is to hold."""
+    area = request.area
+    return Selection(
+        ids=frozenset(request.ids),
+        device_type_id=request.device_type_id,
+        tag=request.tag,
+        area=Area(area.south, area.west, area.north, area.east) if request.HasField("area") else None,
+        metrics=frozenset(request.metrics),
+    )
+
+
+def interval_s(request: contract.WatchTwinsRequest) -> float:
+    """Return the least time between two changes that a watch tells, in seconds."""
+    if not request.HasField("interval"):
+        return _INTERVAL_S
+    return request.interval.ToMicroseconds() / MICROS_PER_SECOND
+
+
+def watch_responses(event: Event, now_us: int) -> Iterator[contract.WatchTwinsResponse]:
+    """Yield an event of a watch as the contract has it, in messages of a size that every client takes."""
+    match event:
+        case Snapshot(twins):
+            for part in _twin_parts(twins, now_us):
+                yield contract.WatchTwinsResponse(snapshot=contract.Snapshot(twins=part))
+        case Change(twins):
+            for part in _twin_parts(twins, now_us):
+                yield contract.WatchTwinsResponse(change=contract.Change(twins=part))
+        case Enter(twins):
+            for part in _twin_parts(twins, now_us):
+                yield contract.WatchTwinsResponse(enter=contract.Enter(twins=part))
+        case Leave(ids):
+            yield contract.WatchTwinsResponse(leave=contract.Leave(ids=ids))
+        case SnapshotEnd():
+            end = contract.SnapshotEnd(resume_token=resume_token(event))
+            yield contract.WatchTwinsResponse(snapshot_end=end)
+        case Bookmark():
+            bookmark = contract.Bookmark(resume_token=resume_token(event))
+            yield contract.WatchTwinsResponse(bookmark=bookmark)
+        case Gap():
+            yield contract.WatchTwinsResponse(gap=contract.Gap(reason=contract.GAP_REASON_EXPIRED))
+
+
+def resume_token(event: Event) -> str:
+    """Return where a watch may go on behind an event; "" when the event does not tell."""
+    return tokens.encode(event.point) if isinstance(event, SnapshotEnd | Bookmark) else ""
+
+
+def end_response(error: DomainError, resume_token: str) -> contract.WatchTwinsResponse:
+    """Return what a watch says at last."""
+    return contract.WatchTwinsResponse(
+        end=contract.End(reason=error.reason, message=error.message, resume_token=resume_token)
+    )
+
+
+def _twin_parts(twins: Iterable[Twin], now_us: int) -> Iterator[list[contract.Twin]]:
+    part: list[contract.Twin] = []
+    size = 0
+    for twin in twins:
+        message = twin_message(twin, now_us)
+        size += message.ByteSize()
+        if part and size > _PART_BYTES:
+            yield part
+            part, size = [], message.ByteSize()
+        part.append(message)
+    if part:
+        yield part
 
 
 def history_message(history: SeriesHistory) -> contract.MetricHistory:

@@ -7,13 +7,14 @@ from typing import Any
 from meshkit import paging
 from meshkit.clock import Clock
 from meshkit.db import Connection
-from meshkit.errors import not_built_yet
+from meshkit.errors import DomainError
 from meshkit.identity import current_principal
 from telemetry_store.history import read_history
-from twin_svc import messages
+from twin_svc import messages, tokens
+from twin_svc.fleet import Fleet
 from twin_svc.history import Bookmark, bookmark_from_json, bookmark_to_json, time_range
 from twin_svc.registry import DeviceRegistry
-from twin_svc.twins import Fleet
+from twin_svc.watches import Watches
 from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.twin.v1 import twin_service_pb2_grpc as contract_grpc
 
@@ -27,6 +28,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
     Args:
         fleet: the latest samples.
         registry: which devices a tenant has.
+        watches: opens watches.
         tenant_snapshot: opens a REPEATABLE READ transaction that sees one tenant.
         clock: tells the present.
         future_us: how far live telemetry may run ahead of now.
@@ -37,12 +39,14 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
         *,
         fleet: Fleet,
         registry: DeviceRegistry,
+        watches: Watches,
         tenant_snapshot: Callable[[str], AbstractAsyncContextManager[Connection]],
         clock: Clock,
         future_us: int,
     ) -> None:
         self._fleet = fleet
         self._registry = registry
+        self._watches = watches
         self._tenant_snapshot = tenant_snapshot
         self._clock = clock
         self._future_us = future_us
@@ -50,7 +54,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
     async def GetTwin(self, request: contract.GetTwinRequest, context: Any) -> contract.Twin:
         tenant = current_principal().tenant
         device = await self._registry.get(tenant, request.id)
-        return messages.twin_message(self._fleet.twin(tenant, device))
+        return messages.twin_message(self._fleet.twin(tenant, device), self._clock.now_us())
 
     async def ListTwins(self, request: contract.ListTwinsRequest, context: Any) -> contract.ListTwinsResponse:
         tenant = current_principal().tenant
@@ -69,8 +73,10 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
             page = await self._registry.page(
                 tenant, device_type_id=request.device_type_id, page_size=size, page_token=str(after or "")
             )
+        now_us = self._clock.now_us()
+        twins = [self._fleet.twin(tenant, device) for device in page.devices]
         return contract.ListTwinsResponse(
-            twins=[messages.twin_message(self._fleet.twin(tenant, device)) for device in page.devices],
+            twins=[messages.twin_message(twin, now_us) for twin in twins],
             next_page_token=paging.encode(question, page.after) if page.after else "",
         )
 
@@ -109,5 +115,23 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
     async def WatchTwins(
         self, request: contract.WatchTwinsRequest, context: Any
     ) -> AsyncIterator[contract.WatchTwinsResponse]:
-        raise not_built_yet("WatchTwins")
-        yield  # makes this a generator, as handlers of streams must be
+        resumed = tokens.decode(request.resume_token) if request.resume_token else None
+        resume_token = ""
+        has_begun = False
+        try:
+            async with self._watches.open(
+                current_principal(),
+                messages.selection(request),
+                resumed=resumed,
+                interval_s=messages.interval_s(request),
+            ) as events:
+                async for event in events:
+                    has_begun = True
+                    resume_token = messages.resume_token(event) or resume_token
+                    for response in messages.watch_responses(event, self._clock.now_us()):
+                        yield response
+        except DomainError as error:
+            # An error before anything was told is a plain one, in JSON too.
+            if has_begun:
+                yield messages.end_response(error, resume_token)
+            raise

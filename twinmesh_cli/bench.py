@@ -16,6 +16,7 @@ class Bench(StrEnum):
     QUERY = "query"
     INGEST = "ingest"
     STREAMS = "streams"
+    LATENCY = "latency"
     HOT_PATH = "hot_path"
 
 

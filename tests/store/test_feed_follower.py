@@ -25,8 +25,10 @@ from telemetry_store.migrations import OWNER
 from telemetry_store.series import Value
 from tests.store.telemetry import Recorder, Sent, recorder
 from twin_svc import follower as twin_follower
+from twin_svc.changes import Changes
+from twin_svc.fleet import Fleet
 from twin_svc.follower import FeedFollower
-from twin_svc.twins import Device, Fleet
+from twin_svc.twins import Device
 
 NOW = int(time.time()) * 1_000_000
 POLL_S = 0.01
@@ -35,6 +37,10 @@ POLL_S = 0.01
 def shown(fleet: Fleet, device_id: str) -> dict[str, Value]:
     metrics = fleet.twin("demo", Device(device_id, "", "", {})).metrics
     return {metric: state.value for metric, state in metrics.items()}
+
+
+def following(pool: asyncpg.Pool, fleet: Fleet) -> FeedFollower:
+    return FeedFollower(snapshot=partial(snapshot, pool), fleet=fleet, changes=Changes(), poll_s=POLL_S)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -65,7 +71,7 @@ async def test_a_start_from_the_checkpoint_equals_a_start_from_scratch(
         await writing.commit("demo", [Sent("pump-1", "pressure", NOW + 1, -1.0)])
 
     fleet, scratch = Fleet(), Fleet()
-    follower = FeedFollower(snapshot=partial(snapshot, feed), fleet=fleet, poll_s=POLL_S)
+    follower = following(feed, fleet)
     with pytest.raises(RuntimeError, match="rebuilt"):
         await follower.check()
     assert await follower.step()
@@ -79,10 +85,10 @@ async def test_a_start_from_the_checkpoint_equals_a_start_from_scratch(
     admin = await asyncpg.connect(database.admin_url)
     await admin.execute("DELETE FROM telemetry.series_latest")
     await admin.close()
-    from_scratch = FeedFollower(snapshot=partial(snapshot, feed), fleet=scratch, poll_s=POLL_S)
+    from_scratch = following(feed, scratch)
     while await from_scratch.step():
         pass
-    assert from_scratch.frontier == follower.frontier
+    assert from_scratch.coverage == follower.coverage
     for number in (0, 1, 2, 5_999):
         assert shown(fleet, f"pump-{number}") == shown(scratch, f"pump-{number}")
     assert shown(fleet, "pump-1") == {"pressure": -1.0}
@@ -92,7 +98,7 @@ async def test_below_the_floor_the_fleet_is_rebuilt_from_the_checkpoint(
     database: TestDatabase, feed: asyncpg.Pool, maintenance: asyncpg.Pool
 ) -> None:
     fleet = Fleet()
-    follower = FeedFollower(snapshot=partial(snapshot, feed), fleet=fleet, poll_s=POLL_S)
+    follower = following(feed, fleet)
     async with recorder(database) as writing:
         await writing.commit("demo", [Sent("pump-1", "pressure", NOW, 1.0)])
         while await follower.step():
@@ -124,7 +130,7 @@ async def test_killing_postgresql_loses_and_repeats_nothing(short_home: Path) ->
             recorder(database) as writing,
             db.pool(database.url("twinmesh_twin_feed"), application="feed") as pool,
         ):
-            follower = FeedFollower(snapshot=partial(snapshot, pool), fleet=fleet, poll_s=POLL_S)
+            follower = following(pool, fleet)
             async with follower.following():
                 await writing.commit("demo", [Sent("pump-1", "pressure", NOW, 1.0)])
                 await until(lambda: shown(fleet, "pump-1") == {"pressure": 1.0})
@@ -144,10 +150,10 @@ async def test_killing_postgresql_loses_and_repeats_nothing(short_home: Path) ->
 
                 # A second follower, which never saw the crash, comes to the same.
                 again = Fleet()
-                from_scratch = FeedFollower(snapshot=partial(snapshot, pool), fleet=again, poll_s=POLL_S)
+                from_scratch = following(pool, again)
                 while await from_scratch.step():
                     pass
-                await until(lambda: follower.frontier == from_scratch.frontier)
+                await until(lambda: follower.coverage == from_scratch.coverage)
                 assert shown(again, "pump-1") == shown(fleet, "pump-1")
 
 
@@ -168,7 +174,7 @@ async def test_the_commits_trace_goes_on_in_the_twin(
     tracer = provider.get_tracer("test")
     monkeypatch.setattr(store_writer, "tracer", tracer)
     monkeypatch.setattr(twin_follower, "tracer", tracer)
-    follower = FeedFollower(snapshot=partial(snapshot, feed), fleet=Fleet(), poll_s=POLL_S)
+    follower = following(feed, Fleet())
     async with recorder(database) as writing:
         await writing.commit("demo", [Sent("pump-1", "pressure", NOW, 1.0)])
         with tracer.start_as_current_span("request") as request:

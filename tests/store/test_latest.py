@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -18,10 +18,12 @@ from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR
 from telemetry_store.feed import Frontier, read_commits, read_consumer, snapshot
 from telemetry_store.history import read_history
 from telemetry_store.latest import CHECKPOINT, advance_checkpoint, read_checkpoint, read_latest, read_series
+from telemetry_store.latest_columns import LatestColumns
 from telemetry_store.maintenance.latest import keep_latest
-from telemetry_store.series import LatestSample, Point, Value
+from telemetry_store.series import Point, Value
 from tests.store.telemetry import Sent, recorder
-from twin_svc.twins import Device, Fleet
+from twin_svc.fleet import Fleet
+from twin_svc.twins import Device
 
 NOW = int(time.time()) * 1_000_000
 
@@ -48,10 +50,10 @@ def shown(fleet: Fleet, tenant: str, device_id: str) -> dict[str, tuple[int, Val
     return {metric: (state.time_us, state.value) for metric, state in twin.metrics.items()}
 
 
-async def apply(connection: db.Connection, fleet: Fleet, samples: list[LatestSample]) -> None:
-    fleet.learn(await read_series(connection, fleet.unknown(samples)))
-    for sample in samples:
-        fleet.apply(sample)
+async def apply(connection: db.Connection, fleet: Fleet, latest: Sequence[LatestColumns]) -> None:
+    for columns in latest:
+        fleet.learn(await read_series(connection, fleet.unknown(columns)))
+        fleet.apply(columns)
 
 
 async def follow(pool: asyncpg.Pool, fleet: Fleet, frontier: Frontier, *, limit: int) -> Frontier:
@@ -67,8 +69,9 @@ async def follow(pool: asyncpg.Pool, fleet: Fleet, frontier: Frontier, *, limit:
 async def from_checkpoint(pool: asyncpg.Pool) -> tuple[Fleet, Frontier]:
     fleet = Fleet()
     async with snapshot(pool) as connection:
-        frontier, samples = await read_checkpoint(connection)
-        await apply(connection, fleet, [sample async for sample in samples])
+        frontier, pieces = await read_checkpoint(connection)
+        async for piece in pieces:
+            await apply(connection, fleet, piece)
     return fleet, frontier
 
 

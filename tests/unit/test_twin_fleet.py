@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from telemetry_store.columns import Kind
-from telemetry_store.series import LatestSample, Point, Series
-from twin_svc.twins import Device, Fleet
+from telemetry_store.series import Point, Series
+from tests.unit.latest import Latest, columns
+from twin_svc.fleet import Fleet
+from twin_svc.twins import Device, MetricState
 
 TENANT = "demo"
 PUMP = Device("pump-1", "Pump 1", "pump", {"pressure": "bar"})
@@ -21,32 +23,44 @@ SERIES = [
 ]
 
 
-def fleet_of(*samples: LatestSample) -> Fleet:
+def fleet_of(*samples: Latest) -> Fleet:
+    """Return a fleet that was told of one sample after the other."""
     fleet = Fleet()
     fleet.learn(SERIES)
     for sample in samples:
-        fleet.apply(sample)
+        apply(fleet, sample)
     return fleet
 
 
-def sample(series_id: int, time_us: int, order_no: int, value: float = 0.0) -> LatestSample:
-    return LatestSample(SERIES[series_id - 1].tenant, series_id, time_us, order_no, value)
+def apply(fleet: Fleet, *samples: Latest) -> bool:
+    return sum(fleet.apply(latest) for latest in columns(samples)) > 0
+
+
+def sample(series_id: int, time_us: int, order_no: int, value: float | None = None) -> Latest:
+    """Return a sample of a series; a series has one per time and commit, and its value follows from them."""
+    if value is None:
+        value = hash((series_id, time_us, order_no)) % 1000
+    series = SERIES[series_id - 1]
+    return Latest(
+        series.tenant, series_id, time_us, order_no, float(value) if series.kind is Kind.DOUBLE else value
+    )
 
 
 @given(
     st.lists(st.builds(sample, st.integers(1, 3), st.integers(0, 4), st.integers(1, 4)), max_size=30),
+    st.integers(1, 10),
     st.randoms(use_true_random=False),
 )
-def test_order_and_repetition_make_no_difference(samples: list[LatestSample], shuffle: random.Random) -> None:
-    # A series has one sample per time and commit; its value follows from them here.
-    samples = [
-        LatestSample(one.tenant, one.series_id, one.time_us, one.order_no, float(hash(one.rank) % 1000))
-        for one in samples
-    ]
+def test_order_repetition_and_grouping_make_no_difference(
+    samples: list[Latest], group: int, shuffle: random.Random
+) -> None:
     again = samples + samples[: len(samples) // 2]
     shuffle.shuffle(again)
+    grouped = fleet_of()
+    for start in range(0, len(again), group):
+        apply(grouped, *again[start : start + group])
 
-    twin = fleet_of(*again).twin(TENANT, PUMP)
+    twin = grouped.twin(TENANT, PUMP)
 
     assert twin == fleet_of(*samples).twin(TENANT, PUMP)
     for metric in ("pressure", "speed"):
@@ -58,13 +72,16 @@ def test_order_and_repetition_make_no_difference(samples: list[LatestSample], sh
                 latest.time_us,
                 latest.value,
             )
+    assert twin.last_seen_us == max((one.time_us for one in samples), default=None)
 
 
 def test_a_late_sample_does_not_touch_the_latest() -> None:
     fleet = fleet_of(sample(1, 100, 1, 1.0))
-    assert not fleet.apply(sample(1, 99, 2, 2.0))
-    assert not fleet.apply(sample(1, 100, 1, 1.0))
-    assert fleet.apply(sample(1, 100, 3, 3.0))
+    assert not apply(fleet, sample(1, 99, 2, 2.0))
+    assert not apply(fleet, sample(1, 100, 1, 1.0))
+    version = fleet.version
+    assert apply(fleet, sample(1, 100, 3, 3.0))
+    assert fleet.version > version
     assert fleet.twin(TENANT, PUMP).metrics["pressure"].value == 3.0
 
 
@@ -79,7 +96,7 @@ def test_a_device_without_samples_has_an_empty_twin() -> None:
 
 
 def test_a_twin_tells_units_position_and_when_the_device_was_last_seen() -> None:
-    position = LatestSample(TENANT, 4, 300, 1, Point(59.9, 10.7, None))
+    position = Latest(TENANT, 4, 300, 1, Point(59.9, 10.7, None))
     twin = fleet_of(sample(1, 400, 1), sample(3, 100, 1), position).twin(TENANT, PUMP)
     # The type says bar; speed is not in the type any more.
     assert {metric: state.unit for metric, state in twin.metrics.items()} == {
@@ -98,8 +115,44 @@ def test_tenants_are_apart() -> None:
 
 def test_series_are_told_before_their_samples() -> None:
     fleet = Fleet()
-    assert fleet.unknown([sample(1, 1, 1), sample(5, 1, 1)]) == {(TENANT, 1), ("other", 5)}
+    ((first, other),) = [columns([sample(1, 1, 1), sample(5, 1, 1)])]
+    assert (fleet.unknown(first), fleet.unknown(other)) == ({(TENANT, 1)}, {("other", 5)})
     with pytest.raises(KeyError):
-        fleet.apply(sample(1, 1, 1))
+        fleet.apply(first)
     fleet.learn(SERIES)
-    assert fleet.unknown([sample(1, 1, 1)]) == set()
+    assert fleet.unknown(first) == set()
+
+
+def test_a_fleet_grows() -> None:
+    fleet = Fleet()
+    count = 5_000
+    fleet.learn(
+        Series(3 * number, TENANT, f"device-{number}", metric, Kind.DOUBLE, "")
+        for number, metric in ((number, "pressure") for number in range(1, count))
+    )
+    apply(fleet, *(Latest(TENANT, 3 * number, number, 1, float(number)) for number in range(1, count)))
+    for number in (1, 1023, 1024, count - 1):
+        twin = fleet.twin(TENANT, Device(f"device-{number}", "", "", {}))
+        assert (twin.last_seen_us, twin.metrics["pressure"].value) == (number, float(number))
+
+
+@given(
+    st.lists(
+        st.lists(st.builds(sample, st.integers(1, 4), st.integers(0, 9), st.just(1)), max_size=5), max_size=8
+    )
+)
+def test_what_changed_is_what_a_watch_has_not_told(commits: list[list[Latest]]) -> None:
+    fleet = fleet_of()
+    device = [fleet.device_slot(TENANT, PUMP.id)]
+    slots = fleet.metric_slots(device, ())
+    told: dict[str, MetricState] = {}
+    version = fleet.version
+    for commit in commits:
+        commit = [one for one in commit if one.kind is SERIES[one.series_id - 1].kind]  # noqa: PLW2901
+        apply(fleet, *commit)
+        changed = fleet.changed(slots, after=version)
+        version = fleet.version
+        news = fleet.twin(TENANT, PUMP, slots=changed.tolist()).metrics
+        assert all(told.get(metric) != state for metric, state in news.items())
+        told.update(news)
+        assert told == fleet.twin(TENANT, PUMP).metrics

@@ -198,7 +198,9 @@ class Twins(twin_service_pb2_grpc.TwinServiceServicer):
 
     def WatchTwins(self, request: Any, context: Any) -> Iterator[twin_service_pb2.WatchTwinsResponse]:
         for number in range(3):
-            yield twin_service_pb2.WatchTwinsResponse(bookmark=str(number))
+            yield twin_service_pb2.WatchTwinsResponse(
+                bookmark=twin_service_pb2.Bookmark(resume_token=str(number))
+            )
 
 
 class Spans(trace_service_pb2_grpc.TraceServiceServicer):

@@ -59,7 +59,7 @@ def test_streams_both_ways(gateway: Gateway) -> None:
     assert [ack.ack.durable_through for ack in acks] == [1, 2, 3]
     twins = twin_service_pb2_grpc.TwinServiceStub(gateway.channel)
     events = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(), metadata=gateway.metadata)
-    assert [event.bookmark for event in events] == ["0", "1", "2"]
+    assert [event.bookmark.resume_token for event in events] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(

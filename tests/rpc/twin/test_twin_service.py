@@ -1,19 +1,14 @@
 """TwinService over real gRPC, PostgreSQL and NATS."""
 
 import time
-from collections.abc import AsyncIterator
 
 import grpc
-import nats
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from meshkit.testing.auth import TokenMint
-from meshkit.testing.database import TestDatabase
 from telemetry_store.series import Point
-from tests.rpc.twin_app import FakeProfiles, Neighbours, TwinApp, refusal
-from tests.store.telemetry import Recorder, Sent, recorder
-from twinmesh.asset.v1 import profile_service_pb2_grpc
+from tests.rpc.twin.twin_app import Neighbours, TwinApp, refusal
+from tests.store.telemetry import Recorder, Sent
 from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.type.v1 import value_pb2
 
@@ -24,35 +19,6 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 def at(micros: int) -> Timestamp:
     return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1_000)
-
-
-@pytest.fixture
-async def neighbours(
-    database: TestDatabase, nats_url: str, auth_address: str, mint: TokenMint
-) -> AsyncIterator[Neighbours]:
-    profiles = FakeProfiles()
-    server = grpc.aio.server()
-    profile_service_pb2_grpc.add_ProfileServiceServicer_to_server(profiles, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    bus = await nats.connect(nats_url)
-    yield Neighbours(database, nats_url, auth_address, f"127.0.0.1:{port}", profiles, mint, bus)
-    await bus.close()
-    await server.stop(0)
-
-
-@pytest.fixture
-async def writer(database: TestDatabase) -> AsyncIterator[Recorder]:
-    async with recorder(database) as writing:
-        yield writing
-
-
-@pytest.fixture
-async def twins(neighbours: Neighbours) -> AsyncIterator[TwinApp]:
-    neighbours.has("pump-1", "pump-2")
-    async with neighbours.twin_svc() as running:
-        await running.ready()
-        yield running
 
 
 async def test_a_sample_stored_is_in_its_devices_twin_and_history(
@@ -243,13 +209,6 @@ async def test_each_rpc_needs_its_permission(neighbours: Neighbours, twins: Twin
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
         assert refusal(refused.value) == denied
-
-
-async def test_watching_is_not_built_yet(twins: TwinApp) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        async for _ in twins.stub.WatchTwins(contract.WatchTwinsRequest(), metadata=twins.metadata):
-            pass
-    assert refusal(refused.value) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT_YET")
 
 
 async def test_without_asset_svc_the_caller_is_told_to_retry(neighbours: Neighbours) -> None:

@@ -96,13 +96,17 @@ class Neighbours:
         await self.bus.flush()
 
     def caller(
-        self, *, tenant: str | None = None, permissions: Iterable[str] = ("twin:read", "history:read")
+        self,
+        *,
+        tenant: str | None = None,
+        permissions: Iterable[str] = ("twin:read", "history:read"),
+        **claims: Any,
     ) -> tuple[tuple[str, str], ...]:
         """Return the metadata of a call by one of the tenant's users."""
-        return bearer(self.mint.token(tenant=tenant or self.tenant, permissions=permissions))
+        return bearer(self.mint.token(tenant=tenant or self.tenant, permissions=permissions, **claims))
 
     @asynccontextmanager
-    async def twin_svc(self) -> AsyncIterator["TwinApp"]:
+    async def twin_svc(self, *, feed_poll_ms: int = 20) -> AsyncIterator["TwinApp"]:
         """Run twin_svc; it may not be ready yet."""
         settings = TwinSettings(
             service_database_url=self.database.url("twinmesh_twin_query"),
@@ -111,10 +115,12 @@ class Neighbours:
             mesh_secret=MESH_SECRET,
             auth_address=self.auth_address,
             asset_address=self.asset_address,
-            feed_poll_ms=20,
+            feed_poll_ms=feed_poll_ms,
         )
-        async with app(settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield TwinApp(channel, contract_grpc.TwinServiceStub(channel), self.caller())
+        async with app(settings) as port:
+            address = f"127.0.0.1:{port}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                yield TwinApp(channel, contract_grpc.TwinServiceStub(channel), self.caller(), address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,7 @@ class TwinApp:
     channel: grpc.aio.Channel
     stub: Any
     metadata: tuple[tuple[str, str], ...]
+    address: str = ""
 
     async def ready(self) -> None:
         """Wait until the service says that it is ready."""

@@ -25,12 +25,14 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
+from twinmesh.type.v1 import error_reason_pb2 as twinmesh_dot_type_dot_v1_dot_error__reason__pb2
 from twinmesh.type.v1 import value_pb2 as twinmesh_dot_type_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#twinmesh/twin/v1/twin_service.proto\x12\x10twinmesh.twin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\x1a\x1ctwinmesh/type/v1/value.proto\"\xb1\x03\n\x04Twin\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12$\n\x0e\x64\x65vice_type_id\x18\x03 \x01(\tR\x0c\x64\x65viceTypeId\x12=\n\x07metrics\x18\x04 \x03(\x0b\x32#.twinmesh.twin.v1.Twin.MetricsEntryR\x07metrics\x12\x33\n\x08location\x18\x05 \x01(\x0b\x32\x17.twinmesh.type.v1.PointR\x08location\x12?\n\rlocation_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0clocationTime\x12@\n\x0elast_seen_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0clastSeenTime\x1aY\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x33\n\x05value\x18\x02 \x01(\x0b\x32\x1d.twinmesh.twin.v1.MetricStateR\x05value:\x02\x38\x01\"\x80\x01\n\x0bMetricState\x12-\n\x05value\x18\x01 \x01(\x0b\x32\x17.twinmesh.type.v1.ValueR\x05value\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x12\n\x04unit\x18\x03 \x01(\tR\x04unit\"Q\n\x0eGetTwinRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\"\xfe\x01\n\x10ListTwinsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12\x45\n\x03ids\x18\x03 \x03(\tB3\xbaH0\x92\x01-\x10\xe8\x07\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x03ids\x12T\n\x0e\x64\x65vice_type_id\x18\x04 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x0c\x64\x65viceTypeId\"i\n\x11ListTwinsResponse\x12,\n\x05twins\x18\x01 \x03(\x0b\x32\x16.twinmesh.twin.v1.TwinR\x05twins\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe2\x02\n\x13QueryHistoryRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12I\n\x07metrics\x18\x02 \x03(\tB/\xbaH,\x92\x01)\x10\x64\x18\x01\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$R\x07metrics\x12\x39\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12$\n\tpage_size\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"y\n\x14QueryHistoryResponse\x12\x39\n\x07metrics\x18\x01 \x03(\x0b\x32\x1f.twinmesh.twin.v1.MetricHistoryR\x07metrics\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc8\x02\n\rMetricHistory\x12\x16\n\x06metric\x18\x01 \x01(\tR\x06metric\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKindR\x04kind\x12\x12\n\x04unit\x18\x03 \x01(\tR\x04unit\x12\x14\n\x05times\x18\x04 \x03(\x10R\x05times\x12#\n\rdouble_values\x18\x05 \x03(\x01R\x0c\x64oubleValues\x12\x1d\n\nint_values\x18\x06 \x03(\x10R\tintValues\x12\x1f\n\x0b\x62ool_values\x18\x07 \x03(\x08R\nboolValues\x12#\n\rstring_values\x18\x08 \x03(\tR\x0cstringValues\x12:\n\x0cpoint_values\x18\t \x03(\x0b\x32\x17.twinmesh.type.v1.PointR\x0bpointValues\"\x87\x01\n\x11WatchTwinsRequest\x12\x45\n\x03ids\x18\x01 \x03(\tB3\xbaH0\x92\x01-\x10\xe8\x07\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x03ids\x12+\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x0bresumeToken\"\xa3\x01\n\x12WatchTwinsResponse\x12\x34\n\x08snapshot\x18\x01 \x01(\x0b\x32\x16.twinmesh.twin.v1.TwinH\x00R\x08snapshot\x12\x30\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x16.twinmesh.twin.v1.TwinH\x00R\x06\x63hange\x12\x1c\n\x08\x62ookmark\x18\x03 \x01(\tH\x00R\x08\x62ookmarkB\x07\n\x05\x65vent2\x8b\x04\n\x0bTwinService\x12k\n\x07GetTwin\x12 .twinmesh.twin.v1.GetTwinRequest\x1a\x16.twinmesh.twin.v1.Twin\"&\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/twins/{id}\x12w\n\tListTwins\x12\".twinmesh.twin.v1.ListTwinsRequest\x1a#.twinmesh.twin.v1.ListTwinsResponse\"!\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/twins\x12\x90\x01\n\x0cQueryHistory\x12%.twinmesh.twin.v1.QueryHistoryRequest\x1a&.twinmesh.twin.v1.QueryHistoryResponse\"1\x90\x02\x01\xd2\xe7\x18\x0chistory:read\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/twins/{id}/history\x12\x82\x01\n\nWatchTwins\x12#.twinmesh.twin.v1.WatchTwinsRequest\x1a$.twinmesh.twin.v1.WatchTwinsResponse\"\'\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/twins:watch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#twinmesh/twin/v1/twin_service.proto\x12\x10twinmesh.twin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\x1a#twinmesh/type/v1/error_reason.proto\x1a\x1ctwinmesh/type/v1/value.proto\"\xf5\x03\n\x04Twin\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12$\n\x0e\x64\x65vice_type_id\x18\x03 \x01(\tR\x0c\x64\x65viceTypeId\x12=\n\x07metrics\x18\x04 \x03(\x0b\x32#.twinmesh.twin.v1.Twin.MetricsEntryR\x07metrics\x12\x33\n\x08location\x18\x05 \x01(\x0b\x32\x17.twinmesh.type.v1.PointR\x08location\x12?\n\rlocation_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0clocationTime\x12@\n\x0elast_seen_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0clastSeenTime\x12\x42\n\x0c\x63onnectivity\x18\x08 \x01(\x0e\x32\x1e.twinmesh.twin.v1.ConnectivityR\x0c\x63onnectivity\x1aY\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x33\n\x05value\x18\x02 \x01(\x0b\x32\x1d.twinmesh.twin.v1.MetricStateR\x05value:\x02\x38\x01\"\x80\x01\n\x0bMetricState\x12-\n\x05value\x18\x01 \x01(\x0b\x32\x17.twinmesh.type.v1.ValueR\x05value\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x12\n\x04unit\x18\x03 \x01(\tR\x04unit\"Q\n\x0eGetTwinRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\"\xfe\x01\n\x10ListTwinsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12\x45\n\x03ids\x18\x03 \x03(\tB3\xbaH0\x92\x01-\x10\xe8\x07\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x03ids\x12T\n\x0e\x64\x65vice_type_id\x18\x04 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x0c\x64\x65viceTypeId\"i\n\x11ListTwinsResponse\x12,\n\x05twins\x18\x01 \x03(\x0b\x32\x16.twinmesh.twin.v1.TwinR\x05twins\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe2\x02\n\x13QueryHistoryRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12I\n\x07metrics\x18\x02 \x03(\tB/\xbaH,\x92\x01)\x10\x64\x18\x01\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$R\x07metrics\x12\x39\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12$\n\tpage_size\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"y\n\x14QueryHistoryResponse\x12\x39\n\x07metrics\x18\x01 \x03(\x0b\x32\x1f.twinmesh.twin.v1.MetricHistoryR\x07metrics\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc8\x02\n\rMetricHistory\x12\x16\n\x06metric\x18\x01 \x01(\tR\x06metric\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKindR\x04kind\x12\x12\n\x04unit\x18\x03 \x01(\tR\x04unit\x12\x14\n\x05times\x18\x04 \x03(\x10R\x05times\x12#\n\rdouble_values\x18\x05 \x03(\x01R\x0c\x64oubleValues\x12\x1d\n\nint_values\x18\x06 \x03(\x10R\tintValues\x12\x1f\n\x0b\x62ool_values\x18\x07 \x03(\x08R\nboolValues\x12#\n\rstring_values\x18\x08 \x03(\tR\x0cstringValues\x12:\n\x0cpoint_values\x18\t \x03(\x0b\x32\x17.twinmesh.type.v1.PointR\x0bpointValues\"\xc7\x03\n\x11WatchTwinsRequest\x12\x45\n\x03ids\x18\x01 \x03(\tB3\xbaH0\x92\x01-\x10\xe8\x07\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x03ids\x12T\n\x0e\x64\x65vice_type_id\x18\x02 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$R\x0c\x64\x65viceTypeId\x12%\n\x03tag\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$R\x03tag\x12\x31\n\x04\x61rea\x18\x04 \x01(\x0b\x32\x1d.twinmesh.twin.v1.BoundingBoxR\x04\x61rea\x12I\n\x07metrics\x18\x05 \x03(\tB/\xbaH,\x92\x01)\x10\x64\x18\x01\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$R\x07metrics\x12\x43\n\x08interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08<2\x00R\x08interval\x12+\n\x0cresume_token\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x0bresumeToken\"\xa6\x02\n\x0b\x42oundingBox\x12-\n\x05south\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0R\x05south\x12+\n\x04west\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80\x66@)\x00\x00\x00\x00\x00\x80\x66\xc0R\x04west\x12-\n\x05north\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0R\x05north\x12+\n\x04\x65\x61st\x18\x04 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80\x66@)\x00\x00\x00\x00\x00\x80\x66\xc0R\x04\x65\x61st:_\xbaH\\\x1aZ\n\x18\x62ounding_box.south_north\x12$south must not be greater than north\x1a\x18this.south <= this.north\"\xc1\x03\n\x12WatchTwinsResponse\x12\x38\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1a.twinmesh.twin.v1.SnapshotH\x00R\x08snapshot\x12\x42\n\x0csnapshot_end\x18\x02 \x01(\x0b\x32\x1d.twinmesh.twin.v1.SnapshotEndH\x00R\x0bsnapshotEnd\x12\x32\n\x06\x63hange\x18\x03 \x01(\x0b\x32\x18.twinmesh.twin.v1.ChangeH\x00R\x06\x63hange\x12\x38\n\x08\x62ookmark\x18\x04 \x01(\x0b\x32\x1a.twinmesh.twin.v1.BookmarkH\x00R\x08\x62ookmark\x12)\n\x03gap\x18\x05 \x01(\x0b\x32\x15.twinmesh.twin.v1.GapH\x00R\x03gap\x12/\n\x05\x65nter\x18\x06 \x01(\x0b\x32\x17.twinmesh.twin.v1.EnterH\x00R\x05\x65nter\x12/\n\x05leave\x18\x07 \x01(\x0b\x32\x17.twinmesh.twin.v1.LeaveH\x00R\x05leave\x12)\n\x03\x65nd\x18\x08 \x01(\x0b\x32\x15.twinmesh.twin.v1.EndH\x00R\x03\x65ndB\x07\n\x05\x65vent\"8\n\x08Snapshot\x12,\n\x05twins\x18\x01 \x03(\x0b\x32\x16.twinmesh.twin.v1.TwinR\x05twins\"0\n\x0bSnapshotEnd\x12!\n\x0cresume_token\x18\x01 \x01(\tR\x0bresumeToken\"6\n\x06\x43hange\x12,\n\x05twins\x18\x01 \x03(\x0b\x32\x16.twinmesh.twin.v1.TwinR\x05twins\"-\n\x08\x42ookmark\x12!\n\x0cresume_token\x18\x01 \x01(\tR\x0bresumeToken\":\n\x03Gap\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.twinmesh.twin.v1.GapReasonR\x06reason\"5\n\x05\x45nter\x12,\n\x05twins\x18\x01 \x03(\x0b\x32\x16.twinmesh.twin.v1.TwinR\x05twins\"\x19\n\x05Leave\x12\x10\n\x03ids\x18\x01 \x03(\tR\x03ids\"y\n\x03\x45nd\x12\x35\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.twinmesh.type.v1.ErrorReasonR\x06reason\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\x12!\n\x0cresume_token\x18\x03 \x01(\tR\x0bresumeToken*_\n\x0c\x43onnectivity\x12\x1c\n\x18\x43ONNECTIVITY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43ONNECTIVITY_ONLINE\x10\x01\x12\x18\n\x14\x43ONNECTIVITY_OFFLINE\x10\x02*?\n\tGapReason\x12\x1a\n\x16GAP_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12GAP_REASON_EXPIRED\x10\x01\x32\x8b\x04\n\x0bTwinService\x12k\n\x07GetTwin\x12 .twinmesh.twin.v1.GetTwinRequest\x1a\x16.twinmesh.twin.v1.Twin\"&\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/twins/{id}\x12w\n\tListTwins\x12\".twinmesh.twin.v1.ListTwinsRequest\x1a#.twinmesh.twin.v1.ListTwinsResponse\"!\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/twins\x12\x90\x01\n\x0cQueryHistory\x12%.twinmesh.twin.v1.QueryHistoryRequest\x1a&.twinmesh.twin.v1.QueryHistoryResponse\"1\x90\x02\x01\xd2\xe7\x18\x0chistory:read\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/twins/{id}/history\x12\x82\x01\n\nWatchTwins\x12#.twinmesh.twin.v1.WatchTwinsRequest\x1a$.twinmesh.twin.v1.WatchTwinsResponse\"\'\x90\x02\x01\xd2\xe7\x18\ttwin:read\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/twins:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,8 +61,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUERYHISTORYREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_WATCHTWINSREQUEST'].fields_by_name['ids']._loaded_options = None
   _globals['_WATCHTWINSREQUEST'].fields_by_name['ids']._serialized_options = b'\272H0\222\001-\020\350\007\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$'
+  _globals['_WATCHTWINSREQUEST'].fields_by_name['device_type_id']._loaded_options = None
+  _globals['_WATCHTWINSREQUEST'].fields_by_name['device_type_id']._serialized_options = b'\272H+r)2\'^([a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)?$'
+  _globals['_WATCHTWINSREQUEST'].fields_by_name['tag']._loaded_options = None
+  _globals['_WATCHTWINSREQUEST'].fields_by_name['tag']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_WATCHTWINSREQUEST'].fields_by_name['metrics']._loaded_options = None
+  _globals['_WATCHTWINSREQUEST'].fields_by_name['metrics']._serialized_options = b'\272H,\222\001)\020d\030\001\"#r!2\037^[A-Za-z_][A-Za-z0-9_.-]{0,62}$'
+  _globals['_WATCHTWINSREQUEST'].fields_by_name['interval']._loaded_options = None
+  _globals['_WATCHTWINSREQUEST'].fields_by_name['interval']._serialized_options = b'\272H\t\252\001\006\"\002\010<2\000'
   _globals['_WATCHTWINSREQUEST'].fields_by_name['resume_token']._loaded_options = None
   _globals['_WATCHTWINSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\005r\003\030\200 '
+  _globals['_BOUNDINGBOX'].fields_by_name['south']._loaded_options = None
+  _globals['_BOUNDINGBOX'].fields_by_name['south']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200V@)\000\000\000\000\000\200V\300'
+  _globals['_BOUNDINGBOX'].fields_by_name['west']._loaded_options = None
+  _globals['_BOUNDINGBOX'].fields_by_name['west']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200f@)\000\000\000\000\000\200f\300'
+  _globals['_BOUNDINGBOX'].fields_by_name['north']._loaded_options = None
+  _globals['_BOUNDINGBOX'].fields_by_name['north']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200V@)\000\000\000\000\000\200V\300'
+  _globals['_BOUNDINGBOX'].fields_by_name['east']._loaded_options = None
+  _globals['_BOUNDINGBOX'].fields_by_name['east']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\200f@)\000\000\000\000\000\200f\300'
+  _globals['_BOUNDINGBOX']._loaded_options = None
+  _globals['_BOUNDINGBOX']._serialized_options = b'\272H\\\032Z\n\030bounding_box.south_north\022$south must not be greater than north\032\030this.south <= this.north'
   _globals['_TWINSERVICE'].methods_by_name['GetTwin']._loaded_options = None
   _globals['_TWINSERVICE'].methods_by_name['GetTwin']._serialized_options = b'\220\002\001\322\347\030\ttwin:read\202\323\344\223\002\020\022\016/v1/twins/{id}'
   _globals['_TWINSERVICE'].methods_by_name['ListTwins']._loaded_options = None
@@ -69,28 +89,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TWINSERVICE'].methods_by_name['QueryHistory']._serialized_options = b'\220\002\001\322\347\030\014history:read\202\323\344\223\002\030\022\026/v1/twins/{id}/history'
   _globals['_TWINSERVICE'].methods_by_name['WatchTwins']._loaded_options = None
   _globals['_TWINSERVICE'].methods_by_name['WatchTwins']._serialized_options = b'\220\002\001\322\347\030\ttwin:read\202\323\344\223\002\021\022\017/v1/twins:watch'
-  _globals['_TWIN']._serialized_start=248
-  _globals['_TWIN']._serialized_end=681
-  _globals['_TWIN_METRICSENTRY']._serialized_start=592
-  _globals['_TWIN_METRICSENTRY']._serialized_end=681
-  _globals['_METRICSTATE']._serialized_start=684
-  _globals['_METRICSTATE']._serialized_end=812
-  _globals['_GETTWINREQUEST']._serialized_start=814
-  _globals['_GETTWINREQUEST']._serialized_end=895
-  _globals['_LISTTWINSREQUEST']._serialized_start=898
-  _globals['_LISTTWINSREQUEST']._serialized_end=1152
-  _globals['_LISTTWINSRESPONSE']._serialized_start=1154
-  _globals['_LISTTWINSRESPONSE']._serialized_end=1259
-  _globals['_QUERYHISTORYREQUEST']._serialized_start=1262
-  _globals['_QUERYHISTORYREQUEST']._serialized_end=1616
-  _globals['_QUERYHISTORYRESPONSE']._serialized_start=1618
-  _globals['_QUERYHISTORYRESPONSE']._serialized_end=1739
-  _globals['_METRICHISTORY']._serialized_start=1742
-  _globals['_METRICHISTORY']._serialized_end=2070
-  _globals['_WATCHTWINSREQUEST']._serialized_start=2073
-  _globals['_WATCHTWINSREQUEST']._serialized_end=2208
-  _globals['_WATCHTWINSRESPONSE']._serialized_start=2211
-  _globals['_WATCHTWINSRESPONSE']._serialized_end=2374
-  _globals['_TWINSERVICE']._serialized_start=2377
-  _globals['_TWINSERVICE']._serialized_end=2900
+  _globals['_CONNECTIVITY']._serialized_start=3892
+  _globals['_CONNECTIVITY']._serialized_end=3987
+  _globals['_GAPREASON']._serialized_start=3989
+  _globals['_GAPREASON']._serialized_end=4052
+  _globals['_TWIN']._serialized_start=317
+  _globals['_TWIN']._serialized_end=818
+  _globals['_TWIN_METRICSENTRY']._serialized_start=729
+  _globals['_TWIN_METRICSENTRY']._serialized_end=818
+  _globals['_METRICSTATE']._serialized_start=821
+  _globals['_METRICSTATE']._serialized_end=949
+  _globals['_GETTWINREQUEST']._serialized_start=951
+  _globals['_GETTWINREQUEST']._serialized_end=1032
+  _globals['_LISTTWINSREQUEST']._serialized_start=1035
+  _globals['_LISTTWINSREQUEST']._serialized_end=1289
+  _globals['_LISTTWINSRESPONSE']._serialized_start=1291
+  _globals['_LISTTWINSRESPONSE']._serialized_end=1396
+  _globals['_QUERYHISTORYREQUEST']._serialized_start=1399
+  _globals['_QUERYHISTORYREQUEST']._serialized_end=1753
+  _globals['_QUERYHISTORYRESPONSE']._serialized_start=1755
+  _globals['_QUERYHISTORYRESPONSE']._serialized_end=1876
+  _globals['_METRICHISTORY']._serialized_start=1879
+  _globals['_METRICHISTORY']._serialized_end=2207
+  _globals['_WATCHTWINSREQUEST']._serialized_start=2210
+  _globals['_WATCHTWINSREQUEST']._serialized_end=2665
+  _globals['_BOUNDINGBOX']._serialized_start=2668
+  _globals['_BOUNDINGBOX']._serialized_end=2962
+  _globals['_WATCHTWINSRESPONSE']._serialized_start=2965
+  _globals['_WATCHTWINSRESPONSE']._serialized_end=3414
+  _globals['_SNAPSHOT']._serialized_start=3416
+  _globals['_SNAPSHOT']._serialized_end=3472
+  _globals['_SNAPSHOTEND']._serialized_start=3474
+  _globals['_SNAPSHOTEND']._serialized_end=3522
+  _globals['_CHANGE']._serialized_start=3524
+  _globals['_CHANGE']._serialized_end=3578
+  _globals['_BOOKMARK']._serialized_start=3580
+  _globals['_BOOKMARK']._serialized_end=3625
+  _globals['_GAP']._serialized_start=3627
+  _globals['_GAP']._serialized_end=3685
+  _globals['_ENTER']._serialized_start=3687
+  _globals['_ENTER']._serialized_end=3740
+  _globals['_LEAVE']._serialized_start=3742
+  _globals['_LEAVE']._serialized_end=3767
+  _globals['_END']._serialized_start=3769
+  _globals['_END']._serialized_end=3890
+  _globals['_TWINSERVICE']._serialized_start=4055
+  _globals['_TWINSERVICE']._serialized_end=4578
 # @@protoc_insertion_point(module_scope)

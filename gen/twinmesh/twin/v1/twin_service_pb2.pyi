@@ -5,9 +5,12 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from twinmesh.type.v1 import error_reason_pb2 as _error_reason_pb2
 from twinmesh.type.v1 import value_pb2 as _value_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +22,50 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Connectivity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConnectivityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Connectivity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONNECTIVITY_UNSPECIFIED: _Connectivity.ValueType  # 0
+    """Nobody can tell: its type has no heartbeat."""
+    CONNECTIVITY_ONLINE: _Connectivity.ValueType  # 1
+    """It reported within its type's heartbeat."""
+    CONNECTIVITY_OFFLINE: _Connectivity.ValueType  # 2
+    """It did not, or never reported."""
+
+class Connectivity(_Connectivity, metaclass=_ConnectivityEnumTypeWrapper):
+    """Connectivity of a device."""
+
+CONNECTIVITY_UNSPECIFIED: Connectivity.ValueType  # 0
+"""Nobody can tell: its type has no heartbeat."""
+CONNECTIVITY_ONLINE: Connectivity.ValueType  # 1
+"""It reported within its type's heartbeat."""
+CONNECTIVITY_OFFLINE: Connectivity.ValueType  # 2
+"""It did not, or never reported."""
+Global___Connectivity: _TypeAlias = Connectivity  # noqa: Y015
+
+class _GapReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GapReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GapReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GAP_REASON_UNSPECIFIED: _GapReason.ValueType  # 0
+    """Never sent."""
+    GAP_REASON_EXPIRED: _GapReason.ValueType  # 1
+    """The token is of before what is kept, or of another installation."""
+
+class GapReason(_GapReason, metaclass=_GapReasonEnumTypeWrapper):
+    """GapReason says why a watch has a gap."""
+
+GAP_REASON_UNSPECIFIED: GapReason.ValueType  # 0
+"""Never sent."""
+GAP_REASON_EXPIRED: GapReason.ValueType  # 1
+"""The token is of before what is kept, or of another installation."""
+Global___GapReason: _TypeAlias = GapReason  # noqa: Y015
 
 @_typing.final
 class Twin(_message.Message):
@@ -54,12 +101,15 @@ class Twin(_message.Message):
     LOCATION_FIELD_NUMBER: _builtins.int
     LOCATION_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+    CONNECTIVITY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     display_name: _builtins.str
     """What people call it."""
     device_type_id: _builtins.str
     """Its type."""
+    connectivity: Global___Connectivity.ValueType
+    """Whether it still reports, by its type's heartbeat."""
     @_builtins.property
     def metrics(self) -> _containers.MessageMap[_builtins.str, Global___MetricState]:
         """Latest value by metric."""
@@ -86,10 +136,11 @@ class Twin(_message.Message):
         location: _value_pb2.Point | None = ...,
         location_time: _timestamp_pb2.Timestamp | None = ...,
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
+        connectivity: Global___Connectivity.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_time", b"last_seen_time", "location", b"location", "location_time", b"location_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_type_id", b"device_type_id", "display_name", b"display_name", "id", b"id", "last_seen_time", b"last_seen_time", "location", b"location", "location_time", b"location_time", "metrics", b"metrics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "device_type_id", b"device_type_id", "display_name", b"display_name", "id", b"id", "last_seen_time", b"last_seen_time", "location", b"location", "location_time", b"location_time", "metrics", b"metrics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -366,26 +417,88 @@ class WatchTwinsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
+    DEVICE_TYPE_ID_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    AREA_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    device_type_id: _builtins.str
+    """Only devices of this type."""
+    tag: _builtins.str
+    """Only devices with this tag."""
     resume_token: _builtins.str
-    """Go on after this bookmark."""
+    """Go on behind this token, of a watch with the same selectors."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these devices; empty: all of the tenant."""
+        """Only these devices; those that do not exist enter the watch when they are made."""
+
+    @_builtins.property
+    def area(self) -> Global___BoundingBox:
+        """Only devices whose latest position lies inside."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these metrics; empty: all. `location` is one of them."""
+
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """Least time between two Changes; absent: 0.1 s; 0: as soon as something changes."""
 
     def __init__(
         self,
         *,
         ids: _abc.Iterable[_builtins.str] | None = ...,
+        device_type_id: _builtins.str = ...,
+        tag: _builtins.str = ...,
+        area: Global___BoundingBox | None = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        interval: _duration_pb2.Duration | None = ...,
         resume_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "device_type_id", b"device_type_id", "ids", b"ids", "interval", b"interval", "metrics", b"metrics", "resume_token", b"resume_token", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchTwinsRequest: _TypeAlias = WatchTwinsRequest  # noqa: Y015
+
+@_typing.final
+class BoundingBox(_message.Message):
+    """BoundingBox is an area between two parallels and two meridians (WGS 84), its edges
+    among it. Where west is greater than east it crosses the antimeridian.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOUTH_FIELD_NUMBER: _builtins.int
+    WEST_FIELD_NUMBER: _builtins.int
+    NORTH_FIELD_NUMBER: _builtins.int
+    EAST_FIELD_NUMBER: _builtins.int
+    south: _builtins.float
+    """Degrees north of its lower edge."""
+    west: _builtins.float
+    """Degrees east of its left edge."""
+    north: _builtins.float
+    """Degrees north of its upper edge."""
+    east: _builtins.float
+    """Degrees east of its right edge."""
+    def __init__(
+        self,
+        *,
+        south: _builtins.float = ...,
+        west: _builtins.float = ...,
+        north: _builtins.float = ...,
+        east: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["east", b"east", "north", b"north", "south", b"south", "west", b"west"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BoundingBox: _TypeAlias = BoundingBox  # noqa: Y015
 
 @_typing.final
 class WatchTwinsResponse(_message.Message):
@@ -394,31 +507,257 @@ class WatchTwinsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_END_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
     BOOKMARK_FIELD_NUMBER: _builtins.int
-    bookmark: _builtins.str
-    """Everything before this token was sent."""
+    GAP_FIELD_NUMBER: _builtins.int
+    ENTER_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def snapshot(self) -> Global___Twin:
-        """A twin as it is now, before the first change."""
+    def snapshot(self) -> Global___Snapshot:
+        """Twins as they are now."""
 
     @_builtins.property
-    def change(self) -> Global___Twin:
-        """A twin after a change."""
+    def snapshot_end(self) -> Global___SnapshotEnd:
+        """The snapshot is whole."""
+
+    @_builtins.property
+    def change(self) -> Global___Change:
+        """Twins changed."""
+
+    @_builtins.property
+    def bookmark(self) -> Global___Bookmark:
+        """Everything before this token was told."""
+
+    @_builtins.property
+    def gap(self) -> Global___Gap:
+        """Something may have been left out."""
+
+    @_builtins.property
+    def enter(self) -> Global___Enter:
+        """Twins fit the selection now."""
+
+    @_builtins.property
+    def leave(self) -> Global___Leave:
+        """Twins fit it no more."""
+
+    @_builtins.property
+    def end(self) -> Global___End:
+        """The watch ends; nothing follows."""
 
     def __init__(
         self,
         *,
-        snapshot: Global___Twin | None = ...,
-        change: Global___Twin | None = ...,
-        bookmark: _builtins.str = ...,
+        snapshot: Global___Snapshot | None = ...,
+        snapshot_end: Global___SnapshotEnd | None = ...,
+        change: Global___Change | None = ...,
+        bookmark: Global___Bookmark | None = ...,
+        gap: Global___Gap | None = ...,
+        enter: Global___Enter | None = ...,
+        leave: Global___Leave | None = ...,
+        end: Global___End | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "event", b"event", "snapshot", b"snapshot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "end", b"end", "enter", b"enter", "event", b"event", "gap", b"gap", "leave", b"leave", "snapshot", b"snapshot", "snapshot_end", b"snapshot_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "event", b"event", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "change", b"change", "end", b"end", "enter", b"enter", "event", b"event", "gap", b"gap", "leave", b"leave", "snapshot", b"snapshot", "snapshot_end", b"snapshot_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["snapshot", "change", "bookmark"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["snapshot", "snapshot_end", "change", "bookmark", "gap", "enter", "leave", "end"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WatchTwinsResponse: _TypeAlias = WatchTwinsResponse  # noqa: Y015
+
+@_typing.final
+class Snapshot(_message.Message):
+    """Snapshot holds some of the twins as they are now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def twins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Twin]:
+        """Without those metrics that a resumed watch has told already."""
+
+    def __init__(
+        self,
+        *,
+        twins: _abc.Iterable[Global___Twin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["twins", b"twins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class SnapshotEnd(_message.Message):
+    """SnapshotEnd says that all twins were named."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Go on here."""
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotEnd: _TypeAlias = SnapshotEnd  # noqa: Y015
+
+@_typing.final
+class Change(_message.Message):
+    """Change holds what changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def twins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Twin]:
+        """Each with the metrics that changed, and nothing of the others."""
+
+    def __init__(
+        self,
+        *,
+        twins: _abc.Iterable[Global___Twin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["twins", b"twins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class Bookmark(_message.Message):
+    """Bookmark comes once a second while things change, and every 15 s otherwise: a
+    caller that hears nothing for a minute has lost the connection.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Go on here."""
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bookmark: _TypeAlias = Bookmark  # noqa: Y015
+
+@_typing.final
+class Gap(_message.Message):
+    """Gap says that states in between were not told: what follows is the present again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: Global___GapReason.ValueType
+    """Why."""
+    def __init__(
+        self,
+        *,
+        reason: Global___GapReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gap: _TypeAlias = Gap  # noqa: Y015
+
+@_typing.final
+class Enter(_message.Message):
+    """Enter holds twins that fit the selection now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TWINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def twins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Twin]:
+        """Whole."""
+
+    def __init__(
+        self,
+        *,
+        twins: _abc.Iterable[Global___Twin] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["twins", b"twins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Enter: _TypeAlias = Enter  # noqa: Y015
+
+@_typing.final
+class Leave(_message.Message):
+    """Leave names twins that fit the selection no more, or are deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Device ids."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leave: _TypeAlias = Leave  # noqa: Y015
+
+@_typing.final
+class End(_message.Message):
+    """End says why a watch ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    reason: _error_reason_pb2.ErrorReason.ValueType
+    """As the status that follows it."""
+    message: _builtins.str
+    """To read."""
+    resume_token: _builtins.str
+    """Go on here; empty before the snapshot's end."""
+    def __init__(
+        self,
+        *,
+        reason: _error_reason_pb2.ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___End: _TypeAlias = End  # noqa: Y015

@@ -91,8 +91,27 @@ class TwinServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchTwins(self, request, context):
-        """WatchTwins streams a snapshot and then every change. Not built yet:
-        UNIMPLEMENTED.
+        """WatchTwins streams the twins that a selection holds: a snapshot, then what
+        changes, until the caller leaves. All selectors must hold; without any the watch
+        holds all twins of the tenant.
+
+        The order of events: Snapshot (any number), SnapshotEnd, then Change, Enter,
+        Leave and Bookmark in any order, Gap at any time, End at last. What is told is
+        always the present state: a metric that changes faster than `interval`, or than
+        the caller reads, is told with its latest value, and nothing piles up for a
+        caller that does not read. The last value of every metric is always told.
+
+        A resume token goes on at this or another process of the service: the snapshot
+        then names all twins of the selection, and while these are the same as at the
+        token it holds only metrics that changed after it. A caller keeps the metrics
+        that it has of twins that are named, and drops all other twins. When the token
+        cannot be honoured, Gap comes first and the snapshot is whole.
+
+        By gRPC and gRPC-Web a watch ends with a status, before which End says the same.
+        As JSON it is a stream of server-sent events, which ends with HTTP status 200
+        whatever happened: only End tells. UNAUTHENTICATED when the caller's credential
+        ends; UNAVAILABLE when the service stops: resume at once. INVALID_ARGUMENT for a
+        token that is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,13 +4,24 @@
 # This file has been @generated
 
 __all__ = (
+    "Bookmark",
+    "BoundingBox",
+    "Change",
+    "Connectivity",
+    "End",
+    "Enter",
+    "Gap",
+    "GapReason",
     "GetTwinRequest",
+    "Leave",
     "ListTwinsRequest",
     "ListTwinsResponse",
     "MetricHistory",
     "MetricState",
     "QueryHistoryRequest",
     "QueryHistoryResponse",
+    "Snapshot",
+    "SnapshotEnd",
     "Twin",
     "TwinServiceStub",
     "WatchTwinsRequest",
@@ -35,6 +46,192 @@ _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
+class Connectivity(betterproto2.Enum):
+    """
+    Connectivity of a device.
+    """
+
+    UNSPECIFIED = 0
+    """
+    Nobody can tell: its type has no heartbeat.
+    """
+
+    ONLINE = 1
+    """
+    It reported within its type's heartbeat.
+    """
+
+    OFFLINE = 2
+    """
+    It did not, or never reported.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "CONNECTIVITY_UNSPECIFIED",
+            1: "CONNECTIVITY_ONLINE",
+            2: "CONNECTIVITY_OFFLINE",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "CONNECTIVITY_UNSPECIFIED": 0,
+            "CONNECTIVITY_ONLINE": 1,
+            "CONNECTIVITY_OFFLINE": 2,
+        }
+
+
+class GapReason(betterproto2.Enum):
+    """
+    GapReason says why a watch has a gap.
+    """
+
+    UNSPECIFIED = 0
+    """
+    Never sent.
+    """
+
+    EXPIRED = 1
+    """
+    The token is of before what is kept, or of another installation.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "GAP_REASON_UNSPECIFIED",
+            1: "GAP_REASON_EXPIRED",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "GAP_REASON_UNSPECIFIED": 0,
+            "GAP_REASON_EXPIRED": 1,
+        }
+
+
+@dataclass(eq=False, repr=False)
+class Bookmark(betterproto2.Message):
+    """
+    Bookmark comes once a second while things change, and every 15 s otherwise: a
+    caller that hears nothing for a minute has lost the connection.
+    """
+
+    resume_token: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Go on here.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "Bookmark", Bookmark)
+
+
+@dataclass(eq=False, repr=False)
+class BoundingBox(betterproto2.Message):
+    """
+    BoundingBox is an area between two parallels and two meridians (WGS 84), its edges
+    among it. Where west is greater than east it crosses the antimeridian.
+    """
+
+    south: "float" = betterproto2.field(1, betterproto2.TYPE_DOUBLE)
+    """
+    Degrees north of its lower edge.
+    """
+
+    west: "float" = betterproto2.field(2, betterproto2.TYPE_DOUBLE)
+    """
+    Degrees east of its left edge.
+    """
+
+    north: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    """
+    Degrees north of its upper edge.
+    """
+
+    east: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
+    """
+    Degrees east of its right edge.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "BoundingBox", BoundingBox)
+
+
+@dataclass(eq=False, repr=False)
+class Change(betterproto2.Message):
+    """
+    Change holds what changed.
+    """
+
+    twins: "list[Twin]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Each with the metrics that changed, and nothing of the others.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "Change", Change)
+
+
+@dataclass(eq=False, repr=False)
+class End(betterproto2.Message):
+    """
+    End says why a watch ends.
+    """
+
+    reason: "__type__v1__.ErrorReason" = betterproto2.field(
+        1, betterproto2.TYPE_ENUM, default_factory=lambda: __type__v1__.ErrorReason(0)
+    )
+    """
+    As the status that follows it.
+    """
+
+    message: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    To read.
+    """
+
+    resume_token: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Go on here; empty before the snapshot's end.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "End", End)
+
+
+@dataclass(eq=False, repr=False)
+class Enter(betterproto2.Message):
+    """
+    Enter holds twins that fit the selection now.
+    """
+
+    twins: "list[Twin]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Whole.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "Enter", Enter)
+
+
+@dataclass(eq=False, repr=False)
+class Gap(betterproto2.Message):
+    """
+    Gap says that states in between were not told: what follows is the present again.
+    """
+
+    reason: "GapReason" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: GapReason(0))
+    """
+    Why.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "Gap", Gap)
+
+
 @dataclass(eq=False, repr=False)
 class GetTwinRequest(betterproto2.Message):
     """
@@ -48,6 +245,21 @@ class GetTwinRequest(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.twin.v1", "GetTwinRequest", GetTwinRequest)
+
+
+@dataclass(eq=False, repr=False)
+class Leave(betterproto2.Message):
+    """
+    Leave names twins that fit the selection no more, or are deleted.
+    """
+
+    ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Device ids.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "Leave", Leave)
 
 
 @dataclass(eq=False, repr=False)
@@ -250,6 +462,36 @@ default_message_pool.register_message("twinmesh.twin.v1", "QueryHistoryResponse"
 
 
 @dataclass(eq=False, repr=False)
+class Snapshot(betterproto2.Message):
+    """
+    Snapshot holds some of the twins as they are now.
+    """
+
+    twins: "list[Twin]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Without those metrics that a resumed watch has told already.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "Snapshot", Snapshot)
+
+
+@dataclass(eq=False, repr=False)
+class SnapshotEnd(betterproto2.Message):
+    """
+    SnapshotEnd says that all twins were named.
+    """
+
+    resume_token: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Go on here.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "SnapshotEnd", SnapshotEnd)
+
+
+@dataclass(eq=False, repr=False)
 class Twin(betterproto2.Message):
     """
     Twin is the present state of one device.
@@ -298,6 +540,13 @@ class Twin(betterproto2.Message):
     Latest event time over all metrics.
     """
 
+    connectivity: "Connectivity" = betterproto2.field(
+        8, betterproto2.TYPE_ENUM, default_factory=lambda: Connectivity(0)
+    )
+    """
+    Whether it still reports, by its type's heartbeat.
+    """
+
 
 default_message_pool.register_message("twinmesh.twin.v1", "Twin", Twin)
 
@@ -310,12 +559,39 @@ class WatchTwinsRequest(betterproto2.Message):
 
     ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
     """
-    Only these devices; empty: all of the tenant.
+    Only these devices; those that do not exist enter the watch when they are made.
     """
 
-    resume_token: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    device_type_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    Go on after this bookmark.
+    Only devices of this type.
+    """
+
+    tag: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Only devices with this tag.
+    """
+
+    area: "BoundingBox | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Only devices whose latest position lies inside.
+    """
+
+    metrics: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Only these metrics; empty: all. `location` is one of them.
+    """
+
+    interval: "datetime.timedelta | None" = betterproto2.field(
+        6, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    Least time between two Changes; absent: 0.1 s; 0: as soon as something changes.
+    """
+
+    resume_token: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Go on behind this token, of a watch with the same selectors.
     """
 
 
@@ -331,19 +607,50 @@ class WatchTwinsResponse(betterproto2.Message):
         - event: What happened.
     """
 
-    snapshot: "Twin | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True, group="event")
+    snapshot: "Snapshot | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, optional=True, group="event"
+    )
     """
-    A twin as it is now, before the first change.
-    """
-
-    change: "Twin | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="event")
-    """
-    A twin after a change.
+    Twins as they are now.
     """
 
-    bookmark: "str | None" = betterproto2.field(3, betterproto2.TYPE_STRING, optional=True, group="event")
+    snapshot_end: "SnapshotEnd | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True, group="event"
+    )
     """
-    Everything before this token was sent.
+    The snapshot is whole.
+    """
+
+    change: "Change | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="event")
+    """
+    Twins changed.
+    """
+
+    bookmark: "Bookmark | None" = betterproto2.field(
+        4, betterproto2.TYPE_MESSAGE, optional=True, group="event"
+    )
+    """
+    Everything before this token was told.
+    """
+
+    gap: "Gap | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True, group="event")
+    """
+    Something may have been left out.
+    """
+
+    enter: "Enter | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True, group="event")
+    """
+    Twins fit the selection now.
+    """
+
+    leave: "Leave | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True, group="event")
+    """
+    Twins fit it no more.
+    """
+
+    end: "End | None" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, optional=True, group="event")
+    """
+    The watch ends; nothing follows.
     """
 
 
@@ -435,8 +742,27 @@ class TwinServiceStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[WatchTwinsResponse]":
         """
-        WatchTwins streams a snapshot and then every change. Not built yet:
-        UNIMPLEMENTED.
+        WatchTwins streams the twins that a selection holds: a snapshot, then what
+        changes, until the caller leaves. All selectors must hold; without any the watch
+        holds all twins of the tenant.
+
+        The order of events: Snapshot (any number), SnapshotEnd, then Change, Enter,
+        Leave and Bookmark in any order, Gap at any time, End at last. What is told is
+        always the present state: a metric that changes faster than `interval`, or than
+        the caller reads, is told with its latest value, and nothing piles up for a
+        caller that does not read. The last value of every metric is always told.
+
+        A resume token goes on at this or another process of the service: the snapshot
+        then names all twins of the selection, and while these are the same as at the
+        token it holds only metrics that changed after it. A caller keeps the metrics
+        that it has of twins that are named, and drops all other twins. When the token
+        cannot be honoured, Gap comes first and the snapshot is whole.
+
+        By gRPC and gRPC-Web a watch ends with a status, before which End says the same.
+        As JSON it is a stream of server-sent events, which ends with HTTP status 200
+        whatever happened: only End tells. UNAUTHENTICATED when the caller's credential
+        ends; UNAVAILABLE when the service stops: resume at once. INVALID_ARGUMENT for a
+        token that is none.
         """
 
         async for response in self._unary_stream(

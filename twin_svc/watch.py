@@ -1,0 +1,335 @@
+"""The rules of a watch: which twins a selection holds, and what of them is to be told next.
+
+A watch keeps no queue. It remembers up to which version of the fleet it has told; asked
+again, it tells the present state of what changed since.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from meshkit.clock import Clock
+from twin_svc.fleet import Fleet, Slots
+from twin_svc.tokens import Coverage, ResumePoint
+from twin_svc.twins import Device, Twin
+
+_TWINS_PER_EVENT = 500
+_NONE = np.empty(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Degrees north and east, edges included; where west is greater than east it crosses the antimeridian."""
+
+    south: float
+    west: float
+    north: float
+    east: float
+
+    def holds(self, positions: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Return which of the positions, (latitude, longitude) of shape (n, 2), lie inside; NaN does not."""
+        latitude, longitude = positions[:, 0], positions[:, 1]
+        east_of, west_of = longitude >= self.west, longitude <= self.east
+        between = east_of & west_of if self.west <= self.east else east_of | west_of
+        inside: npt.NDArray[np.bool_] = (latitude >= self.south) & (latitude <= self.north) & between
+        return inside & ~np.isnan(longitude)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which twins a watch holds, and which of their metrics; what is empty selects all."""
+
+    ids: frozenset[str] = frozenset()
+    device_type_id: str = ""
+    tag: str = ""
+    area: Area | None = None
+    metrics: frozenset[str] = frozenset()
+
+    def fits(self, device: Device) -> bool:
+        """Say whether a device fits, wherever it is."""
+        return (
+            (not self.ids or device.id in self.ids)
+            and self.device_type_id in ("", device.device_type_id)
+            and (not self.tag or self.tag in device.tags)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Some of the twins as they are now."""
+
+    twins: Sequence[Twin]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotEnd:
+    """All twins were named; go on here."""
+
+    point: ResumePoint
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Twins with what changed of them."""
+
+    twins: Sequence[Twin]
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """Everything before was told."""
+
+    point: ResumePoint
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """States in between were not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """Twins that fit the selection now."""
+
+    twins: Sequence[Twin]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Ids of those that fit it no more."""
+
+    ids: Sequence[str]
+
+
+Event = Snapshot | SnapshotEnd | Change | Bookmark | Gap | Enter | Leave
+
+
+class Devices(Protocol):
+    """A tenant's devices."""
+
+    @property
+    def version(self) -> int:
+        """Return a number that rises whenever a device changes."""
+        ...
+
+    @property
+    def all(self) -> Mapping[str, Device]:
+        """Return them by id."""
+        ...
+
+    def changed(self, *, after: int) -> Collection[str] | None:
+        """Return the ids of those that changed after a version, None when nobody knows any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitting:
+    device: Device
+    slot: int
+
+
+@dataclass(slots=True)
+class _Members:
+    """Twins that a watch holds, in columns.
+
+    Attributes:
+        ids: of the devices.
+        devices: their slots.
+        heartbeats: of their types, microseconds; 0: none.
+        online: whether they were told to be.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    devices: Slots = field(default_factory=lambda: _NONE)
+    heartbeats: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    online: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+
+
+class Watch:
+    """Tells one caller of the twins of a selection.
+
+    Args:
+        tenant: whose twins.
+        selection: which of them.
+        fleet: their values.
+        devices: the tenant's.
+        clock: tells who is online.
+    """
+
+    def __init__(
+        self, *, tenant: str, selection: Selection, fleet: Fleet, devices: Devices, clock: Clock
+    ) -> None:
+        self._tenant = tenant
+        self._selection = selection
+        self._fleet = fleet
+        self._devices = devices
+        self._clock = clock
+        self._fitting: dict[str, _Fitting] = {}  # wherever they are
+        self._devices_version = -1
+        self._members = _Members()
+        self._slots = _NONE
+        self._layout = -1
+        self._told = 0
+        self._digest = _digest(*sorted(selection.metrics))
+
+    @property
+    def members(self) -> int:
+        """Return a digest of the twins that are held, and of the metrics that are asked for."""
+        return self._digest
+
+    def begin(self, resumed: ResumePoint | None, checkpoint: Coverage) -> Iterator[Event]:
+        """Yield the snapshot.
+
+        Args:
+            resumed: how far the caller was told already.
+            checkpoint: where values whose commit is not known come from.
+        """
+        self._follow_devices()
+        self._set_members(self._present())
+        self._told = self._fleet.version
+        slots = self._slots
+        # Of a twin that has entered since, nothing was told, however old its values are.
+        if resumed is not None and resumed.members == self._digest:
+            instances, commits = self._fleet.commits(slots)
+            told = resumed.coverage.told(instances, commits)
+            if resumed.coverage.covers(checkpoint):
+                told |= instances == 0
+            slots = slots[~told]
+        by_device = self._by_device(slots)
+        for start in range(0, len(self._members.ids), _TWINS_PER_EVENT):
+            ids = self._members.ids[start : start + _TWINS_PER_EVENT]
+            yield Snapshot([self._twin(id_, by_device.get(self._fitting[id_].slot, _NONE)) for id_ in ids])
+
+    def look(self) -> Iterator[Event]:
+        """Yield what changed since the last look; each look is to be taken to its end."""
+        renewed = self._follow_devices()
+        left, entered = self._follow_members(changed=bool(renewed))
+        self._follow_layout()
+        after, self._told = self._told, self._fleet.version
+        by_device = self._by_device(self._fleet.changed(self._slots, after=after))
+        changed = self._concerned(by_device, renewed) - set(entered)
+        yield from (Leave(part) for part in _parts(left))
+        for part in _parts(entered):
+            yield Enter([self._twin(id_) for id_ in part])
+        for part in _parts(sorted(changed)):
+            yield Change([self._twin(id_, by_device.get(self._fitting[id_].slot, _NONE)) for id_ in part])
+
+    def _follow_members(self, *, changed: bool) -> tuple[Sequence[str], Sequence[str]]:
+        """Decide anew who is a member; returns the ids of those that left and of those that entered."""
+        if not changed and self._selection.area is None:
+            return (), ()
+        members = self._members
+        present = self._present()
+        if not changed and present == members.ids:
+            return (), ()
+        self._set_members(present)
+        # Who stayed is told of when it turns from what it was told to be.
+        told = dict(zip(members.ids, members.online.tolist(), strict=True))
+        now = zip(present, self._members.online.tolist(), strict=True)
+        self._members.online = np.array([told.get(id_, online) for id_, online in now], dtype=np.bool_)
+        remaining = set(present)
+        return (
+            [id_ for id_ in members.ids if id_ not in remaining],
+            [id_ for id_ in present if id_ not in told],
+        )
+
+    def _concerned(self, by_device: Mapping[int, Slots], renewed: Collection[str]) -> set[str]:
+        """Return the ids of members to be told of: a metric changed, the device did, or it turned."""
+        members = self._members
+        online = self._online()
+        concerned = online != members.online
+        members.online = online
+        if by_device:
+            devices = np.fromiter(by_device, dtype=np.int32, count=len(by_device))
+            concerned |= np.isin(members.devices, devices)
+        ids = {members.ids[place] for place in np.flatnonzero(concerned).tolist()}
+        return ids.union(set(renewed).intersection(members.ids)) if renewed else ids
+
+    def _twin(self, device_id: str, slots: Slots | None = None) -> Twin:
+        fitting = self._fitting[device_id]
+        if slots is None:
+            slots = self._fleet.metric_slots([fitting.slot], self._selection.metrics)
+        return self._fleet.twin(self._tenant, fitting.device, slots=slots.tolist())
+
+    def _by_device(self, slots: Slots) -> dict[int, Slots]:
+        """Group metrics by their devices, whose metrics lie side by side."""
+        if not len(slots):
+            return {}
+        devices = self._fleet.devices_of(slots)
+        cuts = np.flatnonzero(devices[1:] != devices[:-1]) + 1
+        starts = np.append(0, cuts)
+        return dict(zip(devices[starts].tolist(), np.split(slots, cuts), strict=True))
+
+    def _follow_devices(self) -> Collection[str]:
+        """Take over changes of devices; returns the ids of those that fit and changed."""
+        version = self._devices.version
+        if version == self._devices_version:
+            return ()
+        changed = self._devices.changed(after=self._devices_version)
+        everything = self._devices.all
+        if changed is None:
+            changed = everything.keys() | self._fitting.keys()
+            if self._selection.ids:
+                changed = changed & self._selection.ids
+        self._devices_version = version
+        concerned = set()
+        for id_ in changed:
+            device = everything.get(id_)
+            if device is not None and self._selection.fits(device):
+                self._fitting[id_] = _Fitting(device, self._fleet.device_slot(self._tenant, id_))
+                concerned.add(id_)
+            elif self._fitting.pop(id_, None) is not None:
+                concerned.add(id_)
+        return concerned
+
+    def _present(self) -> list[str]:
+        """Return the ids of those that fit and are where the selection is."""
+        ids = sorted(self._fitting)
+        if self._selection.area is None:
+            return ids
+        slots = np.array([self._fitting[id_].slot for id_ in ids], dtype=np.int32)
+        inside = self._selection.area.holds(self._fleet.positions(slots))
+        return [ids[place] for place in np.flatnonzero(inside).tolist()]
+
+    def _set_members(self, ids: list[str]) -> None:
+        for id_ in set(ids).symmetric_difference(self._members.ids):
+            self._digest ^= _digest(id_)
+        members = [self._fitting[id_] for id_ in ids]
+        self._members = _Members(
+            ids,
+            np.array([member.slot for member in members], dtype=np.int32),
+            np.array([member.device.heartbeat_us for member in members], dtype=np.int64),
+        )
+        self._members.online = self._online()
+        self._layout = -1
+        self._follow_layout()
+
+    def _follow_layout(self) -> None:
+        """Look for metrics that members have reported for the first time."""
+        if self._layout == self._fleet.layout:
+            return
+        if self._layout < 0 or self._fleet.has_new_metrics(self._members.devices, after=self._layout):
+            self._slots = self._fleet.metric_slots(self._members.devices.tolist(), self._selection.metrics)
+        self._layout = self._fleet.layout
+
+    def _online(self) -> npt.NDArray[np.bool_]:
+        heartbeats = self._members.heartbeats
+        since = self._clock.now_us() - heartbeats
+        online: npt.NDArray[np.bool_] = (heartbeats > 0) & (
+            self._fleet.last_seen(self._members.devices) >= since
+        )
+        return online
+
+
+def _digest(*names: str) -> int:
+    """Return 63 bits that stand for names; of a set they are combined by exclusive or."""
+    return int.from_bytes(hashlib.blake2b("\0".join(names).encode(), digest_size=8).digest()) >> 1
+
+
+def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), _TWINS_PER_EVENT):
+        yield ids[start : start + _TWINS_PER_EVENT]

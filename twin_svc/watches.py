@@ -1,0 +1,107 @@
+"""The watches of this process: opened for callers, and ended with the process or the credential."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.errors import Unauthenticated, dependency_unavailable
+from meshkit.identity import Principal
+from twin_svc.changes import Changes
+from twin_svc.devices import WatchedDevices
+from twin_svc.fleet import Fleet
+from twin_svc.tokens import ResumePoint
+from twin_svc.watch import Event, Selection, Watch
+from twin_svc.watching import Feed, watch_events
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_DRAIN_S = 5.0
+
+
+class Watches:
+    """Opens watches.
+
+    Args:
+        fleet: values of twins.
+        feed: what the fleet follows.
+        devices: of tenants.
+        changes: says when something of a tenant changed.
+        clock: tells who is online, and when credentials end.
+    """
+
+    def __init__(
+        self, *, fleet: Fleet, feed: Feed, devices: WatchedDevices, changes: Changes, clock: Clock
+    ) -> None:
+        self._fleet = fleet
+        self._feed = feed
+        self._devices = devices
+        self._changes = changes
+        self._clock = clock
+        self._open = 0
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+        self._stopping = False
+
+    @asynccontextmanager
+    async def open(
+        self, principal: Principal, selection: Selection, *, resumed: ResumePoint | None, interval_s: float
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """Begin a watch; yields what it tells, for as long as the context is open.
+
+        Args:
+            principal: who watches.
+            selection: which twins of the principal's tenant.
+            resumed: how far the caller was told already.
+            interval_s: least time between two changes, in seconds.
+
+        Raises:
+            Unavailable: DEPENDENCY_UNAVAILABLE, asset_svc is away, or this process stops.
+            Unauthenticated: TOKEN_INVALID, the principal's credential has ended.
+        """
+
+        def require_allowed() -> None:
+            if self._stopping:
+                raise dependency_unavailable("twin_svc", retry_after_s=0)
+            if self._clock.now_us() >= principal.credential_expires * MICROS_PER_SECOND:
+                raise Unauthenticated(
+                    "the watch's credential has expired; resume with a new one",
+                    reason=ErrorReason.ERROR_REASON_TOKEN_INVALID,
+                )
+
+        require_allowed()
+        self._open += 1
+        self._none_open.clear()
+        try:
+            async with self._devices.of(principal.tenant) as devices:
+                watch = Watch(
+                    tenant=principal.tenant,
+                    selection=selection,
+                    fleet=self._fleet,
+                    devices=devices,
+                    clock=self._clock,
+                )
+                events = watch_events(
+                    watch,
+                    tenant=principal.tenant,
+                    feed=self._feed,
+                    changes=self._changes,
+                    resumed=resumed,
+                    interval_s=interval_s,
+                    require_allowed=require_allowed,
+                )
+                async with aclosing(events):
+                    yield events
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._none_open.set()
+
+    async def drain(self) -> None:
+        """End all watches, and wait until they have told their callers; those that do not read are left."""
+        self._stopping = True
+        self._changes.notify_all()
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                await self._none_open.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,90 @@
+"""A watch as it goes on: when it looks again, and when it says how far it is."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+from twin_svc.changes import Changes, woken
+from twin_svc.tokens import Coverage, ResumePoint
+from twin_svc.watch import Bookmark, Event, Gap, SnapshotEnd, Watch
+
+# Who went offline is noticed within so long, and so is the end of a credential.
+_LOOK_S = 1.0
+_BOOKMARK_S = 1.0
+_QUIET_BOOKMARK_S = 15.0
+# A process that does not have by then what another one had will not have it.
+_CATCH_UP_S = 10.0
+
+
+class Feed(Protocol):
+    """What the fleet follows."""
+
+    checkpoint: Coverage
+    expired: int
+
+    @property
+    def coverage(self) -> Coverage:
+        """Return the commits that the fleet has."""
+        ...
+
+    async def reached(self, coverage: Coverage, *, within_s: float) -> bool:
+        """Wait until the fleet has these commits, and say whether it has."""
+        ...
+
+
+async def watch_events(
+    watch: Watch,
+    *,
+    tenant: str,
+    feed: Feed,
+    changes: Changes,
+    resumed: ResumePoint | None,
+    interval_s: float,
+    require_allowed: Callable[[], None],
+) -> AsyncGenerator[Event]:
+    """Yield what a watch tells, for ever; whoever reads slowly is told less often.
+
+    Args:
+        watch: begun here.
+        tenant: whose it is.
+        feed: what the fleet follows.
+        changes: says when something of the tenant changed.
+        resumed: how far the caller was told already.
+        interval_s: least time between two looks that told something, in seconds.
+        require_allowed: called before each look; raises when the watch has to end.
+
+    Raises:
+        DomainError: as `require_allowed` does.
+    """
+    if resumed is not None and not await feed.reached(resumed.coverage, within_s=_CATCH_UP_S):
+        yield Gap()
+        resumed = None
+    loop = asyncio.get_running_loop()
+    expired = feed.expired
+    coverage = feed.coverage
+    for event in watch.begin(resumed, feed.checkpoint):
+        yield event
+    yield SnapshotEnd(ResumePoint(coverage, watch.members))
+    bookmarked = loop.time()
+    has_told = False
+    while True:
+        require_allowed()
+        # Before the look: what changes during it wakes this again.
+        change = changes.upcoming(tenant)
+        coverage = feed.coverage
+        if feed.expired != expired:
+            expired = feed.expired
+            yield Gap()
+        looked = loop.time()
+        told = False
+        for event in watch.look():
+            told = True
+            yield event
+        has_told |= told
+        since_s = loop.time() - bookmarked
+        if since_s >= (_BOOKMARK_S if has_told else _QUIET_BOOKMARK_S):
+            yield Bookmark(ResumePoint(coverage, watch.members))
+            bookmarked, has_told = loop.time(), False
+        if told:
+            await asyncio.sleep(max(looked + interval_s - loop.time(), 0))
+        await woken(change, at_most_s=_LOOK_S)
