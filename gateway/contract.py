@@ -38,13 +38,19 @@ class Rpc:
     name: str
     permission: str
     bindings: tuple[HttpBinding, ...]
-    streaming: bool
+    client_streaming: bool
+    server_streaming: bool
     idempotent: bool
 
     @property
     def path(self) -> str:
         """Return its gRPC path, `/twinmesh.asset.v1.DeviceService/GetDevice`."""
         return f"/{self.service}/{self.name}"
+
+    @property
+    def streaming(self) -> bool:
+        """Tell whether it may last."""
+        return self.client_streaming or self.server_streaming
 
     @property
     def is_public(self) -> bool:
@@ -67,6 +73,11 @@ class Contract:
     def public(self) -> tuple[Rpc, ...]:
         """Return the rpcs that need no credential."""
         return tuple(rpc for rpc in self.rpcs if rpc.is_public)
+
+    @property
+    def streamed(self) -> tuple[Rpc, ...]:
+        """Return the rpcs that are asked once and answer many times."""
+        return tuple(rpc for rpc in self.rpcs if rpc.server_streaming and not rpc.client_streaming)
 
     def rpc(self, path: str) -> Rpc:
         """Return the rpc with this gRPC path.
@@ -109,7 +120,8 @@ def _rpc(package: str, service: str, method: descriptor_pb2.MethodDescriptorProt
         name=method.name,
         permission=method.options.Extensions[permission_pb2.permission],
         bindings=tuple(_bindings(method.options.Extensions[annotations_pb2.http])),
-        streaming=method.client_streaming or method.server_streaming,
+        client_streaming=method.client_streaming,
+        server_streaming=method.server_streaming,
         idempotent=method.options.idempotency_level in _IDEMPOTENT,
     )
 

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from gateway import Config, clusters, local_replies, routes
 from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment, GatewaySettings, Upstream
+from gateway.transcoder import as_events, transcoder
 
 _TEMPLATE = Path(__file__).with_name("envoy.yaml")
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -53,6 +54,7 @@ def render(settings: GatewaySettings) -> Config:
         google.protobuf.message.DecodeError: it is no descriptor set.
     """
     contract = read_contract(settings.descriptor_path)
+    transcoding = transcoder(settings, contract)
     values = {
         "bind": settings.bind,
         "port": settings.port,
@@ -67,11 +69,10 @@ def render(settings: GatewaySettings) -> Config:
         "request_burst": settings.requests_per_second * 2,
         "ext_authz_cluster": clusters.unchecked(Upstream.AUTH),
         "jwt_rules": routes.jwt_rules(contract),
-        "descriptor_path": str(settings.descriptor_path.resolve()),
-        "services": list(contract.services),
+        "transcoder": transcoding,
         "max_json_body_bytes": settings.max_json_body_bytes,
         "cors_origins": [{"exact": origin} for origin in settings.cors_origins],
-        "routes": routes.edge_routes(contract),
+        "routes": routes.edge_routes(contract, events=as_events(transcoding)),
         "jwks_routes": routes.jwks_routes(contract),
         "clusters": clusters.clusters(settings),
     }

@@ -2,7 +2,7 @@
 
 import re
 
-from gateway import Config
+from gateway import Config, transcoder
 from gateway.clusters import NOWHERE, unchecked
 from gateway.contract import Contract, HttpBinding, Rpc
 from gateway.settings import Upstream
@@ -48,17 +48,24 @@ _EXT_AUTHZ_OFF = {
 }
 
 
-def edge_routes(contract: Contract) -> list[Config]:
+def edge_routes(contract: Contract, *, events: Config) -> list[Config]:
     """Return the routes of the edge listener.
 
     A JSON request has a route twice: one by its own path, which decides what the filters
     do, and, once the transcoder has rewritten it, the one of its rpc.
+
+    Args:
+        contract: what is reachable.
+        events: the transcoder's configuration for streams of the server.
     """
     made: list[Config] = []
     for rpc in contract.rpcs:
         made.append({"match": {"path": rpc.path}, "route": _action(rpc), **_filters(rpc)})
     for rpc in contract.public:
         made += [{"match": match, **_JSON, **_filters(rpc, _BUFFERED)} for match in _json_matches(rpc)]
+    for rpc in contract.streamed:
+        streamed = {**_BUFFERED, transcoder.FILTER: events}
+        made += [{"match": match, **_JSON, **_filters(rpc, streamed)} for match in _json_matches(rpc)]
     for prefix in ("/grpc.reflection.v1.", "/grpc.reflection.v1alpha."):
         made.append({"match": {"prefix": prefix}, "route": _stream_action(_REFLECTION_UPSTREAM)})
     is_grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}

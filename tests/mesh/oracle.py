@@ -106,6 +106,16 @@ class Oracle:
         invented = stored.keys() - {sample for sent in self._sent for sample in sent.samples}
         assert not invented, f"{len(invented)} samples were never sent: {sorted(invented, key=repr)[:_SHOWN]}"
 
+    def latest(self) -> dict[tuple[str, str], int]:
+        """Return the latest acknowledged time by device and metric, microseconds since the epoch."""
+        found: dict[tuple[str, str], int] = {}
+        for sent in self._sent:
+            if sent.acknowledged:
+                for sample in sent.samples:
+                    key = sample.device_id, sample.metric
+                    found[key] = max(found.get(key, sample.time_us), sample.time_us)
+        return found
+
     def everything_acknowledged(self) -> bool:
         """Tell whether nothing is open any more."""
         return self.acknowledged == len(self._sent)

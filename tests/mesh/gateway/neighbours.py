@@ -33,6 +33,7 @@ from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 
 TENANT = "acme"
 GOOD_KEY = "tmk_acme_1_good"
+HELD = "held"
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Arrivals:
     deadlines: list[float | None] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     spans_changed: threading.Condition = field(default_factory=threading.Condition)
+    left: threading.Event = field(default_factory=threading.Event)  # who watched `HELD`
 
     def note(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -197,10 +199,15 @@ class Twins(twin_service_pb2_grpc.TwinServiceServicer):
         return twin_service_pb2.QueryHistoryResponse()
 
     def WatchTwins(self, request: Any, context: Any) -> Iterator[twin_service_pb2.WatchTwinsResponse]:
+        """Three bookmarks; behind them, when `HELD` is watched, nothing until the caller has left."""
+        self._arrivals.note(request, context)
         for number in range(3):
             yield twin_service_pb2.WatchTwinsResponse(
                 bookmark=twin_service_pb2.Bookmark(resume_token=str(number))
             )
+        if HELD in request.ids:
+            context.add_callback(self._arrivals.left.set)
+            self._arrivals.left.wait()
 
 
 class Spans(trace_service_pb2_grpc.TraceServiceServicer):

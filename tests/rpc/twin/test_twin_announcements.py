@@ -12,8 +12,9 @@ from meshkit.testing.database import TestDatabase
 from telemetry_store.announcement import encode, subject_of
 from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.instances import CommitNumbers
-from tests.rpc.twin.test_twin_watch import Watcher, pressure, watch
+from tests.rpc.twin.test_twin_watch import pressure, watch
 from tests.rpc.twin.twin_app import Neighbours, TwinApp
+from tests.rpc.twin.watcher import Watcher
 from tests.store.telemetry import Recorder
 
 NEVER_MS = 60_000  # So long as nothing else is known, the store is not asked.
@@ -127,8 +128,8 @@ async def test_lost_repeated_and_reordered_announcements_change_nothing(
         for watcher in watchers:
             await _until_equal(watcher, expected)
         # Somebody who goes on elsewhere is told nothing that is older.
-        resumed = watch(second, resume_token=watchers[0].token, interval={})
-        resumed.twins = watchers[0].twins
+        resumed = watchers[0]
+        resumed.resume(watch(second, resume_token=resumed.token, interval={}).call)
         await resumed.begun()
         await _until_equal(resumed, expected)
 

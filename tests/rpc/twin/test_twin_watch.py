@@ -3,7 +3,6 @@
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -11,78 +10,13 @@ import pytest
 
 from meshkit.testing.calls import failure
 from tests.rpc.twin.twin_app import Neighbours, TwinApp, refusal
+from tests.rpc.twin.watcher import Watcher
 from tests.store.telemetry import Recorder, Sent
 from twin_svc.tokens import Coverage, ResumePoint, encode
 from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.twin.v1 import twin_service_pb2_grpc as contract_grpc
 
 NOW = int(time.time()) * 1_000_000
-
-
-@dataclass
-class Watcher:
-    """A caller that does what the contract says."""
-
-    call: Any
-    twins: dict[str, contract.Twin] = field(default_factory=dict)
-    token: str = ""
-    gaps: int = 0
-    end: contract.End | None = None
-    heard: list[str] = field(default_factory=list)
-
-    async def next(self) -> None:
-        """Take the next event."""
-        answer = await self.call.read()
-        assert answer is not grpc.aio.EOF
-        name = answer.WhichOneof("event")
-        self.heard.append(name)
-        match name:
-            case "snapshot" | "change" | "enter":
-                for twin in getattr(answer, name).twins:
-                    self._take(twin)
-            case "leave":
-                for id_ in answer.leave.ids:
-                    del self.twins[id_]
-            case "snapshot_end" | "bookmark":
-                self.token = getattr(answer, name).resume_token
-            case "gap":
-                self.gaps += 1
-            case "end":
-                self.end = answer.end
-
-    async def begun(self) -> "Watcher":
-        """Read the snapshot."""
-        await self.until(lambda: self.heard[-1:] == ["snapshot_end"])
-        return self
-
-    async def until(self, condition: Any) -> None:
-        """Read until something holds."""
-        while not condition():
-            await self.next()
-
-    async def until_shown(self, device_id: str, metric: str, value: float) -> None:
-        """Read until a twin shows a value."""
-        await self.until(
-            lambda: (
-                device_id in self.twins
-                and metric in self.twins[device_id].metrics
-                and self.twins[device_id].metrics[metric].value.double_value == value
-            )
-        )
-
-    def values(self) -> dict[str, dict[str, float]]:
-        """Return numbers by device and metric."""
-        return {
-            id_: {metric: state.value.double_value for metric, state in twin.metrics.items()}
-            for id_, twin in self.twins.items()
-        }
-
-    def _take(self, twin: contract.Twin) -> None:
-        known = self.twins.setdefault(twin.id, contract.Twin(id=twin.id))
-        for metric, state in twin.metrics.items():
-            known.metrics[metric].CopyFrom(state)
-        known.connectivity = twin.connectivity
-        known.display_name = twin.display_name
 
 
 def watch(twins: TwinApp, **request: Any) -> Watcher:
