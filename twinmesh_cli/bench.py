@@ -17,6 +17,7 @@ class Bench(StrEnum):
     INGEST = "ingest"
     STREAMS = "streams"
     LATENCY = "latency"
+    TWINS = "twins"
     HOT_PATH = "hot_path"
 
 
