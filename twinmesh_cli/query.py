@@ -18,6 +18,7 @@ from twinmesh.type.v1 import value_pb2
 from twinmesh_cli.chart import chart
 from twinmesh_cli.recording import parse_time
 from twinmesh_cli.session import Session, run
+from twinmesh_cli.shown import spelled, visible
 
 _COLUMNS = {
     value_pb2.VALUE_KIND_DOUBLE: "double_values",
@@ -92,31 +93,14 @@ async def _fetch(
 def _rows(histories: list[twin_service_pb2.MetricHistory]) -> Iterator[tuple[str, str, str, str]]:
     for history in histories:
         for micros, value in zip(history.times, getattr(history, _COLUMNS[history.kind]), strict=True):
-            yield to_datetime(micros).isoformat(), history.metric, _text(value), history.unit
-
-
-def _text(value: object) -> str:
-    """Return a value as `twinmesh load` reads it, to the last digit."""
-    if isinstance(value, value_pb2.Point):
-        position = f"{value.latitude!r} {value.longitude!r}"
-        return f"{position} {value.altitude!r}" if value.HasField("altitude") else position
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value) if isinstance(value, float) else str(value)
+            yield to_datetime(micros).isoformat(), history.metric, spelled(value), history.unit
 
 
 def _table(histories: list[twin_service_pb2.MetricHistory]) -> None:
     table = Table("time", "metric", "value", "unit")
     for row in _rows(histories):
-        table.add_row(*(Text(_visible(cell)) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     Console().print(table)
-
-
-def _visible(text: str) -> str:
-    """Return a device's text so that it cannot steer the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _csv(histories: list[twin_service_pb2.MetricHistory]) -> None:
@@ -140,5 +124,5 @@ def _chart(histories: list[twin_service_pb2.MetricHistory]) -> None:
         )
         unit = next(part.unit for part in drawn if part.metric == name)
         times, values = zip(*samples, strict=True)
-        title = f"{_visible(name)}, {len(samples):,} samples"
-        print(chart(title, _visible(unit), times, values, width=width, height=_CHART_LINES))
+        title = f"{visible(name)}, {len(samples):,} samples"
+        print(chart(title, visible(unit), times, values, width=width, height=_CHART_LINES))

@@ -106,6 +106,7 @@ class Session:
 
     def __init__(self, *, channel: grpc.aio.Channel, settings: ClientSettings) -> None:
         self.channel = channel
+        self.gateway = settings.gateway
         self.store = CredentialStore(path=settings.credentials, gateway=settings.gateway)
         self._api_key = settings.api_key.get_secret_value()
         self._renewing = asyncio.Lock()
@@ -116,9 +117,16 @@ class Session:
         Raises:
             grpc.aio.AioRpcError: as the gateway or the service answered.
         """
-        token = self._api_key or await self.access_token()
-        metadata = (("authorization", f"Bearer {token}"),)
+        metadata = (("authorization", f"Bearer {await self.credential()}"),)
         return await method(request, metadata=metadata, timeout=_CALL_TIMEOUT_S)
+
+    async def credential(self) -> str:
+        """Return what the caller shows: the API key, or the log-in's access token.
+
+        Raises:
+            grpc.aio.AioRpcError: the session has ended.
+        """
+        return self._api_key or await self.access_token()
 
     async def access_token(self) -> str:
         """Return the log-in's access token, renewed when it is about to end.
