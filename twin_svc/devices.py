@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
 
-from meshkit.errors import Unavailable
+import structlog
+
+from meshkit.errors import Unavailable, dependency_unavailable
 from twin_svc.registry import DeviceSource
 from twin_svc.twins import Device
 
+_log = structlog.get_logger()
 _PAGE = 1_000
 _RELOAD_S = 60.0  # Bounds what a lost announcement can do.
 _RETRY_S = 1.0
@@ -116,10 +119,12 @@ class _Keeper:
             self._work.clear()
             try:
                 await self._refresh()
-            except Unavailable as error:
+            except Exception as error:
+                if not isinstance(error, Unavailable):
+                    _log.exception("devices cannot be kept", tenant=self._tenant)
                 self.outdate_all()
                 if not self._loaded.done():
-                    self._loaded.set_exception(error)
+                    self._loaded.set_exception(dependency_unavailable("asset_svc"))
                     self._loaded.exception()  # Whether anybody waits for it is up to them.
                     self._loaded = asyncio.get_running_loop().create_future()
                 await asyncio.sleep(_RETRY_S)

@@ -169,6 +169,7 @@ class Watch:
         self._devices = devices
         self._clock = clock
         self._fitting: dict[str, _Fitting] = {}  # wherever they are
+        self._sorted: tuple[list[str], Slots] = ([], _NONE)  # their ids and slots
         self._devices_version = -1
         self._members = _Members()
         self._slots = _NONE
@@ -284,14 +285,16 @@ class Watch:
                 concerned.add(id_)
             elif self._fitting.pop(id_, None) is not None:
                 concerned.add(id_)
+        if concerned:
+            ids = sorted(self._fitting)
+            self._sorted = ids, np.array([self._fitting[id_].slot for id_ in ids], dtype=np.int32)
         return concerned
 
     def _present(self) -> list[str]:
         """Return the ids of those that fit and are where the selection is."""
-        ids = sorted(self._fitting)
+        ids, slots = self._sorted
         if self._selection.area is None:
             return ids
-        slots = np.array([self._fitting[id_].slot for id_ in ids], dtype=np.int32)
         inside = self._selection.area.holds(self._fleet.positions(slots))
         return [ids[place] for place in np.flatnonzero(inside).tolist()]
 
