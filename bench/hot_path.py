@@ -1,4 +1,4 @@
-"""`bench hot_path`: what each step between the wire and COPY costs by itself."""
+"""`bench hot_path`: what each step between the wire, COPY and announcement costs by itself."""
 
 import time
 from collections.abc import Callable
@@ -16,9 +16,11 @@ from ingest_svc.conversion import to_columns
 from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.series_table import SeriesDefinition, SeriesTable
 from ingest_svc.window import TimeWindow
+from telemetry_store import announcement
 from telemetry_store.columns import MICROS_PER_HOUR, Kind
 from telemetry_store.copy import encode
-from telemetry_store.merge import merge
+from telemetry_store.instances import CommitNumbers
+from telemetry_store.merge import latest, merge
 from twinmesh.ingest.v1 import ingest_service_pb2
 
 STREAMS = 4
@@ -26,6 +28,7 @@ SERIES = 2_000
 GROUP_SAMPLES = 500_000
 ROUNDS = 9
 COPIED_GROUPS = 8
+ANNOUNCED_BYTES = 512 * 1024  # Half of the bus's payload limit.
 _RUN_LENGTHS = {"run20": 20, "run1": 1}
 
 
@@ -64,6 +67,7 @@ def _numpy_cases(name: str, run_length: int, start_us: int) -> list[Case]:
     streams = [load.columns(rounds, first_series=1 + place * SERIES) for place, load in enumerate(loads)]
     parts = list(chain.from_iterable(zip(*streams, strict=True)))
     merged, tenants = merge(parts), ["demo"] * len(parts)
+    numbers, announced = CommitNumbers(1, 1, 1), [("demo", latest(merged)[0])]
 
     def accept() -> None:
         require_known(columns, table)
@@ -78,6 +82,12 @@ def _numpy_cases(name: str, run_length: int, start_us: int) -> list[Case]:
         ("digest", lambda: digest(columns, table, all_or_nothing=False), batch),
         ("merge", lambda: merge(parts), group),
         ("build rows", lambda: encode([(merged, tenants)]), group),
+        ("latest of each series", lambda: latest(merged), group),
+        (
+            "announce",
+            lambda: announcement.encode(numbers, announced, traceparent="", max_bytes=ANNOUNCED_BYTES),
+            group,
+        ),
     ]
     return [
         Case(f"{name}: {step}", _best_s(work) / samples * 1e9, "ns/sample") for step, work, samples in steps

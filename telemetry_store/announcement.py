@@ -28,7 +28,7 @@ _NUMBERS: dict[Kind, str] = {
     Kind.BOOL: "?",
     Kind.POINT: "<f8",
 }
-_HEAD_BYTES = 256  # More than a part's numbers and trace, and what begins its samples, take.
+_HEAD_BYTES = 256  # More than a part's numbers and trace, and what begins its samples but the tenant, take.
 _SAMPLE_BYTES = 12  # A series and a time.
 
 TenantSamples = tuple[str, KindColumns]
@@ -129,8 +129,9 @@ def decode(payload: bytes) -> Announcement:
 
 
 def _split(tenant: str, samples: KindColumns, max_bytes: int) -> Iterator[contract.LatestSamples]:
-    """Yield samples in groups of at most so many bytes."""
-    sizes = np.full(len(samples), _SAMPLE_BYTES + len(tenant) / len(samples))
+    """Yield samples in groups of at most so many bytes, each with its tenant."""
+    max_bytes -= len(tenant.encode())
+    sizes = np.full(len(samples), float(_SAMPLE_BYTES))
     if samples.kind is Kind.STRING:
         # A string's characters take up to four bytes, and its length up to four more.
         sizes += 4 * np.fromiter(map(len, samples.values), dtype=np.float64, count=len(samples)) + 8

@@ -10,6 +10,7 @@ import numpy.typing as npt
 MICROS_PER_HOUR = 3_600_000_000
 MICROS_PER_DAY = 24 * MICROS_PER_HOUR
 POINT_WIDTH = 3  # latitude, longitude, altitude
+_STRING_BYTES = 64  # Of a Python string without its characters.
 
 
 class Kind(IntEnum):
@@ -69,6 +70,14 @@ class KindColumns:
         """Return the number of samples."""
         return len(self.times)
 
-    def where(self, chosen: npt.NDArray[np.bool_]) -> "KindColumns":
-        """Return those samples that are chosen, bool[n]."""
+    @property
+    def memory_bytes(self) -> int:
+        """Return about how much memory they take; strings are looked at one by one."""
+        size = self.series.nbytes + self.times.nbytes + self.values.nbytes
+        if self.kind is Kind.STRING:
+            size += _STRING_BYTES * len(self) + sum(map(len, self.values.tolist()))
+        return size
+
+    def at(self, chosen: npt.NDArray[np.intp] | slice) -> "KindColumns":
+        """Return the samples at these places."""
         return KindColumns(self.kind, self.series[chosen], self.times[chosen], self.values[chosen])

@@ -8,14 +8,12 @@ from functools import partial
 
 from meshkit.errors import DomainError, ResourceExhausted
 from telemetry_store.batch import Batch
-from telemetry_store.columns import Kind
 from telemetry_store.requests import WriteRequest, WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _GROUP_SAMPLES = 500_000
 _GROUP_BATCHES = 4_096
 _BATCH_BYTES = 512  # Of a batch without samples.
-_OBJECT_BYTES = 64  # Of a Python string without its characters.
 _BUSY_RETRY_S = 0.5
 
 
@@ -175,8 +173,4 @@ class WaitingBatches:
 
 def _size(request: WriteRequest) -> int:
     size = _BATCH_BYTES + len(request.outcome) + len(request.refused_outcome)
-    for columns in request.samples:
-        size += columns.series.nbytes + columns.times.nbytes + columns.values.nbytes
-        if columns.kind is Kind.STRING:
-            size += sum(_OBJECT_BYTES + len(value) for value in columns.values.tolist())
-    return size
+    return size + sum(columns.memory_bytes for columns in request.samples)

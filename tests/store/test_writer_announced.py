@@ -1,17 +1,19 @@
 """Whoever follows commits is told of each one, once its callers are answered."""
 
 import asyncio
+from dataclasses import replace
 
 import asyncpg
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from meshkit.testing.database import TestDatabase
 from telemetry_store.batch import Batch, prepare
 from telemetry_store.columns import Kind
 from telemetry_store.commit import Commit
-from telemetry_store.requests import RequestIdentity
+from telemetry_store.requests import RequestIdentity, WriteResult
 from tests.store.writing import T0, admin, columns, numbered, request, running_writer
 from tests.unit.latest import Latest
 
@@ -53,6 +55,36 @@ async def test_a_commit_is_told_with_the_latest_sample_of_each_series(database: 
         assert (commit.samples, commit.traceparent) == (5, "")
 
 
+async def test_a_commit_is_told_once_its_callers_are_answered(database: TestDatabase) -> None:
+    answers: list[asyncio.Future[WriteResult]] = []
+    answered: list[bool] = []
+
+    def see(_: Commit) -> None:
+        answered.extend(answer.done() for answer in answers)
+
+    async with running_writer(database, on_committed=see) as writer:
+        answers.append(writer.submit(numbered(1)))
+        await answers[0]
+    assert answered == [True]
+
+
+async def test_a_recorded_commit_is_told_with_its_trace(database: TestDatabase) -> None:
+    told: list[Commit] = []
+    span = SpanContext(0xA11CE, 0xB0B, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    async with running_writer(database, on_committed=told.append) as writer, admin(database) as connection:
+        await writer.write(replace(numbered(1), span=span))
+        recorded = await connection.fetchval("SELECT traceparent FROM telemetry.ingest_commit")
+    assert [commit.traceparent for commit in told] == [recorded]
+    assert recorded.startswith(f"00-{0xA11CE:032x}-")
+
+
+async def test_a_commit_that_stores_nothing_is_told(database: TestDatabase) -> None:
+    told: list[Commit] = []
+    async with running_writer(database, on_committed=told.append) as writer:
+        await writer.write(numbered(1, samples=[]))
+    assert [(commit.numbers.commit_no, latest_of(commit)) for commit in told] == [(1, set())]
+
+
 async def test_what_commits_nothing_new_is_not_told(database: TestDatabase) -> None:
     told: list[Commit] = []
     async with running_writer(database, on_committed=told.append) as writer:
@@ -92,10 +124,9 @@ _SAMPLES = st.lists(
 
 @given(st.lists(st.tuples(st.sampled_from(["demo", "other"]), _SAMPLES), max_size=5))
 def test_the_latest_of_a_group_is_that_of_a_model(sent: list[tuple[str, list[tuple[int, int, int]]]]) -> None:
-    # A series is of one tenant.
-    offset = {"demo": 0, "other": 10}
+    # A series is of one tenant, and those of tenants lie between each other's.
     parts = [
-        (tenant, [(series + offset[tenant], time_us, value) for series, time_us, value in samples])
+        (tenant, [(2 * series + (tenant == "demo"), time_us, value) for series, time_us, value in samples])
         for tenant, samples in sent
     ]
     prepared = prepare(

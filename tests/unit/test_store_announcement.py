@@ -28,7 +28,7 @@ _NUMBERS = st.builds(
 _LATEST = st.lists(
     st.builds(
         Latest,
-        st.sampled_from(["demo", "other"]),
+        st.sampled_from(["demo", "other", "t" * 250, "ü" * 100]),
         st.integers(1, 2**31 - 1),
         st.integers(-(2**63), 2**63 - 1),
         st.just(0),
@@ -83,6 +83,18 @@ def test_parts_are_filled() -> None:
     payloads = encode(CommitNumbers(1, 2, 3), grouped(latest), traceparent="", max_bytes=64_000)
     # 20 bytes a sample.
     assert len(payloads) == 4
+
+
+def test_parts_have_room_for_a_long_tenant() -> None:
+    latest = [Latest("ü" * 125, number, number, 0, float(number)) for number in range(1, 1_001)]
+    payloads = encode(CommitNumbers(1, 2, 3), grouped(latest), traceparent="", max_bytes=1_000)
+    assert max(map(len, payloads)) <= 1_000
+
+
+def test_parts_have_room_for_long_characters() -> None:
+    latest = [Latest("demo", number, number, 0, "🚰" * 20) for number in range(1, 1_001)]
+    payloads = encode(CommitNumbers(1, 2, 3), grouped(latest), traceparent="", max_bytes=1_000)
+    assert max(map(len, payloads)) <= 1_000
 
 
 def _announcement(**changes: object) -> bytes:

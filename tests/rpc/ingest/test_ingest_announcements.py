@@ -1,20 +1,41 @@
 """ingest_svc announces what it stores, when the bus takes it."""
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import nats
 import numpy as np
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from structlog.testing import capture_logs
 
 from ingest_svc.announcer import Announcer
+from meshkit import bus as meshkit_bus
+from meshkit.embedded import EmbeddedNats
+from meshkit.testing.auth import TokenMint
+from meshkit.testing.database import TestDatabase
 from telemetry_store.announcement import SUBJECT, Announcement, TenantSamples, decode
-from telemetry_store.columns import Kind, KindColumns
+from telemetry_store.columns import MICROS_PER_HOUR, Kind, KindColumns
 from telemetry_store.commit import Commit
 from telemetry_store.instances import CommitNumbers
-from tests.rpc.ingest.neighbours import until
+from tests.rpc.ingest.neighbours import (
+    TENANT,
+    FakeAssets,
+    Ingest,
+    reading,
+    running_ingest,
+    serving,
+    until,
+)
+
+# The start of the hour before this one.
+T0 = (time.time_ns() // 1000 // MICROS_PER_HOUR - 1) * MICROS_PER_HOUR
 
 
 class Heard:
@@ -50,14 +71,29 @@ async def bus(nats_url: str) -> AsyncIterator[Client]:
     await client.close()
 
 
+@asynccontextmanager
+async def listening(nats_url: str) -> AsyncIterator[Heard]:
+    client = await nats.connect(nats_url)
+    heard = Heard()
+    await client.subscribe(SUBJECT, cb=heard.take)
+    await client.flush()
+    yield heard
+    await client.close()
+
+
 @pytest.fixture
 async def heard(nats_url: str) -> AsyncIterator[Heard]:
-    client = await nats.connect(nats_url)
-    listening = Heard()
-    await client.subscribe(SUBJECT, cb=listening.take)
-    await client.flush()
-    yield listening
-    await client.close()
+    async with listening(nats_url) as what_came:
+        yield what_came
+
+
+@pytest.fixture
+async def own_nats(short_home: Path) -> AsyncIterator[EmbeddedNats]:
+    """A bus that a test may stop."""
+    server = EmbeddedNats(home=short_home)
+    await server.start_async()
+    yield server
+    server.remove()
 
 
 def commit(commit_no: int, series: int) -> Commit:
@@ -83,13 +119,41 @@ async def test_commits_are_announced_in_their_order(bus: Client, heard: Heard) -
 
 
 async def test_what_the_bus_does_not_keep_up_with_is_left_out(bus: Client, heard: Heard) -> None:
-    async with Announcer(bus=bus, most_series_waiting=10) as announcer:
-        for number in range(1, 5):
-            announcer.announce(commit(number, 4))
-        await until(lambda: len(heard.commits) == 2)
-        announcer.announce(commit(5, 4))
-        await until(lambda: len(heard.commits) == 3)
-    assert heard.commits == [1, 2, 5]
+    # Room for two commits: a series and a number take 20 bytes, a commit some hundred.
+    with capture_logs() as logs:
+        async with Announcer(bus=bus, max_waiting_bytes=50_000) as announcer:
+            for number in range(1, 6):
+                announcer.announce(commit(number, 1_000))
+            await until(lambda: len(heard.commits) == 2)
+            announcer.announce(commit(6, 1_000))
+            await until(lambda: len(heard.commits) == 3)
+    assert heard.commits == [1, 2, 6]
+    assert [(log["event"], log.get("left_out")) for log in logs] == [
+        ("commits are not announced", None),
+        ("commits are announced again", 3),
+    ]
+
+
+async def test_strings_take_room_by_their_length(bus: Client, heard: Heard) -> None:
+    text = KindColumns(
+        Kind.STRING, np.array([1], np.int32), np.array([1]), np.array(["x" * 4_000], dtype=np.object_)
+    )
+    async with Announcer(bus=bus, max_waiting_bytes=4_000) as announcer:
+        announcer.announce(Commit(CommitNumbers(7, 1, 1), 1, [("demo", text)], ""))
+        announcer.announce(commit(2, 1))
+        await until(lambda: heard.commits != [])
+    assert heard.commits == [2]
+
+
+async def test_a_commit_that_cannot_be_announced_harms_no_other(bus: Client, heard: Heard) -> None:
+    half = KindColumns(
+        Kind.STRING, np.array([1], np.int32), np.array([1]), np.array(["\ud800"], dtype=np.object_)
+    )
+    async with Announcer(bus=bus) as announcer:
+        announcer.announce(Commit(CommitNumbers(7, 1, 1), 1, [("demo", half)], ""))
+        announcer.announce(commit(2, 1))
+        await until(lambda: heard.commits != [])
+    assert heard.commits == [2]
 
 
 async def test_without_a_bus_commits_are_left_out(nats_url: str, heard: Heard) -> None:
@@ -103,6 +167,118 @@ async def test_without_a_bus_commits_are_left_out(nats_url: str, heard: Heard) -
     assert heard.commits == [2]
 
 
+async def test_what_waited_when_the_bus_went_is_left_out(own_nats: EmbeddedNats) -> None:
+    async with (
+        meshkit_bus.connection(own_nats.url, name="test") as client,
+        Announcer(bus=client) as announcer,
+    ):
+        own_nats.stop()
+        # The client has not been told yet. The first is encoded in a thread meanwhile.
+        assert client.is_connected
+        announcer.announce(commit(1, 100_000))
+        announcer.announce(commit(2, 1))
+        await until(lambda: not client.is_connected)
+        await own_nats.start_async()
+        async with listening(own_nats.url) as heard:
+            await until(lambda: client.is_connected)
+            announcer.announce(commit(3, 1))
+            await until(lambda: 3 in heard.commits)
+        assert heard.commits == [3]
+
+
 async def test_ending_waits_for_nothing(bus: Client) -> None:
     async with asyncio.timeout(10), Announcer(bus=bus) as announcer:
         announcer.announce(commit(1, 500_000))
+
+
+async def test_ending_does_not_wait_for_a_bus_that_hangs(own_nats: EmbeddedNats) -> None:
+    client = await nats.connect(own_nats.url)
+    announcer = Announcer(bus=client)
+    await announcer.__aenter__()
+    process = own_nats.process
+    assert process is not None
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        # More than the sockets and the client hold.
+        for number in range(1, 12):
+            announcer.announce(commit(number, 90_000))
+        sent = -1
+        while client.stats["out_bytes"] != sent:
+            sent = client.stats["out_bytes"]
+            await asyncio.sleep(0.5)
+        # A task of its own: what hangs there swallows cancellations.
+        ending = asyncio.create_task(announcer.__aexit__())
+        done, _ = await asyncio.wait([ending], timeout=10)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert done
+    await client.close()
+
+
+async def test_what_a_request_stores_is_announced(ingest: Ingest, heard: Heard) -> None:
+    instance = await stored_by(ingest, count=1)
+    await ingest.send(reading("pump-1", time_us=T0 + 2, count=7), reading("pump-1", time_us=T0 + 1, count=6))
+    await ingest.send(reading("foreign", time_us=T0, temperature=0.5), caller=ingest.caller(tenant="other"))
+
+    def told() -> list[tuple[int, str, Kind, list[int], list[object]]]:
+        return [
+            (
+                one.commit_no,
+                latest.tenant,
+                latest.samples.kind,
+                (latest.samples.times - T0).tolist(),
+                latest.samples.values.tolist(),
+            )
+            for one in heard.announcements
+            if one.instance == instance
+            for latest in one.latest
+        ]
+
+    await until(lambda: len(told()) == 3)
+    assert told()[1:] == [(2, TENANT, Kind.INT, [2], [7]), (3, "other", Kind.DOUBLE, [0], [0.5])]
+
+
+async def test_announcements_go_on_after_the_bus_was_away(
+    database: TestDatabase, auth_address: str, mint: TokenMint, own_nats: EmbeddedNats
+) -> None:
+    assets = FakeAssets()
+    assets.add("pump-1")
+    async with (
+        serving(assets) as asset_address,
+        running_ingest(
+            database=database,
+            nats_url=own_nats.url,
+            auth_address=auth_address,
+            mint=mint,
+            assets=assets,
+            asset_address=asset_address,
+        ) as ingest,
+    ):
+        async with listening(own_nats.url) as heard:
+            await stored_by(ingest, count=1)
+            await until(lambda: heard.commits == [1])
+        await own_nats.stop_async()
+
+        async def bus_is_away() -> bool:
+            return not await ingest.is_serving("nats")
+
+        async def bus_is_back() -> bool:
+            return await ingest.is_serving("nats")
+
+        await until(bus_is_away)
+        await stored_by(ingest, count=2)
+        await own_nats.start_async()
+        async with listening(own_nats.url) as heard:
+            await until(bus_is_back)
+            await stored_by(ingest, count=3)
+            await until(lambda: heard.commits != [])
+        assert heard.commits == [3]
+
+
+async def stored_by(ingest: Ingest, *, count: int) -> int:
+    """Store a sample; return the instance that did."""
+    response = await ingest.send(reading("pump-1", count=count))
+    assert response.stored_samples == 1
+    instance: int = await ingest.fetch_value("SELECT max(instance) FROM telemetry.ingest_commit")
+    return instance
