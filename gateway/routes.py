@@ -56,21 +56,19 @@ def edge_routes(contract: Contract, *, events: Config) -> list[Config]:
 
     Args:
         contract: what is reachable.
-        events: the transcoder's configuration for streams of the server.
+        events: the transcoder's configuration for rpcs that answer by a stream.
     """
     made: list[Config] = []
     for rpc in contract.rpcs:
-        made.append({"match": {"path": rpc.path}, "route": _action(rpc), **_filters(rpc)})
-    for rpc in contract.public:
-        made += [{"match": match, **_JSON, **_filters(rpc, _BUFFERED)} for match in _json_matches(rpc)]
-    for rpc in contract.streamed:
-        streamed = {**_BUFFERED, transcoder.FILTER: events}
-        made += [{"match": match, **_JSON, **_filters(rpc, streamed)} for match in _json_matches(rpc)]
+        made.append({"match": {"path": rpc.path}, "route": _action(rpc), **_filters(_for_public(rpc))})
+        own = _for_public(rpc) | ({transcoder.FILTER: events} if rpc in contract.streamed else {})
+        if own:
+            made += [{"match": match, **_JSON, **_filters(_BUFFERED | own)} for match in _json_matches(rpc)]
     for prefix in ("/grpc.reflection.v1.", "/grpc.reflection.v1alpha."):
         made.append({"match": {"prefix": prefix}, "route": _stream_action(_REFLECTION_UPSTREAM)})
     is_grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
     made.append({"match": {"prefix": "/", "headers": [is_grpc]}, "direct_response": {"status": 404}})
-    made.append({"match": {"prefix": "/"}, **_JSON, "typed_per_filter_config": _BUFFERED})
+    made.append({"match": {"prefix": "/"}, **_JSON, **_filters(_BUFFERED)})
     return made
 
 
@@ -90,12 +88,13 @@ def jwt_rules(contract: Contract) -> list[Config]:
     return rules
 
 
-def _filters(rpc: Rpc, more: Config | None = None) -> Config:
-    config = dict(more or {})
-    if rpc.is_public:
-        # A stale key must not keep its owner from logging in.
-        config |= _EXT_AUTHZ_OFF
+def _filters(config: Config) -> Config:
     return {"typed_per_filter_config": config} if config else {}
+
+
+def _for_public(rpc: Rpc) -> Config:
+    # A stale key must not keep its owner from logging in.
+    return _EXT_AUTHZ_OFF if rpc.is_public else {}
 
 
 def _action(rpc: Rpc) -> Config:

@@ -31,9 +31,9 @@ def transcoder(settings: GatewaySettings, contract: Contract) -> Config:
 
 
 def as_events(config: Config) -> Config:
-    """Return a configuration that answers with server-sent events, a message each, in place of an array.
+    """Return a transcoder's configuration by which a stream of the server is server-sent events.
 
-    A route cannot say less than all of it.
+    Without it such a stream is one JSON array. A route replaces the filter's configuration
+    whole, so this is all of it.
     """
-    streamed = {"stream_newline_delimited": True, "stream_sse_style_delimited": True}
-    return {**config, "print_options": {**config["print_options"], **streamed}}
+    return {**config, "print_options": {**config["print_options"], "stream_sse_style_delimited": True}}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gateway import transcoder
 from gateway.contract import CONTRACT, read_contract
 from gateway.render import render
 from gateway.settings import Endpoint, GatewayEnvironment, GatewaySettings, Upstream
@@ -107,6 +108,24 @@ def test_every_reachable_rpc_has_a_route_and_streams_no_limit() -> None:
         if rpc.streaming:
             idle_seconds = int(routes[rpc.path]["route"]["idle_timeout"].removesuffix("s"))
             assert idle_seconds > MAX_STREAM_LIFETIME_SECONDS, rpc.path
+
+
+def test_streams_of_the_server_are_events_by_a_route_and_else_transcoded_as_all_are() -> None:
+    (edge, _) = rendered()["static_resources"]["listeners"]
+    manager = edge["filter_chains"][0]["filters"][0]["typed_config"]
+    (base,) = [each["typed_config"] for each in manager["http_filters"] if each["name"] == transcoder.FILTER]
+    (host,) = manager["route_config"]["virtual_hosts"]
+    overrides = {
+        (route["match"]["path"], route["match"]["headers"][0]["string_match"]["exact"]): config
+        for route in host["routes"]
+        if (config := route.get("typed_per_filter_config", {}).get(transcoder.FILTER))
+    }
+    streamed = [rpc for rpc in read_contract(CONTRACT).rpcs if rpc.server_streaming]
+    assert set(overrides) == {(each.template, each.method) for rpc in streamed for each in rpc.bindings}
+    assert ("/v1/twins:watch", "GET") in overrides
+    for config in overrides.values():
+        assert config["print_options"].pop("stream_sse_style_delimited") is True
+        assert config == base
 
 
 def test_the_environment_makes_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:

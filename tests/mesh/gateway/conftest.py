@@ -1,5 +1,6 @@
 """A real Envoy in front of neighbours."""
 
+import queue
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from meshkit.embedded import EmbeddedEnvoy
 from meshkit.embedded.ports import free_ports
 from meshkit.testing.auth import TokenMint
 from tests.mesh.gateway import neighbours
-from tests.mesh.gateway.neighbours import TENANT, Arrivals
+from tests.mesh.gateway.neighbours import TENANT, Arrivals, Watches
 
 ORIGIN = "https://app.example"
 MAX_JSON_BODY_BYTES = 64 * 1024
@@ -151,3 +152,10 @@ def gateway(start_gateway: StartGateway) -> Iterator[Gateway]:
         }
         otlp = stack.enter_context(neighbours.collector(arrivals))
         yield start_gateway(mint=mint, arrivals=arrivals, upstreams=upstreams, otlp=otlp)
+
+
+@pytest.fixture
+def watches(gateway: Gateway) -> Watches:
+    """The watches that this test opens, as twin_svc has them."""
+    gateway.arrivals.watches = queue.SimpleQueue()
+    return gateway.arrivals.watches

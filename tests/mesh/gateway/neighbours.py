@@ -1,5 +1,6 @@
 """Stand-ins for the services behind the gateway: real gRPC servers that remember what reached them."""
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,45 @@ from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 
 TENANT = "acme"
 GOOD_KEY = "tmk_acme_1_good"
-HELD = "held"
+
+
+class Watch:
+    """A watch in the hands of a test, which says what it tells and how it ends.
+
+    Attributes:
+        over: set when its caller has left, or it has ended.
+    """
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self.over = threading.Event()
+        self._said: queue.SimpleQueue[twin_service_pb2.WatchTwinsResponse | errors.DomainError | None] = (
+            queue.SimpleQueue()
+        )
+        self._context = context
+        if not context.add_callback(self._leave):
+            self._leave()
+
+    def tell(self, **event: Any) -> None:
+        """Tell one event, by its name in the contract."""
+        self._said.put(twin_service_pb2.WatchTwinsResponse(**event))
+
+    def end(self, error: errors.DomainError | None = None) -> None:
+        """End with a status: OK, or an error's."""
+        self._said.put(error)
+
+    def run(self) -> Iterator[twin_service_pb2.WatchTwinsResponse]:
+        """Yield what the test tells, until it ends or the caller leaves."""
+        while isinstance(said := self._said.get(), twin_service_pb2.WatchTwinsResponse):
+            yield said
+        if said is not None:
+            _abort(self._context, said)
+
+    def _leave(self) -> None:
+        self.over.set()
+        self._said.put(None)
+
+
+Watches = queue.SimpleQueue[Watch]
 
 
 @dataclass
@@ -45,7 +84,7 @@ class Arrivals:
     deadlines: list[float | None] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     spans_changed: threading.Condition = field(default_factory=threading.Condition)
-    left: threading.Event = field(default_factory=threading.Event)  # who watched `HELD`
+    watches: Watches = field(default_factory=queue.SimpleQueue)
 
     def note(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -199,15 +238,15 @@ class Twins(twin_service_pb2_grpc.TwinServiceServicer):
         return twin_service_pb2.QueryHistoryResponse()
 
     def WatchTwins(self, request: Any, context: Any) -> Iterator[twin_service_pb2.WatchTwinsResponse]:
-        """Three bookmarks; behind them, when `HELD` is watched, nothing until the caller has left."""
+        """Begins with a snapshot of the devices asked for, and goes on as the test says."""
         self._arrivals.note(request, context)
-        for number in range(3):
-            yield twin_service_pb2.WatchTwinsResponse(
-                bookmark=twin_service_pb2.Bookmark(resume_token=str(number))
-            )
-        if HELD in request.ids:
-            context.add_callback(self._arrivals.left.set)
-            self._arrivals.left.wait()
+        if "wrong" in request.ids:
+            _abort(context, errors.invalid_field("resume_token", "is none of ours"))
+        watch = Watch(context)
+        self._arrivals.watches.put(watch)
+        twins = [twin_service_pb2.Twin(id=each) for each in request.ids]
+        yield twin_service_pb2.WatchTwinsResponse(snapshot=twin_service_pb2.Snapshot(twins=twins))
+        yield from watch.run()
 
 
 class Spans(trace_service_pb2_grpc.TraceServiceServicer):

@@ -12,8 +12,9 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from meshkit import errors
 from tests.mesh.gateway.conftest import Gateway, info_of
-from tests.mesh.gateway.neighbours import GOOD_KEY
+from tests.mesh.gateway.neighbours import GOOD_KEY, Watches
 from twinmesh.asset.v1 import (
     device_service_pb2,
     device_service_pb2_grpc,
@@ -57,9 +58,30 @@ def test_streams_both_ways(gateway: Gateway) -> None:
 
     acks = ingest.StreamTelemetry(batches(), metadata=gateway.metadata)
     assert [ack.ack.durable_through for ack in acks] == [1, 2, 3]
+
+
+def test_a_watch_tells_each_event_at_once_and_ends_with_a_status(gateway: Gateway, watches: Watches) -> None:
+    twins = twin_service_pb2_grpc.TwinServiceStub(gateway.channel)
+    events = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(ids=["pump"]), metadata=gateway.metadata)
+    assert next(events).snapshot.twins[0].id == "pump"
+    watch = watches.get(timeout=30)
+    for token in ("a", "b"):
+        watch.tell(bookmark={"resume_token": token})
+        assert next(events).bookmark.resume_token == token
+    watch.end(errors.dependency_unavailable("twin_svc"))
+    with pytest.raises(grpc.RpcError) as ended:
+        next(events)
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert info_of(ended.value).metadata["dependency"] == "twin_svc"
+
+
+def test_a_caller_that_leaves_a_watch_ends_the_call(gateway: Gateway, watches: Watches) -> None:
     twins = twin_service_pb2_grpc.TwinServiceStub(gateway.channel)
     events = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(), metadata=gateway.metadata)
-    assert [event.bookmark.resume_token for event in events] == ["0", "1", "2"]
+    watch = watches.get(timeout=30)
+    assert not watch.over.is_set()
+    events.cancel()
+    assert watch.over.wait(30)
 
 
 @pytest.mark.parametrize(

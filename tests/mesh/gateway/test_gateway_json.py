@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.mesh.gateway.conftest import MAX_JSON_BODY_BYTES, Gateway, detail, reason
-from tests.mesh.gateway.neighbours import GOOD_KEY, HELD
+from tests.mesh.gateway.neighbours import GOOD_KEY
 from twinmesh.asset.v1.device_service_pb2 import Device, UpdateDeviceRequest
 
 
@@ -88,43 +88,6 @@ def test_odd_ids_reach_the_services_own_rules(gateway: Gateway, device: str) -> 
     assert gateway.http.get(f"/v1/devices/{device}", headers=gateway.bearer).status_code == 200
     written = {"a%2Fb": "a/b", "a%20b": "a b", "%3E": ">"}.get(device, device)
     assert gateway.arrivals.requests[-1].id == written
-
-
-def test_a_server_stream_is_events(gateway: Gateway) -> None:
-    with gateway.http.stream("GET", "/v1/twins:watch?interval=0.5s", headers=gateway.bearer) as answer:
-        assert answer.headers["content-type"] == "text/event-stream"
-        events = [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line]
-    assert events == [{"bookmark": {"resumeToken": str(number)}} for number in range(3)]
-
-
-def test_a_watch_is_selected_by_its_query(gateway: Gateway) -> None:
-    query = (
-        "ids=a&ids=b&tag=hot+room&area.south=-1.5&area.west=170&area.east=-170&resumeToken=x&interval=1.5s"
-    )
-    gateway.http.get(f"/v1/twins:watch?{query}", headers=gateway.bearer)
-    asked = gateway.arrivals.requests[-1]
-    assert (list(asked.ids), asked.tag, asked.resume_token) == (["a", "b"], "hot room", "x")
-    assert (asked.area.south, asked.area.west, asked.area.east) == (-1.5, 170, -170)
-    assert asked.interval.ToMilliseconds() == 1500
-
-
-def test_events_come_one_by_one_and_leaving_ends_the_call(gateway: Gateway) -> None:
-    gateway.arrivals.left.clear()
-    query = f"/v1/twins:watch?ids={HELD}"
-    with gateway.http.stream("GET", query, headers=gateway.bearer) as answer:
-        lines = (line for line in answer.iter_lines() if line)
-        # The stream goes on, and all that was sent is here.
-        events = [json.loads(next(lines).removeprefix("data: ")) for _ in range(3)]
-        assert events[-1] == {"bookmark": {"resumeToken": "2"}}
-        assert not gateway.arrivals.left.is_set()
-    assert gateway.arrivals.left.wait(30)
-
-
-def test_a_watch_that_is_refused_is_no_stream(gateway: Gateway) -> None:
-    answer = gateway.http.get("/v1/twins:watch")
-    assert (answer.status_code, reason(answer)) == (401, "CREDENTIAL_MISSING")
-    answer = gateway.http.get("/v1/twins:watch?pageSize=1", headers=gateway.bearer)
-    assert (answer.status_code, reason(answer)) == (400, "INVALID_FIELD")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_services_may_start_after_the_gateway_and_come_and_go(start_gateway: Sta
     with neighbours.auth_svc(arrivals, mint, port=auth):
         _until(lambda: _dependency(gateway, bearer) == "asset_svc")
         _is_away(gateway, "/v1/twins/x/history", bearer, "twin_svc")
+        _is_away(gateway, "/v1/twins:watch", bearer, "twin_svc")
         devices = device_service_pb2_grpc.DeviceServiceStub(gateway.channel)
         with pytest.raises(grpc.RpcError) as refused:
             devices.ListDevices(device_service_pb2.ListDevicesRequest(), metadata=gateway.metadata)
