@@ -136,6 +136,26 @@ async def test_what_the_bus_does_not_keep_up_with_is_left_out(bus: Client, heard
     ]
 
 
+async def test_an_outage_lasts_until_nothing_waits(bus: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = bus.publish
+
+    async def publish_under_load(subject: str, payload: bytes) -> None:
+        announcer.announce(commit(9, 1_000))  # Too large by itself.
+        await publish(subject, payload)
+
+    monkeypatch.setattr(bus, "publish", publish_under_load)
+    with capture_logs() as logs:
+        async with Announcer(bus=bus, max_waiting_bytes=10_000) as announcer:
+            announcer.announce(commit(1, 1))
+            announcer.announce(commit(2, 1))
+            await until(lambda: any("left_out" in log for log in logs))
+    told = [log for log in logs if log["event"].startswith("commits are")]
+    assert [(log["event"], log.get("left_out")) for log in told] == [
+        ("commits are not announced", None),
+        ("commits are announced again", 2),
+    ]
+
+
 async def test_strings_take_room_by_their_length(bus: Client, heard: Heard) -> None:
     text = KindColumns(
         Kind.STRING, np.array([1], np.int32), np.array([1]), np.array(["x" * 4_000], dtype=np.object_)
