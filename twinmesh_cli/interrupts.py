@@ -23,7 +23,7 @@ def on_interrupt(act: Callable[[], object]) -> Iterator[None]:
 
 
 async def until_interrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Do the work until it is done, or cancel it at Ctrl-C and SIGTERM: it may clear up, and nothing is raised."""
+    """Do the work until it is done, or cancelled by Ctrl-C or SIGTERM, which is no error."""
     task = asyncio.create_task(work)
     with on_interrupt(task.cancel):
         try:

@@ -6,7 +6,20 @@ import os
 import structlog
 import typer
 
-from twinmesh_cli import bench, config, load, login, migrations, query, restart, status, trace, up
+from twinmesh_cli import (
+    bench,
+    config,
+    load,
+    login,
+    migrations,
+    query,
+    restart,
+    simulate,
+    status,
+    tail,
+    trace,
+    up,
+)
 
 # Commands tell people what happens; what libraries log for services would come between.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
@@ -40,4 +53,6 @@ app.command()(login.login)
 app.command()(login.logout)
 app.command()(load.load)
 app.command()(query.query)
+app.command()(tail.tail)
+app.command()(simulate.simulate)
 app.command()(bench.bench)

@@ -15,6 +15,8 @@ from twinmesh_cli.settings import LauncherSettings
 
 _PASSWORD_BYTES = 12
 _SECONDS = 60.0
+_SIMULATOR_KEY = "simulated fleet"
+_SIMULATOR_PERMISSIONS = "telemetry:write,device:read,device:write,device_type:read,device_type:write"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,25 @@ async def seed(settings: LauncherSettings, *, admin_url: str, mesh_secret: str) 
         await asyncio.gather(*steps, return_exceptions=True)
     created = bool(_last_object(bootstrap).get("created"))
     return Seeded(user_created=created, password=password if created and given is None else None)
+
+
+async def issue_simulator_key(settings: LauncherSettings, *, admin_url: str, mesh_secret: str) -> str:
+    """Make an API key of tenant `demo` for the simulated fleet; the one of the last start is revoked.
+
+    It exists in this answer and, hashed, in the database, nowhere else.
+
+    Raises:
+        PartFailedError: auth_svc's program failed.
+    """
+    root = secrets.decode_root(mesh_secret)
+    variables = {
+        "TWINMESH_SERVICE_DATABASE_URL": role_url(admin_url, root=root, role="twinmesh_auth"),
+        "TWINMESH_KEY_NAME": _SIMULATOR_KEY,
+        "TWINMESH_KEY_PERMISSIONS": _SIMULATOR_PERMISSIONS,
+        "TWINMESH_LOG_LEVEL": settings.log_level,
+    }
+    issued = _last_object(await _run("auth_svc.issue_key", variables=variables))
+    return str(issued["secret"])
 
 
 async def _run(module: str, *arguments: str, variables: dict[str, str]) -> str:

@@ -108,7 +108,7 @@ class Session:
         self.channel = channel
         self.gateway = settings.gateway
         self.store = CredentialStore(path=settings.credentials, gateway=settings.gateway)
-        self._api_key = settings.api_key.get_secret_value()
+        self.api_key = settings.api_key.get_secret_value()
         self._renewing = asyncio.Lock()
 
     async def call(self, method: Callable[..., Awaitable[_R]], request: Any) -> _R:
@@ -126,7 +126,7 @@ class Session:
         Raises:
             grpc.aio.AioRpcError: the session has ended.
         """
-        return self._api_key or await self.access_token()
+        return self.api_key or await self.access_token()
 
     async def access_token(self) -> str:
         """Return the log-in's access token, renewed when it is about to end.

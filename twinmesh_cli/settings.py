@@ -62,6 +62,11 @@ class LauncherSettings(Settings):
     max_stream_lifetime_seconds: MaxStreamLifetimeSeconds = MAX_STREAM_LIFETIME_SECONDS
     late_window_days: LateWindowDays = LATE_WINDOW_DAYS
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
+    simulate: bool = Field(
+        True,
+        description="Whether a small simulated fleet sends in tenant demo;"
+        " with a database that is given only if this is set.",
+    )
     trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that services log."
@@ -98,6 +103,11 @@ class LauncherSettings(Settings):
         if value is not None:
             secrets.decode_root(value.get_secret_value())
         return value
+
+    @property
+    def wants_simulation(self) -> bool:
+        """Whether a simulated fleet is to send: nobody wants one in a database of their own unasked."""
+        return self.simulate and (self.database_url is None or "simulate" in self.model_fields_set)
 
     @property
     def gateway_host(self) -> str:

@@ -30,9 +30,10 @@ from meshkit.migrate import MigrationError
 from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate, role_url
 from twinmesh_cli.home import Home, mesh_secret
 from twinmesh_cli.progress import Reporter
-from twinmesh_cli.seeding import Seeded, seed
+from twinmesh_cli.seeding import Seeded, issue_simulator_key, seed
 from twinmesh_cli.service import ServiceProcess
 from twinmesh_cli.settings import LauncherSettings
+from twinmesh_cli.simulator import Simulator
 from twinmesh_cli.state import LauncherState, PartRecord, ProcessIdentity, end_processes
 from twinmesh_cli.supervisor import Supervised, Supervisor
 
@@ -99,6 +100,8 @@ class Stack:
         await self._start_services(facts)
         await self._supervisor.start([self._envoy(facts)])
         await self._until_answering()
+        if self._settings.wants_simulation:
+            await self._start_simulator(facts)
         self._ready = True
         self._write_state()
         self._reporter.step("mesh", "ready")
@@ -109,7 +112,7 @@ class Stack:
         )
 
     async def stop(self) -> None:
-        """Stops everything, the gateway first, the database last."""
+        """Stops everything, what was started last first: the gateway early, the database last."""
         self._ready = False
         await self._supervisor.stop()
         self._home.state.unlink(missing_ok=True)
@@ -252,6 +255,22 @@ class Stack:
                     )
                 )
         await self._supervisor.start(services)
+
+    async def _start_simulator(self, facts: _Facts) -> None:
+        """Starts the simulated fleet; the mesh is as good without it."""
+        settings = self._settings
+        try:
+            api_key = await issue_simulator_key(settings, admin_url=facts.admin_url, mesh_secret=self._secret)
+        except PartFailedError as failure:
+            self._note(f"no simulated fleet: {failure}")
+            return
+        simulator = Simulator(
+            gateway=settings.gateway_address,
+            api_key=api_key,
+            spool=self._home.root / Simulator.name,
+            log_path=self._home.log(Simulator.name),
+        )
+        await self._supervisor.start([simulator])
 
     def _processes(self, service: str) -> int:
         return self._settings.ingest_processes if service == "ingest_svc" else 1

@@ -29,9 +29,16 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Go on in the background once ready.")
     ] = False,
+    simulate: Annotated[
+        bool | None,
+        typer.Option("--simulate/--no-simulate", help="Let a small simulated fleet send; TWINMESH_SIMULATE."),
+    ] = None,
     report: Annotated[bool, typer.Option("--report", hidden=True)] = False,
 ) -> None:
     """Start the whole mesh and keep it running until Ctrl-C."""
+    if simulate is not None:
+        # So that a launcher in the background is told as well.
+        os.environ["TWINMESH_SIMULATE"] = str(simulate).lower()
     settings = load_settings()
     home = Home(settings.home)
     try:

@@ -83,27 +83,28 @@ class Watched:
 
     def take(self, response: contract.WatchTwinsResponse) -> list[Told]:
         """Take an event; return what it changes of what was known before."""
+        told: list[Told] = []
         match response.WhichOneof("event"):
             case "snapshot":
-                return self._take_all(response.snapshot.twins, is_snapshot=True)
+                told = self._take_all(response.snapshot.twins, is_snapshot=True)
             case "change":
-                return self._take_all(response.change.twins)
+                told = self._take_all(response.change.twins)
             case "enter":
-                return self._take_all(response.enter.twins, is_whole=True)
+                told = self._take_all(response.enter.twins, is_whole=True)
             case "leave":
-                return [told for device in response.leave.ids for told in self._drop(device)]
+                told = [told for device in response.leave.ids for told in self._drop(device)]
             case "snapshot_end":
-                return self._end_snapshot(response.snapshot_end.resume_token)
+                told = self._end_snapshot(response.snapshot_end.resume_token)
             case "bookmark":
                 self.resume_token = response.bookmark.resume_token
             case "end":
                 self.resume_token = response.end.resume_token or self.resume_token
             case "gap":
-                # A snapshot of everything follows; what is known stays until then.
+                # In a watch that begins, a snapshot of everything follows; in one that goes on, changes.
                 self.begin()
                 self._starts_anew = True
-                return [Told(What.GAP)]
-        return []
+                told = [Told(What.GAP)]
+        return told
 
     def _take_all(
         self, twins: Iterable[contract.Twin], *, is_snapshot: bool = False, is_whole: bool = False

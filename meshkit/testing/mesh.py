@@ -142,6 +142,8 @@ def start_mesh(home: Path, **settings: str) -> Mesh:
         "TWINMESH_GATEWAY_PORT": str(port),
         "TWINMESH_MQTT_PORT": str(mqtt_port),
         "TWINMESH_ADMIN_PASSWORD": password,
+        # Tests and benches send what they look at themselves.
+        "TWINMESH_SIMULATE": "false",
         "TWINMESH_CREDENTIALS": str(home / "credentials.json"),
         **settings,
     }

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
                 "Offices 21.",
                 "1 sample is durable",
                 "3 readings read",
+                " 0 without an outcome",
             ],
         ),
         (

@@ -106,3 +106,21 @@ def test_a_key_that_fits_into_no_header_is_refused(key: str, monkeypatch: pytest
     assert told.exit_code == 2
     assert told.stderr.startswith("twinmesh: TWINMESH_API_KEY: ")
     assert key not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_wanted"),
+    [
+        ({}, True),
+        ({"TWINMESH_SIMULATE": "false"}, False),
+        # A database of somebody's own gets no devices that nobody asked for.
+        ({"TWINMESH_DATABASE_URL": _URL}, False),
+        ({"TWINMESH_DATABASE_URL": _URL, "TWINMESH_SIMULATE": "true"}, True),
+    ],
+)
+def test_a_fleet_is_simulated_unless_nobody_wants_it(
+    environment: dict[str, str], is_wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().wants_simulation is is_wanted
