@@ -26,8 +26,8 @@ class FeedFrontier:
 
     @property
     def through(self) -> Mapping[int, int]:
-        """Return up to which commit of each instance all are known."""
-        return self._through
+        """Return up to which commit of each instance all are known now; it does not go on by itself."""
+        return dict(self._through)
 
     @property
     def has_holes(self) -> bool:

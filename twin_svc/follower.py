@@ -109,7 +109,7 @@ class FeedFollower:
         """
         frontier = self._frontier
         instance, commit_no = announcement.instance, announcement.commit_no
-        if frontier is not None and commit_no <= frontier.through.get(instance, 0):
+        if frontier is not None and frontier.knows(instance, commit_no):
             return
         span = _continue_trace(instance, commit_no, announcement.traceparent)
         if any(self._fleet.unknown(latest) for latest in announcement.latest):

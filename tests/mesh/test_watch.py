@@ -71,3 +71,8 @@ async def test_another_tenant_sees_nothing_of_it(rival: httpx.AsyncClient, admin
             if line:
                 assert "snapshotEnd" in json.loads(line.removeprefix("data: "))
                 return
+
+
+async def test_a_token_that_is_none_is_refused_before_the_stream(admin: httpx.AsyncClient) -> None:
+    answer = await admin.get("/v1/twins:watch", params={"resumeToken": "none"})
+    assert (answer.status_code, answer.json()["details"][0]["reason"]) == (400, "INVALID_FIELD")

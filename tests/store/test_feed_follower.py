@@ -5,8 +5,10 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -19,6 +21,7 @@ from meshkit.embedded import EmbeddedPostgres
 from meshkit.errors import Unavailable
 from meshkit.testing.database import TEMPLATE, TestDatabase, build_template, in_database
 from telemetry_store import writer as store_writer
+from telemetry_store.announcement import Announcement
 from telemetry_store.feed import snapshot
 from telemetry_store.latest import advance_checkpoint
 from telemetry_store.migrations import OWNER
@@ -191,3 +194,43 @@ async def test_the_commits_trace_goes_on_in_the_twin(
     assert applied.context is not None
     assert applied.context.trace_id == span.trace_id
     assert sum(one.name == "twin.apply" for one in spans.get_finished_spans()) == 1
+
+
+async def test_commits_announced_during_a_read_are_no_reason_to_rebuild(
+    database: TestDatabase, feed: asyncpg.Pool
+) -> None:
+    meanwhile: list[Announcement] = []
+
+    class Interrupted:
+        """A connection on which others have their turn, as on every other, after each answer."""
+
+        def __init__(self, connection: asyncpg.Connection) -> None:
+            self._connection = connection
+
+        async def fetch(self, *arguments: Any) -> Any:
+            rows = await self._connection.fetch(*arguments)
+            while meanwhile:
+                await follower.announced(meanwhile.pop())
+            return rows
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._connection, name)
+
+    @asynccontextmanager
+    async def interrupted() -> AsyncIterator[Any]:
+        async with snapshot(feed) as connection:
+            yield Interrupted(connection)
+
+    follower = FeedFollower(snapshot=interrupted, fleet=Fleet(), changes=Changes(), poll_s=POLL_S)
+    async with recorder(database) as writing:
+        await writing.commit("demo", [Sent("pump-1", "pressure", NOW, 1.0)])
+        while await follower.step():
+            pass
+        for number in (1, 2):
+            await writing.commit("demo", [Sent("pump-1", "pressure", NOW + number, float(number))])
+    ((instance, through),) = follower.coverage.numbers.items()
+    meanwhile.append(Announcement(instance, through + 1, through + 1, 0, 1, "", []))
+
+    await follower.step()
+
+    assert (follower.expired, follower.coverage.numbers) == (0, {instance: through + 2})

@@ -71,6 +71,14 @@ def test_instances_that_commit_no_more_are_told_by_one_number() -> None:
     assert (frontier.coverage.base, frontier.coverage.numbers) == (2, {7: 3})
 
 
+def test_what_was_read_of_it_stands_still() -> None:
+    # A read of the store begins with it, and goes on while commits are announced.
+    frontier = FeedFrontier({})
+    before = frontier.through
+    frontier.take(1, 1, 0, 1)
+    assert (before, frontier.through) == ({}, {1: 1})
+
+
 def test_commits_far_beyond_a_hole_are_not_remembered_without_end() -> None:
     frontier = FeedFrontier({})
     for commit_no in range(2, 20_000):
