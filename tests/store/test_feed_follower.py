@@ -204,7 +204,7 @@ async def test_commits_announced_during_a_read_are_no_reason_to_rebuild(
     class Interrupted:
         """A connection on which others have their turn, as on every other, after each answer."""
 
-        def __init__(self, connection: asyncpg.Connection) -> None:
+        def __init__(self, connection: db.Connection) -> None:
             self._connection = connection
 
         async def fetch(self, *arguments: Any) -> Any:
