@@ -118,6 +118,18 @@ def nats_url(pytestconfig: pytest.Config) -> str:
     return pytestconfig.stash[_URLS]["nats"]
 
 
+@pytest.fixture(scope="session")
+def quiet_nats_url() -> Iterator[str]:
+    """A NATS of this worker alone, where nobody else's commits are announced."""
+    home = Path(tempfile.mkdtemp(prefix="tm-"))
+    home.chmod(0o755)
+    server = EmbeddedNats(home=home)
+    server.start()
+    yield server.url
+    server.remove()
+    shutil.rmtree(home, ignore_errors=True)
+
+
 @pytest.fixture
 async def database(pytestconfig: pytest.Config) -> AsyncIterator[TestDatabase]:
     """A fresh, migrated database of this test alone."""

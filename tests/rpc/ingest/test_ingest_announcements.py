@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from structlog.testing import capture_logs
+from structlog.testing import CapturingLogger
 
 from ingest_svc.announcer import Announcer
 from meshkit import bus as meshkit_bus
@@ -62,6 +62,29 @@ class Heard:
             for latest in one.latest
             for series in latest.samples.series.tolist()
         ]
+
+
+@pytest.fixture(scope="session")
+def nats_url(quiet_nats_url: str) -> str:
+    """What other tests store is announced elsewhere."""
+    return quiet_nats_url
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
+    """What announcers log, however another test has configured the logs."""
+    logger = CapturingLogger()
+    monkeypatch.setattr("ingest_svc.announcer._log", logger)
+    return logger
+
+
+def outages(log: CapturingLogger) -> list[tuple[str, int | None]]:
+    """Return what was logged of commits left out, and how many they were."""
+    return [
+        (call.args[0], call.kwargs.get("left_out"))
+        for call in log.calls
+        if call.args[0].startswith("commits are")
+    ]
 
 
 @pytest.fixture
@@ -118,25 +141,23 @@ async def test_commits_are_announced_in_their_order(bus: Client, heard: Heard) -
     assert len(heard.announcements) > 4
 
 
-async def test_what_the_bus_does_not_keep_up_with_is_left_out(bus: Client, heard: Heard) -> None:
+async def test_what_the_bus_does_not_keep_up_with_is_left_out(
+    bus: Client, heard: Heard, log: CapturingLogger
+) -> None:
     # Room for two commits: a series and a number take 20 bytes, a commit some hundred.
-    with capture_logs() as logs:
-        async with Announcer(bus=bus, max_waiting_bytes=50_000) as announcer:
-            for number in range(1, 6):
-                announcer.announce(commit(number, 1_000))
-            await until(lambda: len(heard.commits) == 2)
-            announcer.announce(commit(6, 1_000))
-            await until(lambda: len(heard.commits) == 3)
-            await until(lambda: any("left_out" in log for log in logs))
+    async with Announcer(bus=bus, max_waiting_bytes=50_000) as announcer:
+        for number in range(1, 6):
+            announcer.announce(commit(number, 1_000))
+        await until(lambda: len(heard.commits) == 2)
+        announcer.announce(commit(6, 1_000))
+        await until(lambda: len(heard.commits) == 3)
     assert heard.commits == [1, 2, 6]
-    told = [log for log in logs if log["event"].startswith("commits are")]
-    assert [(log["event"], log.get("left_out")) for log in told] == [
-        ("commits are not announced", None),
-        ("commits are announced again", 3),
-    ]
+    assert outages(log) == [("commits are not announced", None), ("commits are announced again", 3)]
 
 
-async def test_an_outage_lasts_until_nothing_waits(bus: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_outage_lasts_until_nothing_waits(
+    bus: Client, monkeypatch: pytest.MonkeyPatch, log: CapturingLogger
+) -> None:
     publish = bus.publish
 
     async def publish_under_load(subject: str, payload: bytes) -> None:
@@ -144,16 +165,11 @@ async def test_an_outage_lasts_until_nothing_waits(bus: Client, monkeypatch: pyt
         await publish(subject, payload)
 
     monkeypatch.setattr(bus, "publish", publish_under_load)
-    with capture_logs() as logs:
-        async with Announcer(bus=bus, max_waiting_bytes=10_000) as announcer:
-            announcer.announce(commit(1, 1))
-            announcer.announce(commit(2, 1))
-            await until(lambda: any("left_out" in log for log in logs))
-    told = [log for log in logs if log["event"].startswith("commits are")]
-    assert [(log["event"], log.get("left_out")) for log in told] == [
-        ("commits are not announced", None),
-        ("commits are announced again", 2),
-    ]
+    async with Announcer(bus=bus, max_waiting_bytes=10_000) as announcer:
+        announcer.announce(commit(1, 1))
+        announcer.announce(commit(2, 1))
+        await until(lambda: len(outages(log)) == 2)
+    assert outages(log) == [("commits are not announced", None), ("commits are announced again", 2)]
 
 
 async def test_strings_take_room_by_their_length(bus: Client, heard: Heard) -> None:

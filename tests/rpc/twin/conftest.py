@@ -11,6 +11,12 @@ from tests.store.telemetry import Recorder, recorder
 from twinmesh.asset.v1 import profile_service_pb2_grpc
 
 
+@pytest.fixture(scope="session")
+def nats_url(quiet_nats_url: str) -> str:
+    """What is announced in other databases has the same numbers as in these tests'."""
+    return quiet_nats_url
+
+
 @pytest.fixture
 async def neighbours(
     database: TestDatabase, nats_url: str, auth_address: str, mint: TokenMint
