@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from ingest_svc.profile import DeviceProfile
 from ingest_svc.reading import NUMBER, Reading, SentSample, SentValue
 from ingest_svc.window import TimeWindow
 from telemetry_store.catalog import SeriesKey
-from telemetry_store.columns import Kind, KindColumns
+from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MAX_REFUSALS = 1_000
@@ -52,19 +52,11 @@ class Assessment(Outcome):
                 kind=kind,
                 series=series_ids[np.array(samples.series, np.intp)],
                 times=np.array(samples.times, np.int64),
-                values=np.array(samples.values, _VALUE_TYPES[kind]),
+                # None, an altitude that is not known, becomes NaN.
+                values=np.array(samples.values, VALUE_TYPES[kind]),
             )
             for kind, samples in self.samples.items()
         ]
-
-
-_VALUE_TYPES: dict[Kind, Any] = {
-    Kind.DOUBLE: np.float64,
-    Kind.INT: np.int64,
-    Kind.BOOL: np.bool_,
-    Kind.STRING: np.object_,
-    Kind.POINT: np.float64,  # None, an altitude not known, becomes NaN
-}
 
 
 def assess(

@@ -12,20 +12,13 @@ import numpy as np
 from meshkit import db
 from meshkit.errors import DomainError
 from meshkit.testing.database import TestDatabase
-from telemetry_store.columns import MICROS_PER_HOUR, Kind, KindColumns
+from telemetry_store.columns import MICROS_PER_HOUR, VALUE_TYPES, Kind, KindColumns
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 # The start of the hour before this one: in a partition, and no hour boundary is near.
 T0 = (time.time_ns() // 1000 // MICROS_PER_HOUR - 1) * MICROS_PER_HOUR
-_TYPES: dict[Kind, Any] = {
-    Kind.DOUBLE: np.float64,
-    Kind.INT: np.int64,
-    Kind.BOOL: np.bool_,
-    Kind.STRING: np.object_,
-    Kind.POINT: np.float64,
-}
 
 
 def columns(kind: Kind, samples: Sequence[tuple[int, int, Any]]) -> KindColumns:
@@ -34,7 +27,7 @@ def columns(kind: Kind, samples: Sequence[tuple[int, int, Any]]) -> KindColumns:
         kind,
         np.array([series for series, _, _ in samples], dtype=np.int32),
         np.array([T0 + offset for _, offset, _ in samples], dtype=np.int64),
-        np.array([value for _, _, value in samples], dtype=_TYPES[kind]),
+        np.array([value for _, _, value in samples], dtype=VALUE_TYPES[kind]),
     )
 
 
