@@ -13,13 +13,13 @@ from meshkit.status import from_driver_error
 from meshkit.tasks import background
 from meshkit.telemetry import tracer
 from telemetry_store.announcement import Announcement
+from telemetry_store.commit_numbers import Coverage
 from telemetry_store.feed import FeedExpiredError, read_commits, read_settled
 from telemetry_store.latest import read_checkpoint, read_latest, read_series
 from telemetry_store.latest_columns import LatestColumns
 from twin_svc.changes import Changes, woken
 from twin_svc.feed_frontier import FeedFrontier
 from twin_svc.fleet import Fleet
-from twin_svc.tokens import Coverage
 
 _log = structlog.get_logger()
 _RETRY_S = 0.5
