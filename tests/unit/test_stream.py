@@ -86,6 +86,7 @@ class Site:
             principal=principal,
             intake=self.world.intake,
             writer=self.writer,
+            applied=cast(Any, None),
             credentials=NoCredentials(),
             streams=self.streams,
             budgets=self.budgets,
@@ -216,6 +217,7 @@ async def test_a_client_that_dies_while_a_response_is_blocked_leaves_nothing() -
     servicer = IngestServicer(
         intake=site.world.intake,
         writer=cast(Any, site.writer),
+        applied=cast(Any, None),
         backfills=cast(Any, None),
         clock=site.clock,
         new_stream=site.new_stream,
