@@ -8,11 +8,13 @@ import nats
 import pytest
 from nats.aio.msg import Msg
 
+from telemetry_store.commit_numbers import Coverage
 from telemetry_store.frontier_report import SUBJECT, FrontierReport, decode
 from tests.rpc.ingest.neighbours import FakeAssets, Ingest, reading, running_ingest
 from tests.rpc.ingest.replicas import replica
 from tests.rpc.twin.test_twin_announcements import NEVER_MS
 from tests.rpc.twin.twin_app import Neighbours
+from twin_svc.frontier_reports import FrontierReporter
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 
 APPLIED = ingest_pb2.ACK_LEVEL_APPLIED
@@ -120,3 +122,33 @@ async def test_a_replica_reports_what_it_shows_and_that_it_stops(
     while not report.leaving:
         report = await heard.reports.get()
     assert heard.reports.empty()
+
+
+class Feed:
+    """A feed that a test leads."""
+
+    def __init__(self) -> None:
+        self.coverage = Coverage()
+        self.up_to_date = False
+        self.advance = asyncio.Event()
+
+    def upcoming(self) -> asyncio.Event:
+        return self.advance
+
+    def is_at(self, commit_no: int, *, up_to_date: bool) -> None:
+        self.coverage, self.up_to_date = Coverage(0, {1: commit_no}), up_to_date
+        self.advance.set()
+        self.advance = asyncio.Event()
+
+
+async def test_a_replica_is_silent_while_it_is_rebuilt(neighbours: Neighbours, heard: Heard) -> None:
+    feed = Feed()
+    async with FrontierReporter(bus=neighbours.bus, feed=feed, replica="r"):
+        for commit_no in range(1, 4):
+            feed.is_at(commit_no, up_to_date=False)
+            await neighbours.bus.flush()
+        feed.is_at(4, up_to_date=True)
+        assert await heard.reports.get() == FrontierReport("r", Coverage(0, {1: 4}))
+        feed.is_at(5, up_to_date=True)
+        assert await heard.reports.get() == FrontierReport("r", Coverage(0, {1: 5}))
+    assert await heard.reports.get() == FrontierReport("r", Coverage(), leaving=True)
