@@ -82,10 +82,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
             logins=DeviceLogins(keys=api_key_store, devices=devices, clock=clock),
-            answers=LoginAnswers(
-                issuer=nats_server.issuer(settings.root_secret),
-                key=nats_server.issuer_key(settings.root_secret),
-            ),
+            answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
             clock=clock,
         )
         revocations = Revocations(keys=api_key_store, followers=[key_exchange.evict, callout.revoked])

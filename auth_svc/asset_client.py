@@ -1,6 +1,6 @@
 """asset_svc as auth_svc sees it: which devices there are."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -59,9 +59,7 @@ class AssetDevices:
         return sorted(found)
 
 
-async def _call(
-    method: "grpc.aio.UnaryUnaryMultiCallable", request: Message
-) -> profile_pb2.ListProfilesResponse:
+async def _call(method: Callable[..., Awaitable[_Answer]], request: Message) -> _Answer:
     try:
         return await call(method, request, peer=_PEER)
     except DomainError as error:

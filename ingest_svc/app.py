@@ -2,23 +2,27 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
+
+from nats.aio.client import Client
 
 from ingest_svc.announcer import Announcer
+from ingest_svc.applied import Applied
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
 from ingest_svc.config import IngestSettings
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
+from ingest_svc.frontier_reports import follow_reports
 from ingest_svc.intake import Intake
 from ingest_svc.message_path import MessagePath
 from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
-from ingest_svc.store import BackfillStore
+from ingest_svc.store import BackfillStore, CommitStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
+from ingest_svc.twin_frontiers import TwinFrontiers
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
 from meshkit.client import fetch_keys_from, service_channel
@@ -43,20 +47,31 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     """
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+
+    async def subscribe(client: Client) -> None:
+        await follow_changes(client, forget=profiles.forget, forget_all=profiles.distrust)
+        await follow_reports(client, frontiers=frontiers)
+
+    def reconnected() -> None:
+        profiles.distrust()
+        frontiers.listen_anew()
+
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
         db.pool(settings.database_url, application=SERVICE) as pool,
         ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
+        TwinFrontiers() as frontiers,
         bus.connection(
             settings.nats_url.get_secret_value(),
             name=SERVICE,
-            on_connect=partial(follow_changes, forget=profiles.forget, forget_all=profiles.distrust),
-            on_reconnect=profiles.distrust,
+            on_connect=subscribe,
+            on_reconnect=reconnected,
         ) as nats_client,
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
+        Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
         TelemetryWriter(pool=pool, on_committed=announcer.announce) as writer,
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
@@ -76,6 +91,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                 principal=principal,
                 intake=intake,
                 writer=writer,
+                applied=applied,
                 credentials=credentials,
                 streams=streams,
                 budgets=budgets,
@@ -83,7 +99,12 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             )
 
         servicer = IngestServicer(
-            intake=intake, writer=writer, backfills=backfills, clock=clock, new_stream=new_stream
+            intake=intake,
+            writer=writer,
+            applied=applied,
+            backfills=backfills,
+            clock=clock,
+            new_stream=new_stream,
         )
 
         messages = MessagePath(

@@ -104,7 +104,9 @@ def _values(found: dict[str, Any], schema: MessageSchema) -> Iterator[tuple[str,
 
 def _point(value: Any, at: str) -> SentPoint:
     if isinstance(value, dict):
-        latitude, longitude, altitude = map(value.get, ("latitude", "longitude", "altitude"))
+        latitude: Any = value.get("latitude")
+        longitude: Any = value.get("longitude")
+        altitude: Any = value.get("altitude")
         numbers = type(latitude) in _NUMBERS and type(longitude) in _NUMBERS
         known = altitude is None or type(altitude) in _NUMBERS
         if numbers and known and -90 <= latitude <= 90 and -180 <= longitude <= 180:
@@ -119,8 +121,12 @@ def _time(found: Mapping[str, Any], schema: MessageSchema, place: str) -> int | 
     value: Any = schema.time.resolve(found, None)
     if value is None:
         return None
-    if type(value) in _NUMBERS and abs(value) * schema.time_unit_us <= _LATEST_US:
-        return int(round(value * schema.time_unit_us))
+    if (
+        type(value) is not bool
+        and isinstance(value, int | float)
+        and abs(value) * schema.time_unit_us <= _LATEST_US
+    ):
+        return round(value * schema.time_unit_us)
     if isinstance(value, str):
         with suppress(ValueError):
             parsed = datetime.fromisoformat(value)

@@ -201,7 +201,7 @@ class StreamedMessages:
         self._changed.set()
 
     def _take_status(self, headers: Mapping[str, str]) -> None:
-        """Take what NATS says instead of messages: the oldest question has ended, or none will be answered."""
+        """Take what NATS says instead of messages: the oldest question has ended, or all have."""
         status = headers.get("Status", "")
         if status in ("408", "409") and "Nats-Pending-Messages" in headers:
             if self._questions:

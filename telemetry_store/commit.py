@@ -17,9 +17,10 @@ from meshkit.errors import DomainError
 from telemetry_store import cursors, dead_letters, request_ids
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, Prepared
+from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.copy import COLUMNS
 from telemetry_store.cursors import Cursor, CursorKey, Recorded
-from telemetry_store.instances import CommitNumbers, take_numbers
+from telemetry_store.instances import take_numbers
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import MessageIdentity, WriteResult, WriterIdentity
 
@@ -122,6 +123,8 @@ async def store_group(
         prepared.days,
         traceparent or None,
     )
+    for batch in decision.taken:
+        decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=False, commit=numbers)
     commit = Commit(numbers, prepared.samples, prepared.latest, traceparent)
     return Stored(decision.answers, commit)
 

@@ -1,13 +1,14 @@
 """What a caller hands to the writer, and what it gets back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from opentelemetry.trace import SpanContext
 
 from telemetry_store.columns import KindColumns
+from telemetry_store.commit_numbers import CommitNumbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,18 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What became of a batch; `duplicate`: it was committed before, with this outcome."""
+    """What became of a batch.
+
+    Attributes:
+        outcome: what is recorded of it.
+        duplicate: it was committed before, with this outcome.
+        commit: which one made it durable; None when that is not known, as of a duplicate, or when
+            nothing was committed.
+    """
 
     outcome: bytes
     duplicate: bool
+    commit: CommitNumbers | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
