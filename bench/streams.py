@@ -6,7 +6,6 @@ stream a device of its own, which is as hard on the look-up of profiles as on th
 
 import asyncio
 import gc
-import resource
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +22,7 @@ from bench.gateway_batches import reading_request
 from bench.gateway_stream import GatewayStream, StreamFailedError
 from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
-from bench.scale import scale
+from bench.scale import raise_file_limit, scale
 from bench.usage import Usage
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.testing.mesh import Mesh
@@ -61,7 +60,7 @@ class _Outcome:
 
 def run() -> Report:
     """Measure and return the report."""
-    _raise_file_limit()
+    raise_file_limit()
     with own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0") as mesh:
         series = make_fleet(mesh, mesh.log_in(), prefix="streams", devices=DEVICES, metrics=1)
         outcome = uvloop.run(_measure(mesh, series))
@@ -88,11 +87,6 @@ def run() -> Report:
         *(f"{count} streams: {error}" for error, count in outcome.errors.most_common(5)),
     ]
     return Report("streams", cases, notes)
-
-
-def _raise_file_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _measure(mesh: Mesh, series: Sequence[tuple[str, str]]) -> _Outcome:

@@ -8,7 +8,7 @@ from meshkit.testing.mesh import Mesh
 
 GENERATOR = "load generator"
 OTHERS = "other parts"
-_NAMED = ("ingest_svc", "envoy", "postgres", "twin_svc", "asset_svc")
+_NAMED = ("ingest_svc", "envoy", "postgres", "nats", "twin_svc", "asset_svc")
 
 
 class Usage:

@@ -18,6 +18,7 @@ class Bench(StrEnum):
     STREAMS = "streams"
     LATENCY = "latency"
     TWINS = "twins"
+    MQTT = "mqtt"
     HOT_PATH = "hot_path"
 
 

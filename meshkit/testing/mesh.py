@@ -37,6 +37,11 @@ class Mesh:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def mqtt_port(self) -> int:
+        """Return the port for MQTT on 127.0.0.1."""
+        return int(self.environment["TWINMESH_MQTT_PORT"])
+
+    @property
     def address(self) -> str:
         """Return the gateway's host:port, for gRPC."""
         return f"127.0.0.1:{self.port}"
