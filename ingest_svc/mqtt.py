@@ -1,9 +1,12 @@
 """Messages of MQTT devices, from NATS, which speaks MQTT with them.
 
-With QoS 1 a device is told PUBACK once its message is in the stream $MQTT_msgs, which
-keeps it for those who have a consumer there, and only then. So whoever logs in devices
-waits until ours exists, and a message is acknowledged to NATS when it is durable here; one
-that is not, because somebody ended, is delivered again. QoS 0 never enters the stream.
+With QoS 1 a device is told PUBACK once its message is in the stream $MQTT_msgs. A message is
+acknowledged to NATS when it is durable here; one that is not, because somebody ended, is
+delivered again. QoS 0 never enters the stream.
+
+NATS would make the stream with the first device, to keep by interest: nothing for consumers to
+come, and with each acknowledgement a write to disk, which halves what it takes. So it is made
+here before anybody may log in, to keep what comes, and what was acknowledged is purged at once.
 """
 
 import asyncio
@@ -18,7 +21,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as BusError
-from nats.js.api import ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
@@ -33,6 +36,7 @@ _log = structlog.get_logger()
 _QUEUE = "ingest"
 _SUBJECTS = "$MQTT.msgs."
 _NEXT = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}"
+_STREAM_BYTES = 3 << 30  # of the 4 GiB that NATS may have
 _MAX_ACK_PENDING = 20_000
 _ACK_WAIT_S = 10.0
 _ASKED_MESSAGES, _ASKED_S = 1_000, 15.0
@@ -42,7 +46,9 @@ _QUESTION = json.dumps(
 ).encode()
 _HELD_MESSAGES, _HELD_BYTES = 6_000, 48 * 1024 * 1024
 _GROUP_MESSAGES = 2_000
-_GROUPS_AT_ONCE = 3
+_GROUPS_AT_ONCE = 2
+# So long messages gather: every commit is a write to disk, which NATS waits for, too.
+_GATHERING_S = 0.02
 _PLAIN_MESSAGES, _PLAIN_BYTES = 20_000, 16 * 1024 * 1024
 _PLAIN_QOS_HEADER = "Nmqtt-Pub"
 _LOOK_EVERY_S = 1.0
@@ -105,6 +111,7 @@ class StreamedMessages:
         self._inbox = ""
         self._stream = ""  # Its name among all that there have been.
         self._is_ready = False  # Our consumer is known to exist.
+        self._purged = 0  # Up to which of its messages the stream has forgotten them.
         self._questions: deque[_Question] = deque()
         self._came: deque[tuple[str, Msg]] = deque()  # each with its stream
         self._held: dict[str, float] = {}  # reply subjects, and until when they are ours
@@ -134,6 +141,8 @@ class StreamedMessages:
                 await self._ask()
                 while self._came:
                     await free.acquire()
+                    if len(self._came) < _GROUP_MESSAGES:
+                        await asyncio.sleep(_GATHERING_S)
                     stored = tasks.create_task(self._store_group(*self._next_group()), name="mqtt-group")
                     stored.add_done_callback(lambda _: free.release())
 
@@ -151,9 +160,23 @@ class StreamedMessages:
             while self._questions and self._questions[0].until < now:
                 self._questions.popleft()
             self._changed.set()
+            await self._purge()
             for reply, until in list(self._held.items()):
                 if until - now < _ACK_WAIT_S / 2 and await self._publish(reply, b"+WPI"):
                     self._held[reply] = now + _ACK_WAIT_S
+
+    async def _purge(self) -> None:
+        """Have the stream forget what everybody has acknowledged."""
+        if self._client is None or not self._is_ready:
+            return
+        try:
+            jetstream = self._client.jetstream()
+            acknowledged = (await jetstream.consumer_info(STREAM, CONSUMER)).ack_floor
+            if acknowledged is not None and acknowledged.stream_seq > self._purged:
+                await jetstream.purge_stream(STREAM, seq=acknowledged.stream_seq + 1)
+                self._purged = acknowledged.stream_seq
+        except (BusError, TimeoutError) as error:
+            _log.warning("messages that are stored are not purged yet", error=repr(error))
 
     def _next_group(self) -> tuple[str, list[Msg]]:
         """Return the next messages to store, all of one stream, and its name."""
@@ -168,7 +191,7 @@ class StreamedMessages:
             return
         if not self._is_ready:
             try:
-                self._stream = await ensure_consumer(self._client)
+                self._stream, self._purged = await ensure_consumer(self._client), 0
             except (BusError, TimeoutError) as error:
                 _log.warning("messages of devices cannot be had yet", error=repr(error))
                 return
@@ -277,9 +300,6 @@ class PlainMessages:
 async def ensure_consumer(client: Client) -> str:
     """Make the stream and our consumer if they are not there; returns the stream's name among all.
 
-    NATS makes the stream itself when the first device connects, which is too late: what
-    comes before the consumer is not kept.
-
     Raises:
         nats.errors.Error: JetStream does not answer, or refuses.
     """
@@ -291,8 +311,11 @@ async def ensure_consumer(client: Client) -> str:
             StreamConfig(
                 name=STREAM,
                 subjects=[f"{_SUBJECTS}>"],
-                retention=RetentionPolicy.INTEREST,
+                retention=RetentionPolicy.LIMITS,
                 storage=StorageType.FILE,
+                max_bytes=_STREAM_BYTES,
+                # When it is full devices get no PUBACK, and keep what they have.
+                discard=DiscardPolicy.NEW,
                 num_replicas=1,
             )
         )

@@ -37,11 +37,12 @@ class NatsUser(StrEnum):
     AUTH = "auth"
 
 
-# What ingest_svc may do in the devices' account: make the stream and its own consumer of it, take and
-# acknowledge messages, and ask whose a connection is.
+# What ingest_svc may do in the devices' account: make the stream and its own consumer of it, take,
+# acknowledge and purge messages, and ask whose a connection is.
 _INGEST_MAY_PUBLISH = [
     f"$JS.API.STREAM.CREATE.{STREAM}",
     f"$JS.API.STREAM.INFO.{STREAM}",
+    f"$JS.API.STREAM.PURGE.{STREAM}",
     f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{CONSUMER}",
     f"$JS.API.CONSUMER.INFO.{STREAM}.{CONSUMER}",
     f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}",
