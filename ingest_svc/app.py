@@ -10,6 +10,7 @@ from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
 from ingest_svc.config import IngestSettings
 from ingest_svc.intake import Intake
+from ingest_svc.metrics import IngestMetrics
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
@@ -20,6 +21,7 @@ from meshkit.asset_changes import follow_changes
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import Principal, ServiceTokens, TokenVerifier
+from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.writer import TelemetryWriter
@@ -38,6 +40,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     """
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    metrics = IngestMetrics(meter())
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
@@ -51,7 +54,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         ) as nats_client,
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
-        TelemetryWriter(pool=pool, on_committed=announcer.announce) as writer,
+        TelemetryWriter(pool=pool, on_committed=announcer.announce, on_group=metrics.group_stored) as writer,
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
@@ -64,6 +67,8 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         )
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
+        metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)
+        observe_caches(meter(), profiles=profiles.lookups, series=catalog.lookups, tokens=verifier.lookups)
 
         def new_stream(principal: Principal) -> TelemetryStream:
             return TelemetryStream(
@@ -77,7 +82,12 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             )
 
         servicer = IngestServicer(
-            intake=intake, writer=writer, backfills=backfills, clock=clock, new_stream=new_stream
+            intake=intake,
+            writer=writer,
+            backfills=backfills,
+            clock=clock,
+            new_stream=new_stream,
+            on_answered=metrics.answered,
         )
 
         async with running_server(

@@ -42,6 +42,7 @@ class WriteRequest:
         refused_outcome: recorded and answered instead when PostgreSQL refuses the
             content (SQLSTATE 22xxx).
         span: the request's span; the commit's span links to it.
+        door: which way it came; opaque to the store.
     """
 
     tenant: str
@@ -52,6 +53,7 @@ class WriteRequest:
     outcome: bytes
     refused_outcome: bytes
     span: SpanContext | None = None
+    door: str = ""
 
 
 @dataclass(frozen=True, slots=True)
