@@ -15,7 +15,10 @@ def reported(mesh: Mesh, process: str) -> list[dict[str, Any]]:
 
 
 def counted(series: list[dict[str, Any]]) -> float:
-    return sum(each["value"] for each in series if each["name"] == "twinmesh.twin.commits.applied")
+    values: list[float] = [
+        each["value"] for each in series if each["name"] == "twinmesh.twin.commits.applied"
+    ]
+    return sum(values)
 
 
 async def test_a_killed_process_leaves_nothing_in_the_metrics(fragile_site: Site) -> None:

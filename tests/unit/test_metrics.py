@@ -1,8 +1,9 @@
 """What the services' instruments tell, read as an exporter reads them."""
 
 import asyncio
+import itertools
 import socket
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,11 +161,10 @@ def test_lookups_of_caches_are_told_by_result(reader: InMemoryMetricReader) -> N
 
 
 def test_without_a_receiver_nothing_is_read() -> None:
-    def never() -> float:
-        raise AssertionError("it was read")
-
+    reads = itertools.count()
     with metering("test_svc", endpoint="", interval_ms=100):
-        meter().create_observable_gauge("twinmesh.test.nothing", reading(never))
+        meter().create_observable_gauge("twinmesh.test.nothing", reading(lambda: next(reads)))
+    assert next(reads) == 0
 
 
 async def test_what_was_measured_last_is_exported_at_the_end(tmp_path: Path) -> None:
@@ -186,13 +186,10 @@ async def test_what_was_measured_last_is_exported_at_the_end(tmp_path: Path) -> 
     assert kept.series.process.instance
 
 
-def test_a_receiver_that_is_away_does_not_hold_up_the_end() -> None:
-    # Accepts connections and never answers: refused ones would be given up at once.
+def test_a_receiver_that_does_not_answer_does_not_hold_up_the_end() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        began = time.monotonic()
-        with metering(
-            "test_svc", endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", interval_ms=3_600_000
-        ):
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with metering("test_svc", endpoint=endpoint, interval_ms=3_600_000):
             meter().create_counter("twinmesh.test.count").add(1)
-        # The exporter itself would try for 10 s.
-        assert time.monotonic() - began < 8
+        # The export goes on trying, and was not waited for.
+        assert "OtelPeriodicExportingMetricReader" in [thread.name for thread in threading.enumerate()]
