@@ -1,4 +1,4 @@
-"""Traces by OTLP and structured logs that carry trace, tenant and principal."""
+"""Traces by OTLP and structured logs that carry trace, tenant and principal. Metrics: meshkit/metrics.py."""
 
 import logging
 import re

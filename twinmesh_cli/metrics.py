@@ -52,7 +52,7 @@ def metrics(
 
 def _watch(store: MetricStore, service: str) -> None:
     try:
-        with Live(auto_refresh=False, vertical_overflow="visible") as live:
+        with Live(auto_refresh=False) as live:
             while True:
                 live.update(table(store.kept(service), now_ns=time.time_ns()), refresh=True)
                 time.sleep(_REDRAW_S)
