@@ -25,6 +25,7 @@ from asset_svc.stores.device import DeviceRows
 from asset_svc.stores.device_type import DeviceTypeRows
 from asset_svc.stores.profile import ProfileRows
 from asset_svc.stores.rows import TenantStore
+from asset_svc.stores.tenants import DeviceTenants
 from meshkit import bus, db
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import SystemClock
@@ -97,6 +98,6 @@ def _registrations(pool: asyncpg.Pool, client: Client) -> list[Registration]:
         Registration(
             "twinmesh.asset.v1.ProfileService",
             profile_service_pb2_grpc.add_ProfileServiceServicer_to_server,
-            ProfileServicer(profiles=profiles),
+            ProfileServicer(profiles=profiles, tenants=DeviceTenants(pool=pool)),
         ),
     ]

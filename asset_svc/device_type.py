@@ -12,6 +12,7 @@ from twinmesh.asset.v1.device_type_service_pb2 import (
 )
 
 _NANOS_PER_MICRO = 1000
+_LOCATION = "location"  # Every device may report it; no type defines it.
 
 
 class DeviceTypes(Resources[DeviceType, Rows[DeviceType]]):
@@ -47,6 +48,11 @@ class DeviceTypes(Resources[DeviceType, Rows[DeviceType]]):
             ranged = metric.HasField("minimum") and metric.HasField("maximum")
             if ranged and metric.minimum > metric.maximum:
                 raise invalid_field(f"{at}.minimum", "must not be above maximum")
+        for name in sorted(resource.message_schema.pointers):
+            if name not in names and name != _LOCATION:
+                raise invalid_field(
+                    f'{path}.message_schema.pointers["{name}"]', f"the type defines no metric {name!r}"
+                )
 
     async def _announce(self, tenant: str, ids: Sequence[str]) -> None:
         await self._changes.device_types(tenant, ids)

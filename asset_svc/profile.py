@@ -28,6 +28,14 @@ class ProfileRows(Protocol):
         ...
 
 
+class Tenants(Protocol):
+    """Finds whose devices are."""
+
+    async def find(self, device_ids: Sequence[str]) -> dict[str, str]:
+        """Return the tenants of those devices that exist, by device id."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ProfilePage:
     """Devices, and the types they are of, each once."""

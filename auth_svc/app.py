@@ -1,18 +1,23 @@
 """The only place where auth_svc's parts meet."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
 
 from auth_svc.access_tokens import AccessTokens
 from auth_svc.api_keys import ApiKeys
+from auth_svc.asset_client import AssetDevices
 from auth_svc.config import AuthSettings
+from auth_svc.device_logins import DeviceLogins
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.live_credentials import LiveTokenVerifier
+from auth_svc.mqtt_callout import MqttCallout
+from auth_svc.nats_tokens import LoginAnswers
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
+from auth_svc.revocations import Revocations
 from auth_svc.servicers.api_keys import ApiKeyServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
 from auth_svc.servicers.health import HealthServicer
@@ -24,7 +29,8 @@ from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
 from envoy_api import external_auth_pb2_grpc
-from meshkit import db
+from meshkit import bus, db, nats_server
+from meshkit.client import service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind, ServiceTokens
 from meshkit.metrics import meter, observe_caches
@@ -42,6 +48,7 @@ _log = structlog.get_logger()
 async def app(settings: AuthSettings) -> AsyncIterator[int]:
     """Run auth_svc while the context is open; yields its port."""
     clock = SystemClock()
+    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     addresses = {
         SERVICE: settings.auth_address,
         "asset_svc": settings.asset_address,
@@ -52,6 +59,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=SERVICE) as pool,
         PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
         peers(addresses) as mesh,
+        service_channel(settings.asset_address, tokens=tokens) as asset_channel,
     ):
         session_store = SessionStore(pool=pool)
         api_key_store = ApiKeyStore(pool=pool)
@@ -72,10 +80,17 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             clock=clock,
         )
         key_exchange = KeyExchange(keys=api_key_store, access_tokens=access_tokens, clock=clock)
-        api_keys = ApiKeys(store=api_key_store, on_revoke=key_exchange.evict, clock=clock)
+        root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
+        callout = MqttCallout(
+            logins=DeviceLogins(keys=api_key_store, devices=devices, clock=clock),
+            answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
+            clock=clock,
+        )
+        revocations = Revocations(keys=api_key_store, followers=[key_exchange.evict, callout.revoked])
+        api_keys = ApiKeys(store=api_key_store, on_revoke=revocations.tell, clock=clock)
         verifier = LiveTokenVerifier(
             fetch_keys=key_ring.jwks,
-            service_tokens=ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock),
+            service_tokens=tokens,
             clock=clock,
             is_live={PrincipalKind.USER: session_store.is_live, PrincipalKind.API_KEY: api_key_store.is_live},
         )
@@ -104,15 +119,29 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         ]
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
-            _repeating("revocations", key_exchange.evict_revoked, every_s=_POLL_REVOCATIONS_EVERY_S),
+            _repeating("revocations", revocations.poll, every_s=_POLL_REVOCATIONS_EVERY_S),
+            _logging_devices_in(callout, settings) as hints,
             running_server(
                 listen=settings.listen,
                 registrations=registrations,
                 verifier=verifier,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
+                hints=hints,
             ) as port,
         ):
             yield port
+
+
+@asynccontextmanager
+async def _logging_devices_in(
+    callout: MqttCallout, settings: AuthSettings
+) -> AsyncIterator[Mapping[str, Callable[[], Awaitable[object]]]]:
+    """Answer NATS while the context is open, if there is one to answer; yields its health check."""
+    if settings.callout_nats_url is None:
+        yield {}
+        return
+    async with callout.running(settings.callout_nats_url.get_secret_value(), name=SERVICE) as client:
+        yield {"nats": bus.connected(client)}
 
 
 @asynccontextmanager

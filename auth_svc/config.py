@@ -1,6 +1,6 @@
 """Settings of auth_svc."""
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from meshkit.config import ServiceSettings
 
@@ -13,6 +13,10 @@ class AuthSettings(ServiceSettings):
     )
     ingest_address: str = Field(description="Processes of ingest_svc, likewise.")
     twin_address: str = Field(description="Processes of twin_svc, likewise.")
+    callout_nats_url: SecretStr | None = Field(
+        None,
+        description="NATS URL of its system account, for log-ins of devices by MQTT; empty: none log in.",
+    )
     login_workers: int = Field(
         2, ge=1, le=64, description="Passwords verified at once (one core, 64 MiB each)."
     )

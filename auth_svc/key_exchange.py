@@ -2,7 +2,6 @@
 
 import hmac
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +16,6 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 TOKEN_LIFE_S = 60
 CACHE_LIFE_S = 30
-# Whatever was cached when it began to be revoked has left the cache by itself later.
-REVOCATION_LOOK_BACK_S = CACHE_LIFE_S + 30
 _CACHED_KEYS = 10_000
 _NO_HASH = bytes(32)
 
@@ -36,10 +33,6 @@ class KeyLookup(Protocol):
 
     async def find(self, tenant: str, key_id: str) -> StoredKey | None:
         """Return a key, None when there is none or it is revoked."""
-        ...
-
-    async def revoked_within(self, period_s: int) -> Iterable[tuple[str, str]]:
-        """Return tenant and id of the keys revoked, by any process, in the last seconds."""
         ...
 
 
@@ -95,11 +88,6 @@ class KeyExchange:
         """Forget a key that was revoked."""
         self._evictions += 1
         self._exchanged.pop((tenant, key_id), None)
-
-    async def evict_revoked(self) -> None:
-        """Forget the keys that other processes revoked."""
-        for tenant, key_id in await self._keys.revoked_within(REVOCATION_LOOK_BACK_S):
-            self.evict(tenant, key_id)
 
     async def _look_up(self, token: OpaqueToken) -> _Exchanged | None:
         evictions = self._evictions

@@ -18,8 +18,8 @@ from ingest_svc.series_table import SeriesDefinition, SeriesTable
 from ingest_svc.window import TimeWindow
 from telemetry_store import announcement
 from telemetry_store.columns import MICROS_PER_HOUR, Kind
+from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.copy import encode
-from telemetry_store.instances import CommitNumbers
 from telemetry_store.merge import latest, merge
 from twinmesh.ingest.v1 import ingest_service_pb2
 

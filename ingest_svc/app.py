@@ -2,27 +2,36 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
+
+from nats.aio.client import Client
 
 from ingest_svc.announcer import Announcer
+from ingest_svc.applied import Applied
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
 from ingest_svc.config import IngestSettings
+from ingest_svc.forbidden_publishes import ForbiddenPublishes
+from ingest_svc.frontier_reports import follow_reports
 from ingest_svc.intake import Intake
+from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
+from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
-from ingest_svc.store import BackfillStore
+from ingest_svc.store import BackfillStore, CommitStore
 from ingest_svc.stream import TelemetryStream
+from ingest_svc.tenant_cache import TenantCache
+from ingest_svc.twin_frontiers import TwinFrontiers
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
 from meshkit.client import fetch_keys_from, service_channel
-from meshkit.clock import SystemClock
+from meshkit.clock import Clock, SystemClock
 from meshkit.identity import Principal, ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
+from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
@@ -41,19 +50,31 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     metrics = IngestMetrics(meter())
+
+    async def subscribe(client: Client) -> None:
+        await follow_changes(client, forget=profiles.forget, forget_all=profiles.distrust)
+        await follow_reports(client, frontiers=frontiers)
+
+    def reconnected() -> None:
+        profiles.distrust()
+        frontiers.listen_anew()
+
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
         db.pool(settings.database_url, application=SERVICE) as pool,
-        ProfileCache(source=AssetProfiles(channel=asset_channel), clock=clock) as profiles,
+        ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
+        TenantCache(source=assets, clock=clock) as tenants,
+        TwinFrontiers() as frontiers,
         bus.connection(
             settings.nats_url.get_secret_value(),
             name=SERVICE,
-            on_connect=partial(follow_changes, forget=profiles.forget, forget_all=profiles.distrust),
-            on_reconnect=profiles.distrust,
+            on_connect=subscribe,
+            on_reconnect=reconnected,
         ) as nats_client,
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
+        Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
         TelemetryWriter(pool=pool, on_committed=announcer.announce, on_group=metrics.group_stored) as writer,
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
@@ -68,13 +89,20 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
         metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)
-        observe_caches(meter(), profiles=profiles.lookups, series=catalog.lookups, tokens=verifier.lookups)
+        observe_caches(
+            meter(),
+            profiles=profiles.lookups,
+            series=catalog.lookups,
+            tenants=tenants.lookups,
+            tokens=verifier.lookups,
+        )
 
         def new_stream(principal: Principal) -> TelemetryStream:
             return TelemetryStream(
                 principal=principal,
                 intake=intake,
                 writer=writer,
+                applied=applied,
                 credentials=credentials,
                 streams=streams,
                 budgets=budgets,
@@ -84,24 +112,54 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         servicer = IngestServicer(
             intake=intake,
             writer=writer,
+            applied=applied,
             backfills=backfills,
             clock=clock,
             new_stream=new_stream,
             on_answered=metrics.answered,
         )
 
-        async with running_server(
-            listen=settings.listen,
-            registrations=[
-                Registration(
-                    "twinmesh.ingest.v1.IngestService",
-                    ingest_grpc.add_IngestServiceServicer_to_server,
-                    servicer,
-                )
-            ],
-            verifier=verifier,
-            checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
-            hints={"nats": bus.connected(nats_client)},
-            drain=streams.drain,
-        ) as port:
+        messages = MessagePath(
+            tenants=tenants,
+            profiles=profiles,
+            catalog=catalog,
+            writer=writer,
+            live_window=settings.live_window,
+            clock=clock,
+        )
+        async with (
+            _storing_messages(messages, settings, writer=writer, clock=clock),
+            running_server(
+                listen=settings.listen,
+                registrations=[
+                    Registration(
+                        "twinmesh.ingest.v1.IngestService",
+                        ingest_grpc.add_IngestServiceServicer_to_server,
+                        servicer,
+                    )
+                ],
+                verifier=verifier,
+                checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
+                hints={"nats": bus.connected(nats_client)},
+                drain=streams.drain,
+            ) as port,
+        ):
             yield port
+
+
+@asynccontextmanager
+async def _storing_messages(
+    messages: MessagePath, settings: IngestSettings, *, writer: TelemetryWriter, clock: Clock
+) -> AsyncIterator[None]:
+    """Store what devices send by MQTT while the context is open, if they may."""
+    if settings.device_nats_url is None:
+        yield
+        return
+    url = settings.device_nats_url.get_secret_value()
+    async with running_mqtt(url, name=SERVICE, store=messages, clock=clock) as client:
+        if settings.nats_log is None:
+            yield
+            return
+        forbidden = ForbiddenPublishes(client=client, writer=writer, clock=clock)
+        async with background(forbidden.follow(settings.nats_log), name="forbidden-publishes"):
+            yield

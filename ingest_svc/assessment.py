@@ -24,8 +24,12 @@ _NONE: Set[str] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Accepted samples of one kind, in the order sent; `series` are places in `Assessment.series`."""
+    """Accepted samples of one kind, in the order sent.
 
+    `readings` are places in what was assessed, `series` in `Assessment.series`.
+    """
+
+    readings: list[int] = field(default_factory=list)
     series: list[int] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
     values: list[SentValue] = field(default_factory=list)
@@ -33,7 +37,7 @@ class Samples:
 
 @dataclass(slots=True)
 class Assessment(Outcome):
-    """What becomes of a batch of readings, with at most MAX_REFUSALS refusals.
+    """What becomes of a batch of readings.
 
     `series` holds each series that gets a sample once.
     """
@@ -66,6 +70,7 @@ def assess(
     window: TimeWindow,
     received_us: int,
     all_or_nothing: bool,
+    most_refusals: int = MAX_REFUSALS,
 ) -> Assessment:
     """Decide about every sample of a batch.
 
@@ -75,8 +80,9 @@ def assess(
         window: event times that are taken.
         received_us: stands in for absent times, microseconds since the epoch.
         all_or_nothing: one refusal refuses the batch.
+        most_refusals: how many are told.
     """
-    assessor = _Assessor(profiles, window)
+    assessor = _Assessor(profiles, window, most_refusals)
     for index, reading in enumerate(readings):
         assessor.take(index, reading, received_us if reading.time_us is None else reading.time_us)
     if all_or_nothing and assessor.assessment.refused_samples:
@@ -128,8 +134,9 @@ def _metric(refusal: Refusal) -> str:
 class _Assessor:
     """Goes through a batch's readings in order."""
 
-    def __init__(self, profiles: Mapping[str, DeviceProfile], window: TimeWindow) -> None:
+    def __init__(self, profiles: Mapping[str, DeviceProfile], window: TimeWindow, most_refusals: int) -> None:
         self.assessment = Assessment()
+        self._most_refusals = most_refusals
         self._profiles = profiles
         self._window = window
         # Places in the assessment's series, by device and metric.
@@ -165,14 +172,15 @@ class _Assessor:
                     series = series_by_metric[metric] = len(self.assessment.series)
                     key = SeriesKey(reading.device_id, metric, defined.kind, defined.unit)
                     self.assessment.series.append(key)
-                self._accept(defined.kind, series, time_us, stored)
+                self._accept(defined.kind, index, series, time_us, stored)
                 continue
             self._refuse(Refusal(index, reading.device_id, metric, *why), 1)
 
-    def _accept(self, kind: Kind, series: int, time_us: int, value: SentValue) -> None:
+    def _accept(self, kind: Kind, index: int, series: int, time_us: int, value: SentValue) -> None:
         samples = self.assessment.samples.get(kind)
         if samples is None:
             samples = self.assessment.samples[kind] = Samples()
+        samples.readings.append(index)
         samples.series.append(series)
         samples.times.append(time_us)
         samples.values.append(value)
@@ -180,7 +188,7 @@ class _Assessor:
 
     def _refuse(self, refusal: Refusal, samples: int) -> None:
         self.assessment.refused_samples += samples
-        if len(self.assessment.refusals) < MAX_REFUSALS:
+        if len(self.assessment.refusals) < self._most_refusals:
             self.assessment.refusals.append(refusal)
 
 

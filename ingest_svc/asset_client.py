@@ -1,6 +1,7 @@
 """asset_svc as ingest sees it: the source of profiles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import grpc
 import structlog
@@ -29,9 +30,25 @@ class AssetProfiles:
             Unavailable: asset_svc does not answer, or not with profiles.
         """
         request = profile_pb2.BatchGetProfilesRequest(tenant=tenant, device_ids=device_ids)
-        try:
+        with _peer_away("profiles", tenant=tenant):
             return to_profiles(await call(self._stub.BatchGetProfiles, request, peer=_PEER))
-        except DomainError as error:
-            # Whatever is wrong between two services is not the caller's mistake.
-            _log.warning("profiles cannot be read", tenant=tenant, error=str(error))
-            raise dependency_unavailable(_PEER) from error
+
+    async def fetch_tenants(self, device_ids: Sequence[str]) -> Mapping[str, str]:
+        """Return the tenants of those of up to 10,000 devices that exist, by device id.
+
+        Raises:
+            Unavailable: asset_svc does not answer, or not with tenants.
+        """
+        request = profile_pb2.BatchGetTenantsRequest(device_ids=device_ids)
+        with _peer_away("tenants"):
+            return (await call(self._stub.BatchGetTenants, request, peer=_PEER)).tenants
+
+
+@contextmanager
+def _peer_away(what: str, **where: str) -> Iterator[None]:
+    """Make of every error what it is to callers: whatever is wrong between two services is not theirs."""
+    try:
+        yield
+    except DomainError as error:
+        _log.warning("asset_svc cannot be read", what=what, error=str(error), **where)
+        raise dependency_unavailable(_PEER) from error

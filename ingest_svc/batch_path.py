@@ -136,7 +136,9 @@ class BatchPath:
             return
         error = written.exception()
         if error is None:
-            self._flow.answer(taken, written.result().outcome)
+            result = written.result()
+            taken.commit = result.commit
+            self._flow.answer(taken, result.outcome)
         elif isinstance(error, DomainError) and error.reason == ErrorReason.ERROR_REASON_OUTCOME_EXPIRED:
             expired = Outcome(reason=error.reason, message=error.message)
             self._flow.answer(taken, conversion.to_result(expired, taken.sequence).SerializeToString())

@@ -1,6 +1,8 @@
 """Settings of ingest_svc."""
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import Field, SecretStr
 
 from ingest_svc.window import LiveWindow
 from meshkit.clock import MICROS_PER_SECOND
@@ -19,6 +21,14 @@ class IngestSettings(BusServiceSettings):
     """What ingest_svc needs beside what every service needs."""
 
     asset_address: str = Field(description="Address of asset_svc, host:port.")
+    device_nats_url: SecretStr | None = Field(
+        None,
+        description="NATS URL of the account of devices that speak MQTT; empty: their messages are not read.",
+    )
+    nats_log: Path | None = Field(
+        None,
+        description="Log of that NATS, which tells there of forbidden publishes; empty: it is not read.",
+    )
     late_window_days: LateWindowDays = LATE_WINDOW_DAYS
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     max_stream_lifetime_seconds: MaxStreamLifetimeSeconds = MAX_STREAM_LIFETIME_SECONDS

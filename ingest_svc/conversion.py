@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.timestamp_pb2 import Timestamp
+from jsonpointer import JsonPointer
 
 from ingest_svc.assessment import refuse_rest
 from ingest_svc.columns import SentColumns, digest_as_sent
 from ingest_svc.outcome import Outcome, Refusal, RefusedContent, Why
-from ingest_svc.profile import LOCATION, LOCATION_PROFILE, DeviceProfile, MetricProfile
+from ingest_svc.profile import (
+    FLAT,
+    LOCATION,
+    LOCATION_PROFILE,
+    DeviceProfile,
+    MessageSchema,
+    MetricProfile,
+)
 from ingest_svc.reading import (
     NUMBER,
     UNSET,
@@ -42,6 +50,10 @@ _NANOS_PER_MICRO = 1_000
 _NANOS_PER_SECOND = 1_000_000_000
 _MAX_VIOLATIONS = 100
 _DEVICE_TYPES = 1_000
+_TIME_UNITS_US: dict[int, int] = {
+    device_type_pb2.TIME_UNIT_MILLISECONDS: 1_000,
+    device_type_pb2.TIME_UNIT_MICROSECONDS: 1,
+}
 _METRIC = itemgetter(0)
 _POINT = "point_value"
 _FORMS: dict[str, int] = {
@@ -274,23 +286,28 @@ def to_backfill(row: BackfillRow) -> ingest_pb2.Backfill:
 
 def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, DeviceProfile]:
     """Return the devices that asset_svc answered, by id."""
-    metrics = {
-        device_type.id: _metrics(device_type.SerializeToString(deterministic=True))
+    types = {
+        device_type.id: _read_type(device_type.SerializeToString(deterministic=True))
         for device_type in answer.device_types
     }
     return {
         device.id: DeviceProfile(
-            device_type_id=device.device_type_id,
-            enabled=device.status != device_pb2.DEVICE_STATUS_DISABLED,
-            metrics=metrics[device.device_type_id],
+            device.device_type_id,
+            device.status != device_pb2.DEVICE_STATUS_DISABLED,
+            *types[device.device_type_id],
         )
         for device in answer.devices
     }
 
 
 @lru_cache(maxsize=_DEVICE_TYPES)
-def _metrics(written: bytes) -> Mapping[str, MetricProfile]:
-    """Return the metrics of a serialized device type: one object for all answers that tell the same."""
+def _read_type(written: bytes) -> tuple[Mapping[str, MetricProfile], MessageSchema]:
+    """Return metrics and message schema of a serialized device type: the same objects for all answers."""
     device_type = device_type_pb2.DeviceType.FromString(written)
     metrics = {metric.name: MetricProfile(Kind(metric.kind), metric.unit) for metric in device_type.metrics}
-    return {**metrics, LOCATION: LOCATION_PROFILE}
+    schema = device_type.message_schema
+    return {**metrics, LOCATION: LOCATION_PROFILE}, MessageSchema(
+        pointers={metric: JsonPointer(schema.pointers[metric]) for metric in sorted(schema.pointers)} or None,
+        time=JsonPointer(schema.time_pointer) if schema.time_pointer else FLAT.time,
+        time_unit_us=_TIME_UNITS_US.get(schema.time_unit, FLAT.time_unit_us),
+    )

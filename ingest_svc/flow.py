@@ -16,6 +16,7 @@ from opentelemetry.trace import Span
 
 from ingest_svc.budget import Budget
 from meshkit.errors import DomainError, FailedPrecondition, ResourceExhausted, Unavailable
+from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.requests import WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -35,6 +36,7 @@ class Taken:
         written: its outcome to come, None while it is being decided about.
         answer: its recorded outcome, or why there is none; None as long as neither is known,
             and the process's budget holds its content.
+        commit: which one made it durable; None: not known, or not durable.
         dropped: the client sends it again, or is gone: its answer is nobody's.
     """
 
@@ -43,6 +45,7 @@ class Taken:
     span: Span | None = None
     written: asyncio.Future[WriteResult] | None = None
     answer: bytes | Exception | None = None
+    commit: CommitNumbers | None = None
     dropped: bool = False
 
     def drop(self) -> None:

@@ -36,6 +36,7 @@ class Door(StrEnum):
 
     UNARY = "unary"
     STREAM = "stream"
+    MQTT = "mqtt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from jsonpointer import JsonPointer
+
 from telemetry_store.columns import Kind
 
 
@@ -15,12 +17,32 @@ class MetricProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageSchema:
+    """Where in a JSON message the time and the values stand.
+
+    Attributes:
+        pointers: by metric; None: the message is flat.
+        time: where the event time is.
+        time_unit_us: microseconds of the unit of times that are numbers.
+    """
+
+    pointers: Mapping[str, JsonPointer] | None
+    time: JsonPointer
+    time_unit_us: int
+
+
+# Flat, with times in seconds: what holds unless a device type says otherwise.
+FLAT = MessageSchema(pointers=None, time=JsonPointer("/time"), time_unit_us=1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceProfile:
     """A device of some tenant. `metrics` has all it may report, `location` included."""
 
     device_type_id: str
     enabled: bool
     metrics: Mapping[str, MetricProfile]
+    message_schema: MessageSchema = FLAT
 
 
 # Every device may report where it is; no device type defines it.

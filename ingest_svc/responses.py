@@ -1,5 +1,6 @@
 """What a stream's client is told: Opened, Ack, Throttle, GoAway."""
 
+from ingest_svc.applied import AppliedProgress
 from ingest_svc.batch_path import MAX_BATCH_BYTES
 from ingest_svc.columns import MAX_REFUSALS
 from ingest_svc.flow import MAX_INFLIGHT_BATCHES, MAX_INFLIGHT_BYTES, BatchFlow, Refusal
@@ -16,23 +17,35 @@ class Acks:
 
     Attributes:
         tells_accepted: the client wants to know of batches before they are durable.
+        applied: how far the twins are, None when the client does not want to know.
         batches: how many it was told the outcome of.
         samples: how many of theirs are stored.
     """
 
-    __slots__ = ("_accepted_through", "batches", "samples", "tells_accepted")
+    __slots__ = ("_accepted_through", "_applied_through", "applied", "batches", "samples", "tells_accepted")
 
     def __init__(self) -> None:
         self._accepted_through = 0
+        self._applied_through = 0
         self.tells_accepted = False
+        self.applied: AppliedProgress | None = None
         self.batches = 0
         self.samples = 0
 
     def next(self, flow: BatchFlow) -> ingest_pb2.Ack | None:
         """Return the next Ack, None when there is no news, and give back the credits of what it covers."""
-        if flow.acknowledgeable or (self.tells_accepted and flow.accepted_through > self._accepted_through):
+        if (
+            flow.acknowledgeable
+            or (self.tells_accepted and flow.accepted_through > self._accepted_through)
+            or (self.applied is not None and self.applied.through > self._applied_through)
+        ):
             return self._ack(flow)
         return None
+
+    def close(self) -> None:
+        """Follow the twins no more."""
+        if self.applied is not None:
+            self.applied.close()
 
     def _ack(self, flow: BatchFlow) -> ingest_pb2.Ack:
         results: list[ingest_pb2.BatchResult] = []
@@ -45,9 +58,16 @@ class Acks:
                 result.sequence = taken.sequence
                 del result.refusals[MAX_REFUSALS:]  # The unary door records more of them.
                 results.append(result)
+            if self.applied is not None:
+                self.applied.durable(taken.sequence, taken.commit)
         self._accepted_through = flow.accepted_through
+        if self.applied is not None:
+            self._applied_through = self.applied.through
         return ingest_pb2.Ack(
-            accepted_through=flow.accepted_through, durable_through=flow.durable_through, results=results
+            accepted_through=flow.accepted_through,
+            durable_through=flow.durable_through,
+            applied_through=self._applied_through,
+            results=results,
         )
 
 

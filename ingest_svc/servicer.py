@@ -13,13 +13,14 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
 from ingest_svc import conversion
+from ingest_svc.applied import Applied
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
 from meshkit import status
 from meshkit.clock import Clock
-from meshkit.errors import DomainError, not_built_yet
+from meshkit.errors import DomainError
 from meshkit.identity import Principal, current_principal
 from telemetry_store.requests import WriteRequest, WriteResult
 from telemetry_store.writer import TelemetryWriter
@@ -27,6 +28,7 @@ from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 
 _log = structlog.get_logger()
+_APPLIED_WITHIN_S = 2.0
 
 
 class IngestServicer(ingest_grpc.IngestServiceServicer):
@@ -35,6 +37,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
     Args:
         intake: makes of requests what the writer takes.
         writer: commits batches.
+        applied: tells when twins have applied them.
         backfills: declares backfills.
         clock: tells when a request was received.
         new_stream: makes a gateway stream of a principal.
@@ -46,6 +49,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         *,
         intake: Intake,
         writer: TelemetryWriter,
+        applied: Applied,
         backfills: BackfillStore,
         clock: Clock,
         new_stream: Callable[[Principal], TelemetryStream],
@@ -53,6 +57,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
     ) -> None:
         self._intake = intake
         self._writer = writer
+        self._applied = applied
         self._backfills = backfills
         self._clock = clock
         self._new_stream = new_stream
@@ -63,7 +68,6 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         self, request: ingest_pb2.IngestTelemetryRequest, context: Any
     ) -> ingest_pb2.IngestTelemetryResponse:
         received_us = self._clock.now_us()
-        _require_built(request.ack_level)
         readings = conversion.to_readings(request.readings)
         batch = await self._intake.take_readings(
             Origin(current_principal(), conversion.to_identity(request), _span(), Door.UNARY),
@@ -81,9 +85,15 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             result = WriteResult(batch.outcome, duplicate=False)
         else:
             result = await self._writer.write(batch)
-        return conversion.to_response(
-            result, readings, ack_level=request.ack_level or ingest_pb2.ACK_LEVEL_DURABLE
-        )
+        ack_level = request.ack_level or ingest_pb2.ACK_LEVEL_DURABLE
+        response = conversion.to_response(result, readings, ack_level=ack_level)
+        if (
+            ack_level == ingest_pb2.ACK_LEVEL_APPLIED
+            and response.stored_samples
+            and not await self._applied.passed_within(result.commit, _APPLIED_WITHIN_S)
+        ):
+            response.ack_level = ingest_pb2.ACK_LEVEL_DURABLE
+        return response
 
     async def CreateBackfill(
         self, request: ingest_pb2.CreateBackfillRequest, context: Any
@@ -120,11 +130,6 @@ async def _end_unread(context: Any, why: DomainError) -> None:
     """End a call whose client does not read: it finds the status behind what was written last."""
     with suppress(grpc.aio.BaseError):
         await context.abort_with_status(rpc_status.to_status(status.to_status(why)))
-
-
-def _require_built(ack_level: ingest_pb2.AckLevel.ValueType) -> None:
-    if ack_level == ingest_pb2.ACK_LEVEL_APPLIED:
-        raise not_built_yet(f"ack_level {ingest_pb2.AckLevel.Name(ack_level)}")
 
 
 def _log_lost(batch: WriteRequest, written: asyncio.Future[WriteResult]) -> None:

@@ -1,10 +1,11 @@
-"""Backfills, as the telemetry store keeps them."""
+"""Backfills and commits, as the telemetry store keeps them."""
 
 import asyncpg
 
 from ingest_svc.window import TimeWindow
 from meshkit.errors import FailedPrecondition
 from telemetry_store.backfill import BackfillRow, create_backfill, find_backfill
+from telemetry_store.instances import last_commits
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -42,3 +43,23 @@ class BackfillStore:
                 reason=ErrorReason.ERROR_REASON_BACKFILL_UNKNOWN,
             )
         return TimeWindow(f"backfill {backfill_id},", found.start_us, found.end_us)
+
+
+class CommitStore:
+    """Tells what was committed.
+
+    Args:
+        pool: of the ingest role.
+    """
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def last_commits(self) -> dict[int, int]:
+        """Return the last commit_no of every instance that has committed.
+
+        Raises:
+            asyncpg.PostgresError, asyncpg.InterfaceError, OSError: PostgreSQL is away.
+        """
+        async with self._pool.acquire() as connection:
+            return await last_commits(connection)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from ingest_svc.applied import Applied, AppliedProgress
 from ingest_svc.batch_path import BatchPath, BatchWriter
 from ingest_svc.budget import Budgets
 from ingest_svc.definitions import Definitions
@@ -27,7 +28,6 @@ from meshkit.errors import (
     Unauthenticated,
     dependency_unavailable,
     invalid_field,
-    not_built_yet,
 )
 from meshkit.identity import Principal
 from telemetry_store.cursors import fenced
@@ -65,6 +65,7 @@ class TelemetryStream:
         principal: who opened the call.
         intake: makes of batches what the writer takes.
         writer: commits them.
+        applied: tells when twins have applied them.
         credentials: verifies what Reauthenticate brings.
         streams: all those of this process.
         budgets: shared with them.
@@ -77,6 +78,7 @@ class TelemetryStream:
 
     __slots__ = (
         "_acks",
+        "_applied",
         "_budgets",
         "_clock",
         "_closing",
@@ -110,6 +112,7 @@ class TelemetryStream:
         principal: Principal,
         intake: Intake,
         writer: Writer,
+        applied: Applied,
         credentials: Credentials,
         streams: OpenStreams,
         budgets: Budgets,
@@ -118,6 +121,7 @@ class TelemetryStream:
         self._principal = principal
         self._intake = intake
         self._writer = writer
+        self._applied = applied
         self._credentials = credentials
         self._streams = streams
         self._budgets = budgets
@@ -189,6 +193,7 @@ class TelemetryStream:
             return
         self._reader.cancel()
         self._reader = None
+        self._acks.close()
         if self._flow is not None:
             self._flow.close()
         self._definitions.close()
@@ -346,8 +351,6 @@ class TelemetryStream:
                 "a stream is opened once; open another stream for another writer",
                 reason=ErrorReason.ERROR_REASON_STREAM_OPENED_TWICE,
             )
-        if message.ack_level == ingest_pb2.ACK_LEVEL_APPLIED:
-            raise not_built_yet(f"ack_level {ingest_pb2.AckLevel.Name(message.ack_level)}")
         self._writer_id = message.writer_id
         self._acks.tells_accepted = message.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED
         self._schedule(self._ends_us - notice_us(self._lifetime_us))
@@ -370,6 +373,9 @@ class TelemetryStream:
             writer_id=message.writer_id,
             epoch=cursor.epoch,
         )
+        if message.ack_level == ingest_pb2.ACK_LEVEL_APPLIED:
+            self._acks.applied = AppliedProgress(applied=self._applied, advanced=self._answered)
+            self._acks.applied.begin(cursor.last_sequence)
         self._opened = to_opened(cursor, lifetime_us=self._lifetime_us, now_us=self._clock.now_us())
         self._streams.opened(self, (tenant, message.writer_id))
         self._news.set()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from telemetry_store.columns import POINT_WIDTH, Kind, KindColumns
-from telemetry_store.instances import CommitNumbers
+from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.latest_columns import LatestColumns
 from twinmesh.ingest.v1 import commit_announcement_pb2 as contract
 from twinmesh.type.v1 import value_pb2

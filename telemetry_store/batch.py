@@ -1,8 +1,8 @@
 """One caller's batch on its way to the database, and many of them prepared as one."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from telemetry_store.copy import CopyPayload, encode
 from telemetry_store.cursors import CursorKey, Recorded
 from telemetry_store.merge import Runs, latest, merge
 from telemetry_store.request_ids import RequestKey
-from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.requests import MessageIdentity, RequestIdentity, WriteRequest, WriterIdentity
 
 
 @dataclass(slots=True, eq=False)
@@ -52,12 +52,37 @@ class Batch:
         return (self.request.tenant, identity.writer_id) if isinstance(identity, WriterIdentity) else None
 
     @property
-    def request_key(self) -> RequestKey | None:
-        """Return the key of the request id, None without one."""
-        identity = self.request.identity
-        if not isinstance(identity, RequestIdentity):
-            return None
-        return (self.request.tenant, self.request.principal, identity.request_id)
+    def request_keys(self) -> Sequence[RequestKey]:
+        """Return the keys of the request id, or of each message in the batch's order; none without any."""
+        tenant, principal = self.request.tenant, self.request.principal
+        match self.request.identity:
+            case RequestIdentity(request_id):
+                return [(tenant, principal, request_id)]
+            case MessageIdentity(stream, sequences):
+                return [(tenant, principal, f"{stream}:{sequence}") for sequence in sequences]
+            case _:
+                return ()
+
+    def without(self, messages: Set[int]) -> "Batch":
+        """Return the batch without some of its messages, by their places."""
+        request = self.request
+        identity = request.identity
+        assert isinstance(identity, MessageIdentity)  # noqa: S101 - as the callers know
+        left_out = np.array(sorted(messages), np.int32)
+        kept = [np.flatnonzero(~np.isin(places, left_out)) for places in identity.samples]
+        letters = [place for place, message in enumerate(identity.dead_letters) if message not in messages]
+        return Batch(
+            replace(
+                request,
+                identity=replace(
+                    identity,
+                    samples=[places[chosen] for places, chosen in zip(identity.samples, kept, strict=True)],
+                    dead_letters=[identity.dead_letters[place] for place in letters],
+                ),
+                samples=[columns.at(chosen) for columns, chosen in zip(request.samples, kept, strict=True)],
+                dead_letters=[request.dead_letters[place] for place in letters],
+            )
+        )
 
     @property
     def sender(self) -> tuple[str, str]:

@@ -14,14 +14,15 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.errors import DomainError
-from telemetry_store import cursors, request_ids
+from telemetry_store import cursors, dead_letters, request_ids
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, Prepared
+from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.copy import COLUMNS
 from telemetry_store.cursors import Cursor, CursorKey, Recorded
-from telemetry_store.instances import CommitNumbers, take_numbers
+from telemetry_store.instances import take_numbers
 from telemetry_store.request_ids import RequestKey
-from telemetry_store.requests import WriteResult, WriterIdentity
+from telemetry_store.requests import MessageIdentity, WriteResult, WriterIdentity
 
 _propagator = TraceContextTextMapPropagator()
 Answer = WriteResult | DomainError
@@ -45,6 +46,8 @@ class Decision:
     answers: dict[Batch, Answer] = field(default_factory=dict)
     taken: list[Batch] = field(default_factory=list)
     advanced: dict[tuple[CursorKey, int], Recorded] = field(default_factory=dict)
+    # What is left of batches some of whose messages are known.
+    left: dict[Batch, Batch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,10 @@ async def store_group(
         raise InstanceClosedError
     if prepared.rows:
         await _copy(connection, prepared, numbers)
+    await dead_letters.insert(
+        connection,
+        ((batch.request.tenant, letter) for batch in decision.taken for letter in batch.request.dead_letters),
+    )
     if decision.advanced:
         await cursors.advance(connection, decision.advanced)
     traceparent = _traceparent()
@@ -116,6 +123,8 @@ async def store_group(
         prepared.days,
         traceparent or None,
     )
+    for batch in decision.taken:
+        decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=False, commit=numbers)
     commit = Commit(numbers, prepared.samples, prepared.latest, traceparent)
     return Stored(decision.answers, commit)
 
@@ -136,7 +145,7 @@ async def _decide(connection: Connection, batches: Sequence[Batch]) -> Decision:
         if batch.request.identity is None:
             decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=False)
     decision.taken = [
-        batch
+        decision.left.get(batch, batch)
         for batch in batches
         if isinstance(answer := decision.answers.get(batch), WriteResult) and not answer.duplicate
     ]
@@ -181,26 +190,30 @@ async def _known_sequences(
 
 
 async def _claim_request_ids(connection: Connection, batches: Sequence[Batch], decision: Decision) -> None:
-    first: dict[RequestKey, Batch] = {}
-    for batch in batches:
-        key = batch.request_key
-        if key is not None:
-            first.setdefault(key, batch)
-    if not first:
+    claims = [(batch, keys) for batch in batches if (keys := batch.request_keys)]
+    if not claims:
         return
+    first: dict[RequestKey, Batch] = {}
+    for batch, keys in claims:
+        for key in keys:
+            first.setdefault(key, batch)
     now: datetime = await connection.fetchval("SELECT now()")
     known = await request_ids.claim(connection, {key: batch.record for key, batch in first.items()}, now)
-    for batch in batches:
-        key = batch.request_key
-        if key is None:
+    for batch, keys in claims:
+        if isinstance(batch.request.identity, MessageIdentity):
+            repeated = {place for place, key in enumerate(keys) if key in known or first[key] is not batch}
+            decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=len(repeated) == len(keys))
+            if repeated:
+                decision.left[batch] = batch.without(repeated)
             continue
-        duplicate = key in known or first[key] is not batch
+        (key,) = keys
         record = known.get(key, first[key].record)
         try:
             request_ids.check_digest(key[2], batch.request.digest, record)
         except DomainError as error:
             decision.answers[batch] = error
         else:
+            duplicate = key in known or first[key] is not batch
             decision.answers[batch] = WriteResult(record.outcome, duplicate)
 
 

@@ -13,9 +13,10 @@ from meshkit.db import DATABASE_ERRORS
 from telemetry_store import cursors
 from telemetry_store.batch import Batch, Prepared
 from telemetry_store.commit import InstanceClosedError, Prepare, Stored, store_group
+from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.cursors import CursorKey
 from telemetry_store.held import HeldConnection, HeldProxy
-from telemetry_store.instances import CommitNumbers, Registration, was_committed
+from telemetry_store.instances import Registration, was_committed
 
 _log = structlog.get_logger()
 _CONTENT_CLASS = "22"  # SQLSTATE class "data exception"

@@ -1,6 +1,5 @@
 """Ingest instances: each start of an ingest process, numbered, and alive while its lock is held."""
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -8,20 +7,12 @@ import asyncpg
 import structlog
 
 from meshkit.db import DATABASE_ERRORS, Connection
+from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.held import HeldConnection
 
 # Class of the session advisory locks (class, instance) that live instances hold.
 LOCK_CLASS = 0x696E6773  # "ings"
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class CommitNumbers:
-    """A commit's place in the feed, (instance, commit_no), and in the order of all commits."""
-
-    instance: int
-    commit_no: int
-    order_no: int
 
 
 class Registration:
@@ -110,3 +101,11 @@ async def was_committed(connection: Connection, numbers: CommitNumbers) -> bool:
         numbers.instance,
     )
     return bool(last >= numbers.commit_no)
+
+
+async def last_commits(connection: Connection) -> dict[int, int]:
+    """Return the last commit_no of every instance that has committed, closed ones among them."""
+    rows = await connection.fetch(
+        "SELECT instance, last_commit_no FROM telemetry.ingest_instance WHERE last_commit_no > 0"
+    )
+    return {row["instance"]: row["last_commit_no"] for row in rows}

@@ -1,11 +1,14 @@
 """What a caller hands to the writer, and what it gets back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 from opentelemetry.trace import SpanContext
 
 from telemetry_store.columns import KindColumns
+from telemetry_store.commit_numbers import CommitNumbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,40 +31,92 @@ class WriterIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageIdentity:
+    """Messages of a stream that numbers them, each remembered for an hour for itself.
+
+    Those that were committed before are left out of the batch, and the rest is committed.
+
+    Attributes:
+        stream: a name that no other stream has, not even one made anew in its place.
+        sequences: by message, its number in the stream.
+        samples: by columns of the request's `samples`, int32[n]: places in `sequences`.
+        dead_letters: by dead letter of the request, its place in `sequences`.
+    """
+
+    stream: str
+    sequences: Sequence[int]
+    samples: Sequence[npt.NDArray[np.int32]]
+    dead_letters: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that cannot be processed, or not all of it.
+
+    Attributes:
+        device_id: whose, None when nobody can tell.
+        principal: who sent it.
+        received_us: when it came, microseconds since the epoch.
+        reason: name of the ErrorReason, without its prefix.
+        message: the same to read.
+        payload: as it came.
+        trace_id: hexadecimal, "" outside of any trace.
+    """
+
+    device_id: str | None
+    principal: str
+    received_us: int
+    reason: str
+    message: str
+    payload: bytes
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """One batch, to be committed whole or not at all.
+    """One batch, to be committed whole or not at all, save for messages that are known.
 
     Attributes:
         tenant: whose samples, from the verified identity.
         principal: who sends them; owns its writers and request ids.
         identity: what makes a repetition harmless; None: nothing does.
-        digest: 32 bytes over the canonical content as sent.
+        digest: 32 bytes over the canonical content as sent; of messages it is not looked at.
         samples: what to store; empty when every sample was refused, and then the
             identity is recorded all the same.
         outcome: opaque to the store; answered now and to repetitions.
         refused_outcome: recorded and answered instead when PostgreSQL refuses the
-            content (SQLSTATE 22xxx).
+            content (SQLSTATE 22xxx). Messages are not refused together: their caller is told.
         span: the request's span; the commit's span links to it.
         door: which way it came; opaque to the store.
+        dead_letters: kept in the same commit.
     """
 
     tenant: str
     principal: str
-    identity: RequestIdentity | WriterIdentity | None
+    identity: RequestIdentity | WriterIdentity | MessageIdentity | None
     digest: bytes
     samples: Sequence[KindColumns]
     outcome: bytes
     refused_outcome: bytes
     span: SpanContext | None = None
     door: str = ""
+    dead_letters: Sequence[DeadLetter] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What became of a batch; `duplicate`: it was committed before, with this outcome."""
+    """What became of a batch.
+
+    Attributes:
+        outcome: what is recorded of it.
+        duplicate: it was committed before, with this outcome.
+        commit: which one made it durable; None when that is not known, as of a duplicate, or when
+            nothing was committed.
+    """
 
     outcome: bytes
     duplicate: bool
+    commit: CommitNumbers | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from telemetry_store.cursors import LOCK_WAIT_S, CursorKey, Opening, locked_else
 from telemetry_store.instances import Registration
 from telemetry_store.openings import Openings
 from telemetry_store.pacing import BULK_SAMPLES, Pause, pause_after
-from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
+from telemetry_store.requests import MessageIdentity, OpenedCursor, WriteRequest, WriteResult
 from telemetry_store.waiting import WaitingBatches
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -317,6 +317,10 @@ class TelemetryWriter:
         if batch.refused:
             self._waiting.settle(batch, _identity_refused())
             return
+        if isinstance(batch.request.identity, MessageIdentity):
+            # Which of the messages it is, their caller finds out.
+            self._waiting.settle(batch, _messages_refused())
+            return
         _log.warning("content refused", tenant=batch.request.tenant, sender=batch.sender[1], error=str(error))
         batch.refused = True
         self._alone_until[batch.sender] = asyncio.get_running_loop().time() + _ALONE_FOR_S
@@ -363,6 +367,12 @@ def _database_away() -> DomainError:
 
 def _stopping() -> DomainError:
     return dependency_unavailable("ingest_svc")
+
+
+def _messages_refused() -> DomainError:
+    return InvalidArgument(
+        "the database refuses a value of these messages", reason=ErrorReason.ERROR_REASON_VALUE_REFUSED
+    )
 
 
 def _identity_refused() -> DomainError:

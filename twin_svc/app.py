@@ -1,5 +1,6 @@
 """The only place where twin_svc's parts meet."""
 
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from twin_svc.config import TwinSettings
 from twin_svc.devices import WatchedDevices
 from twin_svc.fleet import Fleet
 from twin_svc.follower import FeedFollower
+from twin_svc.frontier_reports import FrontierReporter
 from twin_svc.metrics import TwinMetrics
 from twin_svc.registry import DeviceRegistry
 from twin_svc.servicer import TwinServicer
@@ -99,6 +101,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                 on_reconnect=reconnected,
             ) as client,
             follower.following(),
+            FrontierReporter(bus=client, feed=follower, replica=secrets.token_hex(8)),
             running_server(
                 listen=settings.listen,
                 registrations=[

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from telemetry_store.commit_numbers import Coverage
 from telemetry_store.feed import Frontier
-from twin_svc.tokens import Coverage
 
 # Commits that came although earlier ones are missing; what is beyond is read from the store.
 _MOST_BEYOND = 10_000

@@ -14,13 +14,13 @@ from meshkit.status import from_driver_error
 from meshkit.tasks import background
 from meshkit.telemetry import tracer
 from telemetry_store.announcement import Announcement
+from telemetry_store.commit_numbers import Coverage
 from telemetry_store.feed import FeedExpiredError, read_commits, read_settled
 from telemetry_store.latest import read_checkpoint, read_latest, read_series
 from telemetry_store.latest_columns import LatestColumns
 from twin_svc.changes import Changes, woken
 from twin_svc.feed_frontier import FeedFrontier
 from twin_svc.fleet import Fleet
-from twin_svc.tokens import Coverage
 
 _log = structlog.get_logger()
 _RETRY_S = 0.5
@@ -79,13 +79,22 @@ class FeedFollower:
         """Return the commits that the fleet has."""
         return Coverage() if self._frontier is None else self._frontier.coverage
 
+    @property
+    def up_to_date(self) -> bool:
+        """Say whether the fleet has been rebuilt."""
+        return self._up_to_date.is_set()
+
+    def upcoming(self) -> asyncio.Event:
+        """Return what the next advance of the coverage sets; taken before one looks, it misses none."""
+        return self._advanced
+
     async def check(self) -> None:
         """Raise until the fleet has been rebuilt.
 
         Raises:
             RuntimeError: it has not.
         """
-        if not self._up_to_date.is_set():
+        if not self.up_to_date:
             raise RuntimeError("the twins are being rebuilt")
 
     async def reached(self, coverage: Coverage, *, within_s: float) -> bool:
@@ -93,7 +102,7 @@ class FeedFollower:
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while not self.coverage.covers(coverage):
-                    await self._advanced.wait()
+                    await self.upcoming().wait()
         return self.coverage.covers(coverage)
 
     @asynccontextmanager
@@ -149,8 +158,10 @@ class FeedFollower:
             self.expired += 1
             self._up_to_date.clear()
             return False
-        if not behind and not self._up_to_date.is_set():
+        if not behind and not self.up_to_date:
             self._up_to_date.set()
+            # Whoever looks at the coverage may believe it from now on.
+            self._advance()
             _log.info("twins are up to date", instances=len(self._frontier.through))
         return behind
 

@@ -3,50 +3,12 @@
 import base64
 import binascii
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass
 
 from meshkit.errors import invalid_field
+from telemetry_store.commit_numbers import Coverage
 
 _FORM = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """Commits that were told.
-
-    Attributes:
-        base: every instance up to this one that `numbers` does not name was told whole.
-        numbers: of other instances, up to which commit.
-    """
-
-    base: int = 0
-    numbers: Mapping[int, int] = field(default_factory=dict)
-
-    def of(self, instance: int) -> float:
-        """Return up to which of an instance's commits were told, infinity for all that there will be."""
-        number = self.numbers.get(instance)
-        if number is not None:
-            return number
-        return float("inf") if instance <= self.base else 0
-
-    def covers(self, other: "Coverage") -> bool:
-        """Say whether every commit that the other tells was told here, too."""
-        if other.base > self.base:
-            return False
-        named = {*self.numbers, *other.numbers}
-        return all(self.of(instance) >= other.of(instance) for instance in named)
-
-    def told(self, instances: npt.NDArray[np.int32], commits: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Return of each (instance, commit) whether it was told; those of instance 0 are taken to be not."""
-        told = (instances <= self.base) & (instances > 0)
-        for instance, number in self.numbers.items():
-            mine = instances == instance
-            told[mine] = commits[mine] <= number
-        return told
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from meshkit.clock import Clock
+from telemetry_store.commit_numbers import Coverage
 from twin_svc.fleet import Fleet, Slots
-from twin_svc.tokens import Coverage, ResumePoint
+from twin_svc.tokens import ResumePoint
 from twin_svc.twins import Device, Twin
 
 _TWINS_PER_EVENT = 500

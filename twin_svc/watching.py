@@ -5,8 +5,9 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
+from telemetry_store.commit_numbers import Coverage
 from twin_svc.changes import Change, Changes, woken
-from twin_svc.tokens import Coverage, ResumePoint
+from twin_svc.tokens import ResumePoint
 from twin_svc.watch import Bookmark, Event, Gap, SnapshotEnd, Watch
 
 # Who went offline is noticed within so long, and so is the end of a credential.

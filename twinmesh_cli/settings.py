@@ -2,9 +2,9 @@
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, RequestsPerSecond
 from meshkit import secrets
@@ -36,8 +36,15 @@ class LauncherSettings(Settings):
     home: Path = Field(_default_home(), description="Folder of all data, secrets and logs.")
     gateway_port: int = Field(8080, ge=1, le=65535, description="Port for gRPC, gRPC-Web and JSON.")
     bind: str = Field("127.0.0.1", description="Address that the gateway and MQTT listen on.")
-    mqtt_port: int = Field(
-        1883, ge=1, le=65535, description="Port for MQTT. It listens, but no device can log in yet."
+    mqtt_port: int = Field(1883, ge=1, le=65535, description="Port for MQTT.")
+    mqtt_tls_certificate: Path | None = Field(
+        None, description="Certificate chain of MQTT, a PEM file; without it MQTT is not encrypted."
+    )
+    mqtt_tls_key: Path | None = Field(None, description="Its private key, a PEM file.")
+    mqtt_sync: bool = Field(
+        True,
+        description="Whether a message is on disk before its device is told so; without it what came in the"
+        " last two minutes can be lost when the machine fails.",
     )
     admin_password: Annotated[SecretStr, Field(min_length=8, max_length=1024)] | None = Field(
         None, description="First password of user admin of tenant demo; generated and printed once if unset."
@@ -107,6 +114,19 @@ class LauncherSettings(Settings):
         if value is not None:
             secrets.decode_root(value.get_secret_value())
         return value
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if (self.mqtt_tls_certificate is None) != (self.mqtt_tls_key is None):
+            raise ValueError("TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY go together")
+        return self
+
+    @property
+    def mqtt_tls(self) -> tuple[Path, Path] | None:
+        """The files of certificate chain and key, None without TLS."""
+        if self.mqtt_tls_certificate is None or self.mqtt_tls_key is None:
+            return None
+        return self.mqtt_tls_certificate, self.mqtt_tls_key
 
     @property
     def wants_simulation(self) -> bool:

@@ -27,6 +27,7 @@ from meshkit.embedded import (
     is_port_free,
 )
 from meshkit.migrate import MigrationError
+from meshkit.nats_server import NatsUser
 from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate, role_url
 from twinmesh_cli.home import Home, mesh_secret
 from twinmesh_cli.progress import Reporter
@@ -69,6 +70,7 @@ class _Facts:
     admin_url: str
     nats_url: str
     otlp_endpoint: str
+    nats: EmbeddedNats | None
     ports: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -141,10 +143,10 @@ class Stack:
         if settings.nats_url is not None:
             await _try_nats(settings.nats_url.get_secret_value())
 
-    def _mqtt_port(self) -> int | None:
+    def _mqtt_listener(self) -> tuple[str, int] | None:
         settings = self._settings
         if is_port_free(settings.mqtt_port, host=settings.bind):
-            return settings.mqtt_port
+            return settings.bind, settings.mqtt_port
         if "mqtt_port" in settings.model_fields_set:
             raise PartFailedError(
                 "nats",
@@ -167,11 +169,15 @@ class Stack:
         if settings.nats_url is None:
             nats = EmbeddedNats(
                 home=home.root,
-                mqtt_port=self._mqtt_port(),
-                mqtt_host=settings.bind,
+                root=secrets.decode_root(self._secret),
+                mqtt=self._mqtt_listener(),
+                mqtt_tls=settings.mqtt_tls,
+                sync_always=settings.mqtt_sync,
                 log_path=home.log("nats"),
             )
             parts.append(nats)
+        else:
+            self._note("MQTT stays closed: NATS is one of your own, given with TWINMESH_NATS_URL")
         otlp_endpoint = settings.otlp_endpoint
         if not otlp_endpoint:
             receiver = ServiceProcess(
@@ -191,6 +197,7 @@ class Stack:
         return _Facts(
             admin_url=postgres.admin_url if postgres else _reveal(settings.database_url),
             nats_url=nats.url if nats else _reveal(settings.nats_url),
+            nats=nats,
             otlp_endpoint=otlp_endpoint,
         )
 
@@ -255,7 +262,7 @@ class Stack:
                         name=part,
                         module=_MODULES.get(name, name),
                         port=port,
-                        variables=variables,
+                        variables={**variables, **_mqtt_variables(facts.nats, part)},
                         log_path=self._home.log(part),
                     )
                 )
@@ -370,6 +377,20 @@ class Stack:
         if isinstance(part, ServiceProcess | EmbeddedPostgres | EmbeddedNats) and part.running:
             return part.port
         return None
+
+
+def _mqtt_variables(nats_server: EmbeddedNats | None, part: str) -> Mapping[str, str]:
+    """What a process is told of devices by MQTT."""
+    if nats_server is None:
+        return {}
+    variables = {}
+    if part == "auth_svc":
+        variables["TWINMESH_CALLOUT_NATS_URL"] = nats_server.url_of(NatsUser.AUTH)
+    if part.startswith("ingest_svc"):
+        variables["TWINMESH_DEVICE_NATS_URL"] = nats_server.url_of(NatsUser.INGEST)
+    if part == "ingest_svc":  # The first of them: each line of the log is kept once.
+        variables["TWINMESH_NATS_LOG"] = str(nats_server.log_path)
+    return variables
 
 
 async def _try_nats(url: str) -> None:

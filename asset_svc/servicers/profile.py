@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from asset_svc.profile import Profiles
+from asset_svc.profile import Profiles, Tenants
 from twinmesh.asset.v1 import profile_service_pb2 as contract
 from twinmesh.asset.v1 import profile_service_pb2_grpc as contract_grpc
 
@@ -12,10 +12,12 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
 
     Args:
         profiles: their rules.
+        tenants: finds whose devices are.
     """
 
-    def __init__(self, *, profiles: Profiles) -> None:
+    def __init__(self, *, profiles: Profiles, tenants: Tenants) -> None:
         self._profiles = profiles
+        self._tenants = tenants
 
     async def BatchGetProfiles(
         self, request: contract.BatchGetProfilesRequest, context: Any
@@ -30,3 +32,8 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
         return contract.ListProfilesResponse(
             devices=page.devices, device_types=page.device_types, next_page_token=page.next_page_token
         )
+
+    async def BatchGetTenants(
+        self, request: contract.BatchGetTenantsRequest, context: Any
+    ) -> contract.BatchGetTenantsResponse:
+        return contract.BatchGetTenantsResponse(tenants=await self._tenants.find(request.device_ids))

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import asyncpg
 from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
 
 from asset_svc.stores.columns import EnumText, containing
 from asset_svc.stores.rows import Table, TableRows
@@ -21,14 +22,19 @@ _PROTOCOL = EnumText(Protocol, "PROTOCOL_")
 _PROCESSING_MODE = EnumText(ProcessingMode, "PROCESSING_MODE_")
 
 
+def _to_dict(message: Message) -> dict[str, object]:
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
 def _values(device_type: DeviceType) -> tuple[object, ...]:
-    metrics = [MessageToDict(metric, preserving_proto_field_name=True) for metric in device_type.metrics]
+    metrics = [_to_dict(metric) for metric in device_type.metrics]
     return (
         device_type.display_name,
         _PROTOCOL.text(device_type.protocol),
         _PROCESSING_MODE.text(device_type.processing_mode),
         json.dumps(metrics),
         device_type.heartbeat.ToTimedelta() if device_type.HasField("heartbeat") else None,
+        json.dumps(_to_dict(device_type.message_schema)) if device_type.HasField("message_schema") else None,
     )
 
 
@@ -47,6 +53,9 @@ def _from_row(row: asyncpg.Record) -> DeviceType:
     heartbeat: timedelta | None = row["heartbeat"]
     if heartbeat is not None:
         device_type.heartbeat.FromTimedelta(heartbeat)
+    if row["message_schema"] is not None:
+        device_type.message_schema.SetInParent()
+        ParseDict(json.loads(row["message_schema"]), device_type.message_schema)
     return device_type
 
 
@@ -54,25 +63,25 @@ _TABLE = Table(
     resource="device_type",
     insert="""
         INSERT INTO asset.device_type
-            (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat)
-        VALUES ($1, $2, $3, $4, $5, $6, $7)
+            (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
         RETURNING version, create_time, update_time
     """,
     update="""
         UPDATE asset.device_type
         SET display_name = $3, protocol = $4, processing_mode = $5, metrics = $6, heartbeat = $7,
-            version = version + 1, update_time = now()
+            message_schema = $8, version = version + 1, update_time = now()
         WHERE tenant_id = $1 AND id = $2
         RETURNING version, create_time, update_time
     """,
     find="""
-        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat,
+        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
             version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id = ANY ($2)
     """,
     page=r"""
-        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat,
+        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
             version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id > $2

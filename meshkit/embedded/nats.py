@@ -4,7 +4,7 @@ import json
 import secrets
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from meshkit.embedded import binaries
@@ -13,8 +13,8 @@ from meshkit.embedded.part import Part, PartFailedError, until_ready
 from meshkit.embedded.placement import data_folder, remove_data_folder, write_private
 from meshkit.embedded.ports import free_port
 from meshkit.embedded.process import ChildProcess
+from meshkit.nats_server import MqttListener, NatsUser, Tls, server_config, user_url
 
-SERVICE_USER = "service"
 _READY_SECONDS = 30.0
 _PORT_TRIES = 3
 
@@ -22,9 +22,15 @@ _PORT_TRIES = 3
 class EmbeddedNats(Part):
     """One NATS server with its streams in `home`/nats, authentication required.
 
-    `mqtt_port` opens the MQTT listener on `mqtt_host`; None keeps it closed. The
-    service user may not come in by MQTT, so nobody can until devices have
-    credentials of their own.
+    Args:
+        home: folder of its data.
+        root: root secret that its users' passwords derive from; None: one of its own.
+        port: for clients on 127.0.0.1; None: a free one.
+        mqtt: where devices connect; None keeps MQTT closed. They are let in by auth_svc.
+        mqtt_tls: files of MQTT's certificate chain and key, which the server's user need not be able
+            to read; None: no TLS.
+        sync_always: a message is on disk before its device is told so.
+        log_path: what the server prints.
     """
 
     name = "nats"
@@ -33,9 +39,11 @@ class EmbeddedNats(Part):
         self,
         *,
         home: Path,
+        root: bytes | None = None,
         port: int | None = None,
-        mqtt_port: int | None = None,
-        mqtt_host: str = "127.0.0.1",
+        mqtt: tuple[str, int] | None = None,
+        mqtt_tls: tuple[Path, Path] | None = None,
+        sync_always: bool = True,
         log_path: Path | None = None,
     ) -> None:
         super().__init__()
@@ -44,8 +52,10 @@ class EmbeddedNats(Part):
         # Only until the first success: afterwards clients know the port.
         self._picks_port = port is None
         self._port = port
-        self._mqtt = (mqtt_host, mqtt_port) if mqtt_port is not None else None
-        self._password = secrets.token_urlsafe(32)
+        self._mqtt = mqtt
+        self._mqtt_tls = mqtt_tls
+        self._sync_always = sync_always
+        self._root = root or secrets.token_bytes(32)
         self._account: Account | None = None
 
     @property
@@ -56,9 +66,18 @@ class EmbeddedNats(Part):
         return self._port
 
     @property
+    def log_path(self) -> Path:
+        """What the server prints."""
+        return self._log_path
+
+    @property
     def url(self) -> str:
-        """For the services; its password lives as long as this object."""
-        return f"nats://{SERVICE_USER}:{self._password}@127.0.0.1:{self.port}"
+        """For the services among themselves."""
+        return self.url_of(NatsUser.SERVICE)
+
+    def url_of(self, user: NatsUser) -> str:
+        """The URL by which a user connects."""
+        return user_url(self._root, user, address=f"127.0.0.1:{self.port}")
 
     def _starting(self) -> Iterator[None]:
         self._account = unprivileged_account()
@@ -97,25 +116,35 @@ class EmbeddedNats(Part):
         self._process.spawn()
         yield from until_ready(self._process, self.name, self.is_ready, seconds=_READY_SECONDS)
 
-    def _config(self, folder: Path) -> dict[str, object]:
-        """NATS reads JSON as its own format."""
-        service = {
-            "user": SERVICE_USER,
-            "password": self._password,
-            "allowed_connection_types": ["STANDARD"],
-        }
-        config: dict[str, object] = {
-            # MQTT needs a name that stays the same over restarts.
-            "server_name": "twinmesh",
-            "listen": f"127.0.0.1:{self._port}",
-            "jetstream": {"store_dir": str(folder / "jetstream"), "max_mem": 64 << 20, "max_file": 4 << 30},
-            "accounts": {"MESH": {"jetstream": "enabled", "users": [service]}},
-            "max_payload": 1 << 20,
-        }
+    def _config(self, folder: Path) -> Mapping[str, object]:
+        mqtt = None
         if self._mqtt is not None:
-            host, port = self._mqtt
-            config["mqtt"] = {"host": host, "port": port, "ack_wait": "30s", "max_ack_pending": 1000}
-        return config
+            mqtt = MqttListener(*self._mqtt, self._readable_tls(folder))
+        return server_config(
+            root=self._root,
+            listen=f"127.0.0.1:{self._port}",
+            store_dir=str(folder / "jetstream"),
+            mqtt=mqtt,
+            sync_always=self._sync_always,
+        )
+
+    def _readable_tls(self, folder: Path) -> Tls | None:
+        """Copy certificate and key to where the server's user can read them, and nobody else."""
+        if self._mqtt_tls is None:
+            return None
+        copies: list[Path] = []
+        for source in self._mqtt_tls:
+            try:
+                content = source.read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise PartFailedError(
+                    self.name,
+                    f"{source} cannot be read: {error}",
+                    advice="TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY name PEM files.",
+                ) from error
+            copies.append(folder / f"mqtt-{len(copies)}.pem")
+            write_private(copies[-1], content, self._account)
+        return Tls(*map(str, copies))
 
     def is_ready(self) -> bool:
         """Whether a client is greeted, which happens once JetStream has recovered its streams."""

@@ -246,7 +246,7 @@ def _mqtt_connect(port: int, *, user: str = "", password: str = "") -> bytes:
 
 async def test_nobody_comes_in_by_mqtt(short_home: Path) -> None:
     port = free_port()
-    async with EmbeddedNats(home=short_home, mqtt_port=port) as server:
+    async with EmbeddedNats(home=short_home, mqtt=("127.0.0.1", port)) as server:
         user, _, rest = server.url.removeprefix("nats://").partition(":")
         password = rest.partition("@")[0]
 

@@ -17,6 +17,8 @@ from meshkit.errors import DomainError
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind, KindColumns
 from telemetry_store.commit import Stored
+from telemetry_store.commit_numbers import CommitNumbers
+from telemetry_store.instances import last_commits
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriteResult
 from tests.store.writing import (
     T0,
@@ -103,6 +105,24 @@ async def test_waiting_batches_become_one_commit_and_the_later_of_equal_times_st
             (5, 6, 5),
         ]
         assert await commit_numbers(connection) == [(1, 1)]
+
+
+async def test_results_say_which_commit_stored_them(database: TestDatabase) -> None:
+    async with running_writer(database) as first, admin(database) as connection:
+        ones = await asyncio.gather(
+            *(first.write(numbered(1, writer_id=f"w{number}")) for number in range(3))
+        )
+        async with running_writer(database) as second:
+            two = await second.write(numbered(1, writer_id="w3"))
+            again = await second.write(numbered(1, writer_id="w0"))
+        orders = [
+            row["order_no"] for row in await connection.fetch("SELECT order_no FROM telemetry.ingest_commit")
+        ]
+        known = await last_commits(connection)
+    assert [one.commit for one in ones] == [CommitNumbers(1, 1, orders[0])] * 3
+    assert two.commit == CommitNumbers(2, 1, orders[1])
+    assert (again.duplicate, again.commit) == (True, None)
+    assert known == {1: 1, 2: 1}  # The second instance is closed.
 
 
 async def test_the_tenants_of_one_commit_stay_apart(database: TestDatabase) -> None:

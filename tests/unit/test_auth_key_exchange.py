@@ -11,6 +11,7 @@ from auth_svc.access_tokens import AccessTokens, Signer
 from auth_svc.api_keys import ApiKey
 from auth_svc.key_exchange import CACHE_LIFE_S, TOKEN_LIFE_S, KeyExchange, StoredKey
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_secret
+from auth_svc.revocations import Revocations
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated
 from meshkit.lookups import Lookups
@@ -114,7 +115,7 @@ async def test_a_key_ends_on_time_even_when_remembered(
 async def test_a_key_that_another_process_revoked_is_forgotten(exchange: KeyExchange, keys: _Keys) -> None:
     await exchange.exchange(_TOKEN.text)
     keys.stored, keys.revoked = None, [("demo", "gateway7")]
-    await exchange.evict_revoked()
+    await Revocations(keys=keys, followers=[exchange.evict]).poll()
     with pytest.raises(Unauthenticated):
         await exchange.exchange(_TOKEN.text)
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,11 +17,13 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from ingest_svc.intake import Door
 from ingest_svc.metrics import IngestMetrics
+from ingest_svc.tenant_cache import TenantCache
 from meshkit.lookups import Lookups
 from meshkit.metrics import meter, metered, metering, observe_caches, reading
+from meshkit.testing.clock import ManualClock
 from telemetry_store.batch import Batch
 from telemetry_store.commit import Commit, Stored
-from telemetry_store.instances import CommitNumbers
+from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.requests import WriteRequest, WriteResult
 from twin_svc.metrics import TwinMetrics
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -144,6 +146,18 @@ def test_parts_of_twin_are_read_at_each_export(reader: InMemoryMetricReader) -> 
         ("twinmesh.twin.watches", ()): 4,
         ("twinmesh.twin.watch.lag", ()): (1, 0.125),
     }
+
+
+async def test_whose_devices_are_is_counted_when_it_is_looked_up() -> None:
+    class Tenants:
+        async def fetch_tenants(self, device_ids: Sequence[str]) -> Mapping[str, str]:
+            return dict.fromkeys(set(device_ids) - {"absent"}, "acme")
+
+    async with TenantCache(source=Tenants(), clock=ManualClock(0)) as cache:
+        await cache.find(["a", "absent"])
+        assert cache.lookups == Lookups(hits=0, misses=2)
+        await cache.find(["a", "absent", "b"])
+        assert cache.lookups == Lookups(hits=2, misses=3)
 
 
 def test_lookups_of_caches_are_told_by_result(reader: InMemoryMetricReader) -> None:

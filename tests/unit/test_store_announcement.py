@@ -8,7 +8,7 @@ from hypothesis import given
 
 from telemetry_store.announcement import decode, encode
 from telemetry_store.columns import Kind, KindColumns
-from telemetry_store.instances import CommitNumbers
+from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.series import Point, Value
 from tests.unit.latest import Latest, columns, samples
 from twinmesh.ingest.v1.commit_announcement_pb2 import CommitAnnouncement, LatestSamples

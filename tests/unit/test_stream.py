@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -11,13 +11,17 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from ingest_svc.applied import Applied
 from ingest_svc.budget import Budget, Budgets
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.stream import TelemetryStream
+from ingest_svc.twin_frontiers import LISTENED_TICKS, TwinFrontiers
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import DomainError, InvalidArgument, Unavailable, dependency_unavailable
 from meshkit.identity import Principal, PrincipalKind, bind_principal
+from telemetry_store.commit_numbers import CommitNumbers, Coverage
+from telemetry_store.frontier_report import FrontierReport
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
 from tests.rpc.ingest.neighbours import until
 from tests.unit.ingest_world import NOW, World
@@ -46,7 +50,9 @@ class HeldWriter:
 
     def commits(self, place: int = 0) -> None:
         request, written = self.submitted[place]
-        written.set_result(WriteResult(request.outcome, duplicate=False))
+        written.set_result(
+            WriteResult(request.outcome, duplicate=False, commit=CommitNumbers(7, place + 1, place + 1))
+        )
 
     def fails(self, place: int = 0) -> None:
         self.submitted[place][1].set_exception(dependency_unavailable("postgresql"))
@@ -59,6 +65,11 @@ class NoCredentials:
         raise NotImplementedError
 
 
+async def not_asked() -> Mapping[int, int]:
+    """Do not say what was committed: of what was just written everybody knows it."""
+    raise NotImplementedError
+
+
 class Site:
     """A process with one stream, and the stream's client."""
 
@@ -66,6 +77,7 @@ class Site:
         self.world = World()
         self.clock = self.world.clock
         self.writer = HeldWriter()
+        self.twins = TwinFrontiers()
         self.budgets = budgets or Budgets()
         self.streams = OpenStreams(clock=self.clock, max_lifetime_s=3600)
         self.principal = Principal(
@@ -86,6 +98,7 @@ class Site:
             principal=principal,
             intake=self.world.intake,
             writer=self.writer,
+            applied=Applied(frontiers=self.twins, last_commits=not_asked),
             credentials=NoCredentials(),
             streams=self.streams,
             budgets=self.budgets,
@@ -122,8 +135,8 @@ class Site:
     async def read(self) -> ingest_pb2.StreamTelemetryResponse:
         return await anext(self.responses)
 
-    async def open(self) -> None:
-        self.send(open=ingest_pb2.Open(writer_id="gw"))
+    async def open(self, **fields: Any) -> None:
+        self.send(open=ingest_pb2.Open(writer_id="gw", **fields))
         assert (await self.read()).HasField("opened")
 
     async def has_taken(self, batches: int) -> None:
@@ -167,6 +180,27 @@ async def test_a_stream_is_opened_within_10_seconds() -> None:
     site.after(0.2)
     assert (await ending).reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
     assert await site.is_left()
+
+
+async def test_applied_follows_durable_and_leaves_nothing() -> None:
+    site = Site()
+    for _ in range(LISTENED_TICKS):
+        site.twins.tick()
+    await site.open(ack_level=ingest_pb2.ACK_LEVEL_APPLIED)
+    for sequence in (1, 2):
+        site.send(batch=ingest_pb2.Batch(sequence=sequence))
+        reading = asyncio.create_task(site.read())
+        await site.has_taken(sequence)
+        site.writer.commits(sequence - 1)
+        ack = (await reading).ack
+        assert (ack.durable_through, ack.applied_through) == (sequence, sequence - 1)
+        site.twins.take(FrontierReport("twin", Coverage(0, {7: sequence})))
+        ack = (await site.read()).ack
+        assert (ack.durable_through, ack.applied_through) == (sequence, sequence)
+    tasks = asyncio.all_tasks()
+    site.stream.leave()
+    assert await site.is_left()
+    assert [task for task in tasks if task.get_name() == "applied-progress" and not task.done()] == []
 
 
 async def test_definitions_beyond_the_process_budget_end_the_stream() -> None:
@@ -216,6 +250,7 @@ async def test_a_client_that_dies_while_a_response_is_blocked_leaves_nothing() -
     servicer = IngestServicer(
         intake=site.world.intake,
         writer=cast(Any, site.writer),
+        applied=cast(Any, None),
         backfills=cast(Any, None),
         clock=site.clock,
         new_stream=site.new_stream,

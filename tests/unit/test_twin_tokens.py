@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 
 from meshkit.errors import InvalidArgument
-from twin_svc.tokens import Coverage, ResumePoint, decode, encode
+from telemetry_store.commit_numbers import Coverage
+from twin_svc.tokens import ResumePoint, decode, encode
 
 _NUMBERS = st.integers(0, 2**40)
 _COVERAGES = st.builds(

@@ -11,11 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from meshkit.testing.clock import ManualClock
 from telemetry_store.columns import Kind
+from telemetry_store.commit_numbers import Coverage
 from telemetry_store.series import Point, Series
 from tests.unit.latest import Latest, columns
 from twin_svc.devices import TenantDevices
 from twin_svc.fleet import Fleet
-from twin_svc.tokens import Coverage, ResumePoint
+from twin_svc.tokens import ResumePoint
 from twin_svc.twins import LOCATION, Device, MetricState, Twin
 from twin_svc.watch import (
     Area,

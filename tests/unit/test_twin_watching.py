@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
+from telemetry_store.commit_numbers import Coverage
 from twin_svc.changes import Changes
-from twin_svc.tokens import Coverage
 from twin_svc.watch import Change, Event, Leave
 from twin_svc.watching import watch_events
 

@@ -79,6 +79,12 @@ class Client:
             if response.ack.durable_through >= sequence:
                 return results
 
+    async def applied(self, sequence: int) -> None:
+        """Read Acks until the twins have applied a sequence."""
+        while not self.acks or self.acks[-1].applied_through < sequence:
+            response = await self.read()
+            assert response.WhichOneof("message") == "ack", response
+
     async def throttle(self) -> ingest_pb2.Throttle:
         """Read up to a Throttle."""
         while True:

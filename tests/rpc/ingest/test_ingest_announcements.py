@@ -23,7 +23,7 @@ from meshkit.testing.database import TestDatabase
 from telemetry_store.announcement import SUBJECT, Announcement, TenantSamples, decode
 from telemetry_store.columns import MICROS_PER_HOUR, Kind, KindColumns
 from telemetry_store.commit import Commit
-from telemetry_store.instances import CommitNumbers
+from telemetry_store.commit_numbers import CommitNumbers
 from tests.rpc.ingest.neighbours import (
     TENANT,
     FakeAssets,

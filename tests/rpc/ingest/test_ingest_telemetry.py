@@ -304,12 +304,6 @@ async def test_bad_requests_are_invalid(ingest: Ingest) -> None:
         assert (failed.code, failed.reason) == (INVALID, "INVALID_FIELD"), fields
 
 
-async def test_applied_is_not_built_yet(ingest: Ingest) -> None:
-    failed = await ingest.refused(reading(temperature=1.0), ack_level=ingest_pb2.ACK_LEVEL_APPLIED)
-    assert (failed.code, failed.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT_YET")
-    assert await ingest.samples() == {}
-
-
 async def test_who_may_write(ingest: Ingest) -> None:
     failed = await ingest.refused(reading(temperature=1.0), caller=ingest.caller(permissions=["twin:read"]))
     assert failed == Refused(

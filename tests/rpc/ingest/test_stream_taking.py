@@ -118,13 +118,6 @@ async def test_accepted_is_told_before_durable_when_asked_for(ingest: Ingest) ->
         await client.durable(1)
 
 
-async def test_applied_is_not_built_yet(ingest: Ingest) -> None:
-    async with streaming(ingest) as client:
-        await client.send(open=ingest_pb2.Open(writer_id="gw", ack_level=ingest_pb2.ACK_LEVEL_APPLIED))
-        refused = await client.fails()
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT_YET")
-
-
 async def test_a_resumed_stream_learns_the_refusals_again(ingest: Ingest) -> None:
     async with opened(ingest) as client:
         await client.define(("pump-1", "temperature"), ("absent", "temperature"))

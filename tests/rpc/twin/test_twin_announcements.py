@@ -11,7 +11,7 @@ import pytest
 from meshkit.testing.database import TestDatabase
 from telemetry_store.announcement import encode, subject_of
 from telemetry_store.columns import Kind, KindColumns
-from telemetry_store.instances import CommitNumbers
+from telemetry_store.commit_numbers import CommitNumbers
 from tests.rpc.twin.test_twin_watch import pressure, watch
 from tests.rpc.twin.twin_app import Neighbours, TwinApp
 from tests.rpc.twin.watcher import Watcher

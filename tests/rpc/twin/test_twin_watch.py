@@ -9,10 +9,11 @@ import grpc
 import pytest
 
 from meshkit.testing.calls import failure
+from telemetry_store.commit_numbers import Coverage
 from tests.rpc.twin.twin_app import Neighbours, TwinApp, refusal
 from tests.rpc.twin.watcher import Watcher
 from tests.store.telemetry import Recorder, Sent
-from twin_svc.tokens import Coverage, ResumePoint, encode
+from twin_svc.tokens import ResumePoint, encode
 from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.twin.v1 import twin_service_pb2_grpc as contract_grpc
 

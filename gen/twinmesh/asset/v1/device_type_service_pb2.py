@@ -32,7 +32,7 @@ from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_perm
 from twinmesh.type.v1 import value_pb2 as twinmesh_dot_type_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+twinmesh/asset/v1/device_type_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\x1a\x1ctwinmesh/type/v1/value.proto\"\xd6\x04\n\nDeviceType\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x08\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x37\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12\x41\n\x08protocol\x18\x03 \x01(\x0e\x32\x1b.twinmesh.asset.v1.ProtocolB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x08protocol\x12T\n\x0fprocessing_mode\x18\x04 \x01(\x0e\x32!.twinmesh.asset.v1.ProcessingModeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x0eprocessingMode\x12H\n\x07metrics\x18\x05 \x03(\x0b\x32#.twinmesh.asset.v1.MetricDefinitionB\t\xbaH\x06\x92\x01\x03\x10\x80\x08R\x07metrics\x12H\n\theartbeat\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\xe7\x84\x0f\x32\x00R\theartbeat\x12\x1b\n\x04\x65tag\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12\x41\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\"\xdf\x02\n\x10MetricDefinition\x12\x44\n\x04name\x18\x01 \x01(\tB0\xbaH-r+2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$Z\x08locationR\x04name\x12;\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04kind\x12\'\n\x04unit\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18 2\n^[^\\x00]*$R\x04unit\x12\x37\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12&\n\x07minimum\x18\x05 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x00R\x07minimum\x88\x01\x01\x12&\n\x07maximum\x18\x06 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x01R\x07maximum\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"e\n\x17\x43reateDeviceTypeRequest\x12J\n\x0b\x64\x65vice_type\x18\x01 \x01(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\ndeviceType\"W\n\x14GetDeviceTypeRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\"\x95\x01\n\x16ListDeviceTypesRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12,\n\x06search\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x01\x32\n^[^\\x00]*$R\x06search\"\x83\x01\n\x17ListDeviceTypesResponse\x12@\n\x0c\x64\x65vice_types\x18\x01 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeR\x0b\x64\x65viceTypes\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa2\x01\n\x17UpdateDeviceTypeRequest\x12J\n\x0b\x64\x65vice_type\x18\x01 \x01(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\ndeviceType\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\"w\n\x17\x44\x65leteDeviceTypeRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\"\x1a\n\x18\x44\x65leteDeviceTypeResponse*]\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x11\n\rPROTOCOL_GRPC\x10\x01\x12\x11\n\rPROTOCOL_JSON\x10\x02\x12\x11\n\rPROTOCOL_MQTT\x10\x03*\x8b\x01\n\x0eProcessingMode\x12\x1f\n\x1bPROCESSING_MODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16PROCESSING_MODE_DIRECT\x10\x01\x12\x1f\n\x1bPROCESSING_MODE_DEMULTIPLEX\x10\x02\x12\x1b\n\x17PROCESSING_MODE_CHUNKED\x10\x03\x32\xa5\x06\n\x11\x44\x65viceTypeService\x12\x98\x01\n\x10\x43reateDeviceType\x12*.twinmesh.asset.v1.CreateDeviceTypeRequest\x1a\x1d.twinmesh.asset.v1.DeviceType\"9\xd2\xe7\x18\x11\x64\x65vice_type:write\x82\xd3\xe4\x93\x02\x1e\"\x0f/v1/deviceTypes:\x0b\x64\x65vice_type\x12\x8c\x01\n\rGetDeviceType\x12\'.twinmesh.asset.v1.GetDeviceTypeRequest\x1a\x1d.twinmesh.asset.v1.DeviceType\"3\x90\x02\x01\xd2\xe7\x18\x10\x64\x65vice_type:read\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/deviceTypes/{id}\x12\x98\x01\n\x0fListDeviceTypes\x12).twinmesh.asset.v1.ListDeviceTypesRequest\x1a*.twinmesh.asset.v1.ListDeviceTypesResponse\".\x90\x02\x01\xd2\xe7\x18\x10\x64\x65vice_type:read\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/deviceTypes\x12\xa9\x01\n\x10UpdateDeviceType\x12*.twinmesh.asset.v1.UpdateDeviceTypeRequest\x1a\x1d.twinmesh.asset.v1.DeviceType\"J\xd2\xe7\x18\x11\x64\x65vice_type:write\x82\xd3\xe4\x93\x02/2 /v1/deviceTypes/{device_type.id}:\x0b\x64\x65vice_type\x12\x9e\x01\n\x10\x44\x65leteDeviceType\x12*.twinmesh.asset.v1.DeleteDeviceTypeRequest\x1a+.twinmesh.asset.v1.DeleteDeviceTypeResponse\"1\xd2\xe7\x18\x11\x64\x65vice_type:write\x82\xd3\xe4\x93\x02\x16*\x14/v1/deviceTypes/{id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+twinmesh/asset/v1/device_type_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\x1a\x1ctwinmesh/type/v1/value.proto\"\x9f\x05\n\nDeviceType\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x08\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x37\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12\x41\n\x08protocol\x18\x03 \x01(\x0e\x32\x1b.twinmesh.asset.v1.ProtocolB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x08protocol\x12T\n\x0fprocessing_mode\x18\x04 \x01(\x0e\x32!.twinmesh.asset.v1.ProcessingModeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x0eprocessingMode\x12H\n\x07metrics\x18\x05 \x03(\x0b\x32#.twinmesh.asset.v1.MetricDefinitionB\t\xbaH\x06\x92\x01\x03\x10\x80\x08R\x07metrics\x12H\n\theartbeat\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\xe7\x84\x0f\x32\x00R\theartbeat\x12\x1b\n\x04\x65tag\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12\x41\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12G\n\x0emessage_schema\x18\n \x01(\x0b\x32 .twinmesh.asset.v1.MessageSchemaR\rmessageSchema\"\xf5\x02\n\rMessageSchema\x12\x9b\x01\n\x08pointers\x18\x01 \x03(\x0b\x32..twinmesh.asset.v1.MessageSchema.PointersEntryBO\xbaHL\x9a\x01I\x10\x81\x08\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$*\x1fr\x1d\x18\x80\x02\x32\x18^(/([^~/\\x00]|~[01])*)+$R\x08pointers\x12\x45\n\x0ctime_pointer\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d\x18\x80\x02\x32\x18^(/([^~/\\x00]|~[01])*)*$R\x0btimePointer\x12\x42\n\ttime_unit\x18\x03 \x01(\x0e\x32\x1b.twinmesh.asset.v1.TimeUnitB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x08timeUnit\x1a;\n\rPointersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xdf\x02\n\x10MetricDefinition\x12\x44\n\x04name\x18\x01 \x01(\tB0\xbaH-r+2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$Z\x08locationR\x04name\x12;\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04kind\x12\'\n\x04unit\x18\x03 \x01(\tB\x13\xbaH\x10r\x0e\x18 2\n^[^\\x00]*$R\x04unit\x12\x37\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12&\n\x07minimum\x18\x05 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x00R\x07minimum\x88\x01\x01\x12&\n\x07maximum\x18\x06 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x01R\x07maximum\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"e\n\x17\x43reateDeviceTypeRequest\x12J\n\x0b\x64\x65vice_type\x18\x01 \x01(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\ndeviceType\"W\n\x14GetDeviceTypeRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\"\x95\x01\n\x16ListDeviceTypesRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12,\n\x06search\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x01\x32\n^[^\\x00]*$R\x06search\"\x83\x01\n\x17ListDeviceTypesResponse\x12@\n\x0c\x64\x65vice_types\x18\x01 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeR\x0b\x64\x65viceTypes\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa2\x01\n\x17UpdateDeviceTypeRequest\x12J\n\x0b\x64\x65vice_type\x18\x01 \x01(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\ndeviceType\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\"w\n\x17\x44\x65leteDeviceTypeRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x02id\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\"\x1a\n\x18\x44\x65leteDeviceTypeResponse*t\n\x08TimeUnit\x12\x19\n\x15TIME_UNIT_UNSPECIFIED\x10\x00\x12\x15\n\x11TIME_UNIT_SECONDS\x10\x01\x12\x1a\n\x16TIME_UNIT_MILLISECONDS\x10\x02\x12\x1a\n\x16TIME_UNIT_MICROSECONDS\x10\x03*]\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x11\n\rPROTOCOL_GRPC\x10\x01\x12\x11\n\rPROTOCOL_JSON\x10\x02\x12\x11\n\rPROTOCOL_MQTT\x10\x03*\x8b\x01\n\x0eProcessingMode\x12\x1f\n\x1bPROCESSING_MODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16PROCESSING_MODE_DIRECT\x10\x01\x12\x1f\n\x1bPROCESSING_MODE_DEMULTIPLEX\x10\x02\x12\x1b\n\x17PROCESSING_MODE_CHUNKED\x10\x03\x32\xa5\x06\n\x11\x44\x65viceTypeService\x12\x98\x01\n\x10\x43reateDeviceType\x12*.twinmesh.asset.v1.CreateDeviceTypeRequest\x1a\x1d.twinmesh.asset.v1.DeviceType\"9\xd2\xe7\x18\x11\x64\x65vice_type:write\x82\xd3\xe4\x93\x02\x1e\"\x0f/v1/deviceTypes:\x0b\x64\x65vice_type\x12\x8c\x01\n\rGetDeviceType\x12\'.twinmesh.asset.v1.GetDeviceTypeRequest\x1a\x1d.twinmesh.asset.v1.DeviceType\"3\x90\x02\x01\xd2\xe7\x18\x10\x64\x65vice_type:read\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/deviceTypes/{id}\x12\x98\x01\n\x0fListDeviceTypes\x12).twinmesh.asset.v1.ListDeviceTypesRequest\x1a*.twinmesh.asset.v1.ListDeviceTypesResponse\".\x90\x02\x01\xd2\xe7\x18\x10\x64\x65vice_type:read\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/deviceTypes\x12\xa9\x01\n\x10UpdateDeviceType\x12*.twinmesh.asset.v1.UpdateDeviceTypeRequest\x1a\x1d.twinmesh.asset.v1.DeviceType\"J\xd2\xe7\x18\x11\x64\x65vice_type:write\x82\xd3\xe4\x93\x02/2 /v1/deviceTypes/{device_type.id}:\x0b\x64\x65vice_type\x12\x9e\x01\n\x10\x44\x65leteDeviceType\x12*.twinmesh.asset.v1.DeleteDeviceTypeRequest\x1a+.twinmesh.asset.v1.DeleteDeviceTypeResponse\"1\xd2\xe7\x18\x11\x64\x65vice_type:write\x82\xd3\xe4\x93\x02\x16*\x14/v1/deviceTypes/{id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,6 +57,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICETYPE'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_DEVICETYPE'].fields_by_name['update_time']._loaded_options = None
   _globals['_DEVICETYPE'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_MESSAGESCHEMA_POINTERSENTRY']._loaded_options = None
+  _globals['_MESSAGESCHEMA_POINTERSENTRY']._serialized_options = b'8\001'
+  _globals['_MESSAGESCHEMA'].fields_by_name['pointers']._loaded_options = None
+  _globals['_MESSAGESCHEMA'].fields_by_name['pointers']._serialized_options = b'\272HL\232\001I\020\201\010\"#r!2\037^[A-Za-z_][A-Za-z0-9_.-]{0,62}$*\037r\035\030\200\0022\030^(/([^~/\\x00]|~[01])*)+$'
+  _globals['_MESSAGESCHEMA'].fields_by_name['time_pointer']._loaded_options = None
+  _globals['_MESSAGESCHEMA'].fields_by_name['time_pointer']._serialized_options = b'\272H\037r\035\030\200\0022\030^(/([^~/\\x00]|~[01])*)*$'
+  _globals['_MESSAGESCHEMA'].fields_by_name['time_unit']._loaded_options = None
+  _globals['_MESSAGESCHEMA'].fields_by_name['time_unit']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_METRICDEFINITION'].fields_by_name['name']._loaded_options = None
   _globals['_METRICDEFINITION'].fields_by_name['name']._serialized_options = b'\272H-r+2\037^[A-Za-z_][A-Za-z0-9_.-]{0,62}$Z\010location'
   _globals['_METRICDEFINITION'].fields_by_name['kind']._loaded_options = None
@@ -95,28 +103,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICETYPESERVICE'].methods_by_name['UpdateDeviceType']._serialized_options = b'\322\347\030\021device_type:write\202\323\344\223\002/2 /v1/deviceTypes/{device_type.id}:\013device_type'
   _globals['_DEVICETYPESERVICE'].methods_by_name['DeleteDeviceType']._loaded_options = None
   _globals['_DEVICETYPESERVICE'].methods_by_name['DeleteDeviceType']._serialized_options = b'\322\347\030\021device_type:write\202\323\344\223\002\026*\024/v1/deviceTypes/{id}'
-  _globals['_PROTOCOL']._serialized_start=2069
-  _globals['_PROTOCOL']._serialized_end=2162
-  _globals['_PROCESSINGMODE']._serialized_start=2165
-  _globals['_PROCESSINGMODE']._serialized_end=2304
+  _globals['_TIMEUNIT']._serialized_start=2518
+  _globals['_TIMEUNIT']._serialized_end=2634
+  _globals['_PROTOCOL']._serialized_start=2636
+  _globals['_PROTOCOL']._serialized_end=2729
+  _globals['_PROCESSINGMODE']._serialized_start=2732
+  _globals['_PROCESSINGMODE']._serialized_end=2871
   _globals['_DEVICETYPE']._serialized_start=323
-  _globals['_DEVICETYPE']._serialized_end=921
-  _globals['_METRICDEFINITION']._serialized_start=924
-  _globals['_METRICDEFINITION']._serialized_end=1275
-  _globals['_CREATEDEVICETYPEREQUEST']._serialized_start=1277
-  _globals['_CREATEDEVICETYPEREQUEST']._serialized_end=1378
-  _globals['_GETDEVICETYPEREQUEST']._serialized_start=1380
-  _globals['_GETDEVICETYPEREQUEST']._serialized_end=1467
-  _globals['_LISTDEVICETYPESREQUEST']._serialized_start=1470
-  _globals['_LISTDEVICETYPESREQUEST']._serialized_end=1619
-  _globals['_LISTDEVICETYPESRESPONSE']._serialized_start=1622
-  _globals['_LISTDEVICETYPESRESPONSE']._serialized_end=1753
-  _globals['_UPDATEDEVICETYPEREQUEST']._serialized_start=1756
-  _globals['_UPDATEDEVICETYPEREQUEST']._serialized_end=1918
-  _globals['_DELETEDEVICETYPEREQUEST']._serialized_start=1920
-  _globals['_DELETEDEVICETYPEREQUEST']._serialized_end=2039
-  _globals['_DELETEDEVICETYPERESPONSE']._serialized_start=2041
-  _globals['_DELETEDEVICETYPERESPONSE']._serialized_end=2067
-  _globals['_DEVICETYPESERVICE']._serialized_start=2307
-  _globals['_DEVICETYPESERVICE']._serialized_end=3112
+  _globals['_DEVICETYPE']._serialized_end=994
+  _globals['_MESSAGESCHEMA']._serialized_start=997
+  _globals['_MESSAGESCHEMA']._serialized_end=1370
+  _globals['_MESSAGESCHEMA_POINTERSENTRY']._serialized_start=1311
+  _globals['_MESSAGESCHEMA_POINTERSENTRY']._serialized_end=1370
+  _globals['_METRICDEFINITION']._serialized_start=1373
+  _globals['_METRICDEFINITION']._serialized_end=1724
+  _globals['_CREATEDEVICETYPEREQUEST']._serialized_start=1726
+  _globals['_CREATEDEVICETYPEREQUEST']._serialized_end=1827
+  _globals['_GETDEVICETYPEREQUEST']._serialized_start=1829
+  _globals['_GETDEVICETYPEREQUEST']._serialized_end=1916
+  _globals['_LISTDEVICETYPESREQUEST']._serialized_start=1919
+  _globals['_LISTDEVICETYPESREQUEST']._serialized_end=2068
+  _globals['_LISTDEVICETYPESRESPONSE']._serialized_start=2071
+  _globals['_LISTDEVICETYPESRESPONSE']._serialized_end=2202
+  _globals['_UPDATEDEVICETYPEREQUEST']._serialized_start=2205
+  _globals['_UPDATEDEVICETYPEREQUEST']._serialized_end=2367
+  _globals['_DELETEDEVICETYPEREQUEST']._serialized_start=2369
+  _globals['_DELETEDEVICETYPEREQUEST']._serialized_end=2488
+  _globals['_DELETEDEVICETYPERESPONSE']._serialized_start=2490
+  _globals['_DELETEDEVICETYPERESPONSE']._serialized_end=2516
+  _globals['_DEVICETYPESERVICE']._serialized_start=2874
+  _globals['_DEVICETYPESERVICE']._serialized_end=3679
 # @@protoc_insertion_point(module_scope)

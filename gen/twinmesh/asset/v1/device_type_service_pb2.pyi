@@ -23,6 +23,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _TimeUnit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TimeUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TimeUnit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIME_UNIT_UNSPECIFIED: _TimeUnit.ValueType  # 0
+    """As SECONDS."""
+    TIME_UNIT_SECONDS: _TimeUnit.ValueType  # 1
+    """Seconds, with decimals or without."""
+    TIME_UNIT_MILLISECONDS: _TimeUnit.ValueType  # 2
+    """Milliseconds."""
+    TIME_UNIT_MICROSECONDS: _TimeUnit.ValueType  # 3
+    """Microseconds."""
+
+class TimeUnit(_TimeUnit, metaclass=_TimeUnitEnumTypeWrapper):
+    """TimeUnit of times since 1970-01-01 UTC."""
+
+TIME_UNIT_UNSPECIFIED: TimeUnit.ValueType  # 0
+"""As SECONDS."""
+TIME_UNIT_SECONDS: TimeUnit.ValueType  # 1
+"""Seconds, with decimals or without."""
+TIME_UNIT_MILLISECONDS: TimeUnit.ValueType  # 2
+"""Milliseconds."""
+TIME_UNIT_MICROSECONDS: TimeUnit.ValueType  # 3
+"""Microseconds."""
+Global___TimeUnit: _TypeAlias = TimeUnit  # noqa: Y015
+
 class _Protocol:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -94,6 +122,7 @@ class DeviceType(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    MESSAGE_SCHEMA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by the creator; unique in the tenant; small letters, digits and inner hyphens."""
     display_name: _builtins.str
@@ -122,6 +151,10 @@ class DeviceType(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed."""
 
+    @_builtins.property
+    def message_schema(self) -> Global___MessageSchema:
+        """How its JSON messages by MQTT are read; absent: flat objects."""
+
     def __init__(
         self,
         *,
@@ -134,14 +167,76 @@ class DeviceType(_message.Message):
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        message_schema: Global___MessageSchema | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "message_schema", b"message_schema", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "heartbeat", b"heartbeat", "id", b"id", "metrics", b"metrics", "processing_mode", b"processing_mode", "protocol", b"protocol", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "heartbeat", b"heartbeat", "id", b"id", "message_schema", b"message_schema", "metrics", b"metrics", "processing_mode", b"processing_mode", "protocol", b"protocol", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceType: _TypeAlias = DeviceType  # noqa: Y015
+
+@_typing.final
+class MessageSchema(_message.Message):
+    """MessageSchema says where in a JSON message of a device its time and values stand.
+
+    A message is one JSON object, or an array of up to 1,000 of them, each with values of
+    one time. Without pointers an object is flat: each key is a metric, save for `time`,
+    which is the event time; a key that the type does not define is refused
+    (METRIC_UNKNOWN). With pointers only what they name is read, as far as it is there. A
+    null is no value. A location is an object of latitude, longitude and, if known, altitude.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PointersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POINTERS_FIELD_NUMBER: _builtins.int
+    TIME_POINTER_FIELD_NUMBER: _builtins.int
+    TIME_UNIT_FIELD_NUMBER: _builtins.int
+    time_pointer: _builtins.str
+    """JSON pointer of the event time, empty: "/time". Without a time in it a message is of
+    when it arrived.
+    """
+    time_unit: Global___TimeUnit.ValueType
+    """Unit of times that are numbers; a time that is a string is read by RFC 3339."""
+    @_builtins.property
+    def pointers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """JSON pointer (RFC 6901) by metric, `location` among them, such as "/env/temp"."""
+
+    def __init__(
+        self,
+        *,
+        pointers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        time_pointer: _builtins.str = ...,
+        time_unit: Global___TimeUnit.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pointers", b"pointers", "time_pointer", b"time_pointer", "time_unit", b"time_unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MessageSchema: _TypeAlias = MessageSchema  # noqa: Y015
 
 @_typing.final
 class MetricDefinition(_message.Message):

@@ -46,6 +46,11 @@ class ProfileServiceStub:
                 request_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesResponse.FromString,
                 _registered_method=True)
+        self.BatchGetTenants = channel.unary_unary(
+                '/twinmesh.asset.v1.ProfileService/BatchGetTenants',
+                request_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsResponse.FromString,
+                _registered_method=True)
 
 
 class ProfileServiceServicer:
@@ -70,6 +75,14 @@ class ProfileServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetTenants(self, request, context):
+        """BatchGetTenants answers whose devices those among the ids are that exist: topics
+        carry a device's id alone. Ids that are absent are left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProfileServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +95,11 @@ def add_ProfileServiceServicer_to_server(servicer, server):
                     servicer.ListProfiles,
                     request_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesRequest.FromString,
                     response_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesResponse.SerializeToString,
+            ),
+            'BatchGetTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetTenants,
+                    request_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsRequest.FromString,
+                    response_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +158,33 @@ class ProfileService:
             '/twinmesh.asset.v1.ProfileService/ListProfiles',
             twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesRequest.SerializeToString,
             twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.asset.v1.ProfileService/BatchGetTenants',
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsRequest.SerializeToString,
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class ProfileServiceStub:
     """
     ListProfiles: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.ListProfilesRequest, _profile_service_pb2.ListProfilesResponse]
     """ListProfiles answers a tenant's devices by id, page by page, in the same form."""
+    BatchGetTenants: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetTenantsRequest, _profile_service_pb2.BatchGetTenantsResponse]
+    """BatchGetTenants answers whose devices those among the ids are that exist: topics
+    carry a device's id alone. Ids that are absent are left out.
+    """
 
 @_typing.type_check_only
 class ProfileServiceAsyncStub(ProfileServiceStub):
@@ -59,6 +63,10 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
     """
     ListProfiles: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.ListProfilesRequest, _profile_service_pb2.ListProfilesResponse]  # type: ignore[assignment]
     """ListProfiles answers a tenant's devices by id, page by page, in the same form."""
+    BatchGetTenants: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetTenantsRequest, _profile_service_pb2.BatchGetTenantsResponse]  # type: ignore[assignment]
+    """BatchGetTenants answers whose devices those among the ids are that exist: topics
+    carry a device's id alone. Ids that are absent are left out.
+    """
 
 class ProfileServiceServicer:
     """ProfileService tells the other services what a device is and may report. It is
@@ -82,5 +90,14 @@ class ProfileServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_profile_service_pb2.ListProfilesResponse, _abc.Awaitable[_profile_service_pb2.ListProfilesResponse]]:
         """ListProfiles answers a tenant's devices by id, page by page, in the same form."""
+
+    def BatchGetTenants(
+        self,
+        request: _profile_service_pb2.BatchGetTenantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profile_service_pb2.BatchGetTenantsResponse, _abc.Awaitable[_profile_service_pb2.BatchGetTenantsResponse]]:
+        """BatchGetTenants answers whose devices those among the ids are that exist: topics
+        carry a device's id alone. Ids that are absent are left out.
+        """
 
 def add_ProfileServiceServicer_to_server(servicer: ProfileServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

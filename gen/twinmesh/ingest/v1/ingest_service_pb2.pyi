@@ -60,7 +60,10 @@ class _AckLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AckLevel.Val
     ACK_LEVEL_DURABLE: _AckLevel.ValueType  # 2
     """Committed and fsynced in PostgreSQL."""
     ACK_LEVEL_APPLIED: _AckLevel.ValueType  # 3
-    """Durable, and seen by a twin. Not built yet."""
+    """Durable, and shown by the twins: a read of a twin that begins after the answer sees
+    it, whichever replica of twin_svc it meets. A replica that has not been heard of for
+    3 s is not waited for.
+    """
 
 class AckLevel(_AckLevel, metaclass=_AckLevelEnumTypeWrapper):
     """AckLevel says what an acknowledgement promises."""
@@ -72,7 +75,10 @@ ACK_LEVEL_ACCEPTED: AckLevel.ValueType  # 1
 ACK_LEVEL_DURABLE: AckLevel.ValueType  # 2
 """Committed and fsynced in PostgreSQL."""
 ACK_LEVEL_APPLIED: AckLevel.ValueType  # 3
-"""Durable, and seen by a twin. Not built yet."""
+"""Durable, and shown by the twins: a read of a twin that begins after the answer sees
+it, whichever replica of twin_svc it meets. A replica that has not been heard of for
+3 s is not waited for.
+"""
 Global___AckLevel: _TypeAlias = AckLevel  # noqa: Y015
 
 @_typing.final
@@ -187,8 +193,9 @@ class IngestTelemetryRequest(_message.Message):
     """What one bad reading does to the others."""
     ack_level: Global___AckLevel.ValueType
     """What the answer shall promise; DURABLE unless stated. ACCEPTED answers before the
-    commit and promises nothing, not even that the counts come true. APPLIED is
-    UNIMPLEMENTED.
+    commit and promises nothing, not even that the counts come true. APPLIED waits for
+    the twins, 2 s at most; the answer then says DURABLE in ack_level, which is no error:
+    all is stored, and the twins show it later.
     """
     backfill_id: _builtins.str
     """A declared backfill, whose range then replaces the live window."""
@@ -227,7 +234,7 @@ class IngestTelemetryResponse(_message.Message):
     REFUSALS_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
     ack_level: Global___AckLevel.ValueType
-    """What this answer promises."""
+    """What this answer promises; DURABLE instead of APPLIED when the twins were too slow."""
     stored_samples: _builtins.int
     """Samples stored: values of all readings that were not refused."""
     refused_samples: _builtins.int
@@ -477,7 +484,8 @@ class Open(_message.Message):
     """Name of the writer. It belongs to the principal that used it first."""
     ack_level: Global___AckLevel.ValueType
     """What acknowledgements shall promise; DURABLE unless stated. With ACCEPTED an Ack is
-    also sent as soon as a batch was taken. APPLIED is UNIMPLEMENTED.
+    also sent as soon as a batch was taken. With APPLIED Acks of what is durable come as
+    ever, and others follow that raise applied_through.
     """
     session_id: _builtins.str
     """Name of this run of the client, chosen at random when it starts."""
@@ -803,11 +811,19 @@ class Ack(_message.Message):
     ACCEPTED_THROUGH_FIELD_NUMBER: _builtins.int
     DURABLE_THROUGH_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
+    APPLIED_THROUGH_FIELD_NUMBER: _builtins.int
     accepted_through: _builtins.int
     """Received and checked up to here; promises nothing."""
     durable_through: _builtins.int
     """Durable up to here: committed and fsynced, or refused for good with the result below
     or in an earlier Ack.
+    """
+    applied_through: _builtins.int
+    """Applied up to here, as AckLevel says; 0 unless Open.ack_level is APPLIED. Begins with
+    what was committed before the stream was opened: at most the larger one of
+    durable_through and Opened.last_committed_sequence. It lags for as long as the twins
+    do, without a time-out, and then catches up. Credits do not depend on it, and the end
+    of a stream does not wait for it: a client that wants to know waits before it Closes.
     """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchResult]:
@@ -819,10 +835,11 @@ class Ack(_message.Message):
         accepted_through: _builtins.int = ...,
         durable_through: _builtins.int = ...,
         results: _abc.Iterable[Global___BatchResult] | None = ...,
+        applied_through: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_through", b"accepted_through", "durable_through", b"durable_through", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_through", b"accepted_through", "applied_through", b"applied_through", "durable_through", b"durable_through", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

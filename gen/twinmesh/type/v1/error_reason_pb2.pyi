@@ -108,6 +108,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The value breaks a rule of the contract: it is not finite, no place on earth, too
     long, or holds a NUL. In a refusal.
     """
+    ERROR_REASON_MESSAGE_MALFORMED: _ErrorReason.ValueType  # 70
+    """A message is no JSON, or not as its device type's message schema says. In a dead letter."""
+    ERROR_REASON_PUBLISH_FORBIDDEN: _ErrorReason.ValueType  # 71
+    """A device published to a topic that its log-in does not permit; NATS acknowledged the
+    message and dropped it. In a dead letter.
+    """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 80
     """The request id was used with other content. INVALID_ARGUMENT."""
     ERROR_REASON_SEQUENCE_REUSED: _ErrorReason.ValueType  # 81
@@ -254,6 +260,12 @@ In a refusal.
 ERROR_REASON_VALUE_INVALID: ErrorReason.ValueType  # 69
 """The value breaks a rule of the contract: it is not finite, no place on earth, too
 long, or holds a NUL. In a refusal.
+"""
+ERROR_REASON_MESSAGE_MALFORMED: ErrorReason.ValueType  # 70
+"""A message is no JSON, or not as its device type's message schema says. In a dead letter."""
+ERROR_REASON_PUBLISH_FORBIDDEN: ErrorReason.ValueType  # 71
+"""A device published to a topic that its log-in does not permit; NATS acknowledged the
+message and dropped it. In a dead letter.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 80
 """The request id was used with other content. INVALID_ARGUMENT."""

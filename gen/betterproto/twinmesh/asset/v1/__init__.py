@@ -12,6 +12,8 @@ __all__ = (
     "BatchCreateDevicesResponse",
     "BatchGetProfilesRequest",
     "BatchGetProfilesResponse",
+    "BatchGetTenantsRequest",
+    "BatchGetTenantsResponse",
     "CreateAssetRequest",
     "CreateAssetTypeRequest",
     "CreateDeviceRequest",
@@ -47,10 +49,12 @@ __all__ = (
     "ListDevicesResponse",
     "ListProfilesRequest",
     "ListProfilesResponse",
+    "MessageSchema",
     "MetricDefinition",
     "ProcessingMode",
     "ProfileServiceStub",
     "Protocol",
+    "TimeUnit",
     "UpdateAssetRequest",
     "UpdateAssetTypeRequest",
     "UpdateDeviceRequest",
@@ -287,6 +291,50 @@ class Protocol(betterproto2.Enum):
         }
 
 
+class TimeUnit(betterproto2.Enum):
+    """
+    TimeUnit of times since 1970-01-01 UTC.
+    """
+
+    UNSPECIFIED = 0
+    """
+    As SECONDS.
+    """
+
+    SECONDS = 1
+    """
+    Seconds, with decimals or without.
+    """
+
+    MILLISECONDS = 2
+    """
+    Milliseconds.
+    """
+
+    MICROSECONDS = 3
+    """
+    Microseconds.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "TIME_UNIT_UNSPECIFIED",
+            1: "TIME_UNIT_SECONDS",
+            2: "TIME_UNIT_MILLISECONDS",
+            3: "TIME_UNIT_MICROSECONDS",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "TIME_UNIT_UNSPECIFIED": 0,
+            "TIME_UNIT_SECONDS": 1,
+            "TIME_UNIT_MILLISECONDS": 2,
+            "TIME_UNIT_MICROSECONDS": 3,
+        }
+
+
 @dataclass(eq=False, repr=False)
 class Asset(betterproto2.Message):
     """
@@ -471,6 +519,40 @@ class BatchGetProfilesResponse(betterproto2.Message):
 default_message_pool.register_message(
     "twinmesh.asset.v1", "BatchGetProfilesResponse", BatchGetProfilesResponse
 )
+
+
+@dataclass(eq=False, repr=False)
+class BatchGetTenantsRequest(betterproto2.Message):
+    """
+    Which devices, of any tenant.
+    """
+
+    device_ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Their ids.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "BatchGetTenantsRequest", BatchGetTenantsRequest)
+
+
+@dataclass(eq=False, repr=False)
+class BatchGetTenantsResponse(betterproto2.Message):
+    """
+    Whose they are.
+    """
+
+    tenants: "dict[str, str]" = betterproto2.field(
+        1,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
+    )
+    """
+    Tenant by device id.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "BatchGetTenantsResponse", BatchGetTenantsResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -806,6 +888,11 @@ class DeviceType(betterproto2.Message):
     )
     """
     When it was last changed.
+    """
+
+    message_schema: "MessageSchema | None" = betterproto2.field(10, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    How its JSON messages by MQTT are read; absent: flat objects.
     """
 
 
@@ -1209,6 +1296,42 @@ class ListProfilesResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.asset.v1", "ListProfilesResponse", ListProfilesResponse)
+
+
+@dataclass(eq=False, repr=False)
+class MessageSchema(betterproto2.Message):
+    """
+    MessageSchema says where in a JSON message of a device its time and values stand.
+
+    A message is one JSON object, or an array of up to 1,000 of them, each with values of
+    one time. Without pointers an object is flat: each key is a metric, save for `time`,
+    which is the event time; a key that the type does not define is refused
+    (METRIC_UNKNOWN). With pointers only what they name is read, as far as it is there. A
+    null is no value. A location is an object of latitude, longitude and, if known, altitude.
+    """
+
+    pointers: "dict[str, str]" = betterproto2.field(
+        1,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
+    )
+    """
+    JSON pointer (RFC 6901) by metric, `location` among them, such as "/env/temp".
+    """
+
+    time_pointer: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    JSON pointer of the event time, empty: "/time". Without a time in it a message is of
+    when it arrived.
+    """
+
+    time_unit: "TimeUnit" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: TimeUnit(0))
+    """
+    Unit of times that are numbers; a time that is a string is read by RFC 3339.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "MessageSchema", MessageSchema)
 
 
 @dataclass(eq=False, repr=False)
@@ -1872,6 +1995,28 @@ class ProfileServiceStub(betterproto2_grpclib.ServiceStub):
             "/twinmesh.asset.v1.ProfileService/ListProfiles",
             message,
             ListProfilesResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def batch_get_tenants(
+        self,
+        message: "BatchGetTenantsRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "BatchGetTenantsResponse":
+        """
+        BatchGetTenants answers whose devices those among the ids are that exist: topics
+        carry a device's id alone. Ids that are absent are left out.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.asset.v1.ProfileService/BatchGetTenants",
+            message,
+            BatchGetTenantsResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,

@@ -71,7 +71,9 @@ class AckLevel(betterproto2.Enum):
 
     APPLIED = 3
     """
-    Durable, and seen by a twin. Not built yet.
+    Durable, and shown by the twins: a read of a twin that begins after the answer sees
+    it, whichever replica of twin_svc it meets. A replica that has not been heard of for
+    3 s is not waited for.
     """
 
     @classmethod
@@ -150,6 +152,15 @@ class Ack(betterproto2.Message):
     results: "list[BatchResult]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     Batches newly covered by durable_through of which something was refused, ascending.
+    """
+
+    applied_through: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+    """
+    Applied up to here, as AckLevel says; 0 unless Open.ack_level is APPLIED. Begins with
+    what was committed before the stream was opened: at most the larger one of
+    durable_through and Opened.last_committed_sequence. It lags for as long as the twins
+    do, without a time-out, and then catches up. Credits do not depend on it, and the end
+    of a stream does not wait for it: a client that wants to know waits before it Closes.
     """
 
 
@@ -466,8 +477,9 @@ class IngestTelemetryRequest(betterproto2.Message):
     ack_level: "AckLevel" = betterproto2.field(6, betterproto2.TYPE_ENUM, default_factory=lambda: AckLevel(0))
     """
     What the answer shall promise; DURABLE unless stated. ACCEPTED answers before the
-    commit and promises nothing, not even that the counts come true. APPLIED is
-    UNIMPLEMENTED.
+    commit and promises nothing, not even that the counts come true. APPLIED waits for
+    the twins, 2 s at most; the answer then says DURABLE in ack_level, which is no error:
+    all is stored, and the twins show it later.
     """
 
     backfill_id: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
@@ -487,7 +499,7 @@ class IngestTelemetryResponse(betterproto2.Message):
 
     ack_level: "AckLevel" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: AckLevel(0))
     """
-    What this answer promises.
+    What this answer promises; DURABLE instead of APPLIED when the twins were too slow.
     """
 
     stored_samples: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
@@ -576,7 +588,8 @@ class Open(betterproto2.Message):
     ack_level: "AckLevel" = betterproto2.field(2, betterproto2.TYPE_ENUM, default_factory=lambda: AckLevel(0))
     """
     What acknowledgements shall promise; DURABLE unless stated. With ACCEPTED an Ack is
-    also sent as soon as a batch was taken. APPLIED is UNIMPLEMENTED.
+    also sent as soon as a batch was taken. With APPLIED Acks of what is durable come as
+    ever, and others follow that raise applied_through.
     """
 
     session_id: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -1040,8 +1053,8 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
         BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (open
         again with resume only), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
-        PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID; UNIMPLEMENTED
-        NOT_BUILT_YET. To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
+        PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID.
+        To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
         RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
         without an error that follows GoAway.
         """

@@ -197,6 +197,17 @@ class ErrorReason(betterproto2.Enum):
     long, or holds a NUL. In a refusal.
     """
 
+    MESSAGE_MALFORMED = 70
+    """
+    A message is no JSON, or not as its device type's message schema says. In a dead letter.
+    """
+
+    PUBLISH_FORBIDDEN = 71
+    """
+    A device published to a topic that its log-in does not permit; NATS acknowledged the
+    message and dropped it. In a dead letter.
+    """
+
     REQUEST_ID_REUSED = 80
     """
     The request id was used with other content. INVALID_ARGUMENT.
@@ -328,6 +339,8 @@ class ErrorReason(betterproto2.Enum):
             67: "ERROR_REASON_VALUE_REFUSED",
             68: "ERROR_REASON_UNIT_MISMATCH",
             69: "ERROR_REASON_VALUE_INVALID",
+            70: "ERROR_REASON_MESSAGE_MALFORMED",
+            71: "ERROR_REASON_PUBLISH_FORBIDDEN",
             80: "ERROR_REASON_REQUEST_ID_REUSED",
             81: "ERROR_REASON_SEQUENCE_REUSED",
             82: "ERROR_REASON_SEQUENCE_GAP",
@@ -383,6 +396,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_VALUE_REFUSED": 67,
             "ERROR_REASON_UNIT_MISMATCH": 68,
             "ERROR_REASON_VALUE_INVALID": 69,
+            "ERROR_REASON_MESSAGE_MALFORMED": 70,
+            "ERROR_REASON_PUBLISH_FORBIDDEN": 71,
             "ERROR_REASON_REQUEST_ID_REUSED": 80,
             "ERROR_REASON_SEQUENCE_REUSED": 81,
             "ERROR_REASON_SEQUENCE_GAP": 82,

@@ -1,0 +1,141 @@
+"""Log-ins of devices by MQTT: an API key, and the device that it is used for."""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from auth_svc.key_exchange import KeyLookup, refused
+from auth_svc.opaque_tokens import Prefix, parse
+from meshkit.clock import Clock
+from meshkit.errors import FailedPrecondition, PermissionDenied
+from meshkit.mqtt import Login
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+PERMISSION = "telemetry:write"
+# What NATS is told of a log-in has to fit into one message, and into its memory.
+MOST_DEVICES = 5_000
+_NO_HASH = bytes(32)
+
+
+class Devices(Protocol):
+    """Knows the devices of tenants."""
+
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> frozenset[str]:
+        """Return those that exist in the tenant and are not disabled.
+
+        Raises:
+            Unavailable: nobody can tell now.
+        """
+        ...
+
+    async def all_of(self, tenant: str, *, most: int) -> Sequence[str]:
+        """Return the ids of a tenant's devices that are not disabled; one more than `most` is enough.
+
+        Raises:
+            Unavailable: nobody can tell now.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Permitted:
+    """What a log-in may do.
+
+    Attributes:
+        login: who is behind it.
+        device_ids: devices whose telemetry it may publish.
+        expire_us: when it ends, microseconds since the epoch, None: never.
+    """
+
+    login: Login
+    device_ids: Sequence[str]
+    expire_us: int | None
+
+
+class DeviceLogins:
+    """Decides who may come in by MQTT.
+
+    The password is an API key that holds telemetry:write. The user is a device of the key's
+    tenant, for which alone it may then publish; or the key's own id, for all devices that
+    the tenant has at that moment.
+
+    Args:
+        keys: where API keys are found.
+        devices: knows which devices there are.
+        clock: tells what has expired.
+    """
+
+    def __init__(self, *, keys: KeyLookup, devices: Devices, clock: Clock) -> None:
+        self._keys = keys
+        self._devices = devices
+        self._clock = clock
+
+    async def log_in(self, user: str, password: str) -> Permitted:
+        """Return what a device may do.
+
+        Raises:
+            Unauthenticated: API_KEY_INVALID, the same whatever is wrong with the key.
+            PermissionDenied: PERMISSION_MISSING.
+            FailedPrecondition: the user is no device that the key may log in.
+            Unavailable: nobody can tell now.
+        """
+        token = parse(Prefix.API_KEY, password)
+        if token is None:
+            raise refused()
+        stored = await self._keys.find(token.tenant, token.id)
+        fits = hmac.compare_digest(token.hash, stored.hash if stored else _NO_HASH)
+        if stored is None or not fits:
+            raise refused()
+        api_key = stored.api_key
+        if api_key.expire_us is not None and api_key.expire_us <= self._clock.now_us():
+            raise refused()
+        if PERMISSION not in api_key.permissions:
+            raise PermissionDenied(
+                f"the API key does not hold {PERMISSION}",
+                reason=ErrorReason.ERROR_REASON_PERMISSION_MISSING,
+                metadata={"permission": PERMISSION},
+            )
+        if user == api_key.id:
+            login = Login(api_key.tenant, api_key.id, "")
+            return Permitted(login, await self._all_devices(api_key.tenant), api_key.expire_us)
+        if user not in await self._devices.enabled(api_key.tenant, [user]):
+            raise FailedPrecondition(
+                "the user is neither an enabled device of the API key's tenant nor the key's id",
+                reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
+            )
+        return Permitted(Login(api_key.tenant, api_key.id, user), [user], api_key.expire_us)
+
+    async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
+        """Return those among log-ins that would be refused today: key revoked, device gone or disabled.
+
+        Raises:
+            Unavailable: nobody can tell now.
+        """
+        live = {
+            (tenant, key_id)
+            for tenant, key_id in {(login.tenant, login.key_id) for login in logins}
+            if await self._keys.find(tenant, key_id) is not None
+        }
+        devices: dict[str, set[str]] = {}
+        for login in logins:
+            if login.device_id:
+                devices.setdefault(login.tenant, set()).add(login.device_id)
+        enabled = {
+            tenant: await self._devices.enabled(tenant, sorted(ids)) for tenant, ids in devices.items()
+        }
+        return [
+            login
+            for login in logins
+            if (login.tenant, login.key_id) not in live
+            or (login.device_id and login.device_id not in enabled[login.tenant])
+        ]
+
+    async def _all_devices(self, tenant: str) -> Sequence[str]:
+        ids = await self._devices.all_of(tenant, most=MOST_DEVICES)
+        if len(ids) > MOST_DEVICES:
+            raise FailedPrecondition(
+                f"with more than {MOST_DEVICES:,} devices log in by device id",
+                reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
+            )
+        return ids

@@ -1,0 +1,215 @@
+"""Log-ins of devices by MQTT, about which NATS asks, and their end."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as BusError
+
+from auth_svc.device_logins import Permitted
+from auth_svc.nats_tokens import LoginAnswers, LoginRequest
+from auth_svc.revocations import LOOK_BACK_S
+from meshkit import bus
+from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.errors import DomainError, dependency_unavailable
+from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, Login, telemetry_subject
+from meshkit.tasks import background
+
+_log = structlog.get_logger()
+_LOGINS = "$SYS.REQ.USER.AUTH"
+_STREAMS = "$SYS.REQ.SERVER.PING.JSZ"
+_CONNECTIONS = "$SYS.REQ.SERVER.PING.CONNZ"
+_QUEUE = "auth"
+_ANSWER_S = 3.0
+_LOGINS_AT_ONCE = 64
+_CONSUMER_SEEN_S = 1.0
+_PAGE = 1_024
+_SWEEP_EVERY_S = 10.0
+# A log-in that was under way when its key was revoked has come in by then, or been given up by NATS.
+_LOGIN_LASTS_S = 6.0
+_TOLD_FOR_S = 2.0 * LOOK_BACK_S  # So that being told again begins nothing.
+
+
+class Logins(Protocol):
+    """Decides who may come in."""
+
+    async def log_in(self, user: str, password: str) -> Permitted:
+        """Return what a device may do, as DeviceLogins does."""
+        ...
+
+    async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
+        """Return those that would be refused today."""
+        ...
+
+
+class MqttCallout:
+    """Answers NATS about log-ins, and disconnects those whose right has ended.
+
+    Nobody comes in before ingest_svc can keep what devices publish: NATS would acknowledge
+    it all the same.
+
+    Args:
+        logins: decides.
+        answers: signs.
+        clock: dates answers.
+    """
+
+    def __init__(self, *, logins: Logins, answers: LoginAnswers, clock: Clock) -> None:
+        self._logins = logins
+        self._answers = answers
+        self._clock = clock
+        self._client: Client | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Semaphore(_LOGINS_AT_ONCE)
+        self._consumer_seen_until = 0.0
+        self._sweep_at = 0.0
+        self._revoked: dict[tuple[str, str], float] = {}
+        self._wake = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self, url: str, *, name: str) -> AsyncIterator[Client]:
+        """Answer while the context is open.
+
+        Args:
+            url: of NATS's system account, with the credentials of auth_svc.
+            name: shown in the server's list of connections.
+        """
+        async with (
+            bus.connection(url, name=name, on_connect=self._follow) as client,
+            background(self._sweep_repeatedly(), name="mqtt-sweep"),
+        ):
+            yield client
+
+    def revoked(self, tenant: str, key_id: str) -> None:
+        """Disconnect soon whoever logged in with a key that was revoked."""
+        if (tenant, key_id) not in self._revoked:
+            now = asyncio.get_running_loop().time()
+            self._revoked[tenant, key_id] = now
+            self._sweep_at = now
+            self._wake.set()
+
+    async def _follow(self, client: Client) -> None:
+        await client.subscribe(_LOGINS, queue=_QUEUE, cb=self._begin)
+        self._client = client
+
+    async def _begin(self, message: Msg) -> None:
+        await self._free.acquire()
+        task = asyncio.create_task(self._answer(message), name="mqtt-login")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._free.release()
+
+    async def _answer(self, message: Msg) -> None:
+        try:
+            await message.respond(await self._decide(LoginRequest.parse(message.data)))
+        except Exception:
+            _log.exception("log-in by MQTT failed")  # Without an answer NATS refuses it.
+
+    async def _decide(self, request: LoginRequest) -> bytes:
+        now = self._clock.now_us() // MICROS_PER_SECOND
+        try:
+            permitted = await self._logins.log_in(request.user, request.password)
+            await self._require_consumer()
+        except DomainError as error:
+            why = str(error)
+            _log.info("log-in by MQTT refused", user=request.user[:64], host=request.host, why=why)
+            return self._answers.refuse(request, why=why, now=now)
+        ends_us = permitted.expire_us
+        return self._answers.permit(
+            request,
+            account=DEVICES_ACCOUNT,
+            name=permitted.login.text,
+            publish=[telemetry_subject(device_id) for device_id in permitted.device_ids],
+            now=now,
+            expire=None if ends_us is None else ends_us // MICROS_PER_SECOND,
+        )
+
+    async def _require_consumer(self) -> None:
+        """Raise Unavailable unless ingest_svc has its consumer."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._consumer_seen_until:
+            return
+        question = {"account": DEVICES_ACCOUNT, "accounts": True, "streams": True, "consumer": True}
+        try:
+            found = await self._ask(_STREAMS, question)
+        except (BusError, TimeoutError) as error:
+            raise dependency_unavailable("nats") from error
+        names = {
+            consumer["name"]
+            for account in found.get("account_details", [])
+            for stream in account.get("stream_detail", [])
+            if stream["name"] == STREAM
+            for consumer in stream.get("consumer_detail", [])
+        }
+        if CONSUMER not in names:
+            raise dependency_unavailable("ingest_svc")
+        self._consumer_seen_until = loop.time() + _CONSUMER_SEEN_S
+
+    async def _sweep_repeatedly(self) -> None:
+        """Look through all connections every ten seconds, and when keys were revoked."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            if loop.time() < self._sweep_at:
+                try:
+                    async with asyncio.timeout_at(self._sweep_at):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+                continue
+            self._sweep_at = loop.time() + _SWEEP_EVERY_S
+            try:
+                await self._sweep()
+            except (DomainError, BusError, TimeoutError, OSError) as error:
+                _log.warning("connections of devices are not looked through", error=repr(error))
+            now = loop.time()
+            self._revoked = {key: at for key, at in self._revoked.items() if now - at < _TOLD_FOR_S}
+            # Once more, for log-ins that were under way.
+            again = [at + _LOGIN_LASTS_S for at in self._revoked.values() if at + _LOGIN_LASTS_S > now]
+            self._sweep_at = min([self._sweep_at, *again])
+
+    async def _sweep(self) -> None:
+        if self._client is None or not self._client.is_connected:
+            return
+        server, connections = await self._connections()
+        if not connections:
+            return
+        outdated = set(await self._logins.outdated(list(set(connections.values()))))
+        for connection, login in connections.items():
+            if login in outdated:
+                await self._ask(f"$SYS.REQ.SERVER.{server}.KICK", {"cid": connection})
+                _log.info("device disconnected", login=login.text)
+
+    async def _connections(self) -> tuple[str, Mapping[int, Login]]:
+        """Return the server's id and who is behind its MQTT connections, by connection."""
+        found: dict[int, Login] = {}
+        offset, total, server = 0, 1, ""
+        while offset < total:
+            question = {"acc": DEVICES_ACCOUNT, "auth": True, "limit": _PAGE, "offset": offset}
+            answer = await self._client_request(_CONNECTIONS, question)
+            server, page = answer["server"]["id"], answer["data"]
+            total = page["total"]
+            offset += _PAGE
+            for connection in page["connections"]:
+                if connection.get("type") == "mqtt":
+                    found[connection["cid"]] = Login.parse(connection["authorized_user"])
+        return server, found
+
+    async def _ask(self, subject: str, question: Mapping[str, object]) -> Mapping[str, Any]:
+        answer = await self._client_request(subject, question)
+        data: Mapping[str, Any] = answer.get("data", {})
+        return data
+
+    async def _client_request(self, subject: str, question: Mapping[str, object]) -> Mapping[str, Any]:
+        assert self._client is not None  # noqa: S101 - nobody asks before it follows
+        message = await self._client.request(subject, json.dumps(question).encode(), timeout=_ANSWER_S)
+        answer: Mapping[str, Any] = json.loads(message.data)
+        return answer

@@ -1,0 +1,56 @@
+"""What the services agree on about devices that speak MQTT with NATS."""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+# Accounts of NATS: what is in one, nobody of another sees.
+DEVICES_ACCOUNT = "DEVICES"
+# Subject of the topic devices/<device id>/telemetry.
+TELEMETRY_SUBJECT = "devices.*.telemetry"
+# NATS keeps messages of QoS 1 here, for those who have a consumer.
+STREAM = "$MQTT_msgs"
+CONSUMER = "ingest"
+_LOGIN = re.compile("(?P<tenant>[a-z0-9-]+)/(?P<key>[a-z0-9]+)/(?P<device>[a-z0-9-]*)")
+
+
+def telemetry_subject(device_id: str) -> str:
+    """Return the subject that a device publishes to."""
+    return f"devices.{device_id}.telemetry"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who is behind an MQTT connection, as NATS knows it.
+
+    Attributes:
+        tenant: of the API key.
+        key_id: the API key's.
+        device_id: the device that logged in, "" when the key did for its tenant's devices.
+    """
+
+    tenant: str
+    key_id: str
+    device_id: str
+
+    @property
+    def text(self) -> str:
+        """Return it as the name of a user of NATS."""
+        return f"{self.tenant}/{self.key_id}/{self.device_id}"
+
+    @property
+    def principal(self) -> str:
+        """Return the name of the principal, as meshkit.identity gives it."""
+        return f"api_key:{self.key_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `text`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        match = _LOGIN.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no log-in of a device")
+        return cls(match["tenant"], match["key"], match["device"])

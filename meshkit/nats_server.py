@@ -1,0 +1,203 @@
+"""Configuration of the mesh's NATS server: accounts, users, and MQTT.
+
+    MESH     the services, among themselves
+    DEVICES  devices by MQTT, logged in by auth_svc, and ingest_svc, which reads their messages
+    SYS      auth_svc, which NATS asks about log-ins
+
+Run as a module it writes the configuration for a server in a container:
+`python -m meshkit.nats_server FOLDER`.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import nkeys
+from pydantic import Field, SecretStr
+
+from meshkit import secrets
+from meshkit.config import Settings
+from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, TELEMETRY_SUBJECT
+from meshkit.runtime import read_settings
+
+_MESH = "MESH"
+_SYSTEM = "SYS"
+_LOGIN_SECONDS = 5.0  # auth_svc asks the database, and asset_svc
+_DEFAULT_SYNC = "2m"
+
+
+class NatsUser(StrEnum):
+    """Users that have a password of their own; all others are devices."""
+
+    SERVICE = "service"
+    INGEST = "ingest"
+    AUTH = "auth"
+
+
+# What ingest_svc may do in the devices' account: make the stream and its own consumer of it, take and
+# acknowledge messages, and ask whose a connection is.
+_INGEST_MAY_PUBLISH = [
+    f"$JS.API.STREAM.CREATE.{STREAM}",
+    f"$JS.API.STREAM.INFO.{STREAM}",
+    f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{CONSUMER}",
+    f"$JS.API.CONSUMER.INFO.{STREAM}.{CONSUMER}",
+    f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}",
+    f"$JS.ACK.{STREAM}.{CONSUMER}.>",
+    "$SYS.REQ.ACCOUNT.PING.CONNZ",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A certificate chain and its private key, in PEM files that the server can read."""
+
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class MqttListener:
+    """Where devices connect; without TLS their API keys can be read on the way."""
+
+    host: str
+    port: int
+    tls: Tls | None = None
+
+
+def user_password(root: bytes, user: NatsUser) -> str:
+    """Return a user's password, derived from the root secret."""
+    return secrets.derive_text(root, f"nats-user/{user}")
+
+
+def user_url(root: bytes, user: NatsUser, *, address: str) -> str:
+    """Return the URL by which a user reaches the server at host:port."""
+    return f"nats://{user}:{user_password(root, user)}@{address}"
+
+
+def issuer_key(root: bytes) -> bytes:
+    """Return the 32 bytes of the Ed25519 key with which auth_svc signs log-ins of devices."""
+    return secrets.derive(root, "nats-issuer")
+
+
+def issuer(root: bytes) -> str:
+    """Return its public half as an nkey of an account."""
+    seed = nkeys.encode_seed(issuer_key(root), nkeys.PREFIX_BYTE_ACCOUNT)
+    return str(nkeys.from_seed(seed).public_key.decode())
+
+
+def server_config(
+    *,
+    root: bytes,
+    listen: str,
+    store_dir: str,
+    mqtt: MqttListener | None,
+    sync_always: bool = True,
+    monitor: str = "",
+) -> Mapping[str, object]:
+    """Return the server's configuration, of which NATS reads JSON as its own format.
+
+    Args:
+        root: the mesh's root secret.
+        listen: host:port for clients.
+        store_dir: folder of JetStream's files.
+        mqtt: None keeps MQTT closed.
+        sync_always: a message is on disk before a device is told PUBACK; without it the last two
+            minutes can be lost when the machine fails.
+        monitor: host:port for health checks, "": none.
+    """
+    config: dict[str, object] = {
+        # MQTT needs a name that stays the same over restarts.
+        "server_name": "twinmesh",
+        "listen": listen,
+        "jetstream": {
+            "store_dir": store_dir,
+            "max_mem": 64 << 20,
+            "max_file": 4 << 30,
+            "sync_interval": "always" if sync_always else _DEFAULT_SYNC,
+        },
+        "max_payload": 1 << 20,
+        "system_account": _SYSTEM,
+        "accounts": {
+            _MESH: {"jetstream": "enabled", "users": [_user(root, NatsUser.SERVICE)]},
+            DEVICES_ACCOUNT: {
+                "jetstream": "enabled",
+                "users": [
+                    _user(
+                        root,
+                        NatsUser.INGEST,
+                        publish=_INGEST_MAY_PUBLISH,
+                        subscribe=["_INBOX.>", TELEMETRY_SUBJECT, f"{TELEMETRY_SUBJECT} ingest"],
+                    )
+                ],
+            },
+            _SYSTEM: {"users": [_user(root, NatsUser.AUTH)]},
+        },
+        "authorization": {
+            "timeout": _LOGIN_SECONDS,
+            # Whoever is none of these users is a device, about which NATS asks.
+            "auth_callout": {
+                "issuer": issuer(root),
+                "account": _SYSTEM,
+                "auth_users": [user.value for user in NatsUser],
+            },
+        },
+    }
+    if mqtt is not None:
+        config["mqtt"] = _mqtt(mqtt)
+    if monitor:
+        config["http"] = monitor
+    return config
+
+
+def _user(
+    root: bytes, user: NatsUser, *, publish: Sequence[str] = (), subscribe: Sequence[str] = ()
+) -> Mapping[str, object]:
+    found: dict[str, object] = {
+        "user": user.value,
+        "password": user_password(root, user),
+        "allowed_connection_types": ["STANDARD"],
+    }
+    if publish:
+        found["permissions"] = {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}}
+    return found
+
+
+def _mqtt(mqtt: MqttListener) -> Mapping[str, object]:
+    listener: dict[str, object] = {
+        "host": mqtt.host,
+        "port": mqtt.port,
+        "ack_wait": "30s",
+        "max_ack_pending": 1000,
+    }
+    if mqtt.tls is not None:
+        listener["tls"] = {"cert_file": mqtt.tls.certificate, "key_file": mqtt.tls.key}
+    return listener
+
+
+class _ServerSettings(Settings):
+    """What the configuration of a server in a container needs."""
+
+    mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
+    mqtt_tls_certificate: str = Field("", description="Certificate chain of MQTT, a PEM file; empty: no TLS.")
+    mqtt_tls_key: str = Field("", description="Its private key, a PEM file.")
+
+
+def main() -> None:
+    """Write nats.json into the folder that the command line names."""
+    settings = read_settings("meshkit.nats_server", _ServerSettings)
+    tls = Tls(settings.mqtt_tls_certificate, settings.mqtt_tls_key) if settings.mqtt_tls_certificate else None
+    config = server_config(
+        root=secrets.decode_root(settings.mesh_secret.get_secret_value()),
+        listen="0.0.0.0:4222",
+        store_dir="/data",
+        mqtt=MqttListener("0.0.0.0", 1883, tls),  # noqa: S104 - of a container, which publishes it or not
+        monitor="127.0.0.1:8222",
+    )
+    Path(sys.argv[1], "nats.json").write_text(json.dumps(config, indent=2))
+
+
+if __name__ == "__main__":
+    main()

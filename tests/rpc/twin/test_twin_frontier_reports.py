@@ -1,0 +1,1 @@
+"""twin_svc reports which commits its twins show, and when it stops."""
