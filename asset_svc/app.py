@@ -30,6 +30,7 @@ from meshkit import bus, db
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from twinmesh.asset.v1 import (
     asset_service_pb2_grpc,
@@ -53,6 +54,7 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
+        observe_caches(meter(), tokens=verifier.lookups)
         async with running_server(
             listen=settings.listen,
             registrations=_registrations(pool, client),

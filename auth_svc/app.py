@@ -33,6 +33,7 @@ from meshkit import bus, db, nats_server
 from meshkit.client import service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind, ServiceTokens
+from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2_grpc
@@ -93,6 +94,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             clock=clock,
             is_live={PrincipalKind.USER: session_store.is_live, PrincipalKind.API_KEY: api_key_store.is_live},
         )
+        observe_caches(meter(), api_keys=key_exchange.lookups, tokens=verifier.lookups)
         registrations = [
             Registration(
                 "twinmesh.auth.v1.SessionService",

@@ -11,6 +11,7 @@ from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import Unauthenticated
 from meshkit.identity import PrincipalKind
+from meshkit.lookups import Lookups
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 TOKEN_LIFE_S = 60
@@ -49,6 +50,9 @@ class KeyExchange:
         keys: where keys are found.
         access_tokens: makes access tokens.
         clock: tells what has expired.
+
+    Attributes:
+        lookups: of keys that have the form of one.
     """
 
     def __init__(self, *, keys: KeyLookup, access_tokens: AccessTokens, clock: Clock) -> None:
@@ -57,6 +61,7 @@ class KeyExchange:
         self._clock = clock
         self._exchanged: OrderedDict[tuple[str, str], _Exchanged] = OrderedDict()
         self._evictions = 0
+        self.lookups = Lookups()
 
     async def exchange(self, text: str) -> str:
         """Return an access token for a key.
@@ -68,7 +73,10 @@ class KeyExchange:
         if token is None:
             raise refused()
         known = self._exchanged.get((token.tenant, token.id))
-        if known is None or known.until_us <= self._clock.now_us():
+        if known is not None and known.until_us > self._clock.now_us():
+            self.lookups.hits += 1
+        else:
+            self.lookups.misses += 1
             known = await self._look_up(token)
         # Compared for unknown keys as well, so that all refusals take the same time.
         fits = hmac.compare_digest(token.hash, known.hash if known else _NO_HASH)

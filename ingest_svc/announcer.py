@@ -30,15 +30,20 @@ class Announcer:
     Args:
         bus: to NATS; may be away.
         max_waiting_bytes: most bytes of all commits that wait.
+
+    Attributes:
+        waiting_bytes: of all commits that wait.
+        left_out: commits that were not announced since the process began.
     """
 
     def __init__(self, *, bus: Client, max_waiting_bytes: int = _MAX_WAITING_BYTES) -> None:
         self._bus = bus
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting: deque[tuple[Commit, int]] = deque()
-        self._waiting_bytes = 0
+        self.waiting_bytes = 0
         self._came = asyncio.Event()
-        self._left_out = 0
+        self._outage = 0  # commits left out since one was announced
+        self.left_out = 0
         self._ended = False
         self._running: asyncio.Task[None] | None = None
 
@@ -59,10 +64,10 @@ class Announcer:
     def announce(self, commit: Commit) -> None:
         """Let a commit wait for its announcement; never blocks."""
         size = _size(commit)
-        if not self._bus.is_connected or self._waiting_bytes + size > self._max_waiting_bytes:
+        if not self._bus.is_connected or self.waiting_bytes + size > self._max_waiting_bytes:
             self._leave_out()
             return
-        self._waiting_bytes += size
+        self.waiting_bytes += size
         self._waiting.append((commit, size))
         self._came.set()
 
@@ -72,7 +77,7 @@ class Announcer:
                 self._came.clear()
                 await self._came.wait()
             commit, size = self._waiting.popleft()
-            self._waiting_bytes -= size
+            self.waiting_bytes -= size
             try:
                 announced = await self._publish(commit)
             except (BusError, OSError) as error:
@@ -83,9 +88,9 @@ class Announcer:
             else:
                 if not announced:
                     self._leave_out()
-                elif self._left_out and not self._waiting:
-                    _log.info("commits are announced again", left_out=self._left_out)
-                    self._left_out = 0
+                elif self._outage and not self._waiting:
+                    _log.info("commits are announced again", left_out=self._outage)
+                    self._outage = 0
 
     async def _publish(self, commit: Commit) -> bool:
         """Publish a commit's parts; says whether the bus was there for all of them."""
@@ -104,9 +109,10 @@ class Announcer:
         return True
 
     def _leave_out(self, **reason: str) -> None:
-        if not self._left_out:
+        if not self._outage:
             _log.info("commits are not announced", bus_connected=self._bus.is_connected, **reason)
-        self._left_out += 1
+        self._outage += 1
+        self.left_out += 1
 
 
 def _series(commit: Commit) -> int:

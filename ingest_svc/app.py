@@ -15,6 +15,7 @@ from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from ingest_svc.frontier_reports import follow_reports
 from ingest_svc.intake import Intake
 from ingest_svc.message_path import MessagePath
+from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.profile_cache import ProfileCache
@@ -28,6 +29,7 @@ from meshkit.asset_changes import follow_changes
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import Clock, SystemClock
 from meshkit.identity import Principal, ServiceTokens, TokenVerifier
+from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
@@ -47,6 +49,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     """
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    metrics = IngestMetrics(meter())
 
     async def subscribe(client: Client) -> None:
         await follow_changes(client, forget=profiles.forget, forget_all=profiles.distrust)
@@ -72,7 +75,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
-        TelemetryWriter(pool=pool, on_committed=announcer.announce) as writer,
+        TelemetryWriter(pool=pool, on_committed=announcer.announce, on_group=metrics.group_stored) as writer,
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
@@ -85,6 +88,14 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         )
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
+        metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)
+        observe_caches(
+            meter(),
+            profiles=profiles.lookups,
+            series=catalog.lookups,
+            tenants=tenants.lookups,
+            tokens=verifier.lookups,
+        )
 
         def new_stream(principal: Principal) -> TelemetryStream:
             return TelemetryStream(
@@ -105,6 +116,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             backfills=backfills,
             clock=clock,
             new_stream=new_stream,
+            on_answered=metrics.answered,
         )
 
         messages = MessagePath(

@@ -14,7 +14,7 @@ from opentelemetry.trace import NonRecordingSpan, Span
 from ingest_svc import conversion
 from ingest_svc.columns import SentColumns
 from ingest_svc.flow import BatchFlow, Taken, is_transient
-from ingest_svc.intake import Intake, Origin
+from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.outcome import Outcome, RefusedContent
 from ingest_svc.series_table import SeriesTable
 from meshkit.clock import Clock
@@ -117,6 +117,7 @@ class BatchPath:
             principal,
             WriterIdentity(self._writer_id, batch.sequence, self._epoch),
             taken.span.get_span_context() if taken.span is not None else None,
+            Door.STREAM,
         )
         all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
         content = conversion.to_content(batch)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from opentelemetry.trace import SpanContext
@@ -30,6 +31,14 @@ _BACKFILL_PERMISSION = "telemetry:backfill"
 _RESOLVED_AT_ONCE = 10_000
 
 
+class Door(StrEnum):
+    """A way into the mesh."""
+
+    UNARY = "unary"
+    STREAM = "stream"
+    MQTT = "mqtt"
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a batch comes from.
@@ -38,11 +47,13 @@ class Origin:
         principal: who sends it.
         identity: what makes it known when it comes again, None when nothing does.
         span: the commit's span links to it.
+        door: which way it came.
     """
 
     principal: Principal
     identity: RequestIdentity | WriterIdentity | None
     span: SpanContext | None
+    door: Door
 
 
 class Backfills(Protocol):
@@ -200,6 +211,7 @@ def _request(origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[
         if outcome.stored_samples
         else recorded,
         span=origin.span,
+        door=origin.door,
     )
 
 

@@ -14,8 +14,10 @@ from opentelemetry.trace import SpanContext, SpanKind
 
 from ingest_svc import device_message
 from ingest_svc.assessment import Assessment, assess
+from ingest_svc.conversion import to_result
 from ingest_svc.device_message import MalformedMessageError
-from ingest_svc.outcome import VALUE_REFUSED, Refusal, Why, device_unknown
+from ingest_svc.intake import Door
+from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
@@ -205,9 +207,10 @@ class MessagePath:
                 identity=_identity(found, assessment, stream, list(letters)) if stream else None,
                 digest=b"",
                 samples=samples,
-                outcome=b"",
+                outcome=_counts(assessment),
                 refused_outcome=b"",
                 span=span,
+                door=Door.MQTT,
                 dead_letters=list(letters.values()),
             )
         )
@@ -248,6 +251,12 @@ def _identity(
         samples=[of_readings[np.array(samples.readings, np.intp)] for samples in assessment.samples.values()],
         dead_letters=dead_letters,
     )
+
+
+def _counts(assessment: Assessment) -> bytes:
+    """Return an outcome that nobody is told, for those who count samples."""
+    counts = Outcome(stored_samples=assessment.stored_samples, refused_samples=assessment.refused_samples)
+    return to_result(counts, sequence=0).SerializeToString()
 
 
 def _why(refusal: Refusal) -> Why:

@@ -13,6 +13,7 @@ from ingest_svc.profile import DeviceProfile
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import Unavailable
 from meshkit.gathering import Gatherer
+from meshkit.lookups import Lookups
 
 # Spread, so that profiles that were learned together are not asked for again together.
 _FRESH_US = (20 * MICROS_PER_SECOND, 30 * MICROS_PER_SECOND)
@@ -68,6 +69,9 @@ class ProfileCache:
     Args:
         source: answers misses.
         clock: tells the age of what is remembered.
+
+    Attributes:
+        lookups: of devices, those known to be absent among them.
     """
 
     def __init__(self, *, source: ProfileSource, clock: Clock) -> None:
@@ -85,6 +89,7 @@ class ProfileCache:
         self._changes: Counter[str] = Counter()  # by tenant
         self._distrusted = 0
         self._stack = AsyncExitStack()
+        self.lookups = Lookups()
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._missing)
@@ -114,6 +119,8 @@ class ProfileCache:
                     ageing.append(device_id)
             elif self._absent_until.get(key, 0) <= now_us:
                 unsure.append(device_id)
+        self.lookups.hits += len(device_ids) - len(unsure)
+        self.lookups.misses += len(unsure)
         if ageing:
             self._begin(self._ageing, tenant, ageing)
         if unsure:

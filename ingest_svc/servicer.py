@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanContext
 
 from ingest_svc import conversion
 from ingest_svc.applied import Applied
-from ingest_svc.intake import Intake, Origin
+from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
@@ -41,6 +41,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         backfills: declares backfills.
         clock: tells when a request was received.
         new_stream: makes a gateway stream of a principal.
+        on_answered: told of requests that are answered without the writer, and the answer.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         backfills: BackfillStore,
         clock: Clock,
         new_stream: Callable[[Principal], TelemetryStream],
+        on_answered: Callable[[WriteRequest, WriteResult], None],
     ) -> None:
         self._intake = intake
         self._writer = writer
@@ -59,6 +61,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         self._backfills = backfills
         self._clock = clock
         self._new_stream = new_stream
+        self._on_answered = on_answered
         self._endings: set[asyncio.Task[None]] = set()
 
     async def IngestTelemetry(
@@ -67,7 +70,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         received_us = self._clock.now_us()
         readings = conversion.to_readings(request.readings)
         batch = await self._intake.take_readings(
-            Origin(current_principal(), conversion.to_identity(request), _span()),
+            Origin(current_principal(), conversion.to_identity(request), _span(), Door.UNARY),
             readings,
             all_or_nothing=request.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
             backfill_id=request.backfill_id,
@@ -76,6 +79,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         if batch.identity is None and not batch.samples:
             # There is nothing to store and nothing to remember.
             result = WriteResult(batch.outcome, duplicate=False)
+            self._on_answered(batch, result)
         elif request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
             self._writer.submit(batch).add_done_callback(partial(_log_lost, batch))
             result = WriteResult(batch.outcome, duplicate=False)

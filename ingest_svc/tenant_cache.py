@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.gathering import Gatherer
+from meshkit.lookups import Lookups
 
 _CAPACITY = 200_000
 _ABSENT_CAPACITY = 10_000
@@ -36,12 +37,16 @@ class TenantCache:
     Args:
         source: answers what is not remembered.
         clock: tells the age of absences.
+
+    Attributes:
+        lookups: of devices, those known to be absent among them.
     """
 
     def __init__(self, *, source: TenantSource, clock: Clock) -> None:
         self._clock = clock
         self._tenants: OrderedDict[str, str] = OrderedDict()
         self._absent_until: OrderedDict[str, int] = OrderedDict()
+        self.lookups = Lookups()
 
         async def ask(_: None, device_ids: Sequence[str]) -> Mapping[str, str]:
             return await source.fetch_tenants(device_ids)
@@ -71,6 +76,8 @@ class TenantCache:
             for device_id in device_ids
             if device_id not in self._tenants and self._absent_until.get(device_id, 0) <= now_us
         ]
+        self.lookups.hits += len(device_ids) - len(missing)
+        self.lookups.misses += len(missing)
         if missing:
             self._remember(missing, await asyncio.shield(self._questions.join(None, missing)))
         found = {}

@@ -83,6 +83,15 @@ FutureWindowMinutes = Annotated[
         " an end reaches as far.",
     ),
 ]
+METRIC_EXPORT_INTERVAL = 10_000
+MetricExportInterval = Annotated[
+    int,
+    Field(
+        ge=100,
+        validation_alias="OTEL_METRIC_EXPORT_INTERVAL",
+        description="Time between two exports of metrics, milliseconds.",
+    ),
+]
 
 
 class ServiceSettings(Settings):
@@ -95,8 +104,9 @@ class ServiceSettings(Settings):
     otlp_endpoint: str = Field(
         "",
         validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
-        description="OTLP/gRPC receiver of traces, http://host:port; empty: none.",
+        description="OTLP/gRPC receiver of traces and metrics, http://host:port; empty: none.",
     )
+    metric_export_interval: MetricExportInterval = METRIC_EXPORT_INTERVAL
     trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
 

@@ -12,6 +12,7 @@ import jwt
 
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import Unauthenticated
+from meshkit.lookups import Lookups
 from meshkit.secrets import derive
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -143,6 +144,9 @@ class TokenVerifier:
         fetch_keys: answers the present JWK set of auth_svc.
         service_tokens: checks tokens of other services.
         clock: tells when tokens end.
+
+    Attributes:
+        lookups: of verdicts.
     """
 
     def __init__(self, *, fetch_keys: KeyFetch, service_tokens: ServiceTokens, clock: Clock) -> None:
@@ -153,6 +157,7 @@ class TokenVerifier:
         self._fetched_at = float("-inf")
         self._fetching = asyncio.Lock()
         self._verdicts: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+        self.lookups = Lookups()
 
     async def verify(self, token: str) -> Principal:
         """Return the principal that a token proves.
@@ -164,7 +169,10 @@ class TokenVerifier:
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         now = self._clock.now_us() / MICROS_PER_SECOND
         known = self._verdicts.get(digest)
-        if known is None:
+        if known is not None:
+            self.lookups.hits += 1
+        else:
+            self.lookups.misses += 1
             known = await self._examine(token)
             self._verdicts[digest] = known
             if len(self._verdicts) > _CACHED_TOKENS:

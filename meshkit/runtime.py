@@ -13,6 +13,7 @@ import uvloop
 from pydantic import ValidationError
 
 from meshkit.config import ServiceSettings, Settings, environment_name
+from meshkit.metrics import metering
 from meshkit.telemetry import configure_logging, tracing
 
 _log = structlog.get_logger()
@@ -49,7 +50,11 @@ def run(
     """
     settings = read_settings(service, settings_type)
     configure_logging(service, settings.log_level)
-    with tracing(service, endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio):
+    endpoint = settings.otlp_endpoint
+    with (
+        tracing(service, endpoint=endpoint, sample_ratio=settings.trace_sample_ratio),
+        metering(service, endpoint=endpoint, interval_ms=settings.metric_export_interval),
+    ):
         uvloop.run(_serve(app(settings)))
 
 

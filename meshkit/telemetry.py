@@ -1,4 +1,4 @@
-"""Traces by OTLP and structured logs that carry trace, tenant and principal."""
+"""Traces by OTLP and structured logs that carry trace, tenant and principal. Metrics: meshkit/metrics.py."""
 
 import logging
 import re
@@ -119,6 +119,11 @@ def configure_logging(service: str, level: str) -> None:
     structlog.contextvars.bind_contextvars(service=service)
 
 
+def resource_of(service: str) -> Resource:
+    """Return what this process calls itself; each start has a service.instance.id of its own."""
+    return Resource.create({"service.name": service, "service.namespace": "twinmesh"})
+
+
 @contextmanager
 def tracing(service: str, *, endpoint: str, sample_ratio: float) -> Iterator[None]:
     """Export spans by OTLP/gRPC while the context is open; an empty endpoint exports none.
@@ -133,7 +138,7 @@ def tracing(service: str, *, endpoint: str, sample_ratio: float) -> Iterator[Non
         yield
         return
     provider = TracerProvider(
-        resource=Resource.create({"service.name": service, "service.namespace": "twinmesh"}),
+        resource=resource_of(service),
         sampler=ParentBased(TraceIdRatioBased(sample_ratio)),
         span_limits=SpanLimits(max_links=_MAX_LINKS),
     )

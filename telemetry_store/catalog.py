@@ -13,6 +13,7 @@ import numpy.typing as npt
 from meshkit.db import DATABASE_ERRORS, Connection
 from meshkit.errors import dependency_unavailable
 from meshkit.gathering import Gatherer
+from meshkit.lookups import Lookups
 from telemetry_store.columns import Kind
 
 _REMEMBERED = 1_000_000
@@ -42,12 +43,16 @@ class SeriesCatalog:
     Args:
         pool: of the ingest role.
         remembered: most ids in memory.
+
+    Attributes:
+        lookups: of ids.
     """
 
     def __init__(self, *, pool: asyncpg.Pool, remembered: int = _REMEMBERED) -> None:
         self._pool = pool
         self._limit = remembered
         self._remembered: OrderedDict[tuple[str, SeriesKey], int] = OrderedDict()
+        self.lookups = Lookups()
         self._missing = Gatherer(
             self._find_or_make, at_once=_QUESTIONS_AT_ONCE, most_items=_MOST_ASKED, rest_s=_QUESTION_REST_S
         )
@@ -74,6 +79,8 @@ class SeriesCatalog:
                 found[key] = series_id
                 self._remembered.move_to_end((tenant, key))
         absent = [key for key in dict.fromkeys(keys) if key not in found]
+        self.lookups.hits += len(found)
+        self.lookups.misses += len(absent)
         if absent:
             made = await asyncio.shield(self._missing.join(tenant, absent))
             found.update((key, made[key]) for key in absent)

@@ -87,6 +87,7 @@ class WriteRequest:
         refused_outcome: recorded and answered instead when PostgreSQL refuses the
             content (SQLSTATE 22xxx). Messages are not refused together: their caller is told.
         span: the request's span; the commit's span links to it.
+        door: which way it came; opaque to the store.
         dead_letters: kept in the same commit.
     """
 
@@ -98,6 +99,7 @@ class WriteRequest:
     outcome: bytes
     refused_outcome: bytes
     span: SpanContext | None = None
+    door: str = ""
     dead_letters: Sequence[DeadLetter] = ()
 
 

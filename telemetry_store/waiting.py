@@ -112,6 +112,20 @@ class WaitingBatches:
             self._changed.clear()
             await self._changed.wait()
 
+    def __len__(self) -> int:
+        """Return how many batches wait for their answers."""
+        return len(self._entries)
+
+    @property
+    def samples(self) -> int:
+        """Return how many samples they have."""
+        return self._samples
+
+    @property
+    def bytes(self) -> int:
+        """Return how many bytes they take."""
+        return self._bytes
+
     @property
     def came(self) -> int:
         """Return how many requests were let in so far."""

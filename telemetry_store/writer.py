@@ -7,6 +7,7 @@ transient and consumes nothing.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -21,7 +22,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, Span
 from meshkit.errors import DomainError, InvalidArgument, dependency_unavailable
 from meshkit.telemetry import tracer
 from telemetry_store.batch import Batch, Prepared, prepare
-from telemetry_store.commit import Commit
+from telemetry_store.commit import Commit, Stored
 from telemetry_store.committer import Committer, ContentRefusedError, TransientError
 from telemetry_store.cursors import LOCK_WAIT_S, CursorKey, Opening, locked_elsewhere
 from telemetry_store.instances import Registration
@@ -50,6 +51,7 @@ class TelemetryWriter:
         window_s: how long small batches wait for others before each commit while many come, in
             seconds.
         on_committed: told of every commit once its callers are answered.
+        on_group: told of every group that went through a transaction, and how many seconds that took.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class TelemetryWriter:
         max_waiting_bytes: int = _WAITING_BYTES,
         window_s: float = _WINDOW_S,
         on_committed: Callable[[Commit], None] = lambda _: None,
+        on_group: Callable[[Stored, float], None] = lambda *_: None,
     ) -> None:
         self._window_s = window_s
         self._on_committed = on_committed
+        self._on_group = on_group
         self._waiting = WaitingBatches(
             max_samples=max_waiting_samples, max_bytes=max_waiting_bytes, refuse_when_closed=_stopping
         )
@@ -95,6 +99,11 @@ class TelemetryWriter:
         finally:
             self._waiting.settle_all(_stopping)
             await self._stack.aclose()
+
+    @property
+    def waiting(self) -> WaitingBatches:
+        """Return what waits for its answers."""
+        return self._waiting
 
     def submit(self, request: WriteRequest) -> asyncio.Future[WriteResult]:
         """Let a batch in, to be committed with others, and return its answer to come.
@@ -255,9 +264,11 @@ class TelemetryWriter:
         batches = [batch for batch in batches if batch.cursor_key not in skipped]
         if not batches:
             return
+        began = time.monotonic()
         try:
             with _commit_span(batches) as span:
                 stored = await self._committer.commit(batches, prepared)
+                took_s = time.monotonic() - began
                 commit = stored.commit
                 span.set_attribute("twinmesh.samples", commit.samples if commit is not None else 0)
                 if commit is not None:
@@ -278,15 +289,16 @@ class TelemetryWriter:
                 elif (key := batch.cursor_key) is not None:
                     skipped.add(key)
                     self._defer(batch, key)
-            if commit is not None:
-                self._tell(commit)
+            self._tell(stored, took_s)
 
-    def _tell(self, commit: Commit) -> None:
+    def _tell(self, stored: Stored, took_s: float) -> None:
         """Tell whoever follows commits; that it goes wrong is nobody's who waits for an answer."""
         try:
-            self._on_committed(commit)
+            if stored.commit is not None:
+                self._on_committed(stored.commit)
+            self._on_group(stored, took_s)
         except Exception:
-            _log.exception("a commit was not told", commit_no=commit.numbers.commit_no)
+            _log.exception("a group was not told of", commit=stored.commit and stored.commit.numbers)
 
     async def _search(
         self, batches: Sequence[Batch], error: ContentRefusedError, skipped: set[CursorKey]

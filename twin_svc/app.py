@@ -12,6 +12,7 @@ from meshkit.asset_changes import follow_changes
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from telemetry_store.feed import snapshot
 from twin_svc.announcements import follow_announcements
@@ -22,6 +23,7 @@ from twin_svc.devices import WatchedDevices
 from twin_svc.fleet import Fleet
 from twin_svc.follower import FeedFollower
 from twin_svc.frontier_reports import FrontierReporter
+from twin_svc.metrics import TwinMetrics
 from twin_svc.registry import DeviceRegistry
 from twin_svc.servicer import TwinServicer
 from twin_svc.watches import Watches
@@ -54,7 +56,18 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             changes=changes,
             poll_s=settings.feed_poll_ms / 1000,
         )
-        watches = Watches(fleet=fleet, feed=follower, devices=devices, changes=changes, clock=clock)
+        metrics = TwinMetrics(meter())
+        watches = Watches(
+            fleet=fleet,
+            feed=follower,
+            devices=devices,
+            changes=changes,
+            clock=clock,
+            on_told=metrics.watcher_told,
+        )
+        verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
+        metrics.observe(fleet=fleet, follower=follower, watches=watches)
+        observe_caches(meter(), devices=registry.lookups, tokens=verifier.lookups)
 
         def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
             registry.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
@@ -98,9 +111,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                         servicer,
                     )
                 ],
-                verifier=TokenVerifier(
-                    fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
-                ),
+                verifier=verifier,
                 checks={
                     "postgresql": lambda: feed_pool.fetchval("SELECT 1"),
                     "feed": follower.check,

@@ -48,17 +48,19 @@ class FeedFrontier:
             return True
         return self._beyond.get(instance, {}).get(commit_no) == set()
 
-    def take(self, instance: int, commit_no: int, part: int, parts: int) -> None:
-        """Count a part of a commit in."""
+    def take(self, instance: int, commit_no: int, part: int, parts: int) -> bool:
+        """Count a part of a commit in; says whether that made it whole."""
         through = self._through.get(instance, 0)
         if commit_no <= through:
-            return
+            return False
         beyond = self._beyond.setdefault(instance, {})
         if commit_no not in beyond and len(beyond) >= _MOST_BEYOND:
-            return
+            return False
         missing = beyond.setdefault(commit_no, set(range(parts)))
+        made_whole = missing == {part}
         missing.discard(part)
         self._advance(instance)
+        return made_whole
 
     def advance(self, frontier: Frontier) -> None:
         """Count in what was read from the store, up to its own frontier."""

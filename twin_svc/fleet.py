@@ -89,6 +89,10 @@ class Fleet:
         self.version = 0
         self.layout = 0
 
+    def __len__(self) -> int:
+        """Return the number of devices that reported or were asked for."""
+        return self._devices.used
+
     def unknown(self, latest: LatestColumns) -> set[tuple[str, int]]:
         """Return (tenant, series id) of those samples' series that were not told yet."""
         series = latest.samples.series

@@ -1,6 +1,7 @@
 """Keeps the fleet up to date: from the checkpoint, then as commits are announced, and from the store."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
@@ -42,6 +43,8 @@ class FeedFollower:
     Attributes:
         checkpoint: commits that the fleet's values of unknown commits are of.
         expired: how often the feed was lost and taken up again from the checkpoint.
+        announced_commits: how many the fleet has because they were announced.
+        found_commits: how many because they were found in the store.
     """
 
     def __init__(
@@ -62,6 +65,14 @@ class FeedFollower:
         self._advanced = asyncio.Event()
         self.checkpoint = Coverage()
         self.expired = 0
+        self.announced_commits = 0
+        self.found_commits = 0
+        self._complete_at = time.monotonic()
+
+    @property
+    def lag_s(self) -> float:
+        """Return how many seconds ago the store was last seen to hold nothing that the fleet has not."""
+        return time.monotonic() - self._complete_at
 
     @property
     def coverage(self) -> Coverage:
@@ -126,7 +137,8 @@ class FeedFollower:
                 await self._learn(connection, announcement.latest)
         self._apply(announcement.latest)
         if frontier is not None:
-            frontier.take(instance, commit_no, announcement.part, announcement.parts)
+            part, parts = announcement.part, announcement.parts
+            self.announced_commits += frontier.take(instance, commit_no, part, parts)
             self._advance()
             if frontier.has_holes:
                 self._look.set()
@@ -188,21 +200,22 @@ class FeedFollower:
         _log.info("checkpoint taken over", series=taken)
 
     async def _read_commits(self, frontier: FeedFrontier) -> bool:
+        began = time.monotonic()
         async with self._snapshot() as connection:
             read = await read_commits(connection, frontier.through)
             settled = 0 if read.behind else await read_settled(connection)
             latest = await read_latest(connection, read.commits) if read.commits else []
             await self._learn(connection, latest)
-        spans = [
-            _continue_trace(commit.instance, commit.commit_no, commit.traceparent)
-            for commit in read.commits
-            if not frontier.knows(commit.instance, commit.commit_no)
-        ]
+        missed = [commit for commit in read.commits if not frontier.knows(commit.instance, commit.commit_no)]
+        spans = [_continue_trace(commit.instance, commit.commit_no, commit.traceparent) for commit in missed]
         self._apply(latest)
         frontier.advance(read.frontier)
         # Of the instances up to there the snapshot has shown every commit.
         frontier.base = max(frontier.base, settled)
         self._advance()
+        self.found_commits += len(missed)
+        if not read.behind:
+            self._complete_at = began
         for span in spans:
             if span is not None:
                 span.end()

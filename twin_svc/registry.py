@@ -7,6 +7,7 @@ from typing import Protocol
 
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import not_found
+from meshkit.lookups import Lookups
 from twin_svc.twins import Device
 
 # A change is announced on the bus; this bounds what a lost announcement can do.
@@ -48,6 +49,9 @@ class DeviceRegistry:
     Args:
         source: answers what is not remembered.
         clock: tells the age of what is remembered.
+
+    Attributes:
+        lookups: of devices.
     """
 
     def __init__(self, *, source: DeviceSource, clock: Clock) -> None:
@@ -56,6 +60,7 @@ class DeviceRegistry:
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         # Raised by every change: an answer that was under way then may be from before it.
         self._changes = 0
+        self.lookups = Lookups()
 
     async def get(self, tenant: str, device_id: str) -> Device:
         """Return a device.
@@ -84,6 +89,8 @@ class DeviceRegistry:
                 found[device_id] = entry.device
             else:
                 missing.append(device_id)
+        self.lookups.hits += len(found)
+        self.lookups.misses += len(missing)
         if missing:
             changes = self._changes
             fetched = await self._source.fetch(tenant, missing)

@@ -1,7 +1,7 @@
 """The watches of this process: opened for callers, and ended with the process or the credential."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
 from meshkit.clock import MICROS_PER_SECOND, Clock
@@ -27,20 +27,33 @@ class Watches:
         devices: of tenants.
         changes: says when something of a tenant changed.
         clock: tells who is online, and when credentials end.
+        on_told: told how many seconds after a change a caller had taken all that was told of it.
     """
 
     def __init__(
-        self, *, fleet: Fleet, feed: Feed, devices: WatchedDevices, changes: Changes, clock: Clock
+        self,
+        *,
+        fleet: Fleet,
+        feed: Feed,
+        devices: WatchedDevices,
+        changes: Changes,
+        clock: Clock,
+        on_told: Callable[[float], None],
     ) -> None:
         self._fleet = fleet
         self._feed = feed
         self._devices = devices
         self._changes = changes
         self._clock = clock
+        self._on_told = on_told
         self._open = 0
         self._none_open = asyncio.Event()
         self._none_open.set()
         self._stopping = False
+
+    def __len__(self) -> int:
+        """Return how many are open."""
+        return self._open
 
     @asynccontextmanager
     async def open(
@@ -88,6 +101,7 @@ class Watches:
                     resumed=resumed,
                     interval_s=interval_s,
                     require_allowed=require_allowed,
+                    on_told=self._on_told,
                 )
                 async with aclosing(events):
                     yield events

@@ -1,11 +1,12 @@
 """A watch as it goes on: when it looks again, and when it says how far it is."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from telemetry_store.commit_numbers import Coverage
-from twin_svc.changes import Changes, woken
+from twin_svc.changes import Change, Changes, woken
 from twin_svc.tokens import ResumePoint
 from twin_svc.watch import Bookmark, Event, Gap, SnapshotEnd, Watch
 
@@ -42,6 +43,7 @@ async def watch_events(
     resumed: ResumePoint | None,
     interval_s: float,
     require_allowed: Callable[[], None],
+    on_told: Callable[[float], None],
 ) -> AsyncGenerator[Event]:
     """Yield what a watch tells, for ever; whoever reads slowly is told less often.
 
@@ -53,6 +55,7 @@ async def watch_events(
         resumed: how far the caller was told already.
         interval_s: least time between two looks that told something, in seconds.
         require_allowed: called before each look; raises when the watch has to end.
+        on_told: told how many seconds after a change the caller had taken all that was told of it.
 
     Raises:
         DomainError: as `require_allowed` does.
@@ -68,8 +71,10 @@ async def watch_events(
     yield SnapshotEnd(ResumePoint(coverage, watch.members))
     bookmarked = loop.time()
     has_told = False
+    change: Change | None = None
     while True:
         require_allowed()
+        came = change.came if change is not None else None
         # Before the look: what changes during it wakes this again.
         change = changes.upcoming(tenant)
         coverage = feed.coverage
@@ -81,6 +86,8 @@ async def watch_events(
         for event in watch.look():
             told = True
             yield event
+        if told and came is not None:
+            on_told(time.monotonic() - came)
         has_told |= told
         since_s = loop.time() - bookmarked
         if since_s >= (_BOOKMARK_S if has_told else _QUIET_BOOKMARK_S):

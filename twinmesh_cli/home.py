@@ -26,6 +26,7 @@ class Home:
         self.state = root / "state.json"
         self.seeded = root / "seeded"
         self.traces = root / "traces.sqlite"
+        self.metrics = root / "metrics.sqlite"
 
     def make(self) -> None:
         """Makes the folder. Servers of a root launcher must get through it; nobody else may look inside."""

@@ -11,6 +11,7 @@ from twinmesh_cli import (
     config,
     load,
     login,
+    metrics,
     migrations,
     query,
     restart,
@@ -49,6 +50,7 @@ app.command()(config.config)
 app.add_typer(migrations.migrate_app, name="migrate")
 app.command()(migrations.seed)
 app.command()(trace.trace)
+app.command()(metrics.metrics)
 app.command()(login.login)
 app.command()(login.logout)
 app.command()(load.load)

@@ -13,6 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from meshkit.embedded import ChildProcess, Part
 from meshkit.embedded.part import until_ready
 
+# The resource attribute that tells traces and metrics which part of the mesh a process is.
+PART = "twinmesh.part"
 _READY_SECONDS = 60.0
 _OWN_PREFIXES = ("TWINMESH_", "OTEL_")
 
@@ -45,7 +47,11 @@ class ServiceProcess(Part):
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def _starting(self) -> Iterator[None]:
-        variables = {**self._variables, "TWINMESH_LISTEN": f"127.0.0.1:{self.port}"}
+        variables = {
+            **self._variables,
+            "TWINMESH_LISTEN": f"127.0.0.1:{self.port}",
+            "OTEL_RESOURCE_ATTRIBUTES": f"{PART}={self.name}",
+        }
         self._process = ChildProcess(
             command=module_command(self._module),
             log_path=self._log_path,

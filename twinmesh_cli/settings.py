@@ -12,9 +12,11 @@ from meshkit.config import (
     FUTURE_WINDOW_MINUTES,
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
+    METRIC_EXPORT_INTERVAL,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
+    MetricExportInterval,
     Settings,
 )
 from meshkit.runtime import read_settings
@@ -55,8 +57,10 @@ class LauncherSettings(Settings):
     otlp_endpoint: str = Field(
         "",
         validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
-        description="OTLP/gRPC receiver of traces to use instead of the embedded one, http://host:port.",
+        description="OTLP/gRPC receiver of traces and metrics to use instead of the embedded one,"
+        " http://host:port.",
     )
+    metric_export_interval: MetricExportInterval = METRIC_EXPORT_INTERVAL
     mesh_secret: SecretStr | None = Field(
         None,
         description="Root secret, base64url of 32 bytes or more; generated and kept in the home if unset.",

@@ -39,7 +39,7 @@ from twinmesh_cli.state import LauncherState, PartRecord, ProcessIdentity, end_p
 from twinmesh_cli.supervisor import Supervised, Supervisor
 
 _MAINTENANCE = "maintenance"
-_TRACES = "traces"
+_OTLP = "otlp"
 _SERVICE_ROLES: Mapping[str, str] = {
     "auth_svc": "twinmesh_auth",
     "asset_svc": "twinmesh_asset",
@@ -159,7 +159,7 @@ class Stack:
         return None
 
     async def _start_servers(self) -> _Facts:
-        """PostgreSQL, NATS and the trace receiver, as far as none is given."""
+        """PostgreSQL, NATS and the OTLP receiver, as far as none is given."""
         settings, home = self._settings, self._home
         parts: list[Part] = []
         postgres = nats = None
@@ -181,11 +181,15 @@ class Stack:
         otlp_endpoint = settings.otlp_endpoint
         if not otlp_endpoint:
             receiver = ServiceProcess(
-                name=_TRACES,
-                module="twinmesh_cli.trace_receiver",
+                name=_OTLP,
+                module="twinmesh_cli.otlp_receiver",
                 port=free_ports(1)[0],
-                variables={"TWINMESH_TRACES": str(home.traces), "TWINMESH_LOG_LEVEL": settings.log_level},
-                log_path=home.log(_TRACES),
+                variables={
+                    "TWINMESH_TRACES": str(home.traces),
+                    "TWINMESH_METRICS": str(home.metrics),
+                    "TWINMESH_LOG_LEVEL": settings.log_level,
+                },
+                log_path=home.log(_OTLP),
             )
             otlp_endpoint = f"http://127.0.0.1:{receiver.port}"
             parts.append(receiver)
@@ -235,6 +239,7 @@ class Stack:
             "TWINMESH_INGEST_ADDRESS": _addresses(facts.ports["ingest_svc"]),
             "TWINMESH_TWIN_ADDRESS": _addresses(facts.ports["twin_svc"]),
             "OTEL_EXPORTER_OTLP_ENDPOINT": facts.otlp_endpoint,
+            "OTEL_METRIC_EXPORT_INTERVAL": str(self._settings.metric_export_interval),
             "TWINMESH_TRACE_SAMPLE_RATIO": str(self._settings.trace_sample_ratio),
             "TWINMESH_LOG_LEVEL": self._settings.log_level,
             "TWINMESH_LATE_WINDOW_DAYS": str(self._settings.late_window_days),

@@ -1,4 +1,4 @@
-"""Recent spans in a small SQLite file: written by the trace receiver, read by `twinmesh trace`.
+"""Recent spans in a small SQLite file: written by the OTLP receiver, read by `twinmesh trace`.
 
 Times are nanoseconds since the epoch; ids are lower-case hexadecimal text.
 """
@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from twinmesh_cli import sqlite_file
 
 _KEPT_SPANS = 200_000
 # A commit may carry batches of thousands of traces; nobody reads more than a few of them.
@@ -90,15 +92,8 @@ class TraceStore:
     @contextmanager
     def writing(cls, path: Path, *, kept_spans: int = _KEPT_SPANS) -> Iterator["TraceStore"]:
         """Opens the file to write, making it if absent; spans of a file that is damaged are lost."""
-        try:
-            connection = _open_to_write(path)
-        except sqlite3.DatabaseError:
-            path.unlink(missing_ok=True)
-            connection = _open_to_write(path)
-        try:
+        with sqlite_file.writing(path, _SCHEMA) as connection:
             yield cls(connection, kept_spans=kept_spans)
-        finally:
-            connection.close()
 
     @classmethod
     @contextmanager
@@ -108,13 +103,8 @@ class TraceStore:
         Raises:
             FileNotFoundError: there is none.
         """
-        if not path.exists():
-            raise FileNotFoundError(path)
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
-        try:
+        with sqlite_file.reading(path) as connection:
             yield cls(connection)
-        finally:
-            connection.close()
 
     def add(self, spans: Iterable[Span]) -> None:
         """Appends spans and forgets the oldest beyond the limit."""
@@ -201,12 +191,3 @@ class TraceStore:
             )
             for span_id, parent_id, service, name, start_ns, end_ns, failed, attributes in rows
         )
-
-
-def _open_to_write(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
-    # Traces may be lost in a crash; waiting for the disk would slow down what they measure.
-    connection.execute("PRAGMA synchronous = OFF")
-    connection.executescript(_SCHEMA)
-    path.chmod(0o600)
-    return connection

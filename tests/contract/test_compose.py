@@ -177,6 +177,8 @@ def test_nats_accepts_its_configuration() -> None:
 
 def test_the_collectors_pipelines_name_what_is_defined() -> None:
     collector = yaml.safe_load((ROOT / "deploy" / "otel-collector.yaml").read_text())
+    # What the services export.
+    assert {"traces", "metrics"} <= collector["service"]["pipelines"].keys()
     for pipeline in collector["service"]["pipelines"].values():
         for kind in ("receivers", "processors", "exporters"):
             assert set(pipeline[kind]) <= set(collector[kind])

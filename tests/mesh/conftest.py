@@ -26,7 +26,7 @@ def mesh() -> Iterator[Mesh]:
     """One mesh for all tests of this worker that leave it as it was."""
     home = Path(tempfile.mkdtemp(prefix="twinmesh-mesh-"))
     home.chmod(0o755)
-    started = start_mesh(home)
+    started = start_mesh(home, OTEL_METRIC_EXPORT_INTERVAL="500")
     yield started
     started.twinmesh("down")
     shutil.rmtree(home, ignore_errors=True)
@@ -94,7 +94,7 @@ def fragile_mesh() -> Iterator[Mesh]:
     """A mesh for tests that break its parts; ingest has two processes."""
     home = Path(tempfile.mkdtemp(prefix="twinmesh-faults-"))
     home.chmod(0o755)
-    started = start_mesh(home, TWINMESH_INGEST_PROCESSES="2")
+    started = start_mesh(home, TWINMESH_INGEST_PROCESSES="2", OTEL_METRIC_EXPORT_INTERVAL="500")
     yield started
     started.twinmesh("down")
     shutil.rmtree(home, ignore_errors=True)

@@ -21,7 +21,7 @@ from meshkit.testing.mesh import Mesh, eventually, start_mesh
 _PARTS = {
     "postgres",
     "nats",
-    "traces",
+    "otlp",
     "auth_svc",
     "asset_svc",
     "ingest_svc",
@@ -266,14 +266,14 @@ def test_given_servers_are_used_instead_of_embedded_ones(own_mesh: Mesh, folder:
         "TWINMESH_MQTT_PORT": str(mqtt_port),
         "TWINMESH_DATABASE_URL": own_mesh.database_url(),
         "TWINMESH_NATS_URL": nats_url,
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{own_mesh.part('traces')['port']}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{own_mesh.part('otlp')['port']}",
         # Passwords of roles come from it, and the roles are the same ones.
         "TWINMESH_MESH_SECRET": (own_mesh.home / "secrets" / "mesh").read_text(),
     }
     guest = Mesh(folder / "guest", port, environment, own_mesh.password)
     try:
         guest.twinmesh("up", "--detach")
-        assert set(_pids(guest)) == _PARTS - {"postgres", "nats", "traces"}
+        assert set(_pids(guest)) == _PARTS - {"postgres", "nats", "otlp"}
         assert guest.log_in()
     finally:
         guest.twinmesh("down", check=False)

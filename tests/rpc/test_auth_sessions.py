@@ -13,6 +13,7 @@ from auth_svc.roles import Role, permissions_of
 from meshkit.client import fetch_keys_from
 from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind, ServiceTokens, TokenVerifier
+from meshkit.lookups import Lookups
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import MESH_SECRET, PASSWORD, AuthApp, error_info, refusal, running_auth, status_of
@@ -171,7 +172,10 @@ async def test_other_services_verify_tokens_by_the_published_keys(auth: AuthApp)
         service_tokens=ServiceTokens(service="twin_svc", mesh_secret=MESH_SECRET, clock=clock),
         clock=clock,
     )
-    principal = await verifier.verify((await auth.login()).access_token)
+    token = (await auth.login()).access_token
+    principal = await verifier.verify(token)
+    assert await verifier.verify(token) is principal
+    assert verifier.lookups == Lookups(hits=1, misses=1)
     assert (principal.tenant, principal.name) == ("demo", "user:admin")
     assert principal.kind == PrincipalKind.USER
     assert principal.permissions == permissions_of(Role.ADMIN)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -234,3 +235,29 @@ async def test_commits_announced_during_a_read_are_no_reason_to_rebuild(
     await follower.step()
 
     assert (follower.expired, follower.coverage.numbers) == (0, {instance: through + 2})
+
+
+async def test_commits_are_counted_by_where_they_came_from_and_the_lag_by_the_store(
+    database: TestDatabase, feed: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(twin_follower, "time", SimpleNamespace(monotonic=lambda: now))
+    follower = following(feed, Fleet())
+    now += 5
+    assert follower.lag_s == 5
+    async with recorder(database) as writing:
+        for number in range(3):
+            await writing.commit("demo", [Sent("pump-1", "pressure", NOW + number, 1.0)])
+    while await follower.step():
+        pass
+    assert (follower.lag_s, follower.announced_commits) == (0, 0)
+    found = follower.found_commits
+    assert found >= 3
+
+    ((instance, through),) = follower.coverage.numbers.items()
+    now += 2
+    for part in (0, 1, 1):
+        await follower.announced(Announcement(instance, through + 1, through + 1, part, 2, "", []))
+    assert (follower.announced_commits, follower.found_commits) == (1, found)
+    # That all of them came nobody knows before the store was looked at.
+    assert follower.lag_s == 2

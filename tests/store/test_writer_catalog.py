@@ -6,6 +6,7 @@ import pytest
 
 from meshkit import db
 from meshkit.errors import DomainError
+from meshkit.lookups import Lookups
 from meshkit.testing.database import TestDatabase
 from telemetry_store.catalog import SeriesCatalog, SeriesKey
 from telemetry_store.columns import Kind
@@ -26,6 +27,7 @@ async def test_ids_come_in_the_order_asked_for_and_stay(database: TestDatabase) 
         assert answer[0] != temperature
         assert list(await SeriesCatalog(pool=pool).resolve("demo", [STATE, TEMPERATURE])) == list(answer[:2])
         assert list(await catalog.resolve("demo", [])) == []
+        assert catalog.lookups == Lookups(hits=1, misses=2)
 
 
 async def test_another_tenant_or_kind_is_another_series(database: TestDatabase) -> None:

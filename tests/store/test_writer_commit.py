@@ -16,6 +16,7 @@ from opentelemetry.trace import SpanContext, TraceFlags
 from meshkit.errors import DomainError
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind, KindColumns
+from telemetry_store.commit import Stored
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.instances import last_commits
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriteResult
@@ -319,3 +320,21 @@ async def test_the_commit_is_traced_and_linked_to_the_requests_it_carries(
         "twinmesh.commit_no": 1,
         "twinmesh.order_no": 1,
     }
+
+
+async def test_each_group_is_told_with_its_answers(database: TestDatabase) -> None:
+    told: list[tuple[Stored, float]] = []
+    async with running_writer(
+        database, on_group=lambda stored, took_s: told.append((stored, took_s))
+    ) as writer:
+        await writer.write(numbered(1))
+        await writer.write(numbered(1))
+    (first, took_s), (repeated, _) = told
+    assert took_s > 0
+    assert first.commit is not None
+    assert first.commit.samples == 1
+    assert repeated.commit is None
+    assert [answer for stored, _ in told for answer in stored.answers.values()] == [
+        WriteResult(b"stored w 1", duplicate=False),
+        WriteResult(b"stored w 1", duplicate=True),
+    ]

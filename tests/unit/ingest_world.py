@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest_svc.columns import SentColumns
-from ingest_svc.intake import Intake, Origin
+from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
@@ -107,4 +107,4 @@ def origin(
     identity: RequestIdentity | WriterIdentity | None, permissions: Sequence[str] = ("telemetry:write",)
 ) -> Origin:
     principal = Principal("acme", "hub", PrincipalKind.API_KEY, frozenset(permissions))
-    return Origin(principal, identity, None)
+    return Origin(principal, identity, None, Door.UNARY)

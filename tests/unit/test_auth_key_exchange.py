@@ -14,6 +14,7 @@ from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_secret
 from auth_svc.revocations import Revocations
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated
+from meshkit.lookups import Lookups
 from meshkit.testing.clock import ManualClock
 
 _NOW = 1_800_000_000 * MICROS_PER_SECOND
@@ -89,6 +90,7 @@ async def test_a_key_is_looked_up_once_and_again_later(
     assert keys.asked == 1
     clock.advance(1)
     assert await exchange.exchange(_TOKEN.text) != first
+    assert exchange.lookups == Lookups(hits=1, misses=2)
     assert keys.asked == 2
 
 

@@ -8,6 +8,7 @@ import pytest
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
 from meshkit.errors import Unavailable, dependency_unavailable
+from meshkit.lookups import Lookups
 from meshkit.testing.clock import ManualClock
 
 
@@ -69,6 +70,14 @@ async def asked(source: Source, times: int) -> None:
     async with asyncio.timeout(10), source.question:
         await source.question.wait_for(lambda: len(source.asked) >= times)
     await started()
+
+
+async def test_lookups_are_counted_by_device(cache: ProfileCache, source: Source) -> None:
+    source.devices["acme", "a"] = profile()
+    await cache.find("acme", ["a", "absent"])
+    assert cache.lookups == Lookups(hits=0, misses=2)
+    await cache.find("acme", ["a", "absent", "b"])
+    assert cache.lookups == Lookups(hits=2, misses=3)
 
 
 async def test_a_profile_is_asked_for_again_behind_the_back_of_who_uses_it(

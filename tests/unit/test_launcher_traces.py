@@ -7,8 +7,8 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from typer.testing import CliRunner
 
 from twinmesh_cli.main import app
+from twinmesh_cli.otlp import spans_of
 from twinmesh_cli.trace import in_tree_order
-from twinmesh_cli.trace_receiver import spans_of
 from twinmesh_cli.traces import Link, Span, TraceStore
 
 _REQUEST = "aa" * 16

@@ -72,6 +72,8 @@ async def test_a_batch_under_way_is_counted_until_it_is_settled() -> None:
     waiting = room()
     answer = waiting.enter(request(_SAMPLES))
     (batch,) = waiting.drain()
+    assert (len(waiting), waiting.samples) == (1, _SAMPLES)
+    assert waiting.bytes > _SAMPLES * 8
     answer.cancel()
     await turn()
     with pytest.raises(ResourceExhausted):

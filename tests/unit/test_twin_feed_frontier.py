@@ -22,9 +22,9 @@ ALL = [
 ]
 
 
-def take(frontier: FeedFrontier, message: tuple[int, int, int]) -> None:
+def take(frontier: FeedFrontier, message: tuple[int, int, int]) -> bool:
     instance, commit_no, part = message
-    frontier.take(instance, commit_no, part, parts_of(commit_no))
+    return frontier.take(instance, commit_no, part, parts_of(commit_no))
 
 
 @given(
@@ -46,7 +46,9 @@ def test_the_frontier_is_that_of_a_set(
             frontier.advance(step[1])
             known |= {message for message in ALL if message[1] <= step[1].get(message[0], 0)}
         else:
-            take(frontier, step)
+            was_whole = frontier.knows(*step[:2])
+            made_whole = take(frontier, step)
+            assert made_whole == (frontier.knows(*step[:2]) and not was_whole)
             known.add(step)
         for instance in INSTANCES:
             whole = [

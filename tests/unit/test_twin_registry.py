@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from meshkit.errors import NotFound, dependency_unavailable
+from meshkit.lookups import Lookups
 from meshkit.testing.clock import ManualClock
 from twin_svc.registry import DevicePage, DeviceRegistry
 from twin_svc.twins import Device
@@ -54,6 +55,7 @@ async def test_a_device_is_asked_for_once_until_it_is_old(clock: ManualClock) ->
     for _ in range(3):
         assert (await registry.get(TENANT, "pump-1")).id == "pump-1"
     assert source.asked == [["pump-1"]]
+    assert registry.lookups == Lookups(hits=2, misses=1)
 
     clock.advance(11)
     del source.devices["pump-1"]

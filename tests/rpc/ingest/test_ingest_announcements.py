@@ -148,10 +148,12 @@ async def test_what_the_bus_does_not_keep_up_with_is_left_out(
     async with Announcer(bus=bus, max_waiting_bytes=50_000) as announcer:
         for number in range(1, 6):
             announcer.announce(commit(number, 1_000))
+        assert 0 < announcer.waiting_bytes <= 50_000
         await until(lambda: len(heard.commits) == 2)
         announcer.announce(commit(6, 1_000))
         await until(lambda: len(heard.commits) == 3)
     assert heard.commits == [1, 2, 6]
+    assert (announcer.left_out, announcer.waiting_bytes) == (3, 0)
     assert outages(log) == [("commits are not announced", None), ("commits are announced again", 3)]
 
 
