@@ -74,7 +74,7 @@ class ForbiddenPublishes:
         if self._told[connection] > _TOLD_A_MINUTE:
             return
         login = await self._login(connection)
-        await self._writer.write(
+        await self._writer.submit(
             WriteRequest(
                 tenant=login.tenant,
                 principal=login.principal,

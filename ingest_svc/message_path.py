@@ -3,6 +3,7 @@
 messages ──▶ whose devices? ──▶ readings by the type's schema ──▶ assess ──▶ Writer, with dead letters
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,8 +63,8 @@ class DeviceMessage:
 class MessageWriter(Protocol):
     """Where messages become durable."""
 
-    async def write(self, request: WriteRequest) -> WriteResult:
-        """Commit a request, as TelemetryWriter does."""
+    def submit(self, request: WriteRequest) -> asyncio.Future[WriteResult]:
+        """Let a request in, to be committed, as TelemetryWriter does."""
         ...
 
 
@@ -105,6 +106,7 @@ class MessagePath:
         self._writer = writer
         self._live_window = live_window
         self._clock = clock
+        self._turn = asyncio.Lock()
 
     async def store(self, messages: Sequence[DeviceMessage], *, stream: str) -> None:
         """Store messages; returns once each is durable: its samples, and why some were refused.
@@ -128,8 +130,13 @@ class MessagePath:
 
     async def _store(self, messages: Sequence[DeviceMessage], stream: str, span: SpanContext) -> None:
         try:
-            for tenant, found in (await self._by_tenant(messages)).items():
-                await self._write(tenant, found, stream, span)
+            # In their order: of equal times the later message's value counts.
+            async with self._turn:
+                written = [
+                    await self._submit(tenant, found, stream, span)
+                    for tenant, found in (await self._by_tenant(messages)).items()
+                ]
+            await asyncio.gather(*written)
         except _PASSING:
             raise
         except Exception as error:
@@ -179,7 +186,9 @@ class MessagePath:
             profiles |= await self._profiles.find(tenant, ids)
         return profiles
 
-    async def _write(self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext) -> None:
+    async def _submit(
+        self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext
+    ) -> asyncio.Future[WriteResult]:
         now_us = self._clock.now_us()
         devices = {message.device_id for message in found.messages}
         assessment = assess(
@@ -200,7 +209,7 @@ class MessagePath:
         letters = {
             place: _dead_letter(found.messages[place], whys) for place, whys in sorted(found.refusals.items())
         }
-        await self._writer.write(
+        return self._writer.submit(
             WriteRequest(
                 tenant=tenant,
                 principal=PRINCIPAL,
@@ -221,7 +230,7 @@ class MessagePath:
         if (tenant := tenants.get(message.device_id)) is not None:
             found = _TenantMessages([message])
             found.refusals[0].append(why)
-            await self._write(tenant, found, stream, span)
+            await (await self._submit(tenant, found, stream, span))
 
 
 def _take(found: _TenantMessages, message: DeviceMessage, profile: DeviceProfile | None) -> None:
