@@ -1,9 +1,11 @@
 """Forbidden publishes: NATS acknowledges and drops them, and says so in nothing but its log.
 
-So its log is read, and each becomes a dead letter of the tenant whose device it was.
+So its log is read, and each becomes a dead letter of the tenant whose device it was. Several
+processes may read the same log: what one has kept, others know by its line.
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -20,7 +22,7 @@ from ingest_svc.message_path import MessageWriter, reason_name
 from meshkit.clock import Clock
 from meshkit.errors import DomainError
 from meshkit.mqtt import Login
-from telemetry_store.requests import DeadLetter, WriteRequest
+from telemetry_store.requests import DeadLetter, RequestIdentity, WriteRequest
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
@@ -61,11 +63,12 @@ class ForbiddenPublishes:
         async for line in _lines(log):
             if (violation := _VIOLATION.search(line)) is not None:
                 try:
-                    await self._keep(int(violation["connection"]), json.loads(violation["subject"]))
+                    known_as = hashlib.sha256(line.encode()).hexdigest()
+                    await self._keep(int(violation["connection"]), json.loads(violation["subject"]), known_as)
                 except (DomainError, BusError, TimeoutError, ValueError) as error:
                     _log.warning("forbidden publish is not kept", line=line, error=repr(error))
 
-    async def _keep(self, connection: int, subject: str) -> None:
+    async def _keep(self, connection: int, subject: str, known_as: str) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._forget_at:
             self._told.clear()
@@ -78,7 +81,7 @@ class ForbiddenPublishes:
             WriteRequest(
                 tenant=login.tenant,
                 principal=login.principal,
-                identity=None,
+                identity=RequestIdentity(known_as),
                 digest=b"",
                 samples=[],
                 outcome=b"",

@@ -27,6 +27,7 @@ _MESH = "MESH"
 _SYSTEM = "SYS"
 _LOGIN_SECONDS = 5.0  # auth_svc asks the database, and asset_svc
 _DEFAULT_SYNC = "2m"
+_LOG_BYTES = 20_000_000
 
 
 class NatsUser(StrEnum):
@@ -97,6 +98,7 @@ def server_config(
     mqtt: MqttListener | None,
     sync_always: bool = True,
     monitor: str = "",
+    log_file: str = "",
 ) -> Mapping[str, object]:
     """Return the server's configuration, of which NATS reads JSON as its own format.
 
@@ -108,6 +110,7 @@ def server_config(
         sync_always: a message is on disk before a device is told PUBACK; without it the last two
             minutes can be lost when the machine fails.
         monitor: host:port for health checks, "": none.
+        log_file: where the server writes what it has to say, "": it prints it.
     """
     config: dict[str, object] = {
         # MQTT needs a name that stays the same over restarts.
@@ -150,6 +153,8 @@ def server_config(
         config["mqtt"] = _mqtt(mqtt)
     if monitor:
         config["http"] = monitor
+    if log_file:
+        config |= {"log_file": log_file, "logfile_size_limit": _LOG_BYTES, "logfile_max_num": 2}
     return config
 
 
@@ -196,6 +201,7 @@ def main() -> None:
         store_dir="/data",
         mqtt=MqttListener("0.0.0.0", 1883, tls),  # noqa: S104 - of a container, which publishes it or not
         monitor="127.0.0.1:8222",
+        log_file="/log/nats.log",  # read by ingest_svc
     )
     Path(sys.argv[1], "nats.json").write_text(json.dumps(config, indent=2))
 

@@ -388,7 +388,6 @@ def _mqtt_variables(nats_server: EmbeddedNats | None, part: str) -> Mapping[str,
         variables["TWINMESH_CALLOUT_NATS_URL"] = nats_server.url_of(NatsUser.AUTH)
     if part.startswith("ingest_svc"):
         variables["TWINMESH_DEVICE_NATS_URL"] = nats_server.url_of(NatsUser.INGEST)
-    if part == "ingest_svc":  # The first of them: each line of the log is kept once.
         variables["TWINMESH_NATS_LOG"] = str(nats_server.log_path)
     return variables
 

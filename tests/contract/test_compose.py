@@ -15,6 +15,7 @@ import yaml
 from gateway.contract import CONTRACT, read_contract
 from meshkit import secrets
 from meshkit.embedded import binaries
+from meshkit.nats_server import NatsUser
 from twinmesh_cli.database import role_password
 from twinmesh_cli.owners import OWNERS
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?P<rule>:[-?])?(?P<rest>[^}]*)\}")
-SECRETS = {"TWINMESH_MESH_SECRET", "POSTGRES_PASSWORD", "NATS_PASSWORD", "TWINMESH_ADMIN_PASSWORD"}
+SECRETS = {"TWINMESH_MESH_SECRET", "POSTGRES_PASSWORD", "TWINMESH_ADMIN_PASSWORD"}
 ROOT_SECRET = "A" * 43
 
 
@@ -164,15 +165,35 @@ def test_the_gateway_reaches_services_by_name(rendered: Path) -> None:
     assert admin["address"] == "127.0.0.1"
 
 
-def test_nats_accepts_its_configuration() -> None:
+def test_nats_accepts_its_configuration(tmp_path: Path) -> None:
+    """As the step `nats-config` writes it."""
+    step = SERVICES["nats-config"]
+    assert step["command"][1:] == ["-m", "meshkit.nats_server", "/nats"]
+    environment = {name: interpolated(str(value)) for name, value in step["environment"].items()}
+    subprocess.run(
+        [sys.executable, "-m", "meshkit.nats_server", tmp_path],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environment, "TWINMESH_MESH_SECRET": ROOT_SECRET},
+        check=True,
+    )
     done = subprocess.run(
-        [binaries.nats_server(None), "-t", "-c", ROOT / "deploy" / "nats.conf"],
-        env={"NATS_PASSWORD": "n0"},
+        [binaries.nats_server(None), "-t", "-c", tmp_path / "nats.json"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_services_are_told_users_that_nats_knows() -> None:
+    told = {
+        name
+        for service in SERVICES.values()
+        for argument in service.get("command", [])
+        for variable, _, name in [argument.partition("=")]
+        if variable.endswith("_NATS_URL")
+    }
+    assert told == set(NatsUser)
 
 
 def test_the_collectors_pipelines_name_what_is_defined() -> None:
