@@ -47,12 +47,14 @@ class Outcome:
         refused: refused for good.
         reasons: why, by reason.
         is_connected: the mesh answers.
+        tells_refusals: what is refused is told; else it counts as durable.
     """
 
     durable: int = 0
     refused: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     is_connected: bool = False
+    tells_refusals: bool = True
 
 
 class Door(Protocol):

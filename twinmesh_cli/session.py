@@ -36,6 +36,10 @@ class ClientSettings(Settings):
         default_factory=lambda: load_settings().gateway_address,
         description="Address of the gateway for client commands, host:port; the launcher's own if unset.",
     )
+    mqtt: str = Field(
+        default_factory=lambda: load_settings().mqtt_address,
+        description="Address of MQTT for client commands, host:port; the launcher's own if unset.",
+    )
     api_key: SecretStr = Field(SecretStr(""), description="API key for client commands; empty: the log-in.")
     credentials: Path = Field(
         Path(typer.get_app_dir("twinmesh")) / "credentials.json",
@@ -107,6 +111,7 @@ class Session:
     def __init__(self, *, channel: grpc.aio.Channel, settings: ClientSettings) -> None:
         self.channel = channel
         self.gateway = settings.gateway
+        self.mqtt = settings.mqtt
         self.store = CredentialStore(path=settings.credentials, gateway=settings.gateway)
         self.api_key = settings.api_key.get_secret_value()
         self._renewing = asyncio.Lock()

@@ -150,6 +150,11 @@ class LauncherSettings(Settings):
         """The gateway's host:port for clients on this machine."""
         return f"{self.gateway_host}:{self.gateway_port}"
 
+    @property
+    def mqtt_address(self) -> str:
+        """MQTT's host:port for clients on this machine."""
+        return f"{self.gateway_host}:{self.mqtt_port}"
+
 
 def load_settings() -> LauncherSettings:
     """Reads the environment; exits with status 2 and a line per wrong setting."""

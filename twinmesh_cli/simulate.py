@@ -22,6 +22,7 @@ from rich.live import Live
 from meshkit.clock import SystemClock
 from twinmesh_cli.doors import Door, DoorError, json_door, stream_door
 from twinmesh_cli.interrupts import on_interrupt
+from twinmesh_cli.mqtt_door import mqtt_door
 from twinmesh_cli.session import Session, fail, run
 from twinmesh_cli.simulated_devices import device_ids, make_devices
 from twinmesh_cli.simulation import Simulation, Traits
@@ -45,6 +46,7 @@ class Over(StrEnum):
 
     STREAM = "stream"
     JSON = "json"
+    MQTT = "mqtt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def simulate(
             help="Share of samples to be refused: unknown metric, wrong kind, outside the window.",
         ),
     ] = 0.0,
-    over: Annotated[Over, typer.Option(help="The gateways' stream, or POST /v1/telemetry.")] = Over.STREAM,
+    over: Annotated[Over, typer.Option(help="Gateways' stream, POST /v1/telemetry, or MQTT.")] = Over.STREAM,
     seconds: Annotated[
         float | None, typer.Option(min=0.001, help="End after so long; Ctrl-C ends it.")
     ] = None,
@@ -126,6 +128,9 @@ async def _door(session: Session, plan: _Plan) -> AsyncIterator[Door]:
             yield await resources.enter_async_context(
                 json_door(session.gateway, credential=session.credential)
             )
+            return
+        if plan.over is Over.MQTT:
+            yield await resources.enter_async_context(mqtt_door(session, session.mqtt))
             return
         spool = plan.spool or Path(
             resources.enter_context(tempfile.TemporaryDirectory(prefix="twinmesh-simulate-"))

@@ -39,6 +39,8 @@ class Report:
         problems = []
         if self.backlog:
             problems.append(f"{self.backlog:,} samples have no outcome: the mesh did not answer for them")
+        if not self.outcome.tells_refusals:
+            return problems
         unexpected = self.outcome.refused - self.sent.bad
         if unexpected > 0:
             problems.append(f"{unexpected:,} samples were refused that were good")
@@ -51,6 +53,8 @@ class Report:
         """Return all of it as a line."""
         outcome = self.outcome
         refused = f"{outcome.refused:,} refused{_listed(_reasons(outcome))}"
+        if not outcome.tells_refusals:
+            refused = "refusals are not told"
         return (
             f"sent {self.sent.samples:,} samples of {_devices(self.devices)} in {self.seconds:.1f} s"
             f"{_listed(_defects(self.sent))}: "

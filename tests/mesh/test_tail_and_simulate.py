@@ -106,24 +106,41 @@ async def test_totals_add_up_with_history(
     assert counts.total() == told["durable"] - told["twice"], "equal samples show once"
 
 
-async def test_a_seed_sends_the_same_by_either_door(
+async def temperatures(admin: httpx.AsyncClient, fleet: str) -> dict[int, list[float]]:
+    """Return each device's stored temperatures in order of size."""
+    of_fleet = {}
+    for number, device in enumerate(ids_of(fleet)):
+        history = (await admin.get(f"/v1/twins/{device}/history?metrics=temperature")).json()["metrics"]
+        # Late samples lie elsewhere, so that the order of times is not the same.
+        of_fleet[number] = sorted(history[0]["doubleValues"]) if history else []
+    return of_fleet
+
+
+async def test_a_seed_sends_the_same_by_every_door(
     logged_in: Mesh, admin: httpx.AsyncClient, fleet: str
 ) -> None:
-    fleets = {f"{fleet}-{over}": over for over in ("stream", "json")}
-    for name, over in fleets.items():
-        await asyncio.to_thread(
-            simulate, logged_in, name, "--rate", "8", "--seconds", "3", "--over", over, *FAULTY
-        )
-    values: list[dict[int, list[float]]] = []
-    for name in fleets:
-        of_fleet = {}
-        for number, device in enumerate(ids_of(name)):
-            history = (await admin.get(f"/v1/twins/{device}/history?metrics=temperature")).json()["metrics"]
-            # Late samples lie elsewhere, so that the order is not the same.
-            of_fleet[number] = sorted(history[0]["doubleValues"])
-        values.append(of_fleet)
-    assert values[0] == values[1]
-    assert all(values[0].values())
+    fleets = {over: f"{fleet}-{over}" for over in ("stream", "json", "mqtt")}
+    for over, name in fleets.items():
+        options = ("--devices", str(DEVICES), "--prefix", name, "--rate", "8", "--seconds", "3", *FAULTY)
+        await asyncio.to_thread(logged_in.twinmesh, "simulate", "--over", over, *options)
+    sent = await temperatures(admin, fleets["stream"])
+    assert all(sent.values())
+    assert await temperatures(admin, fleets["json"]) == sent
+    # By MQTT the broker answers, which is before it is stored.
+    async with asyncio.timeout(30):
+        while await temperatures(admin, fleets["mqtt"]) != sent:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
+
+
+async def test_a_simulation_over_mqtt_leaves_no_key_behind(
+    logged_in: Mesh, admin: httpx.AsyncClient, fleet: str
+) -> None:
+    before = (await admin.get("/v1/apiKeys")).json()["apiKeys"]
+    options = ("--devices", str(DEVICES), "--prefix", fleet, "--rate", "8", "--seconds", "1")
+    shown = await asyncio.to_thread(logged_in.twinmesh, "simulate", "--over", "mqtt", *options)
+    assert f"sent {DEVICES * 8} samples" in shown.stdout
+    assert f"{DEVICES * 8} durable, refusals are not told, 0 without an outcome" in shown.stdout
+    assert (await admin.get("/v1/apiKeys")).json()["apiKeys"] == before
 
 
 async def latest(admin: httpx.AsyncClient, fleet: str) -> dict[tuple[str, str], datetime]:
