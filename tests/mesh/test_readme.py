@@ -43,6 +43,7 @@ def test_every_command_works_as_printed(mesh: Mesh, tmp_path: Path, guide: str, 
     text = (ROOT / guide).read_text(encoding="utf-8")
     script = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     script = script.replace("127.0.0.1:8080", mesh.address).replace("/tmp/", f"{tmp_path}/")
+    script = script.replace("port=1883", f"port={mesh.mqtt_port}")
     done = subprocess.run(
         ["/usr/bin/env", "bash", "-e", "-o", "pipefail", "-c", script],
         cwd=ROOT,
