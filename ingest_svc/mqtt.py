@@ -133,6 +133,14 @@ class StreamedMessages:
 
     async def run(self) -> None:
         """Store messages until it is cancelled."""
+        while True:
+            try:
+                await self._run()
+            except Exception:
+                _log.exception("messages of devices are not taken; trying again")
+                await asyncio.sleep(_LONGEST_WAIT_S)
+
+    async def _run(self) -> None:
         free = asyncio.Semaphore(_GROUPS_AT_ONCE)
         async with asyncio.TaskGroup() as tasks, background(self._look(), name="mqtt-look"):
             while True:

@@ -113,11 +113,6 @@ def not_found(resource: str, resource_id: str) -> NotFound:
     )
 
 
-def not_built_yet(what: str) -> Unimplemented:
-    """Return the error for a part of the contract that is not built yet."""
-    return Unimplemented(f"{what} is not built yet", reason=ErrorReason.ERROR_REASON_NOT_BUILT_YET)
-
-
 def dependency_unavailable(dependency: str, *, retry_after_s: float = 1.0) -> Unavailable:
     """Return the error for a part of the mesh that is away."""
     return Unavailable(

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+_CANCEL_AGAIN_S = 0.1
+
 
 @asynccontextmanager
 async def background(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
@@ -16,6 +18,9 @@ async def background(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIter
     try:
         yield
     finally:
-        task.cancel()
+        while not task.done():
+            task.cancel()
+            # The NATS client swallows a cancellation while it waits for a slow bus.
+            await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
         with suppress(asyncio.CancelledError):
             await task
