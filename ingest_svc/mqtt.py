@@ -138,6 +138,7 @@ class StreamedMessages:
                 await self._run()
             except Exception:
                 _log.exception("messages of devices are not taken; trying again")
+                await self.give_back()
                 await asyncio.sleep(_LONGEST_WAIT_S)
 
     async def _run(self) -> None:
@@ -156,7 +157,10 @@ class StreamedMessages:
 
     async def give_back(self) -> None:
         """Have NATS deliver at once, to others, what is not stored."""
-        for reply in list(self._held):
+        given, self._held = self._held, {}
+        self._held_bytes = 0
+        self._came.clear()
+        for reply in given:
             await self._publish(reply, b"-NAK")
 
     async def _look(self) -> None:
@@ -168,10 +172,10 @@ class StreamedMessages:
             while self._questions and self._questions[0].until < now:
                 self._questions.popleft()
             self._changed.set()
-            await self._purge()
             for reply, until in list(self._held.items()):
                 if until - now < _ACK_WAIT_S / 2 and await self._publish(reply, b"+WPI"):
                     self._held[reply] = now + _ACK_WAIT_S
+            await self._purge()
 
     async def _purge(self) -> None:
         """Have the stream forget what everybody has acknowledged."""
@@ -248,8 +252,8 @@ class StreamedMessages:
         await _store(self._store, [_streamed(message) for message in group], stream=stream)
         for message in group:
             await self._publish(message.reply, b"+ACK")
-            del self._held[message.reply]
-            self._held_bytes -= len(message.data)
+            if self._held.pop(message.reply, None) is not None:
+                self._held_bytes -= len(message.data)
         self._changed.set()
 
     async def _publish(self, subject: str, payload: bytes, *, reply: str = "") -> bool:
