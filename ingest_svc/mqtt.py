@@ -173,8 +173,9 @@ class StreamedMessages:
                 self._questions.popleft()
             self._changed.set()
             for reply, until in list(self._held.items()):
-                if until - now < _ACK_WAIT_S / 2 and await self._publish(reply, b"+WPI"):
+                if reply in self._held and until - now < _ACK_WAIT_S / 2:
                     self._held[reply] = now + _ACK_WAIT_S
+                    await self._publish(reply, b"+WPI")
             await self._purge()
 
     async def _purge(self) -> None:
