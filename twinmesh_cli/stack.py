@@ -59,6 +59,7 @@ class Started:
     """What there is to tell once the mesh is ready."""
 
     gateway_url: str
+    mqtt_address: str | None  # None: MQTT is closed.
     seeded: Seeded
     notices: tuple[str, ...]
 
@@ -109,6 +110,7 @@ class Stack:
         self._reporter.step("mesh", "ready")
         return Started(
             gateway_url=self._settings.gateway_url,
+            mqtt_address=self._settings.mqtt_address if facts.nats and facts.nats.speaks_mqtt else None,
             seeded=seeded,
             notices=tuple(self._notices),
         )

@@ -195,6 +195,7 @@ def welcome(started: Started, settings: LauncherSettings) -> str:
     return "\n".join(
         [
             f"Twinmesh is ready at {url}.",
+            *([f"Devices connect by MQTT to {started.mqtt_address}."] if started.mqtt_address else []),
             login,
             "",
             "Try next:",

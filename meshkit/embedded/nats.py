@@ -66,6 +66,11 @@ class EmbeddedNats(Part):
         return self._port
 
     @property
+    def speaks_mqtt(self) -> bool:
+        """Whether devices can connect."""
+        return self._mqtt is not None
+
+    @property
     def log_path(self) -> Path:
         """What the server prints."""
         return self._log_path
