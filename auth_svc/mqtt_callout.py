@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ _ANSWER_S = 3.0
 _LOGINS_AT_ONCE = 64
 _CONSUMER_SEEN_S = 1.0
 _PAGE = 1_024
+_ID = re.compile("[a-z0-9-]{1,64}")
 _SWEEP_EVERY_S = 10.0
 # A log-in that was under way when its key was revoked has come in by then, or been given up by NATS.
 _LOGIN_LASTS_S = 6.0
@@ -120,7 +122,7 @@ class MqttCallout:
             await self._require_consumer()
         except DomainError as error:
             why = str(error)
-            _log.info("log-in by MQTT refused", user=request.user[:64], host=request.host, why=why)
+            _log.info("log-in by MQTT refused", user=_shown(request.user), host=request.host, why=why)
             return self._answers.refuse(request, why=why, now=now)
         ends_us = permitted.expire_us
         return self._answers.permit(
@@ -213,3 +215,8 @@ class MqttCallout:
         message = await self._client.request(subject, json.dumps(question).encode(), timeout=_ANSWER_S)
         answer: Mapping[str, Any] = json.loads(message.data)
         return answer
+
+
+def _shown(user: str) -> str:
+    """Return a log-in's user as the log may have it: a key that was sent in its place is a secret."""
+    return user if _ID.fullmatch(user) else "(no id)"
