@@ -98,7 +98,8 @@ class LoginAnswers:
             "nats": {
                 "type": "user",
                 "version": _VERSION,
-                "pub": {"allow": list(publish)},
+                # To NATS an empty list allows everything.
+                "pub": {"allow": list(publish)} if publish else {"deny": [">"]},
                 "sub": {"deny": [">"]},
                 "subs": -1,
                 "data": -1,
