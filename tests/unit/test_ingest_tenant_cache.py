@@ -96,6 +96,7 @@ async def test_many_who_ask_become_one_question(cache: TenantCache, source: _Sou
     first = asyncio.create_task(cache.find(["pump-1"]))
     await source.was_asked.wait()
     others = [asyncio.create_task(cache.find([device])) for device in ("pump-2", "new", "pump-2")]
+    await asyncio.sleep(0)  # They have begun to wait.
     # One who gives up takes the answer from nobody.
     others[0].cancel()
     source.answering.set()

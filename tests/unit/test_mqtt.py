@@ -67,16 +67,14 @@ def _certificate(folder: Path) -> Tls:
 @pytest.mark.parametrize("sync_always", [True, False])
 @pytest.mark.parametrize("mqtt", ["closed", "open", "tls"])
 def test_nats_takes_the_configuration(tmp_path: Path, mqtt: str, sync_always: bool) -> None:
-    listeners = {
-        "closed": lambda: None,
-        "open": lambda: MqttListener("127.0.0.1", 1883),
-        "tls": lambda: MqttListener("0.0.0.0", 8883, _certificate(tmp_path)),
-    }
+    listener = None
+    if mqtt != "closed":
+        listener = MqttListener("0.0.0.0", 1883, _certificate(tmp_path) if mqtt == "tls" else None)
     config = server_config(
         root=ROOT,
         listen="127.0.0.1:4222",
         store_dir=str(tmp_path / "streams ü 'of' \"mine\""),
-        mqtt=listeners[mqtt](),
+        mqtt=listener,
         sync_always=sync_always,
         monitor="127.0.0.1:8222",
     )
