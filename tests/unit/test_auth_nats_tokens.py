@@ -16,7 +16,7 @@ from meshkit.nats_server import issuer, issuer_key
 ROOT = bytes(range(32))
 SEED = nkeys.encode_seed(issuer_key(ROOT), nkeys.PREFIX_BYTE_ACCOUNT)
 NOW = 1_800_000_000
-REQUEST = LoginRequest("pump-1", "tmk_secret", "UCONNECTION", "NSERVER", "127.0.0.1")
+REQUEST = LoginRequest("pump-1", "tmk_secret", "UCONNECTION", "NSERVER", "127.0.0.1", "mqtt")
 
 
 def _encoded(content: object) -> str:
@@ -44,6 +44,7 @@ def test_a_request_is_read() -> None:
     assert LoginRequest.parse(asked(WHOLE)) == REQUEST
     anonymous = LoginRequest.parse(asked({**WHOLE, "connect_opts": {}}))
     assert (anonymous.user, anonymous.password) == ("", "")
+    assert LoginRequest.parse(asked({**WHOLE, "client_info": {}})).protocol == ""
 
 
 JSON = st.recursive(
