@@ -51,7 +51,7 @@ class DeviceTypes(Resources[DeviceType, Rows[DeviceType]]):
         for name in sorted(resource.message_schema.pointers):
             if name not in names and name != _LOCATION:
                 raise invalid_field(
-                    f'{path}.message_schema.pointers["{name}"]', f"the type defines no metric {name!r}"
+                    f"{path}.message_schema.pointers[{name!r}]", f"the type defines no metric {name!r}"
                 )
 
     async def _announce(self, tenant: str, ids: Sequence[str]) -> None:

@@ -17,15 +17,17 @@ from auth_svc.nats_tokens import LoginAnswers, LoginRequest
 from auth_svc.revocations import LOOK_BACK_S
 from meshkit import bus
 from meshkit.clock import MICROS_PER_SECOND, Clock
-from meshkit.errors import DomainError, dependency_unavailable
+from meshkit.errors import DomainError, PermissionDenied, dependency_unavailable
 from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, Login, telemetry_subject
 from meshkit.tasks import background
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
 _LOGINS = "$SYS.REQ.USER.AUTH"
 _STREAMS = "$SYS.REQ.SERVER.PING.JSZ"
 _CONNECTIONS = "$SYS.REQ.SERVER.PING.CONNZ"
 _QUEUE = "auth"
+_PROTOCOL = "mqtt"
 _ANSWER_S = 3.0
 _LOGINS_AT_ONCE = 64
 _CONSUMER_SEEN_S = 1.0
@@ -85,7 +87,12 @@ class MqttCallout:
             bus.connection(url, name=name, on_connect=self._follow) as client,
             background(self._sweep_repeatedly(), name="mqtt-sweep"),
         ):
-            yield client
+            try:
+                yield client
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def revoked(self, tenant: str, key_id: str) -> None:
         """Disconnect soon whoever logged in with a key that was revoked."""
@@ -118,6 +125,11 @@ class MqttCallout:
     async def _decide(self, request: LoginRequest) -> bytes:
         now = self._clock.now_us() // MICROS_PER_SECOND
         try:
+            if request.protocol != _PROTOCOL:
+                # NATS does not look at the connection types that a permit allows.
+                raise PermissionDenied(
+                    "devices come in by MQTT only", reason=ErrorReason.ERROR_REASON_PERMISSION_MISSING
+                )
             permitted = await self._logins.log_in(request.user, request.password)
             await self._require_consumer()
         except DomainError as error:
@@ -170,7 +182,7 @@ class MqttCallout:
             self._sweep_at = loop.time() + _SWEEP_EVERY_S
             try:
                 await self._sweep()
-            except (DomainError, BusError, TimeoutError, OSError) as error:
+            except Exception as error:  # The database's as well; the next look follows.
                 _log.warning("connections of devices are not looked through", error=repr(error))
             now = loop.time()
             self._revoked = {key: at for key, at in self._revoked.items() if now - at < _TOLD_FOR_S}

@@ -30,6 +30,7 @@ class LoginRequest:
         connection: key by which NATS knows the connection.
         server: id of the server that asks.
         host: address of the device.
+        protocol: what it speaks, "mqtt" or another.
     """
 
     user: str
@@ -37,6 +38,7 @@ class LoginRequest:
     connection: str
     server: str
     host: str
+    protocol: str
 
     @classmethod
     def parse(cls, token: bytes) -> "LoginRequest":
@@ -54,6 +56,7 @@ class LoginRequest:
                 connection=str(claims["user_nkey"]),
                 server=str(claims["server_id"]["id"]),
                 host=str(client.get("host", "")),
+                protocol=str(client.get("type", "")),
             )
         except (jwt.PyJWTError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"no request of NATS: {error!r}") from error
@@ -98,7 +101,8 @@ class LoginAnswers:
             "nats": {
                 "type": "user",
                 "version": _VERSION,
-                "pub": {"allow": list(publish)},
+                # To NATS an empty list allows everything.
+                "pub": {"allow": list(publish)} if publish else {"deny": [">"]},
                 "sub": {"deny": [">"]},
                 "subs": -1,
                 "data": -1,

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from jsonpointer import EndOfList, JsonPointer
 
 from ingest_svc.columns import MAX_STRING
 from ingest_svc.profile import LOCATION, DeviceProfile, MessageSchema
@@ -94,12 +95,19 @@ def _values(found: dict[str, Any], schema: MessageSchema) -> Iterator[tuple[str,
     """Yield the values of an object by metric."""
     if schema.pointers is not None:
         for metric, pointer in schema.pointers.items():
-            yield metric, pointer.resolve(found, None)
+            yield metric, _resolve(pointer, found)
         return
     time_key = schema.time.parts[0]
     for key, value in found.items():
         if key != time_key:
             yield key, value
+
+
+def _resolve(pointer: JsonPointer, found: Mapping[str, Any]) -> Any:
+    """Return what a pointer names, None when there is nothing."""
+    value = pointer.resolve(found, None)
+    # What "-" names in an array: its element after the last.
+    return None if isinstance(value, EndOfList) else value
 
 
 def _point(value: Any, at: str) -> SentPoint:
@@ -118,7 +126,7 @@ def _point(value: Any, at: str) -> SentPoint:
 
 def _time(found: Mapping[str, Any], schema: MessageSchema, place: str) -> int | None:
     """Return the event time in microseconds since the epoch, None when the message has none."""
-    value: Any = schema.time.resolve(found, None)
+    value = _resolve(schema.time, found)
     if value is None:
         return None
     if (
@@ -129,7 +137,7 @@ def _time(found: Mapping[str, Any], schema: MessageSchema, place: str) -> int | 
         return round(value * schema.time_unit_us)
     if isinstance(value, str):
         with suppress(ValueError):
-            parsed = datetime.fromisoformat(value)
+            parsed = datetime.fromisoformat(value.upper())  # RFC 3339 takes a small t and z as well.
             if parsed.tzinfo is not None:
                 return from_datetime(parsed)
     raise MalformedMessageError(

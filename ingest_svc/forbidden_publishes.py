@@ -4,6 +4,7 @@ So its log is read, and each becomes a dead letter of the tenant whose device it
 processes may read the same log: what one has kept, others know by its line.
 """
 
+import ast
 import asyncio
 import hashlib
 import json
@@ -11,7 +12,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from io import FileIO
 from pathlib import Path
 
 import structlog
@@ -26,10 +28,11 @@ from telemetry_store.requests import DeadLetter, RequestIdentity, WriteRequest
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
-# 127.0.0.1:48560 - mid:28 - "client id" - Publish Violation - Subject "devices.x.telemetry"
-# A client id is what a device likes; NATS writes it as a quoted string of Go.
+# [7] 2026/01/31 12:00:00.000000 [ERR] 127.0.0.1:48560 - mid:28 - "client id" - Publish Violation - …
+# A client id is what a device likes; NATS writes it as a quoted string of Go. A line is looked at from
+# its beginning, so that nothing that is quoted in another one passes for one.
 _VIOLATION = re.compile(
-    r"\[ERR\] \S+ - mid:(?P<connection>\d+) - \"(?:[^\"\\]|\\.)*\" - Publish Violation - "
+    r"\[\d+\] \S+ \S+ \[ERR\] \S+ - mid:(?P<connection>\d+) - \"(?:[^\"\\]|\\.)*\" - Publish Violation - "
     r"(?:User \"(?:[^\"\\]|\\.)*\", )?Subject (?P<subject>\"(?:[^\"\\]|\\.)*\")"
 )
 _CONNECTIONS = "$SYS.REQ.ACCOUNT.PING.CONNZ"
@@ -61,10 +64,10 @@ class ForbiddenPublishes:
     async def follow(self, log: Path) -> None:
         """Read a server's log from its present end until cancelled, also when it is rotated."""
         async for line in _lines(log):
-            if (violation := _VIOLATION.search(line)) is not None:
+            if (violation := _VIOLATION.match(line)) is not None:
                 try:
                     known_as = hashlib.sha256(line.encode()).hexdigest()
-                    await self._keep(int(violation["connection"]), json.loads(violation["subject"]), known_as)
+                    await self._keep(int(violation["connection"]), _unquoted(violation["subject"]), known_as)
                 except (DomainError, BusError, TimeoutError, ValueError) as error:
                     _log.warning("forbidden publish is not kept", line=line, error=repr(error))
 
@@ -92,6 +95,8 @@ class ForbiddenPublishes:
 
     def _dead_letter(self, login: Login, subject: str) -> DeadLetter:
         topic = subject.replace(".", "/")
+        if not topic.isprintable():
+            topic = repr(topic)
         allowed = f"to devices/{login.device_id}/telemetry" if login.device_id else "for its tenant's devices"
         return DeadLetter(
             device_id=login.device_id or None,
@@ -105,49 +110,83 @@ class ForbiddenPublishes:
     async def _login(self, connection: int) -> Login:
         question = json.dumps({"cid": connection, "state": 2, "auth": True}).encode()  # 2: also closed ones
         answer = await self._client.request(_CONNECTIONS, question, timeout=_ANSWER_S)
-        connections = json.loads(answer.data).get("data", {}).get("connections", [])
-        if not connections:
-            raise ValueError("NATS no longer knows the connection")
-        return Login.parse(connections[0]["authorized_user"])
+        try:
+            user = json.loads(answer.data)["data"]["connections"][0]["authorized_user"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError("NATS no longer knows the connection") from error
+        return Login.parse(str(user))
+
+
+def _unquoted(quoted: str) -> str:
+    """Read a quoted string of Go, whose escapes are Python's as well.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return str(ast.literal_eval(quoted))
+    except SyntaxError as error:
+        raise ValueError(f"{quoted} is no quoted string") from error
 
 
 async def _lines(log: Path) -> AsyncIterator[str]:
     """Yield the lines that are written to a file from now on; one that takes its place is read whole."""
-    place = await asyncio.to_thread(_end, log)
-    while True:
-        await asyncio.sleep(_LOOK_EVERY_S)
-        written, place = await asyncio.to_thread(_read, log, place)
-        for line in written.splitlines():
-            yield line.decode(errors="replace")
+    with closing(_Followed(log)) as followed:
+        await asyncio.to_thread(followed.skip)
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            for line in (await asyncio.to_thread(followed.read)).splitlines():
+                yield line.decode(errors="replace")
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """How far a file has been read."""
+class _Followed:
+    """A file that is read as it grows, and then the one that takes its place.
 
-    inode: int
-    offset: int
+    It is held open: what was written before it was renamed is not missed, and no other file can
+    pass for it.
 
+    Args:
+        path: where it is, or will be.
+    """
 
-def _end(log: Path) -> _Place:
-    try:
-        found = log.stat()
-    except FileNotFoundError:
-        return _Place(0, 0)
-    return _Place(found.st_ino, found.st_size)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: FileIO | None = None
 
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-def _read(log: Path, place: _Place) -> tuple[bytes, _Place]:
-    """Return the whole lines after a place, at most 1 MiB, and the place behind them."""
-    try:
-        with log.open("rb") as file:
-            found = os.fstat(file.fileno())
-            is_same = found.st_ino == place.inode and found.st_size >= place.offset
-            offset = place.offset if is_same else 0
-            file.seek(offset)
-            written = file.read(_READ_BYTES)
-    except FileNotFoundError:
-        return b"", place
-    # Part of a line waits for its rest, unless there is no end to it.
-    whole = written[: written.rfind(b"\n") + 1] or (written if len(written) == _READ_BYTES else b"")
-    return whole, _Place(found.st_ino, offset + len(whole))
+    def skip(self) -> None:
+        """Go to the present end."""
+        if (file := self._opened()) is not None:
+            file.seek(0, os.SEEK_END)
+
+    def read(self) -> bytes:
+        """Return the next whole lines, at most 1 MiB."""
+        if (file := self._opened()) is None:
+            return b""
+        place = file.tell()
+        if os.fstat(file.fileno()).st_size < place:  # It was cut.
+            place = file.seek(0)
+        written = file.read(_READ_BYTES)
+        # Part of a line waits for its rest, unless there is no end to it.
+        whole = written[: written.rfind(b"\n") + 1] or (written if len(written) == _READ_BYTES else b"")
+        file.seek(place + len(whole))
+        if not whole and self._is_replaced(file):
+            self.close()
+        return whole
+
+    def _opened(self) -> FileIO | None:
+        if self._file is None:
+            with suppress(FileNotFoundError):
+                self._file = self._path.open("rb", buffering=0)
+        return self._file
+
+    def _is_replaced(self, file: FileIO) -> bool:
+        try:
+            return not os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False  # Not yet.

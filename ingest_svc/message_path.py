@@ -34,6 +34,7 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 PRINCIPAL = "mqtt"
 _log = structlog.get_logger()
 _REFUSALS_TOLD = 5  # in one dead letter
+_TEXT_TOLD = 256  # characters of each
 _UNBOUNDED = 2**62
 _INTERNAL: Why = (
     ErrorReason.ERROR_REASON_INTERNAL,
@@ -269,11 +270,12 @@ def _counts(assessment: Assessment) -> bytes:
 
 
 def _why(refusal: Refusal) -> Why:
-    return refusal.reason, f"{refusal.metric}: {refusal.message}" if refusal.metric else refusal.message
+    # Metrics stand in it as the device wrote them.
+    return refusal.reason, f"{refusal.metric!r}: {refusal.message}" if refusal.metric else refusal.message
 
 
 def _dead_letter(message: DeviceMessage, whys: Sequence[Why]) -> DeadLetter:
-    told = [text for _, text in whys[:_REFUSALS_TOLD]]
+    told = [_cut(text) for _, text in whys[:_REFUSALS_TOLD]]
     if len(whys) > _REFUSALS_TOLD:
         told.append(f"and {len(whys) - _REFUSALS_TOLD} more")
     return DeadLetter(
@@ -285,6 +287,10 @@ def _dead_letter(message: DeviceMessage, whys: Sequence[Why]) -> DeadLetter:
         payload=message.payload,
         trace_id=current_trace_id(),
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT_TOLD else f"{text[: _TEXT_TOLD - 1]}…"
 
 
 def reason_name(reason: ErrorReason.ValueType) -> str:

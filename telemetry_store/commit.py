@@ -193,27 +193,30 @@ async def _claim_request_ids(connection: Connection, batches: Sequence[Batch], d
     claims = [(batch, keys) for batch in batches if (keys := batch.request_keys)]
     if not claims:
         return
-    first: dict[RequestKey, Batch] = {}
+    # A message may have come more than once even within a batch.
+    first: dict[RequestKey, tuple[Batch, int]] = {}
     for batch, keys in claims:
-        for key in keys:
-            first.setdefault(key, batch)
+        for place, key in enumerate(keys):
+            first.setdefault(key, (batch, place))
     now: datetime = await connection.fetchval("SELECT now()")
-    known = await request_ids.claim(connection, {key: batch.record for key, batch in first.items()}, now)
+    known = await request_ids.claim(connection, {key: batch.record for key, (batch, _) in first.items()}, now)
     for batch, keys in claims:
         if isinstance(batch.request.identity, MessageIdentity):
-            repeated = {place for place, key in enumerate(keys) if key in known or first[key] is not batch}
+            repeated = {
+                place for place, key in enumerate(keys) if key in known or first[key] != (batch, place)
+            }
             decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=len(repeated) == len(keys))
             if repeated:
                 decision.left[batch] = batch.without(repeated)
             continue
         (key,) = keys
-        record = known.get(key, first[key].record)
+        record = known.get(key, first[key][0].record)
         try:
             request_ids.check_digest(key[2], batch.request.digest, record)
         except DomainError as error:
             decision.answers[batch] = error
         else:
-            duplicate = key in known or first[key] is not batch
+            duplicate = key in known or first[key][0] is not batch
             decision.answers[batch] = WriteResult(record.outcome, duplicate)
 
 

@@ -1,0 +1,333 @@
+"""Log-ins of devices by MQTT: auth_svc, a real NATS and PostgreSQL, devices faked at their contract."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import grpc
+import nats
+import pytest
+from nats.aio.client import Client
+
+from auth_svc import mqtt_callout
+from ingest_svc.mqtt import ensure_consumer
+from meshkit.embedded import EmbeddedNats
+from meshkit.embedded.ports import free_port
+from meshkit.mqtt import STREAM
+from meshkit.nats_server import NatsUser
+from meshkit.testing.database import TestDatabase
+from tests.rpc.auth_app import MESH_SECRET, AuthApp, running_auth, until
+from twinmesh.asset.v1 import device_service_pb2 as device_pb2
+from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
+from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
+from twinmesh.auth.v1 import api_key_service_pb2 as key_pb2
+
+SWEEP_S = 0.2
+_NOT_ALLOWED = 0x80
+
+
+class _Devices(profile_grpc.ProfileServiceServicer):
+    def __init__(self) -> None:
+        self.of: dict[str, dict[str, bool]] = {
+            "demo": {"pump-1": True, "pump-2": True, "off": False},
+            "other": {"foreign": True},
+        }
+
+    def _known(self, tenant: str) -> dict[str, device_pb2.Device]:
+        status = {True: device_pb2.DEVICE_STATUS_ACTIVE, False: device_pb2.DEVICE_STATUS_DISABLED}
+        return {
+            device: device_pb2.Device(id=device, status=status[enabled])
+            for device, enabled in self.of.get(tenant, {}).items()
+        }
+
+    async def BatchGetProfiles(self, request: Any, context: Any) -> profile_pb2.BatchGetProfilesResponse:
+        known = self._known(request.tenant)
+        found = [known[device] for device in request.device_ids if device in known]
+        return profile_pb2.BatchGetProfilesResponse(devices=found)
+
+    async def ListProfiles(self, request: Any, context: Any) -> profile_pb2.ListProfilesResponse:
+        return profile_pb2.ListProfilesResponse(devices=self._known(request.tenant).values())
+
+
+@dataclass
+class Site:
+    """auth_svc and NATS, to which devices connect."""
+
+    auth: AuthApp
+    nats: EmbeddedNats
+    mqtt_port: int
+    devices: _Devices
+    ingest: Client
+    clients: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def key(self, **fields: Any) -> key_pb2.CreateApiKeyResponse:
+        """Make an API key of tenant demo."""
+        fields.setdefault("permissions", ["telemetry:write"])
+        request = key_pb2.CreateApiKeyRequest(display_name="devices", **fields)
+        made: key_pb2.CreateApiKeyResponse = await self.auth.api_keys.CreateApiKey(
+            request, metadata=await self.auth.as_user()
+        )
+        return made
+
+    async def revoke(self, key_id: str) -> None:
+        request = key_pb2.DeleteApiKeyRequest(id=key_id)
+        await self.auth.api_keys.DeleteApiKey(request, metadata=await self.auth.as_user())
+
+    async def connect(self, user: str, password: str, identifier: str = "") -> aiomqtt.Client:
+        """Log in; the client ends with the test."""
+        client = aiomqtt.Client(
+            "127.0.0.1", self.mqtt_port, username=user, password=password, identifier=identifier or None
+        )
+        await client.__aenter__()
+
+        async def leave() -> None:
+            # One that was disconnected says so again.
+            await asyncio.gather(client.__aexit__(None, None, None), return_exceptions=True)
+
+        self.clients.push_async_callback(leave)
+        return client
+
+    async def is_refused(self, user: str, password: str) -> bool:
+        try:
+            await self.connect(user, password)
+        except aiomqtt.MqttError:
+            return True
+        return False
+
+    async def count(self) -> int:
+        """Return how many messages of devices are kept."""
+        return int((await self.ingest.jetstream().stream_info(STREAM)).state.messages)
+
+
+async def ended(client: aiomqtt.Client) -> None:
+    """Wait until a client is disconnected."""
+    with pytest.raises(aiomqtt.MqttError):
+        async for _ in client.messages:
+            pass
+
+
+@pytest.fixture
+def device_nats(short_home: Path) -> Iterator[tuple[EmbeddedNats, int]]:
+    port = free_port()
+    server = EmbeddedNats(home=short_home, root=MESH_SECRET, mqtt=("127.0.0.1", port), sync_always=False)
+    server.start()
+    yield server, port
+    server.remove()
+
+
+@asynccontextmanager
+async def running_site(database: TestDatabase, device_nats: tuple[EmbeddedNats, int]) -> AsyncIterator[Site]:
+    server, port = device_nats
+    devices = _Devices()
+    assets = grpc.aio.server()
+    profile_grpc.add_ProfileServiceServicer_to_server(devices, assets)
+    asset_port = assets.add_insecure_port("127.0.0.1:0")
+    await assets.start()
+    ingest = await nats.connect(server.url_of(NatsUser.INGEST))
+    try:
+        async with running_auth(
+            database,
+            peers={"asset_address": f"127.0.0.1:{asset_port}"},
+            callout_nats_url=server.url_of(NatsUser.AUTH),
+        ) as auth:
+            site = Site(auth, server, port, devices, ingest)
+            async with site.clients:
+                yield site
+    finally:
+        await ingest.close()
+        await assets.stop(0)
+
+
+@pytest.fixture
+async def site(
+    database: TestDatabase, device_nats: tuple[EmbeddedNats, int], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Site]:
+    monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", SWEEP_S)
+    async with running_site(database, device_nats) as running:
+        await ensure_consumer(running.ingest)
+        yield running
+
+
+async def test_a_device_comes_in_with_a_key_and_what_it_publishes_is_kept(site: Site) -> None:
+    key = await site.key()
+    client = await site.connect("pump-1", key.secret)
+    await client.publish("devices/pump-1/telemetry", b"{}", qos=1)
+    assert await site.count() == 1
+
+
+async def test_who_is_not_let_in(site: Site) -> None:
+    key, reader = await site.key(), await site.key(permissions=["twin:read"])
+    assert await site.is_refused("pump-1", key.secret[:-1] + ("0" if key.secret[-1] != "0" else "1"))
+    for user in ("off", "foreign", "unheard", "", "service", "ingest", "auth"):
+        assert await site.is_refused(user, key.secret)
+    assert await site.is_refused("pump-1", reader.secret)
+    assert await site.is_refused("pump-1", "")
+    await site.connect("pump-1", key.secret)
+
+
+async def test_our_own_users_do_not_come_in_by_mqtt(site: Site) -> None:
+    for user in NatsUser:
+        password = site.nats.url_of(user).removeprefix(f"nats://{user}:").partition("@")[0]
+        assert await site.is_refused(user, password)
+
+
+async def test_a_device_does_not_come_in_by_nats(site: Site) -> None:
+    key = await site.key()
+    with pytest.raises(nats.errors.Error):
+        await nats.connect(
+            f"nats://127.0.0.1:{site.nats.port}", user="pump-1", password=key.secret, allow_reconnect=False
+        )
+
+
+async def test_nobody_comes_in_before_somebody_can_keep_what_he_publishes(
+    database: TestDatabase, device_nats: tuple[EmbeddedNats, int]
+) -> None:
+    async with running_site(database, device_nats) as site:
+        key = await site.key()
+        assert await site.is_refused("pump-1", key.secret)
+        await ensure_consumer(site.ingest)
+        await site.connect("pump-1", key.secret)
+
+
+async def test_a_device_publishes_to_its_own_topic_alone(site: Site) -> None:
+    key = await site.key()
+    client = await site.connect("pump-1", key.secret)
+    for topic in (
+        "devices/pump-2/telemetry",
+        "devices/foreign/telemetry",
+        "devices/pump-1/commands",
+        "devices/pump-1/telemetry/more",
+        "devices/pump-1",
+        "telemetry",
+        "$JS/API/STREAM/PURGE/$MQTT_msgs",
+    ):
+        await client.publish(topic, b"{}", qos=1)  # Acknowledged all the same.
+    assert await site.count() == 0
+    await client.publish("devices/pump-1/telemetry", b"{}", qos=1)
+    assert await site.count() == 1
+
+
+async def test_a_key_s_id_publishes_for_its_tenant_s_devices(site: Site) -> None:
+    key = await site.key()
+    client = await site.connect(key.id, key.secret)
+    for device in ("off", "foreign", "unheard"):
+        await client.publish(f"devices/{device}/telemetry", b"{}", qos=1)
+    assert await site.count() == 0
+    for device in ("pump-1", "pump-2"):
+        await client.publish(f"devices/{device}/telemetry", b"{}", qos=1)
+    assert await site.count() == 2
+
+
+async def test_a_key_of_a_tenant_without_devices_publishes_nothing(site: Site) -> None:
+    key = await site.key()
+    site.devices.of["demo"] = {}
+    client = await site.connect(key.id, key.secret)
+    for topic in ("devices/foreign/telemetry", "devices/pump-1/telemetry", "x"):
+        await client.publish(topic, b"{}", qos=1)
+    assert await site.count() == 0
+
+
+@pytest.mark.parametrize("topic", ["devices/pump-1/telemetry", "devices/+/telemetry", "#", "$SYS/#"])
+async def test_a_device_subscribes_to_nothing(site: Site, topic: str) -> None:
+    client = await site.connect("pump-1", (await site.key()).secret)
+    for qos in (0, 1):
+        granted: Any = await client.subscribe(topic, qos=qos)
+        assert [int(getattr(code, "value", code)) for code in granted] == [_NOT_ALLOWED]
+
+
+async def test_a_revoked_key_ends_its_connections_and_no_others(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", 3600.0)
+    key, other = await site.key(), await site.key()
+    devices = [await site.connect("pump-1", key.secret), await site.connect(key.id, key.secret)]
+    spared = await site.connect("pump-2", other.secret)
+    await site.revoke(key.id)
+    await asyncio.gather(*map(ended, devices))
+    assert await site.is_refused("pump-1", key.secret)
+    await spared.publish("devices/pump-2/telemetry", b"{}", qos=1)
+    assert await site.count() == 1
+
+
+async def test_a_key_revoked_by_another_process_ends_its_connections(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", 3600.0)
+    key = await site.key()
+    client = await site.connect("pump-1", key.secret)
+    await site.auth.sql("UPDATE auth.api_key SET revoke_time = clock_timestamp() WHERE id = $1", key.id)
+    await ended(client)
+
+
+async def test_a_key_that_expires_ends_its_connections(site: Site) -> None:
+    request = key_pb2.CreateApiKeyRequest(display_name="short", permissions=["telemetry:write"])
+    request.expire_time.GetCurrentTime()
+    request.expire_time.seconds += 5
+    key = await site.auth.api_keys.CreateApiKey(request, metadata=await site.auth.as_user())
+    client = await site.connect("pump-1", key.secret)
+    await ended(client)
+
+    async def is_refused() -> bool:
+        return await site.is_refused("pump-1", key.secret)
+
+    await until(is_refused)
+
+
+@pytest.mark.parametrize("becomes", ["disabled", "deleted", "another tenant's"])
+async def test_a_device_that_is_no_longer_ends_its_connection(site: Site, becomes: str) -> None:
+    key = await site.key()
+    gone, spared = await site.connect("pump-1", key.secret), await site.connect("pump-2", key.secret)
+    if becomes == "disabled":
+        site.devices.of["demo"]["pump-1"] = False
+    else:
+        del site.devices.of["demo"]["pump-1"]
+    if becomes == "another tenant's":
+        site.devices.of["other"]["pump-1"] = True
+    await ended(gone)
+    await spared.publish("devices/pump-2/telemetry", b"{}", qos=1)
+    assert await site.count() == 1
+
+
+async def test_connections_are_looked_through_after_the_database_was_away(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    outdated: Callable[..., Awaitable[Any]] = mqtt_callout.MqttCallout._sweep
+
+    async def look(self: mqtt_callout.MqttCallout) -> None:
+        try:
+            await outdated(self)
+        except Exception:
+            looked.append(False)
+            raise
+        looked.append(True)
+
+    monkeypatch.setattr(mqtt_callout.MqttCallout, "_sweep", look)
+    key = await site.key()
+    client = await site.connect("pump-1", key.secret)
+
+    async def failed() -> bool:
+        return False in looked
+
+    async with site.auth.without_database():
+        await until(failed, within_s=60)
+    site.devices.of["demo"]["pump-1"] = False
+    await ended(client)
+
+
+async def test_an_auth_service_that_is_away_lets_nobody_in_and_ends_nobody(
+    database: TestDatabase, device_nats: tuple[EmbeddedNats, int]
+) -> None:
+    async with AsyncExitStack() as outer:
+        async with running_site(database, device_nats) as site:
+            outer.push_async_exit(site.clients.pop_all())
+            await ensure_consumer(site.ingest)
+            key = await site.key()
+            client = await site.connect("pump-1", key.secret)
+            outer.push_async_exit(site.clients.pop_all())
+        assert await site.is_refused("pump-2", key.secret)
+        await client.publish("devices/pump-1/telemetry", b"{}", qos=1)

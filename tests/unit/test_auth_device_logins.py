@@ -1,0 +1,207 @@
+"""Who may come in by MQTT."""
+
+from collections.abc import Collection, Sequence
+
+import pytest
+
+from auth_svc.api_keys import ApiKey
+from auth_svc.device_logins import MOST_DEVICES, PERMISSION, DeviceLogins, Permitted
+from auth_svc.key_exchange import StoredKey
+from auth_svc.opaque_tokens import OpaqueToken, Prefix
+from meshkit.clock import MICROS_PER_SECOND
+from meshkit.errors import (
+    DomainError,
+    FailedPrecondition,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    dependency_unavailable,
+)
+from meshkit.mqtt import Login
+from meshkit.testing.clock import ManualClock
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_NOW = 1_800_000_000 * MICROS_PER_SECOND
+
+
+def _token(tenant: str = "demo", key_id: str = "key7", *, prefix: Prefix = Prefix.API_KEY) -> OpaqueToken:
+    return OpaqueToken(prefix, tenant, key_id, "5ec7e7" + "0" * 58)
+
+
+class _Keys:
+    def __init__(self) -> None:
+        self.stored: dict[tuple[str, str], StoredKey] = {}
+
+    def add(
+        self,
+        tenant: str = "demo",
+        key_id: str = "key7",
+        *,
+        permissions: Collection[str] = (PERMISSION,),
+        expire_us: int | None = None,
+    ) -> None:
+        key = ApiKey(tenant, key_id, "", frozenset(permissions), "ada", _NOW, expire_us)
+        self.stored[tenant, key_id] = StoredKey(key, _token(tenant, key_id).hash)
+
+    async def find(self, tenant: str, key_id: str) -> StoredKey | None:
+        return self.stored.get((tenant, key_id))
+
+
+class _Devices:
+    def __init__(self) -> None:
+        self.of: dict[str, dict[str, bool]] = {
+            "demo": {"pump-1": True, "off": False},
+            "other": {"foreign": True},
+        }
+        self.away = False
+        self.asked: list[tuple[str, Sequence[str]]] = []
+
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> frozenset[str]:
+        self.asked.append((tenant, device_ids))
+        if self.away:
+            raise dependency_unavailable("asset_svc")
+        return frozenset(device for device in device_ids if self.of.get(tenant, {}).get(device))
+
+    async def all_of(self, tenant: str, *, most: int) -> Sequence[str]:
+        if self.away:
+            raise dependency_unavailable("asset_svc")
+        return sorted(device for device, enabled in self.of[tenant].items() if enabled)[: most + 1]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(_NOW)
+
+
+@pytest.fixture
+def keys() -> _Keys:
+    made = _Keys()
+    made.add()
+    return made
+
+
+@pytest.fixture
+def devices() -> _Devices:
+    return _Devices()
+
+
+@pytest.fixture
+def logins(keys: _Keys, devices: _Devices, clock: ManualClock) -> DeviceLogins:
+    return DeviceLogins(keys=keys, devices=devices, clock=clock)
+
+
+async def _refusal(logins: DeviceLogins, user: str, password: str) -> DomainError:
+    with pytest.raises(DomainError) as caught:
+        await logins.log_in(user, password)
+    return caught.value
+
+
+async def test_a_device_publishes_for_itself_alone(logins: DeviceLogins) -> None:
+    permitted = await logins.log_in("pump-1", _token().text)
+    assert permitted == Permitted(Login("demo", "key7", "pump-1"), ["pump-1"], None)
+
+
+async def test_the_key_s_own_id_publishes_for_all_enabled_devices(
+    logins: DeviceLogins, devices: _Devices
+) -> None:
+    devices.of["demo"]["pump-2"] = True
+    permitted = await logins.log_in("key7", _token().text)
+    assert permitted == Permitted(Login("demo", "key7", ""), ["pump-1", "pump-2"], None)
+
+
+async def test_a_key_s_id_does_for_no_more_than_five_thousand_devices(
+    logins: DeviceLogins, devices: _Devices
+) -> None:
+    devices.of["demo"] = {f"d{number:05}": True for number in range(MOST_DEVICES)}
+    assert len((await logins.log_in("key7", _token().text)).device_ids) == MOST_DEVICES
+    devices.of["demo"]["one-more"] = True
+    error = await _refusal(logins, "key7", _token().text)
+    assert isinstance(error, FailedPrecondition)
+    assert "5,000" in error.message
+    # Each by itself still comes in.
+    assert (await logins.log_in("one-more", _token().text)).device_ids == ["one-more"]
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "",
+        "secret",
+        _token(tenant="other").text,
+        _token(key_id="unheard").text,
+        _token(prefix=Prefix.REFRESH).text,
+        _token().text[:-1] + "1",
+        _token().text + " ",
+        "\0",
+    ],
+)
+async def test_every_bad_key_is_refused_in_the_same_words(logins: DeviceLogins, password: str) -> None:
+    error = await _refusal(logins, "pump-1", password)
+    assert isinstance(error, Unauthenticated)
+    assert error.reason == ErrorReason.ERROR_REASON_API_KEY_INVALID
+    assert str(error) == str(await _refusal(logins, "key7", "tmk"))
+
+
+async def test_a_revoked_key_is_refused(logins: DeviceLogins, keys: _Keys) -> None:
+    keys.stored.clear()
+    assert isinstance(await _refusal(logins, "pump-1", _token().text), Unauthenticated)
+
+
+async def test_a_key_ends_when_it_expires(logins: DeviceLogins, keys: _Keys, clock: ManualClock) -> None:
+    expire_us = _NOW + 10 * MICROS_PER_SECOND
+    keys.add(expire_us=expire_us)
+    clock.advance(9.9)
+    assert (await logins.log_in("pump-1", _token().text)).expire_us == expire_us
+    clock.advance(0.1)
+    assert isinstance(await _refusal(logins, "pump-1", _token().text), Unauthenticated)
+
+
+async def test_a_key_needs_the_permission(logins: DeviceLogins, keys: _Keys, devices: _Devices) -> None:
+    keys.add(permissions=["telemetry:read", "device:write"])
+    for user in ("pump-1", "key7"):
+        error = await _refusal(logins, user, _token().text)
+        assert isinstance(error, PermissionDenied)
+        assert error.metadata == {"permission": PERMISSION}
+    assert devices.asked == []
+
+
+@pytest.mark.parametrize("user", ["foreign", "off", "unheard", "", "key8", "PUMP-1", "pump-1\0", "*", ">"])
+async def test_other_devices_are_refused_in_the_same_words(logins: DeviceLogins, user: str) -> None:
+    error = await _refusal(logins, user, _token().text)
+    assert isinstance(error, FailedPrecondition)
+    assert error.reason == ErrorReason.ERROR_REASON_DEVICE_UNKNOWN
+    assert str(error) == str(await _refusal(logins, "absent", _token().text))
+
+
+async def test_while_nobody_knows_the_devices_nobody_comes_in(
+    logins: DeviceLogins, devices: _Devices
+) -> None:
+    devices.away = True
+    for user in ("pump-1", "key7"):
+        assert isinstance(await _refusal(logins, user, _token().text), Unavailable)
+
+
+async def test_who_would_be_refused_today(logins: DeviceLogins, keys: _Keys, devices: _Devices) -> None:
+    keys.add("other", "key9")
+    good = [Login("demo", "key7", "pump-1"), Login("demo", "key7", ""), Login("other", "key9", "foreign")]
+    bad = [
+        Login("demo", "revoked", "pump-1"),
+        Login("demo", "revoked", ""),
+        Login("other", "key7", "foreign"),  # Another tenant's key of the same id.
+        Login("demo", "key7", "off"),
+        Login("demo", "key7", "deleted"),
+        Login("demo", "key7", "foreign"),  # It moved.
+    ]
+    mixed = [login for pair in zip(bad, [*good, *good], strict=True) for login in pair]
+    assert await logins.outdated(mixed) == bad
+    assert await logins.outdated([]) == []
+    # One question for each tenant.
+    assert [tenant for tenant, _ in devices.asked] == ["demo", "other"]
+
+
+async def test_while_nobody_can_tell_nobody_is_called_outdated(
+    logins: DeviceLogins, devices: _Devices
+) -> None:
+    devices.away = True
+    with pytest.raises(Unavailable):
+        await logins.outdated([Login("demo", "revoked", "pump-1")])
