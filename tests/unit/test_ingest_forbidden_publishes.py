@@ -278,7 +278,7 @@ async def test_after_a_minute_they_count_anew(world: World, monkeypatch: pytest.
     for seconds, most in ((0, 100), (59.9, 100), (60, 200), (130, 300)):
         loop.now = 1e9 + seconds
         for _ in range(120):
-            await forbidden._keep(7, "x")
+            await forbidden._keep(7, "x", known_as="line")
         assert len(kept) == most
 
 
