@@ -182,7 +182,23 @@ async def test_a_stream_that_is_gone_is_made_anew_under_another_name(site: Devic
     assert [message.sequence for message in store.messages] == [1, 2, 3, 1, 2, 3]
 
 
-async def test_what_is_held_has_bounds(site: DeviceNats, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows whenever a process looks whether it may ask for more."""
+    looked: list[None] = []
+    purge = mqtt.StreamedMessages._purge
+
+    async def count(self: mqtt.StreamedMessages) -> None:
+        looked.append(None)
+        await purge(self)
+
+    monkeypatch.setattr(mqtt.StreamedMessages, "_purge", count)
+    return looked
+
+
+async def test_what_is_held_has_bounds(
+    site: DeviceNats, monkeypatch: pytest.MonkeyPatch, looks: list[None]
+) -> None:
     monkeypatch.setattr(mqtt, "_GROUPS_AT_ONCE", 1_000)
     monkeypatch.setattr(mqtt, "_HELD_MESSAGES", 20)
     monkeypatch.setattr(mqtt, "_ASKED_MESSAGES", 10)
@@ -201,7 +217,8 @@ async def test_what_is_held_has_bounds(site: DeviceNats, monkeypatch: pytest.Mon
             return await held() >= 20
 
         await until(is_full)
-        await client.flush()
+        seen = len(looks)
+        await until(lambda: len(looks) > seen + 10)
         # Asked for before it was full: two questions at most.
         assert 20 <= await held() <= 40
         store.storing.set()
@@ -209,7 +226,9 @@ async def test_what_is_held_has_bounds(site: DeviceNats, monkeypatch: pytest.Mon
     assert Counter(store.payloads) == Counter(numbered(1, 200))
 
 
-async def test_what_is_held_has_bounds_in_bytes(site: DeviceNats, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_held_has_bounds_in_bytes(
+    site: DeviceNats, monkeypatch: pytest.MonkeyPatch, looks: list[None]
+) -> None:
     monkeypatch.setattr(mqtt, "_GROUPS_AT_ONCE", 1_000)
     monkeypatch.setattr(mqtt, "_HELD_BYTES", 100_000)
     monkeypatch.setattr(mqtt, "_QUESTION", mqtt._QUESTION.replace(str(8 * 1024 * 1024).encode(), b"50000"))
@@ -218,7 +237,8 @@ async def test_what_is_held_has_bounds_in_bytes(site: DeviceNats, monkeypatch: p
     async with taking(site, store) as client:
         await site.send(*(b"x" * 10_000 for _ in range(60)))
         await until(lambda: store.begun > 0)
-        await client.flush()
+        seen = len(looks)
+        await until(lambda: len(looks) > seen + 10)
         info = await client.jetstream().consumer_info(STREAM, CONSUMER)
         assert 0 < (info.num_ack_pending or 0) <= 25
         store.storing.set()
