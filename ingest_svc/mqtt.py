@@ -157,7 +157,7 @@ class StreamedMessages:
             # Else it would answer our own questions with it.
             with suppress(BusError, OSError, TimeoutError):
                 async with asyncio.timeout(_FAREWELL_S):
-                    await self._subscription.drain()
+                    await self._subscription.drain()  # type: ignore[no-untyped-call] # Ships no types.
         for reply in list(self._held):
             await self._publish(reply, b"-NAK")
 
