@@ -20,6 +20,7 @@ from typing import Protocol
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as BusError
 from nats.js.api import ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
@@ -52,6 +53,7 @@ _GATHERING_S = 0.02
 _PLAIN_MESSAGES, _PLAIN_BYTES = 20_000, 16 * 1024 * 1024
 _PLAIN_QOS_HEADER = "Nmqtt-Pub"
 _LOOK_EVERY_S = 1.0
+_FAREWELL_S = 1.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 
 
@@ -87,7 +89,7 @@ async def running_mqtt(url: str, *, name: str, store: MessageStore, clock: Clock
         try:
             yield client
         finally:
-            await streamed.give_back()
+            await streamed.leave()
 
 
 @dataclass(slots=True)
@@ -109,6 +111,7 @@ class StreamedMessages:
         self._store = store
         self._client: Client | None = None
         self._inbox = ""
+        self._subscription: Subscription | None = None
         self._stream = ""  # Its name among all that there have been.
         self._is_ready = False  # Our consumer is known to exist.
         self._purged = 0  # Up to which of its messages the stream has forgotten them.
@@ -121,7 +124,9 @@ class StreamedMessages:
     async def follow(self, client: Client) -> None:
         """Take messages over a client, which is connected."""
         self._inbox = client.new_inbox()
-        await client.subscribe(self._inbox, cb=self._take, pending_msgs_limit=0, pending_bytes_limit=0)
+        self._subscription = await client.subscribe(
+            self._inbox, cb=self._take, pending_msgs_limit=0, pending_bytes_limit=0
+        )
         self._client = client
         self._changed.set()
 
@@ -138,7 +143,7 @@ class StreamedMessages:
                 await self._run()
             except Exception:
                 _log.exception("messages of devices are not taken; trying again")
-                await self.give_back()
+                await self._give_back()
                 await asyncio.sleep(_LONGEST_WAIT_S)
 
     async def _run(self) -> None:
@@ -155,8 +160,16 @@ class StreamedMessages:
                     stored = tasks.create_task(self._store_group(*self._next_group()), name="mqtt-group")
                     stored.add_done_callback(lambda _: free.release())
 
-    async def give_back(self) -> None:
-        """Have NATS deliver at once, to others, what is not stored."""
+    async def leave(self) -> None:
+        """Take no more messages, and have NATS deliver at once, to others, what is not stored."""
+        if self._subscription is not None and self._client is not None and self._client.is_connected:
+            # Else it would answer our own questions with it.
+            with suppress(BusError, OSError, TimeoutError):
+                async with asyncio.timeout(_FAREWELL_S):
+                    await self._subscription.drain()  # type: ignore[no-untyped-call] # Ships no types.
+        await self._give_back()
+
+    async def _give_back(self) -> None:
         given, self._held = self._held, {}
         self._held_bytes = 0
         self._came.clear()

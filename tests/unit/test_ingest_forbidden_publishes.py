@@ -18,7 +18,7 @@ from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from meshkit.errors import dependency_unavailable
 from meshkit.tasks import background
 from meshkit.testing.clock import ManualClock
-from telemetry_store.requests import DeadLetter, WriteRequest, WriteResult
+from telemetry_store.requests import DeadLetter, RequestIdentity, WriteRequest, WriteResult
 
 NOW = 1_800_000_000_000_000
 PREFIX = "[7] 2026/01/31 12:00:00.000000 [ERR] 127.0.0.1:48560"
@@ -77,7 +77,8 @@ class _Writer:
         if self.away:
             raise dependency_unavailable("ingest_svc")
         (letter,) = request.dead_letters
-        assert (request.identity, request.samples) == (None, [])
+        assert isinstance(request.identity, RequestIdentity)
+        assert request.samples == []
         self.kept.append((request.tenant, request.principal, letter))
         answer.set_result(WriteResult(b"", duplicate=False))
         return answer

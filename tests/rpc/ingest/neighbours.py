@@ -83,6 +83,20 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
             device_types=[pump],
         )
 
+    async def BatchGetTenants(
+        self, request: profile_pb2.BatchGetTenantsRequest, context: Any
+    ) -> profile_pb2.BatchGetTenantsResponse:
+        await self.answering.wait()
+        wanted = set(request.device_ids)
+        return profile_pb2.BatchGetTenantsResponse(
+            tenants={
+                device_id: tenant
+                for tenant, of in self.devices.items()
+                for device_id in of
+                if device_id in wanted
+            }
+        )
+
     async def ListProfiles(self, request: Any, context: Any) -> profile_pb2.ListProfilesResponse:
         raise NotImplementedError
 
