@@ -115,8 +115,8 @@ class Fleet:
             self._series["slot"][one.series_id] = slot
             self._units[one.series_id] = one.unit
 
-    def apply(self, latest: LatestColumns) -> bool:
-        """Take samples; returns whether any took effect.
+    def apply(self, latest: LatestColumns) -> Slots:
+        """Take samples; returns the device of each that took effect.
 
         Raises:
             KeyError: a series was not told.
@@ -135,7 +135,7 @@ class Fleet:
             & ((orders > known_orders) | ((orders == known_orders) & (series > metrics["series"][slots])))
         )
         if not later.any():
-            return False
+            return np.empty(0, dtype=np.int32)
         slots, chosen = slots[later], newest[later]
         self.version += 1
         metrics["version"][slots] = self.version
@@ -146,8 +146,9 @@ class Fleet:
         metrics["commit"][slots] = latest.commits[chosen]
         metrics["kind"][slots] = samples.kind
         metrics[_COLUMN_OF[samples.kind]][slots] = samples.values[chosen]
-        np.maximum.at(self._devices["seen"], metrics["device"][slots], samples.times[chosen])
-        return True
+        devices: Slots = metrics["device"][slots]
+        np.maximum.at(self._devices["seen"], devices, samples.times[chosen])
+        return devices
 
     def device_slot(self, tenant: str, device_id: str) -> int:
         """Return a device's slot, also of one that never reported."""
@@ -177,9 +178,10 @@ class Fleet:
         """Say whether any of the devices has a metric that was not there at a layout."""
         return bool((self._devices["layout"][devices] > after).any())
 
-    def changed(self, slots: Slots, *, after: int) -> Slots:
-        """Return those of the metrics whose value is of after a version."""
-        return slots[self._metrics["version"][slots] > after]
+    def changed(self, slots: Slots, *, after: int) -> npt.NDArray[np.bool_]:
+        """Return of each of the metrics whether its value is of after a version."""
+        changed: npt.NDArray[np.bool_] = self._metrics["version"][slots] > after
+        return changed
 
     def commits(self, slots: Slots) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Return instance and number of the commit of each metric's value; 0 when not known."""

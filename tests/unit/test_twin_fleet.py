@@ -33,7 +33,7 @@ def fleet_of(*samples: Latest) -> Fleet:
 
 
 def apply(fleet: Fleet, *samples: Latest) -> bool:
-    return sum(fleet.apply(latest) for latest in columns(samples)) > 0
+    return sum(len(fleet.apply(latest)) for latest in columns(samples)) > 0
 
 
 def sample(series_id: int, time_us: int, order_no: int, value: float | None = None) -> Latest:
@@ -150,7 +150,7 @@ def test_what_changed_is_what_a_watch_has_not_told(commits: list[list[Latest]]) 
     for commit in commits:
         commit = [one for one in commit if one.kind is SERIES[one.series_id - 1].kind]  # noqa: PLW2901
         apply(fleet, *commit)
-        changed = fleet.changed(slots, after=version)
+        changed = slots[fleet.changed(slots, after=version)]
         version = fleet.version
         news = fleet.twin(TENANT, PUMP, slots=changed.tolist()).metrics
         assert all(told.get(metric) != state for metric, state in news.items())
