@@ -268,7 +268,7 @@ class Watch:
         fitting = self._fitting[device_id]
         if slots is None:
             slots = self._fleet.metric_slots([fitting.slot], self._selection.metrics).tolist()
-        return self._fleet.twin(self._tenant, fitting.device, slots=slots)
+        return self._fleet.shared_twin(self._tenant, fitting.device, slots=tuple(slots))
 
     def _by_member(self, chosen: npt.NDArray[np.bool_]) -> Mapping[int, Sequence[int]]:
         """Return the chosen ones of the metrics by the place of their member."""

@@ -1,6 +1,7 @@
 """A twin shows the latest sample by event time and order, in whatever order samples come."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -156,3 +157,30 @@ def test_what_changed_is_what_a_watch_has_not_told(commits: list[list[Latest]]) 
         assert all(told.get(metric) != state for metric, state in news.items())
         told.update(news)
         assert told == fleet.twin(TENANT, PUMP).metrics
+
+
+@given(
+    st.lists(
+        st.lists(st.builds(sample, st.integers(1, 4), st.integers(0, 4), st.integers(1, 4)), max_size=3),
+        max_size=6,
+    ),
+    st.sets(st.sampled_from(["pressure", "speed", "location"])),
+)
+def test_a_shared_twin_is_the_present_one(commits: list[list[Latest]], metrics: set[str]) -> None:
+    fleet = fleet_of()
+    slots = tuple(fleet.metric_slots([fleet.device_slot(TENANT, "pump-1")], metrics).tolist())
+    for commit in commits:
+        apply(fleet, *commit)
+        for device in (PUMP, replace(PUMP, display_name="Renamed")):
+            shared = fleet.shared_twin(TENANT, device, slots=slots)
+            assert shared == fleet.twin(TENANT, device, slots=slots)
+            assert fleet.shared_twin(TENANT, device, slots=slots) is shared
+
+
+def test_of_shared_twins_a_bounded_number_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twin_svc.fleet._TWINS_KEPT", 1)
+    fleet = fleet_of(sample(1, 1, 1, 1.0), sample(3, 1, 1, 3.0))
+    slots = fleet.metric_slots([fleet.device_slot(TENANT, "pump-1")], [])
+    for slot in slots.tolist():
+        fleet.shared_twin(TENANT, PUMP, slots=(slot,))
+    assert len(fleet._shown) == 1
