@@ -1,7 +1,7 @@
 """What happens around every rpc: identity, permission, validation, deadline, errors.
 
 One interceptor does all of it, in this order, so that an rpc costs one wrapper.
-Handlers of streams must be async generators.
+Handlers of streams must be async generators. A handler may answer with a message or with its bytes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call = _Call(method=method, verifier=self._verifier)
         codec: dict[str, Any] = {
             "request_deserializer": _decoder(handler.request_deserializer),
-            "response_serializer": handler.response_serializer,
+            "response_serializer": _encoder(handler.response_serializer),
         }
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(call.unary_unary(handler.unary_unary), **codec)
@@ -188,6 +188,15 @@ def _decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], object]
             return _UNREADABLE
 
     return decoded
+
+
+def _encoder(encode: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """Let a handler answer with bytes that are written already, as those are that many callers are told."""
+
+    def encoded(response: Any) -> bytes:
+        return response if encode is None or isinstance(response, bytes) else encode(response)
+
+    return encoded
 
 
 def _check(request: Message) -> None:

@@ -19,6 +19,7 @@ from twin_svc.twins import LOCATION, Device, MetricState, Twin
 Slots = npt.NDArray[np.int32]
 NEVER = np.iinfo(np.int64).min
 _FIRST_ROOM = 1024
+_TWINS_KEPT = 10_000
 
 
 class _Table:
@@ -81,11 +82,19 @@ class Fleet:
             point=(np.float64, math.nan, POINT_WIDTH),
             text=(np.object_, None, 1),
         )
-        self._devices = _Table(seen=(np.int64, NEVER, 1), location=(np.int32, -1, 1), layout=(np.int64, 0, 1))
+        self._devices = _Table(
+            seen=(np.int64, NEVER, 1),
+            location=(np.int32, -1, 1),
+            layout=(np.int64, 0, 1),
+            version=(np.int64, 0, 1),
+        )
         self._device_slots: dict[tuple[str, str], int] = {}
         self._metric_slots: list[dict[str, int]] = []  # by device
         self._names: list[str] = []  # by metric slot
         self._units: dict[int, str] = {}  # by series
+        self._shown: dict[
+            tuple[int, ...], tuple[int, Twin]
+        ] = {}  # by metric slots: of which version, and what
         self.version = 0
         self.layout = 0
 
@@ -119,8 +128,8 @@ class Fleet:
             self._series["slot"][one.series_id] = slot
             self._units[one.series_id] = one.unit
 
-    def apply(self, latest: LatestColumns) -> bool:
-        """Take samples; returns whether any took effect.
+    def apply(self, latest: LatestColumns) -> Slots:
+        """Take samples; returns the device of each that took effect.
 
         Raises:
             KeyError: a series was not told.
@@ -139,7 +148,7 @@ class Fleet:
             & ((orders > known_orders) | ((orders == known_orders) & (series > metrics["series"][slots])))
         )
         if not later.any():
-            return False
+            return np.empty(0, dtype=np.int32)
         slots, chosen = slots[later], newest[later]
         self.version += 1
         metrics["version"][slots] = self.version
@@ -150,8 +159,10 @@ class Fleet:
         metrics["commit"][slots] = latest.commits[chosen]
         metrics["kind"][slots] = samples.kind
         metrics[_COLUMN_OF[samples.kind]][slots] = samples.values[chosen]
-        np.maximum.at(self._devices["seen"], metrics["device"][slots], samples.times[chosen])
-        return True
+        devices: Slots = metrics["device"][slots]
+        np.maximum.at(self._devices["seen"], devices, samples.times[chosen])
+        self._devices["version"][devices] = self.version
+        return devices
 
     def device_slot(self, tenant: str, device_id: str) -> int:
         """Return a device's slot, also of one that never reported."""
@@ -181,9 +192,10 @@ class Fleet:
         """Say whether any of the devices has a metric that was not there at a layout."""
         return bool((self._devices["layout"][devices] > after).any())
 
-    def changed(self, slots: Slots, *, after: int) -> Slots:
-        """Return those of the metrics whose value is of after a version."""
-        return slots[self._metrics["version"][slots] > after]
+    def changed(self, slots: Slots, *, after: int) -> npt.NDArray[np.bool_]:
+        """Return of each of the metrics whether its value is of after a version."""
+        changed: npt.NDArray[np.bool_] = self._metrics["version"][slots] > after
+        return changed
 
     def commits(self, slots: Slots) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Return instance and number of the commit of each metric's value; 0 when not known."""
@@ -223,12 +235,11 @@ class Fleet:
             return Twin(device, {}, None, None, None)
         if slots is None:
             slots = self._metric_slots[number].values()
-        metrics = {
-            self._names[slot]: self._state(device, slot) for slot in slots if self._metrics["kind"][slot]
-        }
+        kinds = self._metrics["kind"]
+        metrics = {self._names[slot]: self._state(device, slot) for slot in slots if kinds.item(slot)}
         location = metrics.get(LOCATION)
         position = location.value if location and isinstance(location.value, Point) else None
-        seen = int(self._devices["seen"][number])
+        seen = self._devices["seen"].item(number)
         return Twin(
             device=device,
             metrics=metrics,
@@ -237,31 +248,45 @@ class Fleet:
             last_seen_us=None if seen == NEVER else seen,
         )
 
+    def shared_twin(self, tenant: str, device: Device, *, slots: tuple[int, ...]) -> Twin:
+        """Return a twin with some of its metrics: the same object to all who ask while it stays the same.
+
+        Args:
+            tenant: whose.
+            device: which.
+            slots: of the metrics to show.
+        """
+        if not slots:
+            return self.twin(tenant, device, slots=slots)
+        version = self._devices["version"].item(self._metrics["device"].item(slots[0]))
+        shown = self._shown.get(slots)
+        if shown is not None and shown[0] == version and shown[1].device is device:
+            return shown[1]
+        if len(self._shown) >= _TWINS_KEPT:
+            self._shown.clear()
+        twin = self.twin(tenant, device, slots=slots)
+        self._shown[slots] = version, twin
+        return twin
+
     def _state(self, device: Device, slot: int) -> MetricState:
-        metrics = self._metrics
+        metrics = self._metrics.columns
         unit = device.units.get(self._names[slot])
         if unit is None:
             # A metric that the type has no more keeps its series' unit.
-            unit = self._units[int(metrics["series"][slot])]
-        return MetricState(self._value(slot), int(metrics["time"][slot]), unit)
+            unit = self._units[metrics["series"].item(slot)]
+        return MetricState(self._value(slot), metrics["time"].item(slot), unit)
 
     def _value(self, slot: int) -> Value:
-        metrics = self._metrics
-        match Kind(metrics["kind"][slot]):
-            case Kind.DOUBLE:
-                return float(metrics["number"][slot])
-            case Kind.INT:
-                return int(metrics["integer"][slot])
-            case Kind.BOOL:
-                return bool(metrics["integer"][slot])
-            case Kind.STRING:
-                return str(metrics["text"][slot])
-            case _:
-                latitude, longitude, altitude = metrics["point"][slot].tolist()
-                return Point(latitude, longitude, None if math.isnan(altitude) else altitude)
+        metrics = self._metrics.columns
+        kind = metrics["kind"].item(slot)
+        if kind == Kind.POINT:
+            latitude, longitude, altitude = metrics["point"][slot].tolist()
+            return Point(latitude, longitude, None if math.isnan(altitude) else altitude)
+        value: Value = metrics[_COLUMN_OF[kind]].item(slot)
+        return bool(value) if kind == Kind.BOOL else value
 
 
-_COLUMN_OF: Mapping[Kind, str] = {
+_COLUMN_OF: Mapping[int, str] = {
     Kind.DOUBLE: "number",
     Kind.INT: "integer",
     Kind.BOOL: "integer",

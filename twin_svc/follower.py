@@ -227,9 +227,10 @@ class FeedFollower:
             self._fleet.learn(await read_series(connection, unknown))
 
     def _apply(self, latest: Sequence[LatestColumns]) -> None:
-        changed = {columns.tenant for columns in latest if self._fleet.apply(columns)}
-        for tenant in changed:
-            self._changes.notify(tenant)
+        for columns in latest:
+            devices = self._fleet.apply(columns)
+            if len(devices):
+                self._changes.notify(columns.tenant, devices.tolist())
 
     def _advance(self) -> None:
         self._advanced.set()

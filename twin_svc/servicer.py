@@ -10,7 +10,7 @@ from meshkit.db import Connection
 from meshkit.errors import DomainError
 from meshkit.identity import current_principal
 from telemetry_store.history import read_history
-from twin_svc import messages, tokens
+from twin_svc import messages, tokens, watch_messages
 from twin_svc.fleet import Fleet
 from twin_svc.history import Bookmark, bookmark_from_json, bookmark_to_json, time_range
 from twin_svc.registry import DeviceRegistry
@@ -50,6 +50,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
         self._tenant_snapshot = tenant_snapshot
         self._clock = clock
         self._future_us = future_us
+        self._watch_messages = watch_messages.WatchMessages()
 
     async def GetTwin(self, request: contract.GetTwinRequest, context: Any) -> contract.Twin:
         tenant = current_principal().tenant
@@ -112,9 +113,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
             metrics=[messages.history_message(history) for history in page.histories], next_page_token=token
         )
 
-    async def WatchTwins(
-        self, request: contract.WatchTwinsRequest, context: Any
-    ) -> AsyncIterator[contract.WatchTwinsResponse]:
+    async def WatchTwins(self, request: contract.WatchTwinsRequest, context: Any) -> AsyncIterator[Any]:
         resumed = tokens.decode(request.resume_token) if request.resume_token else None
         resume_token = ""
         has_begun = False
@@ -127,11 +126,11 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
             ) as events:
                 async for event in events:
                     has_begun = True
-                    resume_token = messages.resume_token(event) or resume_token
-                    for response in messages.watch_responses(event, self._clock.now_us()):
+                    resume_token = watch_messages.resume_token(event) or resume_token
+                    for response in self._watch_messages.responses(event, self._clock.now_us()):
                         yield response
         except DomainError as error:
             # An error before anything was told is a plain one, in JSON too.
             if has_begun:
-                yield messages.end_response(error, resume_token)
+                yield watch_messages.end_response(error, resume_token)
             raise

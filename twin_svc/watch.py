@@ -5,9 +5,10 @@ again, it tells the present state of what changed since.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from twin_svc.twins import Device, Twin
 
 _TWINS_PER_EVENT = 500
 _NONE = np.empty(0, dtype=np.int32)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +144,20 @@ class _Members:
         devices: their slots.
         heartbeats: of their types, microseconds; 0: none.
         online: whether they were told to be.
+        have_heartbeats: whether any of them has one.
     """
 
     ids: list[str] = field(default_factory=list)
     devices: Slots = field(default_factory=lambda: _NONE)
     heartbeats: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     online: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+    have_heartbeats: bool = False
+
+    def places(self, ids: Collection[str]) -> set[int]:
+        """Return the places of those of some devices that are members."""
+        if not ids:
+            return set()
+        return {place for place, id_ in enumerate(self.ids) if id_ in ids}
 
 
 class Watch:
@@ -173,7 +183,8 @@ class Watch:
         self._sorted: tuple[list[str], Slots] = ([], _NONE)  # their ids and slots
         self._devices_version = -1
         self._members = _Members()
-        self._slots = _NONE
+        self._slots = _NONE  # of the members' metrics
+        self._owners = np.empty(0, dtype=np.intp)  # each one's member, by its place
         self._layout = -1
         self._told = 0
         self._digest = _digest(*sorted(selection.metrics))
@@ -182,6 +193,11 @@ class Watch:
     def members(self) -> int:
         """Return a digest of the twins that are held, and of the metrics that are asked for."""
         return self._digest
+
+    @property
+    def devices(self) -> Slots:
+        """Return the slots of all devices whose changes concern this watch; a new array when they change."""
+        return self._sorted[1]
 
     def begin(self, resumed: ResumePoint | None, checkpoint: Coverage) -> Iterator[Event]:
         """Yield the snapshot.
@@ -193,18 +209,16 @@ class Watch:
         self._follow_devices()
         self._set_members(self._present())
         self._told = self._fleet.version
-        slots = self._slots
+        told = np.zeros(len(self._slots), dtype=np.bool_)
         # Of a twin that has entered since, nothing was told, however old its values are.
         if resumed is not None and resumed.members == self._digest:
-            instances, commits = self._fleet.commits(slots)
+            instances, commits = self._fleet.commits(self._slots)
             told = resumed.coverage.told(instances, commits)
             if resumed.coverage.covers(checkpoint):
                 told |= instances == 0
-            slots = slots[~told]
-        by_device = self._by_device(slots)
-        for start in range(0, len(self._members.ids), _TWINS_PER_EVENT):
-            ids = self._members.ids[start : start + _TWINS_PER_EVENT]
-            yield Snapshot([self._twin(id_, by_device.get(self._fitting[id_].slot, _NONE)) for id_ in ids])
+        slots = self._by_member(~told)
+        for places in _parts(range(len(self._members.ids))):
+            yield Snapshot([self._twin(self._members.ids[place], slots.get(place, ())) for place in places])
 
     def look(self) -> Iterator[Event]:
         """Yield what changed since the last look; each look is to be taken to its end."""
@@ -212,13 +226,14 @@ class Watch:
         left, entered = self._follow_members(changed=bool(renewed))
         self._follow_layout()
         after, self._told = self._told, self._fleet.version
-        by_device = self._by_device(self._fleet.changed(self._slots, after=after))
-        changed = self._concerned(by_device, renewed) - set(entered)
+        slots = self._by_member(self._fleet.changed(self._slots, after=after))
+        concerned = self._turned().union(slots, self._members.places(renewed))
+        concerned -= self._members.places(entered)
         yield from (Leave(part) for part in _parts(left))
-        for part in _parts(entered):
-            yield Enter([self._twin(id_) for id_ in part])
-        for part in _parts(sorted(changed)):
-            yield Change([self._twin(id_, by_device.get(self._fitting[id_].slot, _NONE)) for id_ in part])
+        for ids in _parts(entered):
+            yield Enter([self._twin(id_) for id_ in ids])
+        for places in _parts(sorted(concerned)):
+            yield Change([self._twin(self._members.ids[place], slots.get(place, ())) for place in places])
 
     def _follow_members(self, *, changed: bool) -> tuple[Sequence[str], Sequence[str]]:
         """Decide anew who is a member; returns the ids of those that left and of those that entered."""
@@ -239,32 +254,28 @@ class Watch:
             [id_ for id_ in present if id_ not in told],
         )
 
-    def _concerned(self, by_device: Mapping[int, Slots], renewed: Collection[str]) -> set[str]:
-        """Return the ids of members to be told of: a metric changed, the device did, or it turned."""
+    def _turned(self) -> set[int]:
+        """Return the places of members that are online and were told to be offline, or the reverse."""
         members = self._members
+        if not members.have_heartbeats:
+            return set()
         online = self._online()
-        concerned = online != members.online
+        turned = np.flatnonzero(online != members.online)
         members.online = online
-        if by_device:
-            devices = np.fromiter(by_device, dtype=np.int32, count=len(by_device))
-            concerned |= np.isin(members.devices, devices)
-        ids = {members.ids[place] for place in np.flatnonzero(concerned).tolist()}
-        return ids.union(set(renewed).intersection(members.ids)) if renewed else ids
+        return set(turned.tolist())
 
-    def _twin(self, device_id: str, slots: Slots | None = None) -> Twin:
+    def _twin(self, device_id: str, slots: Sequence[int] | None = None) -> Twin:
         fitting = self._fitting[device_id]
         if slots is None:
-            slots = self._fleet.metric_slots([fitting.slot], self._selection.metrics)
-        return self._fleet.twin(self._tenant, fitting.device, slots=slots.tolist())
+            slots = self._fleet.metric_slots([fitting.slot], self._selection.metrics).tolist()
+        return self._fleet.shared_twin(self._tenant, fitting.device, slots=tuple(slots))
 
-    def _by_device(self, slots: Slots) -> dict[int, Slots]:
-        """Group metrics by their devices, whose metrics lie side by side."""
-        if not len(slots):
-            return {}
-        devices = self._fleet.devices_of(slots)
-        cuts = np.flatnonzero(devices[1:] != devices[:-1]) + 1
-        starts = np.append(0, cuts)
-        return dict(zip(devices[starts].tolist(), np.split(slots, cuts), strict=True))
+    def _by_member(self, chosen: npt.NDArray[np.bool_]) -> Mapping[int, Sequence[int]]:
+        """Return the chosen ones of the metrics by the place of their member."""
+        found: defaultdict[int, list[int]] = defaultdict(list)
+        for place, slot in zip(self._owners[chosen].tolist(), self._slots[chosen].tolist(), strict=True):
+            found[place].append(slot)
+        return found
 
     def _follow_devices(self) -> Collection[str]:
         """Take over changes of devices; returns the ids of those that fit and changed."""
@@ -308,6 +319,7 @@ class Watch:
             np.array([member.slot for member in members], dtype=np.int32),
             np.array([member.device.heartbeat_us for member in members], dtype=np.int64),
         )
+        self._members.have_heartbeats = bool(self._members.heartbeats.any())
         self._members.online = self._online()
         self._layout = -1
         self._follow_layout()
@@ -317,7 +329,11 @@ class Watch:
         if self._layout == self._fleet.layout:
             return
         if self._layout < 0 or self._fleet.has_new_metrics(self._members.devices, after=self._layout):
-            self._slots = self._fleet.metric_slots(self._members.devices.tolist(), self._selection.metrics)
+            devices = self._members.devices
+            self._slots = self._fleet.metric_slots(devices.tolist(), self._selection.metrics)
+            owners = self._fleet.devices_of(self._slots)
+            order = np.argsort(devices)
+            self._owners = order[np.searchsorted(devices, owners, sorter=order)]
         self._layout = self._fleet.layout
 
     def _online(self) -> npt.NDArray[np.bool_]:
@@ -334,6 +350,6 @@ def _digest(*names: str) -> int:
     return int.from_bytes(hashlib.blake2b("\0".join(names).encode(), digest_size=8).digest()) >> 1
 
 
-def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), _TWINS_PER_EVENT):
-        yield ids[start : start + _TWINS_PER_EVENT]
+def _parts(whole: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(whole), _TWINS_PER_EVENT):
+        yield whole[start : start + _TWINS_PER_EVENT]

@@ -93,18 +93,18 @@ class Watches:
                     devices=devices,
                     clock=self._clock,
                 )
-                events = watch_events(
-                    watch,
-                    tenant=principal.tenant,
-                    feed=self._feed,
-                    changes=self._changes,
-                    resumed=resumed,
-                    interval_s=interval_s,
-                    require_allowed=require_allowed,
-                    on_told=self._on_told,
-                )
-                async with aclosing(events):
-                    yield events
+                with self._changes.waiting(principal.tenant) as waiter:
+                    events = watch_events(
+                        watch,
+                        feed=self._feed,
+                        waiter=waiter,
+                        resumed=resumed,
+                        interval_s=interval_s,
+                        require_allowed=require_allowed,
+                        on_told=self._on_told,
+                    )
+                    async with aclosing(events):
+                        yield events
         finally:
             self._open -= 1
             if not self._open:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from telemetry_store.commit_numbers import Coverage
-from twin_svc.changes import Change, Changes, woken
+from twin_svc.changes import Waiter, woken
 from twin_svc.tokens import ResumePoint
 from twin_svc.watch import Bookmark, Event, Gap, SnapshotEnd, Watch
 
@@ -37,9 +37,8 @@ class Feed(Protocol):
 async def watch_events(
     watch: Watch,
     *,
-    tenant: str,
     feed: Feed,
-    changes: Changes,
+    waiter: Waiter,
     resumed: ResumePoint | None,
     interval_s: float,
     require_allowed: Callable[[], None],
@@ -49,9 +48,8 @@ async def watch_events(
 
     Args:
         watch: begun here.
-        tenant: whose it is.
         feed: what the fleet follows.
-        changes: says when something of the tenant changed.
+        waiter: woken when something of the watch's tenant changed; told here which devices concern it.
         resumed: how far the caller was told already.
         interval_s: least time between two looks that told something, in seconds.
         require_allowed: called before each look; raises when the watch has to end.
@@ -71,12 +69,11 @@ async def watch_events(
     yield SnapshotEnd(ResumePoint(coverage, watch.members))
     bookmarked = loop.time()
     has_told = False
-    change: Change | None = None
+    devices = None
     while True:
         require_allowed()
-        came = change.came if change is not None else None
         # Before the look: what changes during it wakes this again.
-        change = changes.upcoming(tenant)
+        came = waiter.begin()
         coverage = feed.coverage
         if feed.expired != expired:
             expired = feed.expired
@@ -89,10 +86,13 @@ async def watch_events(
         if told and came is not None:
             on_told(time.monotonic() - came)
         has_told |= told
+        if watch.devices is not devices:
+            devices = watch.devices
+            waiter.wait_for(devices.tolist())
         since_s = loop.time() - bookmarked
         if since_s >= (_BOOKMARK_S if has_told else _QUIET_BOOKMARK_S):
             yield Bookmark(ResumePoint(coverage, watch.members))
             bookmarked, has_told = loop.time(), False
         if told:
             await asyncio.sleep(max(looked + interval_s - loop.time(), 0))
-        await woken(change, at_most_s=_LOOK_S)
+        await woken(waiter.woken, at_most_s=_LOOK_S)

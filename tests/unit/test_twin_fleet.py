@@ -1,6 +1,7 @@
 """A twin shows the latest sample by event time and order, in whatever order samples come."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,7 @@ def fleet_of(*samples: Latest) -> Fleet:
 
 
 def apply(fleet: Fleet, *samples: Latest) -> bool:
-    return sum(fleet.apply(latest) for latest in columns(samples)) > 0
+    return sum(len(fleet.apply(latest)) for latest in columns(samples)) > 0
 
 
 def sample(series_id: int, time_us: int, order_no: int, value: float | None = None) -> Latest:
@@ -150,9 +151,36 @@ def test_what_changed_is_what_a_watch_has_not_told(commits: list[list[Latest]]) 
     for commit in commits:
         commit = [one for one in commit if one.kind is SERIES[one.series_id - 1].kind]  # noqa: PLW2901
         apply(fleet, *commit)
-        changed = fleet.changed(slots, after=version)
+        changed = slots[fleet.changed(slots, after=version)]
         version = fleet.version
         news = fleet.twin(TENANT, PUMP, slots=changed.tolist()).metrics
         assert all(told.get(metric) != state for metric, state in news.items())
         told.update(news)
         assert told == fleet.twin(TENANT, PUMP).metrics
+
+
+@given(
+    st.lists(
+        st.lists(st.builds(sample, st.integers(1, 4), st.integers(0, 4), st.integers(1, 4)), max_size=3),
+        max_size=6,
+    ),
+    st.sets(st.sampled_from(["pressure", "speed", "location"])),
+)
+def test_a_shared_twin_is_the_present_one(commits: list[list[Latest]], metrics: set[str]) -> None:
+    fleet = fleet_of()
+    slots = tuple(fleet.metric_slots([fleet.device_slot(TENANT, "pump-1")], metrics).tolist())
+    for commit in commits:
+        apply(fleet, *commit)
+        for device in (PUMP, replace(PUMP, display_name="Renamed")):
+            shared = fleet.shared_twin(TENANT, device, slots=slots)
+            assert shared == fleet.twin(TENANT, device, slots=slots)
+            assert fleet.shared_twin(TENANT, device, slots=slots) is shared
+
+
+def test_of_shared_twins_a_bounded_number_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twin_svc.fleet._TWINS_KEPT", 1)
+    fleet = fleet_of(sample(1, 1, 1, 1.0), sample(3, 1, 1, 3.0))
+    slots = fleet.metric_slots([fleet.device_slot(TENANT, "pump-1")], [])
+    for slot in slots.tolist():
+        fleet.shared_twin(TENANT, PUMP, slots=(slot,))
+    assert len(fleet._shown) == 1

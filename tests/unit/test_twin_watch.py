@@ -1,7 +1,7 @@
 """Whoever applies what a watch tells sees what the twins are: from the start, over changes, and resumed."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
 import numpy as np
@@ -9,13 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from meshkit.testing.clock import ManualClock
 from telemetry_store.columns import Kind
 from telemetry_store.commit_numbers import Coverage
-from telemetry_store.series import Point, Series
+from telemetry_store.series import Point
 from tests.unit.latest import Latest, columns
-from twin_svc.devices import TenantDevices
-from twin_svc.fleet import Fleet
+from tests.unit.twin_scene import IDS, METRICS, SECOND_US, SERIES, TENANT, Scene, lies_in
 from twin_svc.tokens import ResumePoint
 from twin_svc.twins import LOCATION, Device, MetricState, Twin
 from twin_svc.watch import (
@@ -29,19 +27,7 @@ from twin_svc.watch import (
     Selection,
     Snapshot,
     SnapshotEnd,
-    Watch,
 )
-
-TENANT = "demo"
-SECOND_US = 1_000_000
-IDS = ["pump-1", "pump-2", "fan-1", "fan-2"]
-METRICS: Mapping[str, Kind] = {"speed": Kind.DOUBLE, "state": Kind.STRING, LOCATION: Kind.POINT}
-SERIES = {
-    (device_id, metric): Series(1 + place, TENANT, device_id, metric, kind, "")
-    for place, (device_id, metric, kind) in enumerate(
-        (device_id, metric, kind) for device_id in IDS for metric, kind in METRICS.items()
-    )
-}
 
 
 @dataclass
@@ -79,73 +65,6 @@ class Seen:
     def _take(self, twin: Twin, *, anew: bool) -> None:
         known = {} if anew else self.twins.get(twin.device.id, (None, {}))[1]
         self.twins[twin.device.id] = twin.device, {**known, **twin.metrics}
-
-
-class Scene:
-    """A tenant's devices, and their samples as two processes have them."""
-
-    def __init__(self) -> None:
-        self.clock = ManualClock(1_000 * SECOND_US)
-        self.devices = TenantDevices()
-        self.fleets = [Fleet(), Fleet()]
-        for fleet in self.fleets:
-            fleet.learn(SERIES.values())
-        self.commits = 0
-
-    def commit(self, *samples: tuple[str, str, int, float | str | Point]) -> None:
-        self.commits += 1
-        latest = [
-            Latest(TENANT, SERIES[device, metric].series_id, time_us, self.commits, value, 7, self.commits)
-            for device, metric, time_us, value in samples
-        ]
-        for fleet in self.fleets:
-            for one in columns(latest):
-                fleet.apply(one)
-
-    def device(self, device_id: str, **changes: object) -> None:
-        known = self.devices.all.get(device_id, Device(device_id, "", device_id[:3], {}))
-        self.devices.update([device_id], {device_id: replace(known, **changes)})  # type: ignore[arg-type]
-
-    def delete(self, device_id: str) -> None:
-        self.devices.update([device_id], {})
-
-    @property
-    def coverage(self) -> Coverage:
-        return Coverage(0, {7: self.commits})
-
-    def watch(self, selection: Selection = Selection(), *, replica: int = 0) -> Watch:  # noqa: B008 - frozen
-        return Watch(
-            tenant=TENANT,
-            selection=selection,
-            fleet=self.fleets[replica],
-            devices=self.devices,
-            clock=self.clock,
-        )
-
-    def expected(self, selection: Selection) -> dict[str, tuple[Device, dict[str, MetricState]]]:
-        found = {}
-        for device in self.devices.all.values():
-            twin = self.fleets[0].twin(TENANT, device)
-            at = twin.location
-            if not selection.fits(device):
-                continue
-            if selection.area is not None and (at is None or not _lies_in(selection.area, at)):
-                continue
-            metrics = {
-                metric: state
-                for metric, state in twin.metrics.items()
-                if not selection.metrics or metric in selection.metrics
-            }
-            found[device.id] = device, metrics
-        return found
-
-
-def _lies_in(area: Area, point: Point) -> bool:
-    if not area.south <= point.latitude <= area.north:
-        return False
-    if area.west <= area.east:
-        return area.west <= point.longitude <= area.east
-    return point.longitude >= area.west or point.longitude <= area.east
 
 
 SELECTIONS = [
@@ -326,4 +245,4 @@ def test_many_twins_come_in_many_events() -> None:
 def test_areas(south: float, west: float, north: float, east: float, point: Point) -> None:
     area = Area(south, west, north, east)
     positions = np.array([[point.latitude, point.longitude], [np.nan, np.nan]])
-    assert area.holds(positions).tolist() == [_lies_in(area, point), False]
+    assert area.holds(positions).tolist() == [lies_in(area, point), False]

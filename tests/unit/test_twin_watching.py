@@ -1,111 +1,121 @@
-"""When a watch looks, and how late what it tells is."""
+"""A watch looks when something of its devices changed, not only when its clock says so."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, cast
+
+import pytest
 
 from telemetry_store.commit_numbers import Coverage
+from telemetry_store.series import Value
+from tests.unit.twin_scene import TENANT, Scene
 from twin_svc.changes import Changes
-from twin_svc.watch import Change, Event, Leave
+from twin_svc.watch import Change, Enter, Event, Selection, SnapshotEnd
 from twin_svc.watching import watch_events
 
 
-class Feed:
+class StillFeed:
+    """A feed of which nothing is heard."""
+
     checkpoint = Coverage()
-    expired = 0
     coverage = Coverage()
+    expired = 0
 
     async def reached(self, coverage: Coverage, *, within_s: float) -> bool:
         return True
 
 
-class Watch:
-    """Tells what it is given."""
-
-    members = 0
+class Telling:
+    """A scene whose changes are told, as the follower and the keeper of devices tell them."""
 
     def __init__(self) -> None:
-        self.upcoming: list[Event] = []
-        self.looked = asyncio.Event()
+        self.scene = Scene()
+        self.changes = Changes()
+        self.looks = 0
 
-    def begin(self, *_: object) -> Iterator[Event]:
-        return iter(())
+    def commit(self, device_id: str, value: float) -> None:
+        self.scene.commit((device_id, "speed", self.scene.commits + 1, value))
+        self.changes.notify(TENANT, [self.scene.fleets[0].device_slot(TENANT, device_id)])
 
-    def look(self) -> Iterator[Event]:
-        self.looked.set()
-        upcoming, self.upcoming = self.upcoming, []
-        return iter(upcoming)
-
-
-class Watching:
-    """A watch of tenant "demo", and the lags that were told."""
-
-    def __init__(
-        self, events: AsyncIterator[Event], watch: Watch, changes: Changes, lags: list[float]
-    ) -> None:
-        self.events = events
-        self.watch = watch
-        self.changes = changes
-        self.lags = lags
-
-    async def next_after(self, *events: Event) -> Event:
-        """Return what is told first of a change that comes while the watch waits for one."""
-        reading = asyncio.ensure_future(anext(self.events))
-        await self.looks()
-        self.watch.upcoming += events
-        self.changes.notify("demo")
-        return await reading
+    def device(self, device_id: str) -> None:
+        self.scene.device(device_id)
+        self.changes.notify(TENANT)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[None]:
-        """Ask for the next event, which need not come."""
-        asking = asyncio.ensure_future(anext(self.events))
-        yield
-        asking.cancel()
-        await asyncio.wait({asking})
+    async def begun(self, *ids: str) -> AsyncIterator[AsyncIterator[Event]]:
+        """Watch some devices; yields what is told behind the snapshot."""
 
-    async def looks(self) -> None:
-        self.watch.looked.clear()
-        await self.watch.looked.wait()
+        def count() -> None:
+            self.looks += 1
+
+        with self.changes.waiting(TENANT) as waiter:
+            events = watch_events(
+                self.scene.watch(Selection(ids=frozenset(ids))),
+                feed=StillFeed(),
+                waiter=waiter,
+                resumed=None,
+                interval_s=0,
+                require_allowed=count,
+                on_told=lambda _: None,
+            )
+            async with aclosing(events):
+                while not isinstance(await anext(events), SnapshotEnd):
+                    pass
+                yield events
+
+
+@pytest.fixture
+def telling(monkeypatch: pytest.MonkeyPatch) -> Telling:
+    monkeypatch.setattr("twin_svc.watching._LOOK_S", 3600.0)
+    telling = Telling()
+    for device_id in ("pump-1", "pump-2"):
+        telling.device(device_id)
+    return telling
+
+
+async def told(events: AsyncIterator[Event]) -> dict[str, Value]:
+    """Return the speeds that the next event tells, which is a change."""
+    event = await asyncio.wait_for(anext(events), 10)
+    assert isinstance(event, Change)
+    return {twin.device.id: twin.metrics["speed"].value for twin in event.twins}
+
+
+async def settled() -> None:
+    """Let others run until they wait."""
+    for _ in range(20):
         await asyncio.sleep(0)
 
 
-@asynccontextmanager
-async def begun() -> AsyncIterator[Watching]:
-    watch, changes = Watch(), Changes()
-    lags: list[float] = []
-    events = watch_events(
-        cast(Any, watch),
-        tenant="demo",
-        feed=cast(Any, Feed()),
-        changes=changes,
-        resumed=None,
-        interval_s=0,
-        require_allowed=lambda: None,
-        on_told=lags.append,
-    )
-    async with asyncio.timeout(30), aclosing(events):
-        await anext(events)  # The end of the snapshot.
-        yield Watching(events, watch, changes, lags)
+async def test_a_watch_looks_when_its_own_devices_change_only(telling: Telling) -> None:
+    async with telling.begun("pump-1") as events:
+        upcoming = asyncio.ensure_future(told(events))
+        await settled()
+        looks = telling.looks
+        for number in range(10):
+            telling.commit("pump-2", float(number))
+            await settled()
+        assert telling.looks == looks
+        telling.commit("pump-1", 1.0)
+        assert await upcoming == {"pump-1": 1.0}
 
 
-async def test_the_lag_of_a_change_ends_when_the_caller_has_taken_all_of_it() -> None:
-    async with begun() as watching:
-        first, second = Change([]), Leave(["pump-1"])
-        assert await watching.next_after(first, second) is first
-        assert await anext(watching.events) is second
-        assert watching.lags == []
-        async with watching.reading():
-            await watching.looks()
-        assert len(watching.lags) == 1
-        assert watching.lags[0] > 0
+async def test_a_device_that_enters_is_followed_from_then_on(telling: Telling) -> None:
+    async with telling.begun("pump-1", "fan-1") as events:
+        entering = asyncio.ensure_future(anext(events))
+        await settled()
+        telling.device("fan-1")
+        assert isinstance(await entering, Enter)
+        # While its caller reads that it entered, nobody waits for it yet.
+        telling.commit("fan-1", 1.0)
+        assert await told(events) == {"fan-1": 1.0}
+        upcoming = asyncio.ensure_future(told(events))
+        await settled()
+        telling.commit("fan-1", 2.0)
+        assert await upcoming == {"fan-1": 2.0}
 
 
-async def test_a_change_that_concerns_others_has_no_lag() -> None:
-    async with begun() as watching:
-        async with watching.reading():
-            await watching.looks()
-            watching.changes.notify("demo")
-            await watching.looks()
-        assert watching.lags == []
+async def test_what_changes_while_the_caller_reads_is_told_next(telling: Telling) -> None:
+    async with telling.begun("pump-1") as events:
+        for value in (1.0, 2.0, 3.0, 4.0):
+            telling.commit("pump-1", value)
+            assert await told(events) == {"pump-1": value}
