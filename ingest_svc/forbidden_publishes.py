@@ -30,6 +30,12 @@ _VIOLATION = re.compile(
     r"\[ERR\] \S+ - mid:(?P<connection>\d+) - \"(?:[^\"\\]|\\.)*\" - Publish Violation - "
     r"(?:User \"(?:[^\"\\]|\\.)*\", )?Subject (?P<subject>\"(?:[^\"\\]|\\.)*\")"
 )
+# Escapes in such strings: https://pkg.go.dev/strconv#Quote
+_ESCAPE = re.compile(r"\\(?:x(?P<x>..)|u(?P<u>.{4})|U(?P<U>.{8})|(?P<letter>.))")
+_LETTERS = dict(zip("abfnrtv", "\a\b\f\n\r\t\v", strict=True))
+# How NATS writes a topic as a subject: https://docs.nats.io/running-a-nats-service/configuration/mqtt
+_LEVELS = re.compile(r"/\.|//|/|\.")
+_OF_SUBJECT = {"/.": "/", "//": ".", "/": "", ".": "/"}
 _CONNECTIONS = "$SYS.REQ.ACCOUNT.PING.CONNZ"
 _ANSWER_S = 5.0
 _TOLD_A_MINUTE = 100  # of one connection
@@ -61,11 +67,11 @@ class ForbiddenPublishes:
         async for line in _lines(log):
             if (violation := _VIOLATION.search(line)) is not None:
                 try:
-                    await self._keep(int(violation["connection"]), json.loads(violation["subject"]))
+                    await self._keep(int(violation["connection"]), _topic(violation["subject"]))
                 except (DomainError, BusError, TimeoutError, ValueError) as error:
                     _log.warning("forbidden publish is not kept", line=line, error=repr(error))
 
-    async def _keep(self, connection: int, subject: str) -> None:
+    async def _keep(self, connection: int, topic: str) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._forget_at:
             self._told.clear()
@@ -83,12 +89,11 @@ class ForbiddenPublishes:
                 samples=[],
                 outcome=b"",
                 refused_outcome=b"",
-                dead_letters=[self._dead_letter(login, subject)],
+                dead_letters=[self._dead_letter(login, topic)],
             )
         )
 
-    def _dead_letter(self, login: Login, subject: str) -> DeadLetter:
-        topic = subject.replace(".", "/")
+    def _dead_letter(self, login: Login, topic: str) -> DeadLetter:
         allowed = f"to devices/{login.device_id}/telemetry" if login.device_id else "for its tenant's devices"
         return DeadLetter(
             device_id=login.device_id or None,
@@ -106,6 +111,18 @@ class ForbiddenPublishes:
         if not connections:
             raise ValueError("NATS no longer knows the connection")
         return Login.parse(connections[0]["authorized_user"])
+
+
+def _topic(quoted: str) -> str:
+    """Return the topic of a subject that NATS has quoted."""
+    subject = _ESCAPE.sub(_unescape, quoted[1:-1])
+    return _LEVELS.sub(lambda found: _OF_SUBJECT[found[0]], subject)
+
+
+def _unescape(escape: re.Match[str]) -> str:
+    if (letter := escape["letter"]) is not None:
+        return _LETTERS.get(letter, letter)
+    return chr(int(escape["x"] or escape["u"] or escape["U"], 16))
 
 
 async def _lines(log: Path) -> AsyncIterator[str]:

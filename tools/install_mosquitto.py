@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 # The other libraries that they load belong to what every Python needs.
 PACKAGES = ("mosquitto-clients", "libmosquitto1", "libcjson1")
@@ -18,39 +19,40 @@ COMMANDS = ("mosquitto_pub", "mosquitto_sub")
 
 def main() -> None:
     """Unpacks the packages; exits with what to do instead where that cannot be."""
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+    apt, dpkg = shutil.which("apt-get"), shutil.which("dpkg-deb")
+    if apt is None or dpkg is None:
         _give_up("this system has no packages of Debian or Ubuntu")
     # Where also apt's unprivileged user may write.
     with tempfile.TemporaryDirectory(prefix="mosquitto-") as name:
         folder = Path(name)
         folder.chmod(0o777)
-        downloaded = _download(folder)
+        downloaded = _download(apt, folder)
         if downloaded.returncode:
-            # Without root it fails where there are lists already; then only they are to blame.
-            subprocess.run(["apt-get", "--quiet", "update"], capture_output=True, check=False)
-            downloaded = _download(folder)
+            # Perhaps the lists of packages are old or missing; only root can renew them.
+            subprocess.run([apt, "--quiet", "update"], capture_output=True, check=False)
+            downloaded = _download(apt, folder)
         if downloaded.returncode:
             _give_up(f"apt-get download failed:\n{downloaded.stderr.strip()}")
         unpacked = folder / "unpacked"
         for package in sorted(folder.glob("*.deb")):
-            subprocess.run(["dpkg-deb", "--extract", str(package), str(unpacked)], check=True)
+            subprocess.run([dpkg, "--extract", str(package), str(unpacked)], check=True)
         # All or nothing, so that what is half there is not taken for done.
         shutil.rmtree(TARGET, ignore_errors=True)
         TARGET.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(unpacked, TARGET)
 
 
-def _download(folder: Path) -> subprocess.CompletedProcess[str]:
+def _download(apt: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["apt-get", "--quiet", "download", *PACKAGES], cwd=folder, capture_output=True, text=True, check=False
+        [apt, "--quiet", "download", *PACKAGES], cwd=folder, capture_output=True, text=True, check=False
     )
 
 
-def _give_up(why: str) -> None:
+def _give_up(why: str) -> NoReturn:
     sys.exit(
         f"{' and '.join(COMMANDS)} cannot be fetched: {why}\n"
-        "Tests that need them fail. Install the clients of Eclipse Mosquitto (Debian, Ubuntu: mosquitto-clients;"
-        " Fedora, Homebrew: mosquitto), then run make test again."
+        "Tests that need them fail. Install the clients of Eclipse Mosquitto, then run make test again\n"
+        "(Debian and Ubuntu call the package mosquitto-clients, Fedora and Homebrew mosquitto)."
     )
 
 
