@@ -93,9 +93,7 @@ _MESHES = {
     "mesh": re.compile(
         r"tests/mesh/test_(applied|bad_input\w*|end_to_end|load|metrics|mqtt|readme|tail_and_simulate|watch)\.py"
     ),
-    "fragile mesh": re.compile(
-        r"tests/mesh/test_(\w+_)?faults\w*\.py"
-    ),
+    "fragile mesh": re.compile(r"tests/mesh/test_(\w+_)?faults\w*\.py"),
 }
 
 
