@@ -11,6 +11,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Written from installed packages, git-ignored; this one stands for all of them.
 THIRD_PARTY := third_party/proto/buf/validate/validate.proto
+# Clients of MQTT for tests, where the system has none.
+MOSQUITTO := $(if $(shell command -v mosquitto_pub),,.tools/mosquitto/usr/bin/mosquitto_pub)
 
 # Only what is installed here is imported, whatever the caller's path says.
 export PYTHONPATH :=
@@ -49,6 +51,11 @@ $(INSTALLED): $(UV) requirements.lock pyproject.toml
 $(THIRD_PARTY): $(INSTALLED) tools/third_party_protos.py
 	@$(BIN)/python -m tools.third_party_protos
 	@touch $(THIRD_PARTY)
+
+# Without them the other tests are worth running.
+.tools/mosquitto/usr/bin/mosquitto_pub: tools/install_mosquitto.py
+	@echo "fetching mosquitto's clients into .tools/"
+	@$(PYTHON) tools/install_mosquitto.py && touch $@ || true
 
 lock: $(UV) ## Renew requirements.lock from pyproject.toml
 	@$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
@@ -104,10 +111,10 @@ check-drift: install
 check-migrations: install
 	$(call run,migrations,see above,$(BIN)/python -m tools.check_migrations)
 
-test: install ## All tests, against real components
+test: install $(MOSQUITTO) ## All tests, against real components
 	@$(BIN)/pytest -n 2 $(TESTS)
 
-soak: install ## The same with full counts of faults and fuzzing
+soak: install $(MOSQUITTO) ## The same with full counts of faults and fuzzing
 	@TWINMESH_TEST_SCALE=soak $(BIN)/pytest -n 2 --timeout 3600 $(TESTS)
 
 bench: install ## Measure; make bench BENCHES=query runs one

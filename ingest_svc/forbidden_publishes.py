@@ -35,6 +35,9 @@ _VIOLATION = re.compile(
     r"\[\d+\] \S+ \S+ \[ERR\] \S+ - mid:(?P<connection>\d+) - \"(?:[^\"\\]|\\.)*\" - Publish Violation - "
     r"(?:User \"(?:[^\"\\]|\\.)*\", )?Subject (?P<subject>\"(?:[^\"\\]|\\.)*\")"
 )
+# How NATS writes a topic as a subject: https://docs.nats.io/running-a-nats-service/configuration/mqtt
+_LEVELS = re.compile(r"/\.|//|/|\.")
+_OF_SUBJECT = {"/.": "/", "//": ".", "/": "", ".": "/"}
 _CONNECTIONS = "$SYS.REQ.ACCOUNT.PING.CONNZ"
 _ANSWER_S = 5.0
 _TOLD_A_MINUTE = 100  # of one connection
@@ -94,7 +97,7 @@ class ForbiddenPublishes:
         )
 
     def _dead_letter(self, login: Login, subject: str) -> DeadLetter:
-        topic = subject.replace(".", "/")
+        topic = _topic(subject)
         if not topic.isprintable():
             topic = repr(topic)
         allowed = f"to devices/{login.device_id}/telemetry" if login.device_id else "for its tenant's devices"
@@ -127,6 +130,11 @@ def _unquoted(quoted: str) -> str:
         return str(ast.literal_eval(quoted))
     except SyntaxError as error:
         raise ValueError(f"{quoted} is no quoted string") from error
+
+
+def _topic(subject: str) -> str:
+    """Return the topic of a subject."""
+    return _LEVELS.sub(lambda found: _OF_SUBJECT[found[0]], subject)
 
 
 async def _lines(log: Path) -> AsyncIterator[str]:

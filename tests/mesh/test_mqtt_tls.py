@@ -1,0 +1,104 @@
+"""MQTT with TLS, in a mesh of its own: clients know the broker by its certificate, and none comes without."""
+
+import asyncio
+import ipaddress
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from meshkit.testing.mesh import Mesh, start_mesh
+from tests.mesh.mqtt_clients import AioMqtt, Login, Mosquitto, Paho, Publisher, topic_of
+from tests.mesh.mqtt_site import MqttSite, mqtt_site
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Write a self-signed certificate for 127.0.0.1 and its key, which only their owner may read."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    encoded_key = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    paths = folder / f"{name}.pem", folder / f"{name}.key.pem"
+    for path, content in zip(
+        paths, (signed.public_bytes(serialization.Encoding.PEM), encoded_key), strict=True
+    ):
+        path.touch(mode=0o600)
+        path.write_bytes(content)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    home = Path(tempfile.mkdtemp(prefix="twinmesh-tls-"))
+    home.chmod(0o755)
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def authority(folder: Path) -> Path:
+    return certificate(folder, "broker")[0]
+
+
+@pytest.fixture(scope="module")
+def tls_mesh(folder: Path, authority: Path) -> Iterator[Mesh]:
+    started = start_mesh(
+        folder,
+        TWINMESH_MQTT_TLS_CERTIFICATE=str(authority),
+        TWINMESH_MQTT_TLS_KEY=str(authority.with_suffix(".key.pem")),
+    )
+    yield started
+    started.twinmesh("down")
+
+
+@pytest.fixture
+async def site(tls_mesh: Mesh, authority: Path) -> AsyncIterator[MqttSite]:
+    database_url = await asyncio.to_thread(tls_mesh.database_url, "postgres")
+    async with (
+        tls_mesh.client(tls_mesh.log_in()) as admin,
+        mqtt_site(tls_mesh, admin, database_url=database_url, authority=authority) as made,
+    ):
+        yield made
+
+
+@pytest.mark.parametrize("client", [Mosquitto, Paho, AioMqtt])
+async def test_clients_publish_to_the_broker_they_know(site: MqttSite, client: type[Publisher]) -> None:
+    device = await site.device()
+    await client().publish(site.login(device), topic_of(device), b'{"temperature": 20.5}', qos=1)
+    await site.until_values(device, 20.5)
+
+
+async def test_nobody_publishes_to_a_stranger_or_in_clear(site: MqttSite, folder: Path) -> None:
+    device = await site.device()
+    known = site.login(device)
+    stranger, _ = certificate(folder, "stranger")
+    for authority, words in ((stranger, "A TLS error occurred"), (None, "The connection was lost")):
+        login = Login(known.port, known.user, known.password, authority)
+        answer = await Mosquitto().pub(login, topic_of(device), "--qos", "1", payload=b'{"temperature": 1}')
+        assert answer.status, answer.text
+        assert words in answer.text
+    await Mosquitto().publish(known, topic_of(device), b'{"temperature": 20.5}', qos=1)
+    await site.until_values(device, 20.5)
