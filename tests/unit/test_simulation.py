@@ -196,7 +196,7 @@ def test_rates_are_of_the_last_seconds() -> None:
         (["--late", "0.6", "--bad", "0.6"], "more than 1"),
         (["--prefix", "Sim"], "no beginning of an id"),
         (["--over", "json", "--spool", "/tmp/spool"], "only the stream"),
-        (["--over", "mqtt"], "'stream', 'json'"),
+        (["--over", "coap"], "'stream', 'json', 'mqtt'"),
         (["--rate", "0"], "0.001"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import grpc
 
+from meshkit.clock import SystemClock
 from tests.rpc.ingest.neighbours import Ingest, reading
 from tests.rpc.ingest.streaming import (
     DOUBLE,
@@ -28,7 +29,7 @@ async def test_columns_and_readings_become_durable(ingest: Ingest) -> None:
         assert (told.max_batch_bytes, told.max_inflight_batches) == (2 << 20, 128)
         assert (told.max_inflight_bytes, told.max_series) == (8 << 20, 100_000)
         assert 3240 <= told.max_stream_lifetime.seconds <= 3600
-        assert abs(told.server_time.ToMicroseconds() - NOW_US) < 600_000_000
+        assert abs(told.server_time.ToMicroseconds() - SystemClock().now_us()) < 600_000_000
         await client.define(("pump-1", "temperature"), ("pump-2", "temperature"))
         sent = columns(1.0, 2.0, 3.0, aliases=(0, 1), lengths=(2, 1))
         await client.batch(1, sent)
