@@ -4,13 +4,17 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import aiomqtt
 import httpx
 import nats
+import psutil
 import pytest
+from nats.js.api import ConsumerInfo
 
 from meshkit.mqtt import CONSUMER, STREAM
 from meshkit.nats_server import NatsUser, user_url
@@ -87,29 +91,39 @@ async def site(fragile_site: Site) -> Site:
     return fragile_site
 
 
-async def until_drained(site: Site) -> None:
-    """Wait until ingest has acknowledged all that NATS holds."""
+@asynccontextmanager
+async def consumer(site: Site) -> AsyncIterator[Callable[[], Awaitable[ConsumerInfo]]]:
+    """Yield what asks NATS how far ingest is."""
     port = await asyncio.to_thread(lambda: site.mesh.part("nats")["port"])
-    url = user_url(site.mesh.root_secret, NatsUser.INGEST, address=f"127.0.0.1:{port}")
-    client = await nats.connect(url)
+    client = await nats.connect(user_url(site.mesh.root_secret, NatsUser.INGEST, address=f"127.0.0.1:{port}"))
     try:
-
-        async def is_drained() -> bool:
-            info = await client.jetstream().consumer_info(STREAM, CONSUMER)
-            return not info.num_pending and not info.num_ack_pending
-
-        await until(is_drained, "ingest has acknowledged every message", seconds=120)
+        yield partial(client.jetstream().consumer_info, STREAM, CONSUMER)
     finally:
         await client.close()
 
 
+async def until_drained(site: Site) -> None:
+    """Wait until ingest has acknowledged all that NATS holds."""
+    async with consumer(site) as look:
+
+        async def is_drained() -> bool:
+            info = await look()
+            return not info.num_pending and not info.num_ack_pending
+
+        await until(is_drained, "ingest has acknowledged every message", seconds=120)
+
+
 async def stall_beyond_the_ack_wait(site: Site) -> None:
-    """Stop PostgreSQL until NATS would deliver again what ingest holds."""
-    with standing_still(site.mesh):
-        # How long it takes is the fault itself; messages go on coming.
-        until_s = time.monotonic() + STALLED_S
-        while time.monotonic() < until_s:
-            await site.oracle.progress(1)
+    """Stop PostgreSQL until NATS would deliver again what ingest holds, did it not ask for more time."""
+    async with consumer(site) as look:
+        with standing_still(site.mesh):
+            # How long it takes is the fault itself; messages go on coming.
+            until_s = time.monotonic() + STALLED_S
+            while time.monotonic() < until_s:
+                await site.oracle.progress(1)
+            info = await look()
+            assert info.num_ack_pending
+            assert not info.num_redelivered
 
 
 @pytest.mark.parametrize(
@@ -152,6 +166,29 @@ async def test_ingest_is_killed_while_postgresql_stands_still(site: Site) -> Non
                 await kill_one_of_two(site.mesh, site.chance)
                 await site.oracle.progress(100)
         await site.oracle.progress(50)
+    await until_drained(site)
+    await site.judge()
+
+
+async def test_what_a_process_held_while_it_stood_still_is_stored_once(site: Site) -> None:
+    """It goes on with messages that another has stored in its place."""
+    still, other = [psutil.Process(part["pid"]) for part in site.mesh.parts("ingest_svc")]
+    try:
+        async with sending([Device(site, number, stays=True) for number in range(CLIENTS)]):
+            await site.oracle.progress(50)
+            with standing_still(site.mesh):
+                await site.oracle.progress(200)
+                still.suspend()
+        await until_drained(site)
+        still.resume()
+        # Only now what comes is its own again, behind what it has held.
+        other.suspend()
+        async with sending([Device(site, number) for number in range(CLIENTS)]):
+            await site.oracle.progress(100)
+        other.resume()
+    finally:
+        for process in (still, other):
+            process.resume()
     await until_drained(site)
     await site.judge()
 
