@@ -5,7 +5,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -113,19 +113,6 @@ async def until_drained(site: Site) -> None:
         await until(is_drained, "ingest has acknowledged every message", seconds=120)
 
 
-async def stall_beyond_the_ack_wait(site: Site) -> None:
-    """Stop PostgreSQL until NATS would deliver again what ingest holds, did it not ask for more time."""
-    async with consumer(site) as look:
-        with standing_still(site.mesh):
-            # How long it takes is the fault itself; messages go on coming.
-            until_s = time.monotonic() + STALLED_S
-            while time.monotonic() < until_s:
-                await site.oracle.progress(1)
-            info = await look()
-            assert info.num_ack_pending
-            assert not info.num_redelivered
-
-
 @pytest.mark.parametrize(
     "fault",
     [
@@ -147,11 +134,31 @@ async def test_what_has_a_puback_is_stored_once(site: Site, fault: Fault) -> Non
 
 
 async def test_messages_wait_while_postgresql_stands_still(site: Site) -> None:
+    """So many come that ingest takes no more, and NATS keeps the rest."""
     async with sending([Device(site, number, stays=True) for number in range(CLIENTS)]):
         for _ in range(FAULTS):
             await site.oracle.progress(50)
-            await stall_beyond_the_ack_wait(site)
+            with standing_still(site.mesh):
+                # How long it takes is the fault itself; messages go on coming.
+                until_s = time.monotonic() + STALLED_S
+                while time.monotonic() < until_s:
+                    await site.oracle.progress(1)
         await site.oracle.progress(50)
+    await until_drained(site)
+    await site.judge()
+
+
+async def test_ingest_asks_for_more_time_while_postgresql_stands_still(site: Site) -> None:
+    async with consumer(site) as look, AsyncExitStack() as fault:
+        async with sending([Device(site, number, stays=True) for number in range(CLIENTS)]):
+            await site.oracle.progress(50)
+            fault.enter_context(standing_still(site.mesh))
+            await site.oracle.progress(50)
+        # How long it takes is the fault itself.
+        await asyncio.sleep(STALLED_S)
+        info = await look()
+        assert info.num_ack_pending
+        assert not info.num_redelivered
     await until_drained(site)
     await site.judge()
 
