@@ -28,6 +28,8 @@ pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 FAULTS = 50 if SOAK else 1
 CLIENTS = 6
+# A client's; when a broker is killed nobody tells it.
+_PATIENCE_S = 5
 ACK_WAIT_S = 10  # of ingest_svc's consumer
 STALLED_S = ACK_WAIT_S + 2
 
@@ -54,7 +56,7 @@ class Device:
         login = Login(self._site.mesh.mqtt_port, self._device, self._site.key)
         while not self._stopping:
             try:
-                async with connected(login) as client:
+                async with connected(login, answer_s=_PATIENCE_S) as client:
                     left = self._site.chance.randint(10, 100)
                     while (left or self._stays) and not self._stopping:
                         await self._publish(client)
@@ -70,7 +72,7 @@ class Device:
         samples = [Sample(self._device, "temperature", each, self._site.chance.random()) for each in times]
         message = [{"time": sample.time_us, sample.metric: sample.value} for sample in samples]
         sent = self._site.oracle.sends(samples)
-        await client.publish(topic_of(self._device), json.dumps(message).encode(), qos=1, timeout=5)
+        await client.publish(topic_of(self._device), json.dumps(message).encode(), qos=1)
         self._site.oracle.acknowledge(sent)
 
     @staticmethod
