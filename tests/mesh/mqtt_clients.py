@@ -138,7 +138,11 @@ class AioMqtt:
 
 @asynccontextmanager
 async def connected(
-    login: Login, *, identifier: str | None = None, will: aiomqtt.Will | None = None
+    login: Login,
+    *,
+    identifier: str | None = None,
+    will: aiomqtt.Will | None = None,
+    answer_s: float = ANSWER_S,
 ) -> AsyncIterator[aiomqtt.Client]:
     """Connect aiomqtt; raises aiomqtt.MqttError when it is refused or loses its connection."""
     async with aiomqtt.Client(
@@ -149,7 +153,7 @@ async def connected(
         identifier=identifier,
         protocol=aiomqtt.ProtocolVersion.V311,
         tls_params=aiomqtt.TLSParameters(ca_certs=str(login.authority)) if login.authority else None,
-        timeout=ANSWER_S,
+        timeout=answer_s,
         will=will,
     ) as client:
         yield client

@@ -4,13 +4,17 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import aiomqtt
 import httpx
 import nats
+import psutil
 import pytest
+from nats.js.api import ConsumerInfo
 
 from meshkit.mqtt import CONSUMER, STREAM
 from meshkit.nats_server import NatsUser, user_url
@@ -24,6 +28,10 @@ pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 FAULTS = 50 if SOAK else 1
 CLIENTS = 6
+# The launcher waits longer before each restart, and the oracle of a soak remembers every sample.
+_PAUSE_S, _SAMPLES = (0.02, 1) if SOAK else (0.0, 3)
+# A client's; when a broker is killed nobody tells it.
+_PATIENCE_S = 5
 ACK_WAIT_S = 10  # of ingest_svc's consumer
 STALLED_S = ACK_WAIT_S + 2
 
@@ -50,11 +58,12 @@ class Device:
         login = Login(self._site.mesh.mqtt_port, self._device, self._site.key)
         while not self._stopping:
             try:
-                async with connected(login) as client:
+                async with connected(login, answer_s=_PATIENCE_S) as client:
                     left = self._site.chance.randint(10, 100)
                     while (left or self._stays) and not self._stopping:
                         await self._publish(client)
                         left = max(0, left - 1)
+                        await asyncio.sleep(_PAUSE_S)
             except aiomqtt.MqttError:
                 await asyncio.sleep(0.05)
 
@@ -62,11 +71,11 @@ class Device:
         self._stopping = True
 
     async def _publish(self, client: aiomqtt.Client) -> None:
-        times = [next(self._times) for _ in range(3)]
+        times = [next(self._times) for _ in range(_SAMPLES)]
         samples = [Sample(self._device, "temperature", each, self._site.chance.random()) for each in times]
         message = [{"time": sample.time_us, sample.metric: sample.value} for sample in samples]
         sent = self._site.oracle.sends(samples)
-        await client.publish(topic_of(self._device), json.dumps(message).encode(), qos=1, timeout=5)
+        await client.publish(topic_of(self._device), json.dumps(message).encode(), qos=1)
         self._site.oracle.acknowledge(sent)
 
     @staticmethod
@@ -87,29 +96,26 @@ async def site(fragile_site: Site) -> Site:
     return fragile_site
 
 
-async def until_drained(site: Site) -> None:
-    """Wait until ingest has acknowledged all that NATS holds."""
+@asynccontextmanager
+async def consumer(site: Site) -> AsyncIterator[Callable[[], Awaitable[ConsumerInfo]]]:
+    """Yield what asks NATS how far ingest is."""
     port = await asyncio.to_thread(lambda: site.mesh.part("nats")["port"])
-    url = user_url(site.mesh.root_secret, NatsUser.INGEST, address=f"127.0.0.1:{port}")
-    client = await nats.connect(url)
+    client = await nats.connect(user_url(site.mesh.root_secret, NatsUser.INGEST, address=f"127.0.0.1:{port}"))
     try:
-
-        async def is_drained() -> bool:
-            info = await client.jetstream().consumer_info(STREAM, CONSUMER)
-            return not info.num_pending and not info.num_ack_pending
-
-        await until(is_drained, "ingest has acknowledged every message", seconds=120)
+        yield partial(client.jetstream().consumer_info, STREAM, CONSUMER)
     finally:
         await client.close()
 
 
-async def stall_beyond_the_ack_wait(site: Site) -> None:
-    """Stop PostgreSQL until NATS would deliver again what ingest holds."""
-    with standing_still(site.mesh):
-        # How long it takes is the fault itself; messages go on coming.
-        until_s = time.monotonic() + STALLED_S
-        while time.monotonic() < until_s:
-            await site.oracle.progress(1)
+async def until_drained(site: Site) -> None:
+    """Wait until ingest has acknowledged all that NATS holds."""
+    async with consumer(site) as look:
+
+        async def is_drained() -> bool:
+            info = await look()
+            return not info.num_pending and not info.num_ack_pending
+
+        await until(is_drained, "ingest has acknowledged every message", seconds=120)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +139,31 @@ async def test_what_has_a_puback_is_stored_once(site: Site, fault: Fault) -> Non
 
 
 async def test_messages_wait_while_postgresql_stands_still(site: Site) -> None:
+    """So many come that ingest takes no more, and NATS keeps the rest."""
     async with sending([Device(site, number, stays=True) for number in range(CLIENTS)]):
         for _ in range(FAULTS):
             await site.oracle.progress(50)
-            await stall_beyond_the_ack_wait(site)
+            with standing_still(site.mesh):
+                # How long it takes is the fault itself; messages go on coming.
+                until_s = time.monotonic() + STALLED_S
+                while time.monotonic() < until_s:
+                    await site.oracle.progress(1)
         await site.oracle.progress(50)
+    await until_drained(site)
+    await site.judge()
+
+
+async def test_ingest_asks_for_more_time_while_postgresql_stands_still(site: Site) -> None:
+    async with consumer(site) as look, AsyncExitStack() as fault:
+        async with sending([Device(site, number, stays=True) for number in range(CLIENTS)]):
+            await site.oracle.progress(50)
+            fault.enter_context(standing_still(site.mesh))
+            await site.oracle.progress(50)
+        # How long it takes is the fault itself.
+        await asyncio.sleep(STALLED_S)
+        info = await look()
+        assert info.num_ack_pending
+        assert not info.num_redelivered
     await until_drained(site)
     await site.judge()
 
@@ -152,6 +178,29 @@ async def test_ingest_is_killed_while_postgresql_stands_still(site: Site) -> Non
                 await kill_one_of_two(site.mesh, site.chance)
                 await site.oracle.progress(100)
         await site.oracle.progress(50)
+    await until_drained(site)
+    await site.judge()
+
+
+async def test_what_a_process_held_while_it_stood_still_is_stored_once(site: Site) -> None:
+    """It goes on with messages that another has stored in its place."""
+    still, other = [psutil.Process(part["pid"]) for part in site.mesh.parts("ingest_svc")]
+    try:
+        async with sending([Device(site, number, stays=True) for number in range(CLIENTS)]):
+            await site.oracle.progress(50)
+            with standing_still(site.mesh):
+                await site.oracle.progress(200)
+                still.suspend()
+        await until_drained(site)
+        still.resume()
+        # Only now what comes is its own again, behind what it has held.
+        other.suspend()
+        async with sending([Device(site, number) for number in range(CLIENTS)]):
+            await site.oracle.progress(100)
+        other.resume()
+    finally:
+        for process in (still, other):
+            process.resume()
     await until_drained(site)
     await site.judge()
 
