@@ -1,22 +1,17 @@
 """asset_svc as auth_svc sees it: which devices there are."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import grpc
-import structlog
-from google.protobuf.message import Message
 
-from meshkit.client import call
-from meshkit.errors import DomainError, dependency_unavailable
+from meshkit.client import call_dependency
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
 from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
 
-_log = structlog.get_logger()
 _PEER = "asset_svc"
 _MOST_ASKED = 10_000  # by the contract
-_Answer = TypeVar("_Answer", profile_pb2.BatchGetProfilesResponse, profile_pb2.ListProfilesResponse)
+_Answer = profile_pb2.BatchGetProfilesResponse | profile_pb2.ListProfilesResponse
 
 
 class AssetDevices:
@@ -39,7 +34,7 @@ class AssetDevices:
         for first in range(0, len(device_ids), _MOST_ASKED):
             some = device_ids[first : first + _MOST_ASKED]
             request = profile_pb2.BatchGetProfilesRequest(tenant=tenant, device_ids=some)
-            found |= _enabled(await _call(self._stub.BatchGetProfiles, request))
+            found |= _enabled(await call_dependency(self._stub.BatchGetProfiles, request, peer=_PEER))
         return frozenset(found)
 
     async def all_of(self, tenant: str, *, most: int) -> Sequence[str]:
@@ -51,21 +46,12 @@ class AssetDevices:
         found: set[str] = set()
         request = profile_pb2.ListProfilesRequest(tenant=tenant, page_size=_MOST_ASKED)
         while len(found) <= most:
-            answer = await _call(self._stub.ListProfiles, request)
+            answer = await call_dependency(self._stub.ListProfiles, request, peer=_PEER)
             found |= _enabled(answer)
             request.page_token = answer.next_page_token
             if not request.page_token:
                 break
         return sorted(found)
-
-
-async def _call(method: Callable[..., Awaitable[_Answer]], request: Message) -> _Answer:
-    try:
-        return await call(method, request, peer=_PEER)
-    except DomainError as error:
-        # Whatever is wrong between two services is not the caller's mistake.
-        _log.warning("devices cannot be read", error=str(error))
-        raise dependency_unavailable(_PEER) from error
 
 
 def _enabled(answer: _Answer) -> set[str]:

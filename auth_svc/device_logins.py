@@ -1,11 +1,10 @@
 """Log-ins of devices by MQTT: an API key, and the device that it is used for."""
 
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from auth_svc.key_exchange import KeyLookup, refused
+from auth_svc.key_exchange import KeyLookup, find_live, fits, refused
 from auth_svc.opaque_tokens import Prefix, parse
 from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied
@@ -15,7 +14,6 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 PERMISSION = "telemetry:write"
 # What NATS is told of a log-in has to fit into one message, and into its memory.
 MOST_DEVICES = 5_000
-_NO_HASH = bytes(32)
 
 
 class Devices(Protocol):
@@ -83,13 +81,10 @@ class DeviceLogins:
         token = parse(Prefix.API_KEY, password)
         if token is None:
             raise refused()
-        stored = await self._keys.find(token.tenant, token.id)
-        fits = hmac.compare_digest(token.hash, stored.hash if stored else _NO_HASH)
-        if stored is None or not fits:
+        stored = await find_live(self._keys, token, self._clock)
+        if not fits(token, stored) or stored is None:
             raise refused()
         api_key = stored.api_key
-        if api_key.expire_us is not None and api_key.expire_us <= self._clock.now_us():
-            raise refused()
         if PERMISSION not in api_key.permissions:
             raise PermissionDenied(
                 f"the API key does not hold {PERMISSION}",

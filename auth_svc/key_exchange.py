@@ -28,6 +28,15 @@ class StoredKey:
     hash: bytes
 
 
+class Hashed(Protocol):
+    """What has the hash of a key's secret."""
+
+    @property
+    def hash(self) -> bytes:
+        """The SHA-256 of the secret."""
+        ...
+
+
 class KeyLookup(Protocol):
     """Finds keys."""
 
@@ -78,9 +87,7 @@ class KeyExchange:
         else:
             self.lookups.misses += 1
             known = await self._look_up(token)
-        # Compared for unknown keys as well, so that all refusals take the same time.
-        fits = hmac.compare_digest(token.hash, known.hash if known else _NO_HASH)
-        if known is None or not fits:
+        if not fits(token, known) or known is None:
             raise refused()
         return known.access_token
 
@@ -91,11 +98,10 @@ class KeyExchange:
 
     async def _look_up(self, token: OpaqueToken) -> _Exchanged | None:
         evictions = self._evictions
-        stored = await self._keys.find(token.tenant, token.id)
-        now_us = self._clock.now_us()
-        if stored is None or (stored.api_key.expire_us is not None and stored.api_key.expire_us <= now_us):
+        stored = await find_live(self._keys, token, self._clock)
+        if stored is None:
             return None
-        api_key = stored.api_key
+        now_us, api_key = self._clock.now_us(), stored.api_key
         grant = Grant(
             tenant=api_key.tenant,
             subject=api_key.id,
@@ -114,6 +120,23 @@ class KeyExchange:
             if len(self._exchanged) > _CACHED_KEYS:
                 self._exchanged.popitem(last=False)
         return exchanged
+
+
+async def find_live(keys: KeyLookup, token: OpaqueToken, clock: Clock) -> StoredKey | None:
+    """Return the key that a token names, None when there is none, or it is revoked or has expired."""
+    stored = await keys.find(token.tenant, token.id)
+    if stored is None:
+        return None
+    expire_us = stored.api_key.expire_us
+    return stored if expire_us is None or expire_us > clock.now_us() else None
+
+
+def fits(token: OpaqueToken, known: Hashed | None) -> bool:
+    """Say whether a token has the secret of a key, None for a key that is not known.
+
+    Compared for unknown keys as well, so that all refusals take the same time.
+    """
+    return hmac.compare_digest(token.hash, known.hash if known else _NO_HASH)
 
 
 def refused() -> Unauthenticated:

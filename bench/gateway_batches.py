@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from meshkit import wire
 from telemetry_store.columns import Kind, KindColumns
 from twinmesh.ingest.v1 import ingest_service_pb2
 from twinmesh.type.v1 import value_pb2
 
 _MAX_DEFS = 10_000
 _STEP_US = 1_000
-_BYTES = 2  # protobuf's wire type of whatever carries its length.
 
 
 @dataclass(slots=True)
@@ -94,16 +94,16 @@ def batch_request(
     columns = ingest_service_pb2.Columns.DESCRIPTOR.fields_by_name
     body = b"".join(
         [
-            _delimited(columns["series"].number, series.astype("<u4", copy=False).tobytes()),
-            _delimited(columns["run_lengths"].number, run_lengths.astype("<u4", copy=False).tobytes()),
-            _delimited(columns["times"].number, times.astype("<i8", copy=False).tobytes()),
-            _delimited(columns["double_values"].number, values.astype("<f8", copy=False).tobytes()),
+            wire.field(columns["series"].number, series.astype("<u4", copy=False).tobytes()),
+            wire.field(columns["run_lengths"].number, run_lengths.astype("<u4", copy=False).tobytes()),
+            wire.field(columns["times"].number, times.astype("<i8", copy=False).tobytes()),
+            wire.field(columns["double_values"].number, values.astype("<f8", copy=False).tobytes()),
         ]
     )
     batch = ingest_service_pb2.Batch.DESCRIPTOR.fields_by_name["columns"]
     head = ingest_service_pb2.Batch(sequence=sequence).SerializeToString()
     request = ingest_service_pb2.StreamTelemetryRequest.DESCRIPTOR.fields_by_name["batch"]
-    return _delimited(request.number, head + _delimited(batch.number, body))
+    return wire.field(request.number, head + wire.field(batch.number, body))
 
 
 def series_defs(names: Sequence[tuple[str, str]]) -> list[bytes]:
@@ -129,16 +129,3 @@ def reading_request(*, sequence: int, device: str, metric: str, time_us: int, va
     reading.time.FromMicroseconds(time_us)
     batch = ingest_service_pb2.Batch(sequence=sequence, readings=[reading])
     return ingest_service_pb2.StreamTelemetryRequest(batch=batch).SerializeToString()
-
-
-def _delimited(number: int, body: bytes) -> bytes:
-    return _varint(number << 3 | _BYTES) + _varint(len(body)) + body
-
-
-def _varint(number: int) -> bytes:
-    groups = bytearray()
-    while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 
 import asyncpg
-import httpx
 import psutil
 import uvloop
 
@@ -62,7 +61,7 @@ def run() -> Report:
 async def _rates(mesh: Mesh, name: str, messages: int) -> list[Case]:
     token = mesh.log_in()
     devices = _devices(mesh, token, "rates", PUBLISHERS)
-    secret = _api_key(mesh, token)
+    secret = mesh.api_key()
     usage = Usage(mesh)
     bare: list[float] = []
     acknowledged: list[float] = []
@@ -125,7 +124,7 @@ async def _until_stored(database: asyncpg.Connection, expected: int) -> None:
 async def _connections(mesh: Mesh) -> list[Case]:
     token = mesh.log_in()
     devices = _devices(mesh, token, "held", CONNECTIONS)
-    secret = _api_key(mesh, token)
+    secret = mesh.api_key()
     nats = psutil.Process(mesh.part("nats")["pid"])
     idle = nats.memory_info().rss
     turnstile = asyncio.Semaphore(_CONNECTING_AT_ONCE)
@@ -175,18 +174,6 @@ def _payloads(count: int) -> list[bytes]:
 def _devices(mesh: Mesh, token: str, prefix: str, count: int) -> list[str]:
     series = make_fleet(mesh, token, prefix=prefix, devices=count, metrics=2)
     return list(dict.fromkeys(device for device, _ in series))
-
-
-def _api_key(mesh: Mesh, token: str) -> str:
-    answer = httpx.post(
-        f"{mesh.url}/v1/apiKeys",
-        json={"displayName": "bench", "permissions": ["telemetry:write"]},
-        headers={"authorization": f"Bearer {token}"},
-        timeout=30,
-    )
-    answer.raise_for_status()
-    secret: str = answer.json()["secret"]
-    return secret
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from meshkit.wire import varint
+
 _CONNECT, _PUBLISH_QOS_1, _DISCONNECT = b"\x10", b"\x32", b"\xe0\x00"
 _PUBACK_BYTES = 4
 _CLEAN_WITH_LOGIN = 0xC2
@@ -59,7 +61,7 @@ class MqttPublisher:
     def _publish(self, payload: bytes) -> bytes:
         self._published += 1
         body = self._topic + struct.pack(">H", self._published % _IDS + 1) + payload
-        return _PUBLISH_QOS_1 + _length(len(body)) + body
+        return _PUBLISH_QOS_1 + varint(len(body)) + body
 
     async def _acknowledgements(self) -> int:
         read = await self._reader.read(_READ_BYTES)
@@ -84,7 +86,7 @@ async def connected(port: int, *, device: str, password: str, user: str = "") ->
     try:
         body = _text("MQTT") + bytes([4, _CLEAN_WITH_LOGIN]) + struct.pack(">H", _KEEP_ALIVE_S)
         body += _text(device) + _text(user or device) + _text(password)
-        writer.write(_CONNECT + _length(len(body)) + body)
+        writer.write(_CONNECT + varint(len(body)) + body)
         answer = await reader.readexactly(4)
         if answer[3]:
             raise ConnectionError(f"the broker refuses: return code {answer[3]}")
@@ -97,13 +99,3 @@ async def connected(port: int, *, device: str, password: str, user: str = "") ->
 def _text(text: str) -> bytes:
     encoded = text.encode()
     return struct.pack(">H", len(encoded)) + encoded
-
-
-def _length(length: int) -> bytes:
-    """Return a packet's remaining length, seven bits a byte, the lowest first."""
-    encoded = bytearray()
-    while True:
-        length, low = divmod(length, 128)
-        encoded.append(low | (128 if length else 0))
-        if not length:
-            return bytes(encoded)

@@ -37,16 +37,10 @@ def run() -> Report:
     """Measure and return the report."""
     with own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0") as mesh, _peer(mesh) as peer_port:
         token = mesh.log_in()
-        created = httpx.post(
-            f"{mesh.url}/v1/apiKeys",
-            json={"displayName": "bench"},
-            headers={"authorization": f"Bearer {token}"},
-            timeout=10,
-        ).json()
         contenders = {
             "twinmesh, JWT": (mesh.port, token),
             "FastAPI + asyncpg, JWT": (peer_port, token),
-            "twinmesh, API key": (mesh.port, created["secret"]),
+            "twinmesh, API key": (mesh.port, mesh.api_key()),
         }
         outcomes = uvloop.run(_rounds(contenders))
     with own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="1") as mesh:

@@ -1,19 +1,15 @@
 """asset_svc as ingest sees it: the source of profiles."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import grpc
-import structlog
 
 from ingest_svc.conversion import to_profiles
 from ingest_svc.profile import DeviceProfile
-from meshkit.client import call
-from meshkit.errors import DomainError, dependency_unavailable
+from meshkit.client import call_dependency
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
 from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
 
-_log = structlog.get_logger()
 _PEER = "asset_svc"
 
 
@@ -30,8 +26,7 @@ class AssetProfiles:
             Unavailable: asset_svc does not answer, or not with profiles.
         """
         request = profile_pb2.BatchGetProfilesRequest(tenant=tenant, device_ids=device_ids)
-        with _peer_away("profiles", tenant=tenant):
-            return to_profiles(await call(self._stub.BatchGetProfiles, request, peer=_PEER))
+        return to_profiles(await call_dependency(self._stub.BatchGetProfiles, request, peer=_PEER))
 
     async def fetch_tenants(self, device_ids: Sequence[str]) -> Mapping[str, str]:
         """Return the tenants of those of up to 10,000 devices that exist, by device id.
@@ -40,15 +35,4 @@ class AssetProfiles:
             Unavailable: asset_svc does not answer, or not with tenants.
         """
         request = profile_pb2.BatchGetTenantsRequest(device_ids=device_ids)
-        with _peer_away("tenants"):
-            return (await call(self._stub.BatchGetTenants, request, peer=_PEER)).tenants
-
-
-@contextmanager
-def _peer_away(what: str, **where: str) -> Iterator[None]:
-    """Make of every error what it is to callers: whatever is wrong between two services is not theirs."""
-    try:
-        yield
-    except DomainError as error:
-        _log.warning("asset_svc cannot be read", what=what, error=str(error), **where)
-        raise dependency_unavailable(_PEER) from error
+        return (await call_dependency(self._stub.BatchGetTenants, request, peer=_PEER)).tenants

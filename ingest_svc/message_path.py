@@ -71,9 +71,10 @@ class MessageWriter(Protocol):
 
 @dataclass(slots=True)
 class _TenantMessages:
-    """What one tenant's messages hold; places are those in `messages`."""
+    """What one tenant's messages hold; places are those in `messages`, profiles of their devices."""
 
     messages: list[DeviceMessage] = field(default_factory=list)
+    profiles: dict[str, DeviceProfile] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
     of_readings: list[int] = field(default_factory=list)
     refusals: defaultdict[int, list[Why]] = field(default_factory=lambda: defaultdict(list))
@@ -191,10 +192,9 @@ class MessagePath:
         self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext
     ) -> asyncio.Future[WriteResult]:
         now_us = self._clock.now_us()
-        devices = {message.device_id for message in found.messages}
         assessment = assess(
             found.readings,
-            profiles=await self._profiles.find(tenant, devices) if found.readings else {},
+            profiles=found.profiles,
             window=self._live_window.at(now_us),
             received_us=now_us,
             all_or_nothing=False,
@@ -240,6 +240,7 @@ def _take(found: _TenantMessages, message: DeviceMessage, profile: DeviceProfile
     if profile is None:
         found.refusals[place].append(device_unknown(message.device_id))
         return
+    found.profiles[message.device_id] = profile
     try:
         readings = device_message.read(
             message.device_id, message.payload, profile, arrival_us=message.arrival_us

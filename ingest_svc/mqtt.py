@@ -81,13 +81,13 @@ async def running_mqtt(url: str, *, name: str, store: MessageStore, clock: Clock
         await plain.follow(client)
         await streamed.follow(client)
 
-    async with (
-        bus.connection(url, name=name, on_connect=connected, on_reconnect=streamed.ask_anew) as client,
-        background(streamed.run(), name="mqtt-stream"),
-        background(plain.run(), name="mqtt-plain"),
-    ):
+    async with bus.connection(url, name=name, on_connect=connected, on_reconnect=streamed.ask_anew) as client:
         try:
-            yield client
+            async with (
+                background(streamed.run(), name="mqtt-stream"),
+                background(plain.run(), name="mqtt-plain"),
+            ):
+                yield client
         finally:
             await streamed.leave()
 
@@ -161,7 +161,10 @@ class StreamedMessages:
                     stored.add_done_callback(lambda _: free.release())
 
     async def leave(self) -> None:
-        """Take no more messages, and have NATS deliver at once, to others, what is not stored."""
+        """Take no more messages, and have NATS deliver at once, to others, what is not stored.
+
+        Called when nothing is stored any more.
+        """
         if self._subscription is not None and self._client is not None and self._client.is_connected:
             # Else it would answer our own questions with it.
             with suppress(BusError, OSError, TimeoutError):
@@ -266,8 +269,8 @@ class StreamedMessages:
         await _store(self._store, [_streamed(message) for message in group], stream=stream)
         for message in group:
             await self._publish(message.reply, b"+ACK")
-            if self._held.pop(message.reply, None) is not None:
-                self._held_bytes -= len(message.data)
+            del self._held[message.reply]
+            self._held_bytes -= len(message.data)
         self._changed.set()
 
     async def _publish(self, subject: str, payload: bytes, *, reply: str = "") -> bool:

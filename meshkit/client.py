@@ -6,13 +6,16 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
+import structlog
 from google.protobuf.message import Message
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from meshkit import status
+from meshkit.errors import DomainError, dependency_unavailable
 from meshkit.identity import KeyFetch, ServiceTokens
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
 
+_log = structlog.get_logger()
 _R = TypeVar("_R")
 _CALL_TIMEOUT_S = 5.0
 # gRPC's own retry loop, for rpcs that never reached the peer or that it had to refuse.
@@ -85,6 +88,24 @@ async def call(method: Callable[..., Awaitable[_R]], request: Message, *, peer: 
         return await method(request, timeout=_CALL_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
         raise status.from_rpc_error(error, peer=peer) from error
+
+
+async def call_dependency(method: Callable[..., Awaitable[_R]], request: Message, *, peer: str) -> _R:
+    """Call a peer's unary rpc on behalf of a caller, who is not to blame for whatever goes wrong.
+
+    Raises:
+        Unavailable: the peer does not answer, or not with what was asked for; the log says what it told.
+    """
+    try:
+        return await call(method, request, peer=peer)
+    except DomainError as error:
+        raise unavailable(peer, error) from error
+
+
+def unavailable(peer: str, error: DomainError) -> DomainError:
+    """Log an error of a peer, and return what it is to callers: whatever is wrong is not their mistake."""
+    _log.warning("a peer cannot be asked", peer=peer, error=str(error))
+    return dependency_unavailable(peer)
 
 
 def fetch_keys_from(channel: grpc.aio.Channel) -> KeyFetch:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-_CANCEL_AGAIN_S = 0.1
+_CANCEL_AGAIN_S = 1.0  # In which a task may put its things away.
 
 
 @asynccontextmanager

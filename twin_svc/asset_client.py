@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import grpc
-import structlog
 
-from meshkit.client import call
-from meshkit.errors import DomainError, dependency_unavailable
+from meshkit.client import call, call_dependency, unavailable
+from meshkit.errors import DomainError
 from twin_svc.registry import DevicePage
 from twin_svc.twins import Device
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
@@ -15,7 +14,6 @@ from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
 from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
-_log = structlog.get_logger()
 _PEER = "asset_svc"
 
 
@@ -32,10 +30,7 @@ class AssetDevices:
             Unavailable: asset_svc does not answer, or not with devices.
         """
         request = profile_pb2.BatchGetProfilesRequest(tenant=tenant, device_ids=device_ids)
-        try:
-            answer = await call(self._stub.BatchGetProfiles, request, peer=_PEER)
-        except DomainError as error:
-            raise _unavailable(tenant, error) from error
+        answer = await call_dependency(self._stub.BatchGetProfiles, request, peer=_PEER)
         return {device.id: device for device in _devices(answer.devices, answer.device_types)}
 
     async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
@@ -53,7 +48,7 @@ class AssetDevices:
         except DomainError as error:
             if error.reason == ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID:
                 raise
-            raise _unavailable(tenant, error) from error
+            raise unavailable(_PEER, error) from error
         return DevicePage(list(_devices(answer.devices, answer.device_types)), answer.next_page_token)
 
 
@@ -75,9 +70,3 @@ def _devices(
             frozenset(device.tags),
             types[type_id].heartbeat.ToMicroseconds() if type_id in types else 0,
         )
-
-
-def _unavailable(tenant: str, error: DomainError) -> DomainError:
-    """Whatever is wrong between two services is not the caller's mistake."""
-    _log.warning("devices cannot be read", tenant=tenant, error=str(error))
-    return dependency_unavailable(_PEER)

@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from meshkit import wire
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import invalid_field
 from telemetry_store.columns import Kind
 from telemetry_store.history import SeriesHistory
 from telemetry_store.series import Point, Value
-from twin_svc import wire
 from twin_svc.history import EARLIEST_US, LATEST_US
 from twin_svc.twins import Twin
 from twin_svc.watch import Area, Selection

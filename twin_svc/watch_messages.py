@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
+from meshkit import wire
 from meshkit.errors import DomainError
-from twin_svc import tokens, wire
+from twin_svc import tokens
 from twin_svc.messages import twin_message
 from twin_svc.twins import Twin
 from twin_svc.watch import Bookmark, Change, Enter, Event, Gap, Leave, Snapshot, SnapshotEnd

@@ -1,9 +1,8 @@
-"""The whole mesh of one home: which parts there are, in which order, and what they are told."""
+"""The whole mesh of one home: which parts there are, and in which order."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from meshkit.embedded import (
     is_port_free,
 )
 from meshkit.migrate import MigrationError
-from meshkit.nats_server import NatsUser
-from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate, role_url
+from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate
 from twinmesh_cli.home import Home, mesh_secret
+from twinmesh_cli.processes import Surroundings, service_ports, service_processes
 from twinmesh_cli.progress import Reporter
 from twinmesh_cli.seeding import Seeded, issue_simulator_key, seed
 from twinmesh_cli.service import ServiceProcess
@@ -38,17 +37,7 @@ from twinmesh_cli.simulator import Simulator
 from twinmesh_cli.state import LauncherState, PartRecord, ProcessIdentity, end_processes
 from twinmesh_cli.supervisor import Supervised, Supervisor
 
-_MAINTENANCE = "maintenance"
 _OTLP = "otlp"
-_SERVICE_ROLES: Mapping[str, str] = {
-    "auth_svc": "twinmesh_auth",
-    "asset_svc": "twinmesh_asset",
-    "ingest_svc": "twinmesh_ingest",
-    "twin_svc": "twinmesh_twin_query",
-    _MAINTENANCE: "twinmesh_maintenance",
-}
-_MODULES: Mapping[str, str] = {_MAINTENANCE: "telemetry_store.maintenance"}
-_FEED_ROLE = "twinmesh_twin_feed"
 _ANSWER_SECONDS = 30.0
 _NATS_SECONDS = 5.0
 _LOOPBACK = ("127.", "::1", "localhost")
@@ -62,17 +51,6 @@ class Started:
     mqtt_address: str | None  # None: MQTT is closed.
     seeded: Seeded
     notices: tuple[str, ...]
-
-
-@dataclass
-class _Facts:
-    """What is known only after the first stage."""
-
-    admin_url: str
-    nats_url: str
-    otlp_endpoint: str
-    nats: EmbeddedNats | None
-    ports: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Stack:
@@ -100,8 +78,8 @@ class Stack:
         facts = await self._start_servers()
         migrated = await self._migrate(facts)
         seeded = await self._seed(facts, migrated)
-        await self._start_services(facts)
-        await self._supervisor.start([self._envoy(facts)])
+        ports = await self._start_services(facts)
+        await self._supervisor.start([self._envoy(facts, ports)])
         await self._until_answering()
         if self._settings.wants_simulation:
             await self._start_simulator(facts)
@@ -160,7 +138,7 @@ class Stack:
         )
         return None
 
-    async def _start_servers(self) -> _Facts:
+    async def _start_servers(self) -> Surroundings:
         """PostgreSQL, NATS and the OTLP receiver, as far as none is given."""
         settings, home = self._settings, self._home
         parts: list[Part] = []
@@ -196,14 +174,14 @@ class Stack:
             otlp_endpoint = f"http://127.0.0.1:{receiver.port}"
             parts.append(receiver)
         await self._supervisor.start(parts)
-        return _Facts(
+        return Surroundings(
             admin_url=postgres.admin_url if postgres else _reveal(settings.database_url),
             nats_url=nats.url if nats else _reveal(settings.nats_url),
             nats=nats,
             otlp_endpoint=otlp_endpoint,
         )
 
-    async def _migrate(self, facts: _Facts) -> Migrated:
+    async def _migrate(self, facts: Surroundings) -> Migrated:
         try:
             migrated = await migrate(facts.admin_url, root=secrets.decode_root(self._secret))
         except (DatabaseAwayError, MigrationError) as error:
@@ -218,7 +196,7 @@ class Stack:
         self._reporter.step("migrations", f"{count} applied" if count else "nothing to do")
         return migrated
 
-    async def _seed(self, facts: _Facts, migrated: Migrated) -> Seeded:
+    async def _seed(self, facts: Surroundings, migrated: Migrated) -> Seeded:
         """Once for each database: what people delete later stays deleted."""
         marker = self._home.seeded
         if not migrated.applied and marker.exists() and marker.read_text() == migrated.born:
@@ -228,49 +206,16 @@ class Stack:
         self._reporter.step("sample data", "loaded" if seeded.user_created else "there already")
         return seeded
 
-    async def _start_services(self, facts: _Facts) -> None:
-        counts = {name: self._processes(name) for name in _SERVICE_ROLES}
-        free = iter(free_ports(sum(counts.values())))
-        facts.ports = {name: list(islice(free, count)) for name, count in counts.items()}
-        root = secrets.decode_root(self._secret)
-        shared = {
-            "TWINMESH_NATS_URL": facts.nats_url,
-            "TWINMESH_MESH_SECRET": self._secret,
-            "TWINMESH_AUTH_ADDRESS": _addresses(facts.ports["auth_svc"]),
-            "TWINMESH_ASSET_ADDRESS": _addresses(facts.ports["asset_svc"]),
-            "TWINMESH_INGEST_ADDRESS": _addresses(facts.ports["ingest_svc"]),
-            "TWINMESH_TWIN_ADDRESS": _addresses(facts.ports["twin_svc"]),
-            "OTEL_EXPORTER_OTLP_ENDPOINT": facts.otlp_endpoint,
-            "OTEL_METRIC_EXPORT_INTERVAL": str(self._settings.metric_export_interval),
-            "TWINMESH_TRACE_SAMPLE_RATIO": str(self._settings.trace_sample_ratio),
-            "TWINMESH_LOG_LEVEL": self._settings.log_level,
-            "TWINMESH_LATE_WINDOW_DAYS": str(self._settings.late_window_days),
-            "TWINMESH_FUTURE_WINDOW_MINUTES": str(self._settings.future_window_minutes),
-            "TWINMESH_MAX_STREAM_LIFETIME_SECONDS": str(self._settings.max_stream_lifetime_seconds),
-        }
-        services = []
-        for name, role in _SERVICE_ROLES.items():
-            variables = {
-                **shared,
-                "TWINMESH_SERVICE_DATABASE_URL": role_url(facts.admin_url, root=root, role=role),
-            }
-            if name == "twin_svc":
-                variables["TWINMESH_FEED_DATABASE_URL"] = role_url(
-                    facts.admin_url, root=root, role=_FEED_ROLE
-                )
-            for part, port in _parts(name, facts.ports[name]).items():
-                services.append(
-                    ServiceProcess(
-                        name=part,
-                        module=_MODULES.get(name, name),
-                        port=port,
-                        variables={**variables, **_mqtt_variables(facts.nats, part)},
-                        log_path=self._home.log(part),
-                    )
-                )
-        await self._supervisor.start(services)
+    async def _start_services(self, facts: Surroundings) -> dict[str, list[int]]:
+        """The services; returns their ports by name."""
+        ports = service_ports(self._settings)
+        processes = service_processes(
+            settings=self._settings, home=self._home, secret=self._secret, surroundings=facts, ports=ports
+        )
+        await self._supervisor.start(processes)
+        return ports
 
-    async def _start_simulator(self, facts: _Facts) -> None:
+    async def _start_simulator(self, facts: Surroundings) -> None:
         """Starts the simulated fleet; the mesh is as good without it."""
         settings = self._settings
         try:
@@ -286,10 +231,7 @@ class Stack:
         )
         await self._supervisor.start([simulator])
 
-    def _processes(self, service: str) -> int:
-        return self._settings.ingest_processes if service == "ingest_svc" else 1
-
-    def _envoy(self, facts: _Facts) -> EmbeddedEnvoy:
+    def _envoy(self, facts: Surroundings, ports: Mapping[str, Sequence[int]]) -> EmbeddedEnvoy:
         settings = self._settings
         admin_port, jwks_port = free_ports(2)
 
@@ -301,8 +243,7 @@ class Stack:
                     admin_port=admin_port,
                     jwks_port=jwks_port,
                     upstreams={
-                        each: [Endpoint("127.0.0.1", port) for port in facts.ports[each.value]]
-                        for each in Upstream
+                        each: [Endpoint("127.0.0.1", port) for port in ports[each.value]] for each in Upstream
                     },
                     descriptor_path=descriptor,
                     otlp=Endpoint.parse(facts.otlp_endpoint),
@@ -381,19 +322,6 @@ class Stack:
         return None
 
 
-def _mqtt_variables(nats_server: EmbeddedNats | None, part: str) -> Mapping[str, str]:
-    """What a process is told of devices by MQTT."""
-    if nats_server is None:
-        return {}
-    variables = {}
-    if part == "auth_svc":
-        variables["TWINMESH_CALLOUT_NATS_URL"] = nats_server.url_of(NatsUser.AUTH)
-    if part.startswith("ingest_svc"):
-        variables["TWINMESH_DEVICE_NATS_URL"] = nats_server.url_of(NatsUser.INGEST)
-        variables["TWINMESH_NATS_LOG"] = str(nats_server.log_path)
-    return variables
-
-
 async def _try_nats(url: str) -> None:
     # Also its library writes failures to a log of its own; the exception says enough.
     async def quiet(_: Exception) -> None:
@@ -410,15 +338,6 @@ async def _try_nats(url: str) -> None:
             "nats", f"NATS at {where} cannot be used: {error}", advice="Check TWINMESH_NATS_URL."
         ) from error
     await client.close()
-
-
-def _addresses(ports: Sequence[int]) -> str:
-    return ",".join(f"127.0.0.1:{port}" for port in ports)
-
-
-def _parts(service: str, ports: Sequence[int]) -> dict[str, int]:
-    """The ports by the names of the processes: `ingest_svc`, `ingest_svc-2` and so on."""
-    return {f"{service}-{number}" if number > 1 else service: port for number, port in enumerate(ports, 1)}
 
 
 def _reveal(secret: SecretStr | None) -> str:

@@ -136,6 +136,18 @@ class Mesh:
         token: str = answer.json()["accessToken"]
         return token
 
+    def api_key(self) -> str:
+        """Return an API key that may send and read, and does not end."""
+        answer = httpx.post(
+            f"{self.url}/v1/apiKeys",
+            json={"displayName": "for a test or bench"},
+            headers={"authorization": f"Bearer {self.log_in()}"},
+            timeout=30,
+        )
+        answer.raise_for_status()
+        secret: str = answer.json()["secret"]
+        return secret
+
 
 def start_mesh(home: Path, **settings: str) -> Mesh:
     """Start a mesh in the background and wait until it is ready."""

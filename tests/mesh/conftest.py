@@ -18,7 +18,7 @@ from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import PrincipalKind
 from meshkit.testing.clock import ManualClock
 from meshkit.testing.mesh import Mesh, eventually, start_mesh
-from tests.mesh.stream_site import SOAK, Site, api_key, site
+from tests.mesh.stream_site import SOAK, Site, site
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +103,7 @@ def fragile_mesh() -> Iterator[Mesh]:
 @pytest.fixture(scope="session")
 def fragile_key(fragile_mesh: Mesh) -> str:
     """API key of the fragile mesh that may send and read, and does not end."""
-    return api_key(fragile_mesh)
+    return fragile_mesh.api_key()
 
 
 @pytest.fixture

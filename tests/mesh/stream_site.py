@@ -144,19 +144,6 @@ class Site:
         await self.oracle.judge(self.mesh.database_url("postgres"))
 
 
-def api_key(mesh: Mesh) -> str:
-    """Make an API key that may send and read, and does not end."""
-    answer = httpx.post(
-        f"{mesh.url}/v1/apiKeys",
-        json={"displayName": "gateways"},
-        headers={"authorization": f"Bearer {mesh.log_in()}"},
-        timeout=30,
-    )
-    answer.raise_for_status()
-    secret: str = answer.json()["secret"]
-    return secret
-
-
 @asynccontextmanager
 async def site(mesh: Mesh, token: str, *, key: str, chance: random.Random) -> AsyncIterator[Site]:
     """Make devices, and close what was opened for them afterwards.

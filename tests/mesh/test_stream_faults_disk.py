@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from meshkit.testing.mesh import Mesh, start_mesh
-from tests.mesh.stream_site import MIB, SOAK, Site, api_key, sending, site
+from tests.mesh.stream_site import MIB, SOAK, Site, sending, site
 
 pytestmark = [
     pytest.mark.soak,
@@ -70,7 +70,7 @@ def _write_until_full(filler: Path) -> None:
 
 @pytest.fixture
 async def small_site(small_mesh: Mesh, chance: random.Random) -> AsyncIterator[Site]:
-    token, key = small_mesh.log_in(), api_key(small_mesh)
+    token, key = small_mesh.log_in(), small_mesh.api_key()
     async with site(small_mesh, token, key=key, chance=chance) as made:
         yield made
 

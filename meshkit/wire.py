@@ -5,10 +5,11 @@ _LENGTH_DELIMITED = 2
 
 def field(number: int, payload: bytes) -> bytes:
     """Return a field that has a length: a message, a packed array, a text."""
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(len(payload)) + payload
+    return varint(number << 3 | _LENGTH_DELIMITED) + varint(len(payload)) + payload
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Return a number in groups of seven bits, the lowest first; MQTT writes its lengths so, too."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

@@ -1,0 +1,121 @@
+"""The processes of the services: how many there are, and what each is told."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from meshkit import secrets
+from meshkit.embedded import EmbeddedNats, free_ports
+from meshkit.nats_server import NatsUser
+from twinmesh_cli.database import role_url
+from twinmesh_cli.home import Home
+from twinmesh_cli.service import ServiceProcess
+from twinmesh_cli.settings import LauncherSettings
+
+_MAINTENANCE = "maintenance"
+_SERVICE_ROLES: Mapping[str, str] = {
+    "auth_svc": "twinmesh_auth",
+    "asset_svc": "twinmesh_asset",
+    "ingest_svc": "twinmesh_ingest",
+    "twin_svc": "twinmesh_twin_query",
+    _MAINTENANCE: "twinmesh_maintenance",
+}
+_MODULES: Mapping[str, str] = {_MAINTENANCE: "telemetry_store.maintenance"}
+_FEED_ROLE = "twinmesh_twin_feed"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the services live on; known once it is there.
+
+    `nats` is the embedded server, None where one is given.
+    """
+
+    admin_url: str
+    nats_url: str
+    otlp_endpoint: str
+    nats: EmbeddedNats | None
+
+
+def service_ports(settings: LauncherSettings) -> dict[str, list[int]]:
+    """Picks free ports, one for each process, by service."""
+    counts = {name: settings.ingest_processes if name == "ingest_svc" else 1 for name in _SERVICE_ROLES}
+    free = iter(free_ports(sum(counts.values())))
+    return {name: list(islice(free, count)) for name, count in counts.items()}
+
+
+def service_processes(
+    *,
+    settings: LauncherSettings,
+    home: Home,
+    secret: str,
+    surroundings: Surroundings,
+    ports: Mapping[str, Sequence[int]],
+) -> list[ServiceProcess]:
+    """The processes in the order in which they start.
+
+    Args:
+        settings: what a person has set.
+        home: where their logs are.
+        secret: the root secret as text.
+        surroundings: what they live on.
+        ports: theirs, by service.
+    """
+    root = secrets.decode_root(secret)
+    shared = {
+        "TWINMESH_NATS_URL": surroundings.nats_url,
+        "TWINMESH_MESH_SECRET": secret,
+        "TWINMESH_AUTH_ADDRESS": _addresses(ports["auth_svc"]),
+        "TWINMESH_ASSET_ADDRESS": _addresses(ports["asset_svc"]),
+        "TWINMESH_INGEST_ADDRESS": _addresses(ports["ingest_svc"]),
+        "TWINMESH_TWIN_ADDRESS": _addresses(ports["twin_svc"]),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": surroundings.otlp_endpoint,
+        "OTEL_METRIC_EXPORT_INTERVAL": str(settings.metric_export_interval),
+        "TWINMESH_TRACE_SAMPLE_RATIO": str(settings.trace_sample_ratio),
+        "TWINMESH_LOG_LEVEL": settings.log_level,
+        "TWINMESH_LATE_WINDOW_DAYS": str(settings.late_window_days),
+        "TWINMESH_FUTURE_WINDOW_MINUTES": str(settings.future_window_minutes),
+        "TWINMESH_MAX_STREAM_LIFETIME_SECONDS": str(settings.max_stream_lifetime_seconds),
+    }
+    return [
+        ServiceProcess(
+            name=part,
+            module=_MODULES.get(name, name),
+            port=port,
+            variables={
+                **shared,
+                "TWINMESH_SERVICE_DATABASE_URL": role_url(surroundings.admin_url, root=root, role=role),
+                **_own(name, surroundings, root),
+            },
+            log_path=home.log(part),
+        )
+        for name, role in _SERVICE_ROLES.items()
+        for part, port in _parts(name, ports[name]).items()
+    ]
+
+
+def _own(service: str, surroundings: Surroundings, root: bytes) -> Mapping[str, str]:
+    """What only one service is told; of devices by MQTT nobody is with a NATS that is given."""
+    nats = surroundings.nats
+    match service:
+        case "twin_svc":
+            feed_url = role_url(surroundings.admin_url, root=root, role=_FEED_ROLE)
+            return {"TWINMESH_FEED_DATABASE_URL": feed_url}
+        case "auth_svc" if nats is not None:
+            return {"TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH)}
+        case "ingest_svc" if nats is not None:
+            return {
+                "TWINMESH_DEVICE_NATS_URL": nats.url_of(NatsUser.INGEST),
+                "TWINMESH_NATS_LOG": str(nats.log_path),
+            }
+        case _:
+            return {}
+
+
+def _addresses(ports: Sequence[int]) -> str:
+    return ",".join(f"127.0.0.1:{port}" for port in ports)
+
+
+def _parts(service: str, ports: Sequence[int]) -> dict[str, int]:
+    """The ports by the names of the processes: `ingest_svc`, `ingest_svc-2` and so on."""
+    return {f"{service}-{number}" if number > 1 else service: port for number, port in enumerate(ports, 1)}
