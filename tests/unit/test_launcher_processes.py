@@ -219,6 +219,9 @@ def test_leftovers_are_ended() -> None:
     with subprocess.Popen(_SLEEP) as left:
         identity = ProcessIdentity.of(left.pid, _SLEEP)
         assert identity is not None
+        # For a moment a process that begins has no command line yet.
+        while identity.process() is None:
+            assert left.poll() is None
 
         ended = end_processes(_state(identity))
 
