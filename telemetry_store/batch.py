@@ -1,10 +1,11 @@
 """One caller's batch on its way to the database, and many of them prepared as one."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
@@ -12,7 +13,13 @@ from telemetry_store.copy import CopyPayload, encode
 from telemetry_store.cursors import CursorKey, Recorded
 from telemetry_store.merge import Runs, latest, merge
 from telemetry_store.request_ids import RequestKey
+from telemetry_store.quality import Codes
 from telemetry_store.requests import MessageIdentity, RequestIdentity, WriteRequest, WriterIdentity
+
+# Judges samples that are about to be stored: of runs, and when each part that was merged into them
+# came (int64[parts], microseconds since the epoch; 0: long before this batch), to int32[n] as in
+# telemetry_store.quality. It is called from several threads, one at a time.
+Judge = Callable[[Runs, npt.NDArray[np.int64]], Codes]
 
 
 @dataclass(slots=True, eq=False)
@@ -111,20 +118,25 @@ class Prepared:
     latest: tuple[TenantSamples, ...]
 
 
-def prepare(batches: Sequence[Batch]) -> Prepared:
-    """Merge the batches' samples and build their rows; pure, may run in a thread.
+def prepare(batches: Sequence[Batch], judge: Judge | None = None) -> Prepared:
+    """Merge the batches' samples, judge them and build their rows; may run in a thread.
 
     Raises:
         UnicodeEncodeError: a string has no UTF-8 form.
     """
     parts: defaultdict[Kind, list[KindColumns]] = defaultdict(list)
     tenants: defaultdict[Kind, list[str]] = defaultdict(list)
+    received: defaultdict[Kind, list[int]] = defaultdict(list)
     for batch in batches:
         for columns in batch.samples:
             if len(columns):
                 parts[columns.kind].append(columns)
                 tenants[columns.kind].append(batch.request.tenant)
-    merged = [(merge(parts[kind]), tenants[kind]) for kind in parts]
+                received[columns.kind].append(batch.request.received_us)
+    merged = [
+        (_judged(merge(parts[kind]), np.array(received[kind], np.int64), judge), tenants[kind])
+        for kind in parts
+    ]
     days = {int(day) for runs, _ in merged for day in np.unique(runs.times[runs.starts] // MICROS_PER_DAY)}
     return Prepared(
         batches=tuple(batches),
@@ -134,6 +146,10 @@ def prepare(batches: Sequence[Batch]) -> Prepared:
         days=tuple(sorted(days)),
         latest=tuple(latest for runs, tenants in merged for latest in _latest(runs, tenants)),
     )
+
+
+def _judged(runs: Runs, received_us: npt.NDArray[np.int64], judge: Judge | None) -> Runs:
+    return runs if judge is None else replace(runs, quality=judge(runs, received_us))
 
 
 def _latest(runs: Runs, tenants: Sequence[str]) -> Iterator[TenantSamples]:

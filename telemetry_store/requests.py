@@ -89,6 +89,7 @@ class WriteRequest:
         span: the request's span; the commit's span links to it.
         door: which way it came; opaque to the store.
         dead_letters: kept in the same commit.
+        received_us: when it came, microseconds since the epoch; 0: its samples are not live.
     """
 
     tenant: str
@@ -101,6 +102,7 @@ class WriteRequest:
     span: SpanContext | None = None
     door: str = ""
     dead_letters: Sequence[DeadLetter] = ()
+    received_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

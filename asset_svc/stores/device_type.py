@@ -20,10 +20,15 @@ from twinmesh.asset.v1.device_type_service_pb2 import (
 
 _PROTOCOL = EnumText(Protocol, "PROTOCOL_")
 _PROCESSING_MODE = EnumText(ProcessingMode, "PROCESSING_MODE_")
+_PARTS = ("message_schema", "quality")
 
 
 def _to_dict(message: Message) -> dict[str, object]:
     return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _part(device_type: DeviceType, field: str) -> str | None:
+    return json.dumps(_to_dict(getattr(device_type, field))) if device_type.HasField(field) else None
 
 
 def _values(device_type: DeviceType) -> tuple[object, ...]:
@@ -34,7 +39,7 @@ def _values(device_type: DeviceType) -> tuple[object, ...]:
         _PROCESSING_MODE.text(device_type.processing_mode),
         json.dumps(metrics),
         device_type.heartbeat.ToTimedelta() if device_type.HasField("heartbeat") else None,
-        json.dumps(_to_dict(device_type.message_schema)) if device_type.HasField("message_schema") else None,
+        *(_part(device_type, field) for field in _PARTS),
     )
 
 
@@ -53,9 +58,11 @@ def _from_row(row: asyncpg.Record) -> DeviceType:
     heartbeat: timedelta | None = row["heartbeat"]
     if heartbeat is not None:
         device_type.heartbeat.FromTimedelta(heartbeat)
-    if row["message_schema"] is not None:
-        device_type.message_schema.SetInParent()
-        ParseDict(json.loads(row["message_schema"]), device_type.message_schema)
+    for field in _PARTS:
+        if row[field] is not None:
+            part = getattr(device_type, field)
+            part.SetInParent()
+            ParseDict(json.loads(row[field]), part)
     return device_type
 
 
@@ -63,25 +70,25 @@ _TABLE = Table(
     resource="device_type",
     insert="""
         INSERT INTO asset.device_type
-            (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         RETURNING version, create_time, update_time
     """,
     update="""
         UPDATE asset.device_type
         SET display_name = $3, protocol = $4, processing_mode = $5, metrics = $6, heartbeat = $7,
-            message_schema = $8, version = version + 1, update_time = now()
+            message_schema = $8, quality = $9, version = version + 1, update_time = now()
         WHERE tenant_id = $1 AND id = $2
         RETURNING version, create_time, update_time
     """,
     find="""
-        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
+        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
             version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id = ANY ($2)
     """,
     page=r"""
-        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
+        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
             version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id > $2

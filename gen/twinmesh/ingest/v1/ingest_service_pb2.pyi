@@ -141,7 +141,7 @@ class Reading(_message.Message):
 
     @_builtins.property
     def values(self) -> _containers.MessageMap[_builtins.str, _value_pb2.Value]:
-        """Values by metric."""
+        """Values by metric, or by an alias of it."""
 
     @_builtins.property
     def location(self) -> _value_pb2.Point:
@@ -552,12 +552,12 @@ class SeriesDef(_message.Message):
     device_id: _builtins.str
     """The device."""
     metric: _builtins.str
-    """The metric."""
+    """The metric, or an alias of it."""
     kind: _value_pb2.ValueKind.ValueType
     """Kind of its values; it must be the metric's own."""
     unit: _builtins.str
-    """Unit as the device sends it; empty: the metric's own. Another one than the metric's
-    is refused (UNIT_MISMATCH), since nothing converts it yet.
+    """Unit as the device sends it; empty: as its type says. Values are converted to the metric's
+    unit, or refused (UNIT_MISMATCH) when that cannot be done.
     """
     def __init__(
         self,

@@ -692,7 +692,7 @@ class Reading(betterproto2.Message):
         map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_MESSAGE),
     )
     """
-    Values by metric.
+    Values by metric, or by an alias of it.
     """
 
     location: "__type__v1__.Point | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
@@ -794,7 +794,7 @@ class SeriesDef(betterproto2.Message):
 
     metric: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    The metric.
+    The metric, or an alias of it.
     """
 
     kind: "__type__v1__.ValueKind" = betterproto2.field(
@@ -806,8 +806,8 @@ class SeriesDef(betterproto2.Message):
 
     unit: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
     """
-    Unit as the device sends it; empty: the metric's own. Another one than the metric's
-    is refused (UNIT_MISMATCH), since nothing converts it yet.
+    Unit as the device sends it; empty: as its type says. Values are converted to the metric's
+    unit, or refused (UNIT_MISMATCH) when that cannot be done.
     """
 
 
