@@ -13,6 +13,7 @@ from ingest_svc.budget import Budgets
 from ingest_svc.config import IngestSettings
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from ingest_svc.frontier_reports import follow_reports
+from ingest_svc.ingest_policies import IngestPolicies
 from ingest_svc.intake import Intake
 from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
@@ -20,6 +21,7 @@ from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
+from ingest_svc.servicers.ingest_policy import IngestPolicyServicer
 from ingest_svc.store import BackfillStore, CommitStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
@@ -33,7 +35,9 @@ from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
+from telemetry_store.ingest_policies import IngestPolicyStore
 from telemetry_store.writer import TelemetryWriter
+from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 
 SERVICE = "ingest_svc"
@@ -72,6 +76,9 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             on_connect=subscribe,
             on_reconnect=reconnected,
         ) as nats_client,
+        IngestPolicies(
+            source=(policy_store := IngestPolicyStore(pool=pool)), live_window=settings.live_window
+        ) as policies,
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
@@ -84,7 +91,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             profiles=profiles,
             catalog=catalog,
             backfills=backfills,
-            live_window=settings.live_window,
+            live_window=policies.live_window,
         )
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
@@ -124,7 +131,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             profiles=profiles,
             catalog=catalog,
             writer=writer,
-            live_window=settings.live_window,
+            live_window=policies.live_window,
             clock=clock,
         )
         async with (
@@ -136,7 +143,14 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         "twinmesh.ingest.v1.IngestService",
                         ingest_grpc.add_IngestServiceServicer_to_server,
                         servicer,
-                    )
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.IngestPolicyService",
+                        policy_grpc.add_IngestPolicyServiceServicer_to_server,
+                        IngestPolicyServicer(
+                            store=policy_store, policies=policies, live_window=settings.live_window
+                        ),
+                    ),
                 ],
                 verifier=verifier,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},

@@ -1,7 +1,7 @@
 """One place where a batch becomes a request to the writer, whichever door it came through."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -80,7 +80,7 @@ class Intake:
         profiles: finds what devices may report.
         catalog: finds ids of series.
         backfills: finds declared backfills.
-        live_window: event times taken without a backfill.
+        live_window: event times that a tenant takes without a backfill.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Intake:
         profiles: ProfileCache,
         catalog: SeriesCatalog,
         backfills: Backfills,
-        live_window: LiveWindow,
+        live_window: Callable[[str], LiveWindow],
     ) -> None:
         self._profiles = profiles
         self._catalog = catalog
@@ -158,16 +158,16 @@ class Intake:
             FailedPrecondition: UNKNOWN_ALIAS; nothing is recorded.
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the devices may report.
         """
+        tenant = origin.principal.tenant
         sent_columns.require_known(columns, series)
         digest = sent_columns.digest(columns, series, all_or_nothing=all_or_nothing)
         try:
             sent_columns.check(columns, series)
         except InvalidArgument as error:
             return self.refuse(origin, RefusedContent((error.reason, error.message), len(columns), digest))
-        await self._resolve(origin.principal.tenant, series, received_us)
-        assessed = sent_columns.assess(
-            columns, series, window=self._live_window.at(received_us), all_or_nothing=all_or_nothing
-        )
+        await self._resolve(tenant, series, received_us)
+        window = self._live_window(tenant).at(received_us)
+        assessed = sent_columns.assess(columns, series, window=window, all_or_nothing=all_or_nothing)
         return _request(origin, digest, assessed, assessed.samples)
 
     def refuse(self, origin: Origin, refused: RefusedContent) -> WriteRequest:
@@ -192,7 +192,7 @@ class Intake:
 
     async def _window(self, principal: Principal, backfill_id: str, now_us: int) -> TimeWindow:
         if not backfill_id:
-            return self._live_window.at(now_us)
+            return self._live_window(principal.tenant).at(now_us)
         policy.require(_BACKFILL_PERMISSION, principal, method="telemetry with a backfill_id")
         return await self._backfills.window(principal.tenant, backfill_id)
 

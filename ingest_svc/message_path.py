@@ -5,7 +5,7 @@ messages ──▶ whose devices? ──▶ readings by the type's schema ──
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -88,7 +88,7 @@ class MessagePath:
         profiles: finds what they may report, and how their messages are read.
         catalog: finds ids of series.
         writer: commits.
-        live_window: event times that are taken.
+        live_window: event times that a tenant takes.
         clock: moves the window.
     """
 
@@ -99,7 +99,7 @@ class MessagePath:
         profiles: ProfileCache,
         catalog: SeriesCatalog,
         writer: MessageWriter,
-        live_window: LiveWindow,
+        live_window: Callable[[str], LiveWindow],
         clock: Clock,
     ) -> None:
         self._tenants = tenants
@@ -195,7 +195,7 @@ class MessagePath:
         assessment = assess(
             found.readings,
             profiles=found.profiles,
-            window=self._live_window.at(now_us),
+            window=self._live_window(tenant).at(now_us),
             received_us=now_us,
             all_or_nothing=False,
             most_refusals=_UNBOUNDED,

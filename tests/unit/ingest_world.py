@@ -71,7 +71,7 @@ class World:
             profiles=self.cache,
             catalog=self.catalog,
             backfills=Backfills(),
-            live_window=LiveWindow(late_us=3_600_000_000, future_us=1_000),
+            live_window=lambda _: LiveWindow(late_us=3_600_000_000, future_us=1_000),
         )
         self.table = SeriesTable()
         self.table.define([(0, SeriesDefinition("pump-1", "x", Kind.DOUBLE, ""))])

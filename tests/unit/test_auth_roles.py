@@ -11,7 +11,7 @@ from twinmesh.asset.v1 import (
     profile_service_pb2,
 )
 from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2
-from twinmesh.ingest.v1 import ingest_service_pb2
+from twinmesh.ingest.v1 import ingest_policy_service_pb2, ingest_service_pb2
 from twinmesh.mesh.v1 import health_service_pb2
 from twinmesh.twin.v1 import twin_service_pb2
 
@@ -22,6 +22,7 @@ _CONTRACTS = [
     device_service_pb2,
     device_type_service_pb2,
     health_service_pb2,
+    ingest_policy_service_pb2,
     ingest_service_pb2,
     profile_service_pb2,
     session_service_pb2,
@@ -50,9 +51,13 @@ def test_no_role_holds_what_only_services_may() -> None:
 
 def test_roles_carry_what_the_documentation_says() -> None:
     admin = permissions_of(Role.ADMIN)
-    assert admin - permissions_of(Role.OPERATOR) == {"api_key:read", "api_key:write"}
+    assert admin - permissions_of(Role.OPERATOR) == {
+        "api_key:read",
+        "api_key:write",
+        "ingest_policy:write",
+    }
     readable = {permission for permission in admin if permission.endswith(":read")}
-    assert permissions_of(Role.ANALYST) == readable - {"api_key:read"}
+    assert permissions_of(Role.ANALYST) == readable - {"api_key:read", "ingest_policy:read"}
     assert permissions_of(Role.VIEWER) == {
         "twin:read",
         "history:read",

@@ -67,7 +67,7 @@ async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
             profiles=profiles,
             catalog=Catalog(),
             writer=writer,
-            live_window=LiveWindow(late_us=1_000_000, future_us=1_000_000),
+            live_window=lambda _: LiveWindow(late_us=1_000_000, future_us=1_000_000),
             clock=clock,
         )
 

@@ -153,6 +153,21 @@ async def test_what_is_refused_becomes_dead_letters_and_the_rest_is_stored(world
     assert len(told) < 1_000
 
 
+async def test_a_stray_clock_makes_no_partition(world: World) -> None:
+    partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'telemetry.segment'::regclass"
+    async with world.ingest() as ingest:
+        before = await ingest.fetch_value(partitions)
+        for year_us in (1_000_000, 4_102_444_800_000_000):
+            await world.site.send(json.dumps({"time": year_us / 1e6, "count": 1}).encode())
+
+        async def are_kept() -> bool:
+            return await world.reasons() == ["pump-1: TIME_OUT_OF_WINDOW"] * 2
+
+        await until(are_kept)
+        assert await rows(ingest) == 0
+        assert await ingest.fetch_value(partitions) == before
+
+
 async def test_a_device_that_nobody_knows_is_nobody_s(world: World) -> None:
     async with world.ingest() as ingest:
         await world.site.send(counting(1), device="unheard")

@@ -1,0 +1,1 @@
+"""Servicers of the smaller services; IngestService's is ingest_svc.servicer."""
