@@ -11,7 +11,7 @@ from twinmesh.asset.v1 import (
     device_type_service_pb2,
 )
 from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2
-from twinmesh.ingest.v1 import ingest_policy_service_pb2, ingest_service_pb2
+from twinmesh.ingest.v1 import ingest_policy_service_pb2, ingest_service_pb2, limit_service_pb2
 from twinmesh.mesh.v1 import health_service_pb2
 from twinmesh.twin.v1 import twin_service_pb2
 
@@ -24,6 +24,7 @@ _FILES = (
     health_service_pb2,
     ingest_policy_service_pb2,
     ingest_service_pb2,
+    limit_service_pb2,
     session_service_pb2,
     twin_service_pb2,
 )

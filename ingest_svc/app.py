@@ -1,5 +1,6 @@
 """The only place where ingest_svc's parts meet."""
 
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,8 @@ from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from ingest_svc.frontier_reports import follow_reports
 from ingest_svc.ingest_policies import IngestPolicies
 from ingest_svc.intake import Intake
+from ingest_svc.limit_hits import LimitHits
+from ingest_svc.limiter import Limited, Limiter
 from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
@@ -22,6 +25,7 @@ from ingest_svc.open_streams import OpenStreams
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.servicers.ingest_policy import IngestPolicyServicer
+from ingest_svc.servicers.limit import LimitServicer
 from ingest_svc.store import BackfillStore, CommitStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
@@ -36,9 +40,12 @@ from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.ingest_policies import IngestPolicyStore
+from telemetry_store.limit_hits import LimitHitStore
+from telemetry_store.limits import LimitStore
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
+from twinmesh.ingest.v1 import limit_service_pb2_grpc as limit_grpc
 
 SERVICE = "ingest_svc"
 
@@ -63,6 +70,10 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         profiles.distrust()
         frontiers.listen_anew()
 
+    def limited(limit: Limited) -> None:
+        metrics.limited(limit.key.name)
+        hits.add(limit)
+
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
@@ -79,6 +90,12 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         IngestPolicies(
             source=(policy_store := IngestPolicyStore(pool=pool)), live_window=settings.live_window
         ) as policies,
+        LimitHits(sink=(hit_store := LimitHitStore(pool=pool)), clock=clock) as hits,
+        Limiter(
+            limits_of=policies.limits,
+            source=(limit_store := LimitStore(pool=pool, holder=uuid.uuid4())),
+            on_limited=limited,
+        ) as limiter,
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
@@ -108,6 +125,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             return TelemetryStream(
                 principal=principal,
                 intake=intake,
+                limiter=limiter,
                 writer=writer,
                 applied=applied,
                 credentials=credentials,
@@ -118,6 +136,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
 
         servicer = IngestServicer(
             intake=intake,
+            limiter=limiter,
             writer=writer,
             applied=applied,
             backfills=backfills,
@@ -130,6 +149,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             tenants=tenants,
             profiles=profiles,
             catalog=catalog,
+            limiter=limiter,
             writer=writer,
             live_window=policies.live_window,
             clock=clock,
@@ -150,6 +170,11 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         IngestPolicyServicer(
                             store=policy_store, policies=policies, live_window=settings.live_window
                         ),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.LimitService",
+                        limit_grpc.add_LimitServiceServicer_to_server,
+                        LimitServicer(hits=hit_store, usage=limit_store, policies=policies),
                     ),
                 ],
                 verifier=verifier,

@@ -4,7 +4,7 @@ Batch ──▶ BatchFlow.take ──▶ Intake ──▶ Writer.submit ──�
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -15,7 +15,9 @@ from ingest_svc import conversion
 from ingest_svc.columns import SentColumns
 from ingest_svc.flow import BatchFlow, Taken, is_transient
 from ingest_svc.intake import Door, Intake, Origin
+from ingest_svc.limiter import NO_CHARGE, Charge, Connection, Limiter, Sent
 from ingest_svc.outcome import Outcome, RefusedContent
+from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.series_table import SeriesTable
 from meshkit.clock import Clock
 from meshkit.errors import DomainError, InvalidArgument
@@ -28,6 +30,7 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 MAX_BATCH_BYTES = 2 * 1024 * 1024
 # Told that an outcome has come, and why the stream must end; None as long as it need not.
 Answered = Callable[[Exception | None], object]
+_Content = SentColumns | list[Reading] | RefusedContent
 
 
 class BatchWriter(Protocol):
@@ -45,13 +48,26 @@ class BatchPath:
         flow: decides which are taken, and is told what became of them.
         series: what their aliases stand for.
         intake: makes of them what the writer takes.
+        limiter: lets them in as far as limits allow.
         writer: commits them.
         clock: tells when they were received.
-        writer_id: whose they are.
+        tenant: whose they are.
+        writer_id: who numbers them.
         epoch: of the Open that they came behind.
     """
 
-    __slots__ = ("_clock", "_epoch", "_flow", "_intake", "_series", "_writer", "_writer_id")
+    __slots__ = (
+        "_clock",
+        "_connection",
+        "_epoch",
+        "_flow",
+        "_intake",
+        "_limiter",
+        "_series",
+        "_tenant",
+        "_writer",
+        "_writer_id",
+    )
 
     def __init__(
         self,
@@ -59,16 +75,21 @@ class BatchPath:
         flow: BatchFlow,
         series: SeriesTable,
         intake: Intake,
+        limiter: Limiter,
         writer: BatchWriter,
         clock: Clock,
+        tenant: str,
         writer_id: str,
         epoch: int,
     ) -> None:
         self._flow = flow
         self._series = series
         self._intake = intake
+        self._limiter = limiter
+        self._connection = Connection(tenant=tenant, writer_id=writer_id)
         self._writer = writer
         self._clock = clock
+        self._tenant = tenant
         self._writer_id = writer_id
         self._epoch = epoch
 
@@ -98,20 +119,52 @@ class BatchPath:
         self, taken: Taken, batch: ingest_pb2.Batch, principal: Principal, answered: Answered
     ) -> None:
         taken.span = _span(batch)
+        charge = NO_CHARGE
         try:
-            request = await self._to_request(batch, taken, principal)
+            content = conversion.to_content(batch)
+            request = await self._to_request(batch, content, taken, principal)
+            charge = await self._admit(content, taken, principal)
             if taken.dropped:  # Meanwhile one before it has to come again, and so has this one.
+                charge.undo()
                 return
             written = self._writer.submit(request)
         except DomainError as error:
+            charge.undo()
             if not is_transient(error):
                 raise
             self._flow.throw_back(taken, error)
         else:
             self._flow.accept(taken, written)
+            written.add_done_callback(charge.settle)
             written.add_done_callback(partial(self._written, taken, answered))
 
-    async def _to_request(self, batch: ingest_pb2.Batch, taken: Taken, principal: Principal) -> WriteRequest:
+    async def _admit(self, content: _Content, taken: Taken, principal: Principal) -> Charge:
+        limits = self._limiter.limits_of(self._tenant)
+        if limits is None:
+            return NO_CHARGE
+        sent = Sent(
+            tenant=self._tenant,
+            principal=principal.name,
+            samples=_count(content),
+            size=taken.size,
+            devices=self._devices(content) if limits.has_devices else {},
+            writer_id=self._writer_id,
+            sequence=taken.sequence,
+        )
+        return await self._limiter.admit(limits, sent, self._connection)
+
+    def _devices(self, content: _Content) -> Mapping[str, int]:
+        if isinstance(content, RefusedContent):
+            return {}
+        if isinstance(content, SentColumns):
+            if len(content.aliases) != len(content.run_lengths):
+                return {}  # Refused as a whole, and no device's.
+            return self._series.samples_by_device(content.aliases, content.run_lengths)
+        return samples_by_device(content)
+
+    async def _to_request(
+        self, batch: ingest_pb2.Batch, content: _Content, taken: Taken, principal: Principal
+    ) -> WriteRequest:
         received_us = self._clock.now_us()
         origin = Origin(
             principal,
@@ -120,7 +173,6 @@ class BatchPath:
             Door.STREAM,
         )
         all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
-        content = conversion.to_content(batch)
         if isinstance(content, RefusedContent):
             return self._intake.refuse(origin, content)
         if isinstance(content, SentColumns):
@@ -145,6 +197,14 @@ class BatchPath:
         elif isinstance(error, Exception):
             self._flow.answer(taken, error)
         answered(self._flow.failure)
+
+
+def _count(content: _Content) -> int:
+    if isinstance(content, RefusedContent):
+        return content.samples
+    if isinstance(content, SentColumns):
+        return len(content)
+    return sum(len(reading.samples) for reading in content)
 
 
 def _span(batch: ingest_pb2.Batch) -> Span | None:

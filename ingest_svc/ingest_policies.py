@@ -12,6 +12,7 @@ from ingest_svc.window import LiveWindow
 from meshkit.db import DATABASE_ERRORS
 from meshkit.tasks import background
 from telemetry_store.ingest_policies import IngestPolicyRow, SubjectKind, SubjectLimits
+from telemetry_store.limits import LimitKey
 
 _log = structlog.get_logger()
 _LOOK_EVERY_S = 0.5
@@ -41,6 +42,7 @@ class TenantLimits:
         "_devices",
         "_each_device",
         "_each_principal",
+        "_limits",
         "_principals",
         "connection",
         "has_devices",
@@ -48,6 +50,7 @@ class TenantLimits:
     )
 
     def __init__(self, limits: Sequence[SubjectLimits]) -> None:
+        self._limits = limits
         by_kind: Mapping[SubjectKind, dict[str, SubjectLimits]] = {kind: {} for kind in SubjectKind}
         for each in limits:
             by_kind[each.kind][each.subject] = each
@@ -58,6 +61,23 @@ class TenantLimits:
         self._devices = by_kind[SubjectKind.DEVICE]
         self._each_device = self._devices.pop("", None)
         self.has_devices = bool(self._devices or self._each_device)
+
+    def size(self, key: LimitKey) -> int:
+        """Return the size of a limit, 0 when there is none."""
+        match key.kind:
+            case SubjectKind.TENANT:
+                limits = self.tenant
+            case SubjectKind.DEVICE:
+                limits = self.of_device(key.subject)
+            case SubjectKind.PRINCIPAL:
+                limits = self.of_principal(key.subject)
+            case _:
+                limits = self.connection
+        return 0 if limits is None else getattr(limits, key.measure.name.lower())
+
+    def only(self, kind: SubjectKind) -> "TenantLimits":
+        """Return the limits of one kind of subject."""
+        return TenantLimits([each for each in self._limits if each.kind is kind])
 
     def of_device(self, device_id: str) -> SubjectLimits | None:
         """Return a device's limits, None without any."""
@@ -119,6 +139,10 @@ class IngestPolicies:
     def live_window(self, tenant: str) -> LiveWindow:
         """Return the event times that a tenant takes without a backfill."""
         return self.of(tenant).live_window
+
+    def limits(self, tenant: str) -> TenantLimits | None:
+        """Return what of a tenant is limited, None for nothing."""
+        return self.of(tenant).limits
 
     def take(self, rows: Sequence[IngestPolicyRow]) -> None:
         """Go by policies as they are written."""

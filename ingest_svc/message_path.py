@@ -17,17 +17,20 @@ from ingest_svc import device_message
 from ingest_svc.assessment import Assessment, assess
 from ingest_svc.conversion import to_result
 from ingest_svc.device_message import MalformedMessageError
+from ingest_svc.ingest_policies import TenantLimits
 from ingest_svc.intake import Door
+from ingest_svc.limiter import Charge, Limiter, Sent
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
-from ingest_svc.reading import Reading
+from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.window import LiveWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import current_trace_id, tracer
 from telemetry_store.catalog import SeriesCatalog
+from telemetry_store.ingest_policies import SubjectKind
 from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -61,6 +64,19 @@ class DeviceMessage:
     sequence: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """Messages that a limit keeps from being stored now.
+
+    Attributes:
+        messages: which.
+        retry_after_s: when to try them again, in seconds.
+    """
+
+    messages: Sequence[DeviceMessage]
+    retry_after_s: float
+
+
 class MessageWriter(Protocol):
     """Where messages become durable."""
 
@@ -79,6 +95,50 @@ class _TenantMessages:
     of_readings: list[int] = field(default_factory=list)
     refusals: defaultdict[int, list[Why]] = field(default_factory=lambda: defaultdict(list))
 
+    def by_device(self) -> "list[_TenantMessages]":
+        """Return the messages of each device, with their readings."""
+        parts: defaultdict[str, _TenantMessages] = defaultdict(_TenantMessages)
+        for message in self.messages:
+            parts[message.device_id].messages.append(message)
+        for place, reading in zip(self.of_readings, self.readings, strict=True):
+            parts[self.messages[place].device_id].readings.append(reading)
+        return list(parts.values())
+
+    def without(self, left_out: set[int]) -> "_TenantMessages":
+        """Return it without some of its messages, by their ids as objects."""
+        kept = _TenantMessages()
+        for message in self.messages:
+            if id(message) not in left_out:
+                _take(kept, message, self.profiles.get(message.device_id))
+        return kept
+
+
+@dataclass(slots=True, eq=False)
+class _Admitted:
+    """What of a tenant's messages is let in, what for, and what is not."""
+
+    tenant: str
+    found: _TenantMessages
+    charges: list[Charge] = field(default_factory=list)
+    postponed: list[Postponed] = field(default_factory=list)
+
+    def leave_out(self) -> None:
+        """Take what is postponed out of what is found."""
+        self.found = self.found.without({id(message) for each in self.postponed for message in each.messages})
+
+    def submitted(self, written: asyncio.Future[WriteResult]) -> asyncio.Future[WriteResult]:
+        """Have the charges settled by what becomes of the messages."""
+        for charge in self.charges:
+            written.add_done_callback(charge.settle)
+        self.charges = []
+        return written
+
+    def undo(self) -> None:
+        """Give back what was taken."""
+        for charge in self.charges:
+            charge.undo()
+        self.charges = []
+
 
 class MessagePath:
     """Stores messages of devices.
@@ -87,6 +147,7 @@ class MessagePath:
         tenants: finds whose devices are.
         profiles: finds what they may report, and how their messages are read.
         catalog: finds ids of series.
+        limiter: lets messages in as far as limits allow.
         writer: commits.
         live_window: event times that a tenant takes.
         clock: moves the window.
@@ -98,6 +159,7 @@ class MessagePath:
         tenants: TenantCache,
         profiles: ProfileCache,
         catalog: SeriesCatalog,
+        limiter: Limiter,
         writer: MessageWriter,
         live_window: Callable[[str], LiveWindow],
         clock: Clock,
@@ -105,13 +167,16 @@ class MessagePath:
         self._tenants = tenants
         self._profiles = profiles
         self._catalog = catalog
+        self._limiter = limiter
         self._writer = writer
         self._live_window = live_window
         self._clock = clock
         self._turn = asyncio.Lock()
 
-    async def store(self, messages: Sequence[DeviceMessage], *, stream: str) -> None:
+    async def store(self, messages: Sequence[DeviceMessage], *, stream: str) -> Sequence[Postponed]:
         """Store messages; returns once each is durable: its samples, and why some were refused.
+
+        Those that a limit is against are left for later, and returned.
 
         A message of a stream that was stored before is left out, so this may be repeated.
 
@@ -128,17 +193,35 @@ class MessagePath:
             kind=SpanKind.CONSUMER,
             attributes={"messaging.system": "mqtt", "messaging.batch.message_count": len(messages)},
         ) as span:
-            await self._store(messages, stream, span.get_span_context())
+            return await self._store(messages, stream, span.get_span_context())
 
-    async def _store(self, messages: Sequence[DeviceMessage], stream: str, span: SpanContext) -> None:
+    async def _store(
+        self, messages: Sequence[DeviceMessage], stream: str, span: SpanContext
+    ) -> list[Postponed]:
         try:
             # In their order: of equal times the later message's value counts.
             async with self._turn:
-                written = [
-                    await self._submit(tenant, found, stream, span)
-                    for tenant, found in (await self._by_tenant(messages)).items()
+                admitted = [
+                    _Admitted(tenant, found) for tenant, found in (await self._by_tenant(messages)).items()
                 ]
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        for each in admitted:
+                            if (limits := self._limiter.limits_of(each.tenant)) is not None:
+                                tasks.create_task(self._admit(each, limits))
+                    written = [
+                        each.submitted(await self._submit(each.tenant, each.found, stream, span))
+                        for each in admitted
+                        if each.found.messages
+                    ]
+                except BaseException as error:
+                    for each in admitted:
+                        each.undo()
+                    if isinstance(error, BaseExceptionGroup):
+                        raise error.exceptions[0] from None
+                    raise
             await asyncio.gather(*written)
+            return [postponed for each in admitted for postponed in each.postponed]
         except _PASSING:
             raise
         except Exception as error:
@@ -146,14 +229,39 @@ class MessagePath:
             # others from being stored.
             if len(messages) > 1:
                 half = len(messages) // 2
-                await self._store(messages[:half], stream, span)
-                await self._store(messages[half:], stream, span)
-                return
+                first = await self._store(messages[:half], stream, span)
+                return first + await self._store(messages[half:], stream, span)
             (message,) = messages
             refused = getattr(error, "reason", None) == ErrorReason.ERROR_REASON_VALUE_REFUSED
             if not refused:
                 _log.exception("message failed", device_id=message.device_id)
             await self._bury(message, VALUE_REFUSED if refused else _INTERNAL, stream, span)
+            return []
+
+    async def _admit(self, admitted: _Admitted, limits: TenantLimits) -> None:
+        """Let a tenant's messages in as far as its limits allow: each device's, then the rest together."""
+        if limits.has_devices:
+            of_devices = limits.only(SubjectKind.DEVICE)
+            async with asyncio.TaskGroup() as tasks:
+                for part in admitted.found.by_device():
+                    tasks.create_task(self._admit_part(admitted, part, of_devices))
+        if admitted.postponed:
+            admitted.leave_out()
+        if (
+            admitted.found.messages
+            and limits.tenant is not None
+            and not await self._admit_part(admitted, admitted.found, limits.only(SubjectKind.TENANT))
+        ):
+            admitted.undo()
+            admitted.found = _TenantMessages()
+
+    async def _admit_part(self, admitted: _Admitted, part: _TenantMessages, limits: TenantLimits) -> bool:
+        try:
+            admitted.charges.append(await self._limiter.admit(limits, _sent(admitted.tenant, part)))
+        except ResourceExhausted as error:
+            admitted.postponed.append(Postponed(part.messages, error.retry_after_s or 0.0))
+            return False
+        return True
 
     async def _by_tenant(self, messages: Sequence[DeviceMessage]) -> Mapping[str, _TenantMessages]:
         tenants, profiles = await self._find({message.device_id for message in messages})
@@ -232,6 +340,17 @@ class MessagePath:
             found = _TenantMessages([message])
             found.refusals[0].append(why)
             await (await self._submit(tenant, found, stream, span))
+
+
+def _sent(tenant: str, part: _TenantMessages) -> Sent:
+    devices = samples_by_device(part.readings)
+    return Sent(
+        tenant=tenant,
+        principal="",
+        samples=devices.total(),
+        size=sum(len(message.payload) for message in part.messages),
+        devices=devices,
+    )
 
 
 def _take(found: _TenantMessages, message: DeviceMessage, profile: DeviceProfile | None) -> None:

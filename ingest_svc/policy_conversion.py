@@ -1,14 +1,18 @@
-"""Ingest policies between the contract's messages and plain data."""
+"""Ingest policies, and what limits do, between the contract's messages and plain data."""
 
 from dataclasses import replace
 
 from google.protobuf.duration_pb2 import Duration
 
+from ingest_svc.ingest_policies import TenantLimits
 from ingest_svc.window import LiveWindow
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import invalid_field
 from telemetry_store.ingest_policies import IngestPolicyRow, SubjectKind, SubjectLimits
+from telemetry_store.limit_hits import LimitHit
+from telemetry_store.limits import Usage
 from twinmesh.ingest.v1 import ingest_policy_service_pb2 as policy_pb2
+from twinmesh.ingest.v1 import limit_service_pb2 as limit_pb2
 
 
 def to_policy(row: IngestPolicyRow, most: LiveWindow) -> policy_pb2.IngestPolicy:
@@ -81,4 +85,38 @@ def _from_limit(limit: policy_pb2.Limit) -> SubjectLimits:
         bytes_per_second=limit.bytes_per_second,
         streams=limit.streams,
         inflight_bytes=limit.inflight_bytes,
+    )
+
+
+def to_hit(hit: LimitHit) -> limit_pb2.LimitHit:
+    """Return what a limit sent back."""
+    message = limit_pb2.LimitHit(
+        limit_name=hit.limit_name,
+        subject=hit.subject,
+        principal=hit.principal,
+        writer_id=hit.writer_id,
+        limit=hit.limit,
+        batches=hit.batches,
+        samples=hit.samples,
+        bytes=hit.size,
+        first_sequence=hit.first_sequence or 0,
+        last_sequence=hit.last_sequence or 0,
+    )
+    message.first_time.FromMicroseconds(hit.first_us)
+    message.last_time.FromMicroseconds(hit.last_us)
+    return message
+
+
+def to_usage(usage: Usage, limits: TenantLimits | None) -> limit_pb2.LimitUsage:
+    """Return what is used of a limit.
+
+    Args:
+        usage: as counted.
+        limits: the tenant's as they are now.
+    """
+    return limit_pb2.LimitUsage(
+        limit_name=usage.key.name,
+        subject=usage.key.subject,
+        limit=0 if limits is None else limits.size(usage.key),
+        used=usage.used,
     )

@@ -1,7 +1,7 @@
 """IngestService: requests in, the store's answers out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -15,6 +15,8 @@ from opentelemetry.trace import SpanContext
 from ingest_svc import conversion
 from ingest_svc.applied import Applied
 from ingest_svc.intake import Door, Intake, Origin
+from ingest_svc.limiter import NO_CHARGE, Charge, Limiter, Sent
+from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
@@ -36,6 +38,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
 
     Args:
         intake: makes of requests what the writer takes.
+        limiter: lets them in as far as limits allow.
         writer: commits batches.
         applied: tells when twins have applied them.
         backfills: declares backfills.
@@ -48,6 +51,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         self,
         *,
         intake: Intake,
+        limiter: Limiter,
         writer: TelemetryWriter,
         applied: Applied,
         backfills: BackfillStore,
@@ -56,6 +60,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         on_answered: Callable[[WriteRequest, WriteResult], None],
     ) -> None:
         self._intake = intake
+        self._limiter = limiter
         self._writer = writer
         self._applied = applied
         self._backfills = backfills
@@ -76,15 +81,17 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             backfill_id=request.backfill_id,
             received_us=received_us,
         )
+        charge = await self._admit(request, readings)
         if batch.identity is None and not batch.samples:
             # There is nothing to store and nothing to remember.
+            charge.end()
             result = WriteResult(batch.outcome, duplicate=False)
             self._on_answered(batch, result)
         elif request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
-            self._writer.submit(batch).add_done_callback(partial(_log_lost, batch))
+            self._submit(batch, charge).add_done_callback(partial(_log_lost, batch))
             result = WriteResult(batch.outcome, duplicate=False)
         else:
-            result = await self._writer.write(batch)
+            result = await self._submit(batch, charge)
         ack_level = request.ack_level or ingest_pb2.ACK_LEVEL_DURABLE
         response = conversion.to_response(result, readings, ack_level=ack_level)
         if (
@@ -94,6 +101,31 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         ):
             response.ack_level = ingest_pb2.ACK_LEVEL_DURABLE
         return response
+
+    async def _admit(self, request: ingest_pb2.IngestTelemetryRequest, readings: Sequence[Reading]) -> Charge:
+        principal = current_principal()
+        limits = self._limiter.limits_of(principal.tenant)
+        if limits is None:
+            return NO_CHARGE
+        sent = Sent(
+            tenant=principal.tenant,
+            principal=principal.name,
+            samples=sum(len(reading.samples) for reading in readings),
+            size=request.ByteSize(),
+            devices=samples_by_device(readings) if limits.has_devices else {},
+            writer_id=request.writer_id,
+            sequence=request.sequence or None,
+        )
+        return await self._limiter.admit(limits, sent)
+
+    def _submit(self, batch: WriteRequest, charge: Charge) -> asyncio.Future[WriteResult]:
+        try:
+            written = self._writer.submit(batch)
+        except DomainError:
+            charge.undo()
+            raise
+        written.add_done_callback(charge.settle)
+        return written
 
     async def CreateBackfill(
         self, request: ingest_pb2.CreateBackfillRequest, context: Any

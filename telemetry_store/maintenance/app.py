@@ -15,6 +15,7 @@ from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
 from telemetry_store.maintenance.instances import close_dead_instances
 from telemetry_store.maintenance.latest import keep_latest
+from telemetry_store.maintenance.limits import forget_limit_hits, forget_unused_limits
 from telemetry_store.maintenance.partitions import (
     drop_request_windows,
     ensure_request_windows,
@@ -38,6 +39,8 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
         Step("dead_instances", 2, partial(close_dead_instances, pool)),
         Step("latest", 1, partial(keep_latest, pool)),
         Step("backfills", 60, partial(expire_backfills, pool)),
+        Step("limit_hits", 300, partial(forget_limit_hits, pool)),
+        Step("unused_limits", 300, partial(forget_unused_limits, pool)),
     )
 
 

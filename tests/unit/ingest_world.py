@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ingest_svc.columns import SentColumns
 from ingest_svc.intake import Door, Intake, Origin
+from ingest_svc.limiter import Limiter
 from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
@@ -57,6 +58,11 @@ class Backfills:
 
     async def window(self, tenant: str, backfill_id: str) -> TimeWindow:
         return TimeWindow(f"backfill {backfill_id},", 0, 1_000)
+
+
+def unlimited() -> Limiter:
+    """Return a limiter that knows of no limits."""
+    return Limiter(limits_of=lambda _: None, source=cast(Any, None), on_limited=lambda _: None)
 
 
 class World:
