@@ -12,8 +12,8 @@ from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
 from telemetry_store.copy import CopyPayload, encode
 from telemetry_store.cursors import CursorKey, Recorded
 from telemetry_store.merge import Runs, latest, merge
-from telemetry_store.request_ids import RequestKey
 from telemetry_store.quality import Codes
+from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import MessageIdentity, RequestIdentity, WriteRequest, WriterIdentity
 
 # Judges samples that are about to be stored: of runs, and when each part that was merged into them
