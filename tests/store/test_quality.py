@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import numpy as np
@@ -46,6 +47,13 @@ def code(time_us: int) -> int:
 async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
     async with db.pool(database.url("twinmesh_twin_query"), application="query") as pool:
         yield pool
+
+
+@asynccontextmanager
+async def feed(database: TestDatabase) -> AsyncIterator[db.Connection]:
+    pool = db.pool(database.url("twinmesh_twin_feed"), application="feed")
+    async with pool as opened, snapshot(opened) as connection:
+        yield connection
 
 
 async def histories(pool: asyncpg.Pool, *, with_quality: bool) -> list[SeriesHistory]:
