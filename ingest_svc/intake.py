@@ -7,6 +7,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from opentelemetry.trace import SpanContext, format_trace_id
 
 from ingest_svc import columns as sent_columns
@@ -17,6 +19,7 @@ from ingest_svc.columns import SentColumns
 from ingest_svc.conversion import to_result
 from ingest_svc.dead_letters import Arrival
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, RefusedContent, Why
+from ingest_svc.profile import MetricProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
 from ingest_svc.series_table import SeriesTable
@@ -24,9 +27,9 @@ from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit import policy
 from meshkit.errors import InvalidArgument
 from meshkit.identity import Principal
-from telemetry_store.catalog import SeriesCatalog, SeriesKey
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import DeadLetter, Replay, RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.series import SeriesKey
 
 _BACKFILL_PERMISSION = "telemetry:backfill"
 # So many series are resolved at a time; asset_svc takes no more devices at once, and
@@ -80,6 +83,16 @@ class Backfills(Protocol):
         ...
 
 
+class SeriesFinder(Protocol):
+    """Where ids of series are found."""
+
+    async def resolve(
+        self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
+    ) -> npt.NDArray[np.int32]:
+        """Return the ids of series, as Processing does."""
+        ...
+
+
 class Intake:
     """Takes batches: decides about their samples, and makes their outcomes.
 
@@ -89,7 +102,7 @@ class Intake:
 
     Args:
         profiles: finds what devices may report.
-        catalog: finds ids of series.
+        series_finder: finds ids of series.
         backfills: finds declared backfills.
         live_window: event times taken without a backfill.
     """
@@ -98,12 +111,12 @@ class Intake:
         self,
         *,
         profiles: ProfileCache,
-        catalog: SeriesCatalog,
+        series_finder: SeriesFinder,
         backfills: Backfills,
         live_window: LiveWindow,
     ) -> None:
         self._profiles = profiles
-        self._catalog = catalog
+        self._series_finder = series_finder
         self._backfills = backfills
         self._live_window = live_window
 
@@ -140,7 +153,9 @@ class Intake:
         )
         samples: list[KindColumns] = []
         if assessment.series:
-            samples = assessment.columns(await self._catalog.resolve(tenant, assessment.series))
+            samples = assessment.columns(
+                await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
+            )
         digest = sent_readings.digest(readings, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
         arrival = _arrival(origin, received_us, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
         return _request(
@@ -150,6 +165,7 @@ class Intake:
             samples,
             dead_letters.of_readings(arrival, readings, list(assessment.refused.values())),
             partial(dead_letters.whole_readings, arrival, readings, VALUE_REFUSED),
+            live_us=0 if backfill_id else received_us,
         )
 
     async def take_columns(
@@ -204,6 +220,7 @@ class Intake:
             assessed.samples,
             dead_letters.of_columns(arrival, assessed.refused, series),
             partial(dead_letters.whole_columns, arrival, columns, series, VALUE_REFUSED),
+            live_us=0 if backfill_id else received_us,
         )
 
     def refuse(
@@ -225,12 +242,9 @@ class Intake:
         series.outdate(version=self._profiles.version(tenant), now_us=now_us)
         while aliases := series.unresolved(_RESOLVED_AT_ONCE):
             devices = {series.definition(alias).device_id for alias in aliases}
-            new, units = series.judge(aliases, await self._profiles.find(tenant, devices))
-            keys = [
-                SeriesKey(device_id, metric, kind, unit)
-                for (device_id, metric, kind, _), unit in zip(map(series.definition, new), units, strict=True)
-            ]
-            series.settle(aliases, new, units, await self._catalog.resolve(tenant, keys))
+            good = series.judge(aliases, await self._profiles.find(tenant, devices))
+            keys, metrics = [key for key, _ in good.values()], [metric for _, metric in good.values()]
+            series.settle(aliases, list(good), await self._series_finder.resolve(tenant, keys, metrics))
             if len(aliases) == _RESOLVED_AT_ONCE:
                 await asyncio.sleep(0)
 
@@ -266,6 +280,8 @@ def _request(
     samples: Sequence[KindColumns],
     letters: Sequence[DeadLetter],
     refused_letter: Callable[[], DeadLetter],
+    *,
+    live_us: int = 0,
 ) -> WriteRequest:
     sequence = origin.identity.sequence if isinstance(origin.identity, WriterIdentity) else 0
     trace_id = origin.trace_id
@@ -285,6 +301,7 @@ def _request(
         dead_letters=letters,
         refused_dead_letters=lambda: (refused_letter(),),
         replay=origin.replay,
+        received_us=live_us,
     )
 
 

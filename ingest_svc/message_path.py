@@ -18,7 +18,7 @@ from ingest_svc.assessment import Assessment, assess
 from ingest_svc.conversion import to_result
 from ingest_svc.dead_letters import readable
 from ingest_svc.device_message import MalformedMessageError
-from ingest_svc.intake import Door
+from ingest_svc.intake import Door, SeriesFinder
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown, reason_name
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
@@ -28,7 +28,6 @@ from ingest_svc.window import LiveWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import tracer
-from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import (
     DeadLetter,
@@ -103,7 +102,7 @@ class MessagePath:
     Args:
         tenants: finds whose devices are.
         profiles: finds what they may report, and how their messages are read.
-        catalog: finds ids of series.
+        series_finder: finds ids of series.
         writer: commits.
         live_window: event times that are taken.
         clock: moves the window.
@@ -114,14 +113,14 @@ class MessagePath:
         *,
         tenants: TenantCache,
         profiles: ProfileCache,
-        catalog: SeriesCatalog,
+        series_finder: SeriesFinder,
         writer: MessageWriter,
         live_window: LiveWindow,
         clock: Clock,
     ) -> None:
         self._tenants = tenants
         self._profiles = profiles
-        self._catalog = catalog
+        self._series_finder = series_finder
         self._writer = writer
         self._live_window = live_window
         self._clock = clock
@@ -224,6 +223,7 @@ class MessagePath:
                 span=span,
                 door=Door.MQTT,
                 dead_letters=list(letters.values()),
+                received_us=max(message.arrival_us for message in found.messages),
             )
         )
 
@@ -243,7 +243,8 @@ class MessagePath:
             found.refuse(refusal)
         if not assessment.series:
             return assessment, []
-        return assessment, assessment.columns(await self._catalog.resolve(tenant, assessment.series))
+        ids = await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
+        return assessment, assessment.columns(ids)
 
     async def _bury(self, message: DeviceMessage, why: Why, stream: str, span: SpanContext) -> None:
         """Keep a message as a dead letter, and nothing of it as samples."""

@@ -129,7 +129,8 @@ def test_a_message_is_bounded_and_has_no_nul() -> None:
 
 
 def test_readings_that_break_every_rule_name_only_what_may_be_a_device() -> None:
-    batch = ingest_pb2.Batch(readings=[{"device_id": "a\0b"}, {"device_id": "pump-1", "numbers": {"x": 1}}])
+    bad = ingest_pb2.Reading(device_id="a\0b")
+    batch = ingest_pb2.Batch(readings=[bad, ingest_pb2.Reading(device_id="pump-1", numbers={"x": 1})])
     content = conversion.to_content(batch)
     assert isinstance(content, RefusedContent)
     letter = dead_letters.of_content(ARRIVAL, content)
