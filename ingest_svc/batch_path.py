@@ -174,7 +174,7 @@ class BatchPath:
         )
         all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
         if isinstance(content, RefusedContent):
-            return self._intake.refuse(origin, content)
+            return self._intake.refuse(origin, content, received_us=received_us)
         if isinstance(content, SentColumns):
             return await self._intake.take_columns(
                 origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us

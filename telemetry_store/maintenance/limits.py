@@ -26,5 +26,9 @@ async def forget_unused_limits(pool: asyncpg.Pool) -> None:
 
     A bucket that owes more than an hour's worth is full then: who owes so much is let off the rest.
     """
-    await pool.execute("DELETE FROM telemetry.limit_bucket WHERE updated_at < now() - $1::interval", _UNUSED_KEPT)
-    await pool.execute("DELETE FROM telemetry.limit_lease WHERE renewed_at < now() - $1::interval", _UNUSED_KEPT)
+    await pool.execute(
+        "DELETE FROM telemetry.limit_bucket WHERE updated_at < now() - $1::interval", _UNUSED_KEPT
+    )
+    await pool.execute(
+        "DELETE FROM telemetry.limit_lease WHERE renewed_at < now() - $1::interval", _UNUSED_KEPT
+    )
