@@ -9,6 +9,7 @@ import typer
 from twinmesh_cli import (
     bench,
     config,
+    limits,
     load,
     login,
     metrics,
@@ -53,6 +54,7 @@ app.command()(trace.trace)
 app.command()(metrics.metrics)
 app.command()(login.login)
 app.command()(login.logout)
+app.add_typer(limits.limits_app, name="limits")
 app.command()(load.load)
 app.command()(query.query)
 app.command()(tail.tail)

@@ -915,7 +915,8 @@ class Throttle(_message.Message):
     limit_name: _builtins.str
     """Which limit: inflight_batches or inflight_bytes of this stream, which a client that
     keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
-    of the process; empty when the reason is another one.
+    of the process; for LIMIT_EXCEEDED one of the tenant's ingest policy, such as
+    tenant_samples_per_second; empty when the reason is another one.
     """
     limit: _builtins.int
     """Its size."""
@@ -924,7 +925,7 @@ class Throttle(_message.Message):
     first_refused_sequence: _builtins.int
     """Batches from this one on are to be sent again."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """INGEST_BUSY for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
+    """INGEST_BUSY or LIMIT_EXCEEDED for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
     before the batch.
     """
     message: _builtins.str

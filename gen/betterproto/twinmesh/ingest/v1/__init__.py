@@ -1864,7 +1864,8 @@ class Throttle(betterproto2.Message):
     """
     Which limit: inflight_batches or inflight_bytes of this stream, which a client that
     keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
-    of the process; empty when the reason is another one.
+    of the process; for LIMIT_EXCEEDED one of the tenant's ingest policy, such as
+    tenant_samples_per_second; empty when the reason is another one.
     """
 
     limit: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -1893,7 +1894,7 @@ class Throttle(betterproto2.Message):
         6, betterproto2.TYPE_ENUM, default_factory=lambda: __type__v1__.ErrorReason(0)
     )
     """
-    INGEST_BUSY for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
+    INGEST_BUSY or LIMIT_EXCEEDED for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
     before the batch.
     """
 
@@ -2143,8 +2144,9 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
         REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
         OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-        RESOURCE_EXHAUSTED INGEST_BUSY and UNAVAILABLE DEPENDENCY_UNAVAILABLE, both to
-        be retried with the same request_id or sequence after RetryInfo.
+        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
+        DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
+        after RetryInfo.
         """
 
         return await self._unary_unary(
@@ -2204,7 +2206,8 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         again with resume only), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
         PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID.
         To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
-        RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
+        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (streams), DEADLINE_EXCEEDED (no Open
+        within 10 s), and the end
         without an error that follows GoAway.
         """
 
