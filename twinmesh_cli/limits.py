@@ -155,24 +155,15 @@ def _show_hits(hits: list[limit_service_pb2.LimitHit], hours: float) -> None:
     if not hits:
         print(f"nothing was sent back in the last {hours:g} h")
         return
-    table = Table(
-        "from", "to", "limit", "of", "sender", "sequences", "times", "samples", "bytes",
-        title="Sent back", title_justify="left",
-    )  # fmt: skip
+    print("Sent back")
     for hit in hits:
-        sequences = ""
-        if hit.first_sequence:
-            sequences = f"{hit.first_sequence} to {hit.last_sequence}"
-        sender = " ".join(filter(None, (hit.principal or "mqtt", hit.writer_id)))
-        table.add_row(
-            f"{hit.first_time.ToDatetime():%F %T}",
-            f"{hit.last_time.ToDatetime():%T}",
-            f"{hit.limit_name} {hit.limit:,}",
-            Text(visible(hit.subject)),
-            Text(visible(sender)),
-            sequences,
-            f"{hit.batches:,}",
-            f"{hit.samples:,}",
-            f"{hit.bytes:,}",
+        of = f" of {visible(hit.subject)}" if hit.subject else ""
+        print(
+            f"{hit.first_time.ToDatetime():%F %T} to {hit.last_time.ToDatetime():%T} UTC  "
+            f"{hit.limit_name} {hit.limit:,}{of}"
         )
-    Console().print(table)
+        sender = " ".join(filter(None, (hit.principal or "mqtt", hit.writer_id)))
+        if hit.first_sequence:
+            sender += f", batches {hit.first_sequence} to {hit.last_sequence}"
+        amounts = f"{hit.batches:,} times, {hit.samples:,} samples, {hit.bytes:,} bytes"
+        print(f"  {visible(sender)}: {amounts}")
