@@ -14,12 +14,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.errors import DomainError
-from telemetry_store import cursors, dead_letters, request_ids
+from telemetry_store import cursors, dead_letters, raw_messages, request_ids
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, Prepared
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.copy import COLUMNS
 from telemetry_store.cursors import Cursor, CursorKey, Recorded
+from telemetry_store.device_sets import DeviceSetIds
 from telemetry_store.instances import take_numbers
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import MessageIdentity, WriteResult, WriterIdentity
@@ -80,7 +81,9 @@ async def store_group(
     batches: Sequence[Batch],
     prepared: Prepared | None,
     prepare: Prepare,
+    *,
     instance: int,
+    device_sets: DeviceSetIds,
 ) -> Stored:
     """Do all of a group's work but its COMMIT.
 
@@ -90,6 +93,7 @@ async def store_group(
         prepared: rows of all batches, built in the hope that none is dropped, or None.
         prepare: builds the rows of those that are left.
         instance: this process's.
+        device_sets: ids of all sets of devices that their raw messages speak of.
 
     Raises:
         InstanceClosedError: nothing may be committed under this instance.
@@ -108,6 +112,12 @@ async def store_group(
     await dead_letters.insert(
         connection,
         ((batch.request.tenant, letter) for batch in decision.taken for letter in batch.request.dead_letters),
+    )
+    await raw_messages.insert(
+        connection,
+        [batch.request for batch in decision.taken],
+        prepared.raw,
+        device_sets,
     )
     if decision.advanced:
         await cursors.advance(connection, decision.advanced)

@@ -1,7 +1,10 @@
 """What a caller hands to the writer, and what it gets back."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +44,18 @@ class MessageIdentity:
         sequences: by message, its number in the stream.
         samples: by columns of the request's `samples`, int32[n]: places in `sequences`.
         dead_letters: by dead letter of the request, its place in `sequences`.
+        raw: by raw message of the request, its place in `sequences`.
     """
 
     stream: str
     sequences: Sequence[int]
     samples: Sequence[npt.NDArray[np.int32]]
     dead_letters: Sequence[int]
+    raw: Sequence[int] = ()
+
+    def request_id(self, message: int) -> str:
+        """Return the id under which a message is remembered, by its place."""
+        return f"{self.stream}:{self.sequences[message]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,52 @@ class DeadLetter:
     trace_id: str = ""
 
 
+class RawFormat(IntEnum):
+    """What the payload of a raw message is."""
+
+    BATCH = 1  # twinmesh.ingest.v1.Batch
+    SERIES_DEFS = 2  # twinmesh.ingest.v1.SeriesDefs
+    REQUEST = 3  # twinmesh.ingest.v1.IngestTelemetryRequest
+    MESSAGE = 4  # a device's own
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSet:
+    """Which devices a raw message speaks of.
+
+    Attributes:
+        device_ids: by the contract's pattern, ascending.
+        digest: 16 bytes, equal exactly for equal sets.
+    """
+
+    device_ids: tuple[str, ...]
+    digest: bytes
+
+    @classmethod
+    def of(cls, device_ids: Iterable[str]) -> Self:
+        """Return the set of these devices, each named any number of times."""
+        ids = tuple(sorted(set(device_ids)))
+        return cls(ids, hashlib.blake2b(",".join(ids).encode(), digest_size=16).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """A message as it was received, for the audit trail.
+
+    Attributes:
+        format: what the payload is.
+        received_us: when it was taken, microseconds since the epoch; near now, since the days that
+            messages are kept by are made ahead.
+        devices: of which it speaks.
+        payload: its bytes, uncompressed.
+    """
+
+    format: RawFormat
+    received_us: int
+    devices: DeviceSet
+    payload: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
     """One batch, to be committed whole or not at all, save for messages that are known.
@@ -90,6 +145,7 @@ class WriteRequest:
         door: which way it came; opaque to the store.
         dead_letters: kept in the same commit.
         received_us: when it came, microseconds since the epoch; 0: its samples are not live.
+        raw: kept in the same commit, also when PostgreSQL refuses the content.
     """
 
     tenant: str
@@ -103,6 +159,7 @@ class WriteRequest:
     door: str = ""
     dead_letters: Sequence[DeadLetter] = ()
     received_us: int = 0
+    raw: Sequence[RawMessage] = ()
 
 
 @dataclass(frozen=True, slots=True)
