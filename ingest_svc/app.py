@@ -18,9 +18,10 @@ from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
+from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
-from ingest_svc.store import BackfillStore, CommitStore
+from ingest_svc.store import BackfillStore, CommitStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
@@ -75,14 +76,20 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
-        TelemetryWriter(pool=pool, on_committed=announcer.announce, on_group=metrics.group_stored) as writer,
+        TelemetryWriter(
+            pool=pool,
+            judge=(processing := Processing(catalog=catalog, store=StateStore(pool=pool))).judge,
+            on_committed=announcer.announce,
+            on_group=metrics.group_stored,
+        ) as writer,
+        background(processing.keep_saving(), name="save-states"),
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         backfills = BackfillStore(pool=pool)
         intake = Intake(
             profiles=profiles,
-            catalog=catalog,
+            series_finder=processing,
             backfills=backfills,
             live_window=settings.live_window,
         )
@@ -122,7 +129,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         messages = MessagePath(
             tenants=tenants,
             profiles=profiles,
-            catalog=catalog,
+            series_finder=processing,
             writer=writer,
             live_window=settings.live_window,
             clock=clock,

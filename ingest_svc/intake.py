@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from opentelemetry.trace import SpanContext
 
 from ingest_svc import columns as sent_columns
@@ -14,6 +16,7 @@ from ingest_svc.assessment import assess
 from ingest_svc.columns import SentColumns
 from ingest_svc.conversion import to_result
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, RefusedContent
+from ingest_svc.profile import MetricProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
 from ingest_svc.series_table import SeriesTable
@@ -21,9 +24,9 @@ from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit import policy
 from meshkit.errors import InvalidArgument
 from meshkit.identity import Principal
-from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.series import SeriesKey
 
 _BACKFILL_PERMISSION = "telemetry:backfill"
 # So many series are resolved at a time; asset_svc takes no more devices at once, and
@@ -69,6 +72,16 @@ class Backfills(Protocol):
         ...
 
 
+class SeriesFinder(Protocol):
+    """Where ids of series are found."""
+
+    async def resolve(
+        self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
+    ) -> npt.NDArray[np.int32]:
+        """Return the ids of series, as Processing does."""
+        ...
+
+
 class Intake:
     """Takes batches: decides about their samples, and makes their outcomes.
 
@@ -78,7 +91,7 @@ class Intake:
 
     Args:
         profiles: finds what devices may report.
-        catalog: finds ids of series.
+        series_finder: finds ids of series.
         backfills: finds declared backfills.
         live_window: event times taken without a backfill.
     """
@@ -87,12 +100,12 @@ class Intake:
         self,
         *,
         profiles: ProfileCache,
-        catalog: SeriesCatalog,
+        series_finder: SeriesFinder,
         backfills: Backfills,
         live_window: LiveWindow,
     ) -> None:
         self._profiles = profiles
-        self._catalog = catalog
+        self._series_finder = series_finder
         self._backfills = backfills
         self._live_window = live_window
 
@@ -129,9 +142,12 @@ class Intake:
         )
         samples: list[KindColumns] = []
         if assessment.series:
-            samples = assessment.columns(await self._catalog.resolve(tenant, assessment.series))
+            samples = assessment.columns(
+                await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
+            )
         digest = sent_readings.digest(readings, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
-        return _request(origin, digest, assessment, samples)
+        live_us = 0 if backfill_id else received_us
+        return _request(origin, digest, assessment, samples, live_us=live_us)
 
     async def take_columns(
         self,
@@ -168,7 +184,7 @@ class Intake:
         assessed = sent_columns.assess(
             columns, series, window=self._live_window.at(received_us), all_or_nothing=all_or_nothing
         )
-        return _request(origin, digest, assessed, assessed.samples)
+        return _request(origin, digest, assessed, assessed.samples, live_us=received_us)
 
     def refuse(self, origin: Origin, refused: RefusedContent) -> WriteRequest:
         """Return the request that stores nothing and records why under the batch's identity."""
@@ -182,8 +198,8 @@ class Intake:
         while aliases := series.unresolved(_RESOLVED_AT_ONCE):
             devices = {series.definition(alias).device_id for alias in aliases}
             good = series.judge(aliases, await self._profiles.find(tenant, devices))
-            keys = [key for key, _ in good.values()]
-            series.settle(aliases, list(good), await self._catalog.resolve(tenant, keys))
+            keys, metrics = [key for key, _ in good.values()], [metric for _, metric in good.values()]
+            series.settle(aliases, list(good), await self._series_finder.resolve(tenant, keys, metrics))
             if len(aliases) == _RESOLVED_AT_ONCE:
                 await asyncio.sleep(0)
 
@@ -194,7 +210,9 @@ class Intake:
         return await self._backfills.window(principal.tenant, backfill_id)
 
 
-def _request(origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[KindColumns]) -> WriteRequest:
+def _request(
+    origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[KindColumns], *, live_us: int = 0
+) -> WriteRequest:
     sequence = origin.identity.sequence if isinstance(origin.identity, WriterIdentity) else 0
     recorded = to_result(outcome, sequence).SerializeToString()
     return WriteRequest(
@@ -209,6 +227,7 @@ def _request(origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[
         else recorded,
         span=origin.span,
         door=origin.door,
+        received_us=live_us,
     )
 
 
