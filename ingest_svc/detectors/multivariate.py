@@ -70,7 +70,7 @@ class Settings:
 
     warm_up: int = 400
     half_life: float = 5.0
-    wander: float = 15.0
+    wander: float = 12.0
     drift: float = 1_000.0
     explained: float = 0.99
     probability: float = 0.999

@@ -7,7 +7,8 @@ standard deviations. So one wild value moves them as little as a slightly unusua
 a level that stays becomes usual: far from its level the scale grows by 1.2533 * CLIP - 1, about
 2.1, times the rate of learning per sample, so a shift by D standard deviations is no longer
 anomalous after about log2(D / threshold) / 2.1 half-lives. Until the weights of a half-life are
-there, all samples count the same.
+there, all samples count the same; in the warm-up they are clipped at EARLY_CLIP, since a scale
+that began too small would keep itself small.
 
 The state moves in steps of up to PIECE samples: all samples of a piece are judged by the state
 before it, and teach it their mean. A run of one sample is a step of its own, a run of 3,600 is 57.
@@ -33,14 +34,13 @@ THRESHOLD = 5.0  # standard deviations
 HALF_LIFE = 5_000.0  # samples
 WARM_UP = 100  # samples before anything is anomalous
 CLIP = 2.5  # standard deviations
+EARLY_CLIP = 10.0  # standard deviations, in the warm-up
 PIECE = 64  # samples
 FIRST_PIECE = 8  # samples; a piece may always have so many.
 SHARE = 1 / 16
 STATE = 4  # numbers per series: location, scale, count, time of the last sample in microseconds
 
 _TO_SIGMA = float(np.sqrt(np.pi / 2))
-_MEDIAN_TO_SIGMA = 1.4826  # 1 / (the normal distribution's third quartile).
-_UNCLIPPED = 8  # samples; before, the scale is too rough to clip by.
 _NEVER = np.iinfo(np.int64).min
 
 
@@ -158,22 +158,24 @@ class RobustDetector:
         if (thresholds == thresholds[0]).all():
             found.anomalous[places] = np.abs(z) >= thresholds[0]
         else:
-            found.anomalous[places] = np.abs(z) >= np.repeat(thresholds.astype(np.float32), lengths)
+            found.anomalous[places] = np.abs(z) >= _repeated(thresholds, lengths)
         found.scores[places] = z
         return z
 
     def _learn(self, pieces: Ranges, times: Times, values: Floats, z: npt.NDArray[np.float32]) -> None:
         slots, starts, lengths = pieces
         count, scale = self._count[slots], self._scale[slots]
-        z = np.clip(z, -CLIP, CLIP)
+        early = count < WARM_UP
+        limit = np.float32(CLIP) if not early.any() else _repeated(np.where(early, EARLY_CLIP, CLIP), lengths)
+        z = np.clip(z, -limit, limit)
         firsts = pieces.firsts()
         shift = np.add.reduceat(z, firsts) / lengths * scale
         spread = np.add.reduceat(np.abs(z), firsts) / lengths * scale
         location = self._location[slots]
-        rough = (count < _UNCLIPPED) | (scale == 0)
+        rough = scale == 0
         if rough.any():
             location[rough], shift[rough], spread[rough] = _first_look(
-                pieces.at(rough), values, location[rough], scale[rough], count[rough]
+                pieces.at(rough), values, location[rough], count[rough]
             )
         weight = np.maximum(1 - np.exp2(-lengths / self._half_life[slots]), lengths / (count + lengths))
         location = location + weight * shift
@@ -189,13 +191,13 @@ class RobustDetector:
 
 
 def _first_look(
-    pieces: Ranges, values: Floats, location: Floats, scale: Floats, count: Floats
+    pieces: Ranges, values: Floats, location: Floats, count: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """Return location, mean deviation and mean absolute deviation for series without a good scale.
+    """Return location, mean deviation and mean absolute deviation of series without a scale.
 
-    A new series' location is the median. Deviations are clipped by the piece's own median of
-    them, so that an outlier at the very beginning is not what is usual from then on. Of a series
-    that was constant only those samples count that are not: its changes are measured by the
+    A new series' location is the median. The largest deviation counts with CLIP times the second
+    largest at most, so that an outlier at the very beginning is not what is usual from then on.
+    Only those samples count that deviate: changes of what was constant are measured by the
     first of them.
     """
     lengths, firsts = pieces.lengths, pieces.firsts()
@@ -204,13 +206,15 @@ def _first_look(
     order = np.lexsort((samples, owners))
     location = np.where(count == 0, samples[order[firsts + lengths // 2]], location)
     deviations = samples - np.repeat(location, lengths)
-    sizes = np.abs(deviations)
     changes = np.add.reduceat(deviations != 0, firsts, dtype=np.intp)
-    # Sorted by size, those that did change come last.
+    sizes = np.abs(deviations)
     order = np.lexsort((sizes, owners))
-    typical = sizes[order[firsts + lengths - 1 - changes // 2]]
-    limit = np.repeat(np.where(lengths >= _UNCLIPPED, CLIP * _MEDIAN_TO_SIGMA * typical, np.inf), lengths)
+    second = sizes[order[firsts + np.maximum(lengths - 2, 0)]]
+    limit = np.repeat(np.where(changes > 2, CLIP * second, np.inf), lengths)
     deviations = np.clip(deviations, -limit, limit)
-    counted = np.where(scale == 0, np.maximum(changes, 1), lengths)
-    spread = np.add.reduceat(np.abs(deviations), firsts) / counted
+    spread = np.add.reduceat(np.abs(deviations), firsts) / np.maximum(changes, 1)
     return location, np.add.reduceat(deviations, firsts) / lengths, spread
+
+
+def _repeated(per_piece: Floats, lengths: Index) -> npt.NDArray[np.float32]:
+    return np.repeat(per_piece.astype(np.float32), lengths)
