@@ -5,7 +5,7 @@ messages ──▶ whose devices? ──▶ readings by the type's schema ──
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,13 +21,14 @@ from ingest_svc.intake import Door, SeriesFinder
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.reading import Reading
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.window import LiveWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import current_trace_id, tracer
-from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
+from telemetry_store.requests import DeadLetter, MessageIdentity, RawMessage, WriteRequest, WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 PRINCIPAL = "mqtt"
@@ -78,6 +79,14 @@ class _TenantMessages:
     of_readings: list[int] = field(default_factory=list)
     refusals: defaultdict[int, list[Why]] = field(default_factory=lambda: defaultdict(list))
 
+    def contents(self) -> Iterator[tuple[bytes, set[str]]]:
+        """Yield each message's payload, and the devices that it speaks of."""
+        devices = [{message.device_id} for message in self.messages]
+        for reading, place in zip(self.readings, self.of_readings, strict=True):
+            devices[place].add(reading.device_id)
+        for message, named in zip(self.messages, devices, strict=True):
+            yield message.payload, named
+
 
 class MessagePath:
     """Stores messages of devices.
@@ -87,6 +96,7 @@ class MessagePath:
         profiles: finds what they may report, and how their messages are read.
         series_finder: finds ids of series.
         writer: commits.
+        raw: keeps messages as they came.
         live_window: event times that are taken.
         clock: moves the window.
     """
@@ -98,6 +108,7 @@ class MessagePath:
         profiles: ProfileCache,
         series_finder: SeriesFinder,
         writer: MessageWriter,
+        raw: RawTrail,
         live_window: LiveWindow,
         clock: Clock,
     ) -> None:
@@ -105,6 +116,7 @@ class MessagePath:
         self._profiles = profiles
         self._series_finder = series_finder
         self._writer = writer
+        self._raw = raw
         self._live_window = live_window
         self._clock = clock
         self._turn = asyncio.Lock()
@@ -211,11 +223,13 @@ class MessagePath:
         letters = {
             place: _dead_letter(found.messages[place], whys) for place, whys in sorted(found.refusals.items())
         }
+        # Of now, not of their arrival at the broker, where they may have waited for days.
+        raw = self._raw.of_messages(tenant, found.contents(), now_us)
         return self._writer.submit(
             WriteRequest(
                 tenant=tenant,
                 principal=PRINCIPAL,
-                identity=_identity(found, assessment, stream, list(letters)) if stream else None,
+                identity=_identity(found, assessment, stream, list(letters), raw) if stream else None,
                 digest=b"",
                 samples=samples,
                 outcome=_counts(assessment),
@@ -223,6 +237,7 @@ class MessagePath:
                 span=span,
                 door=Door.MQTT,
                 dead_letters=list(letters.values()),
+                raw=raw,
                 received_us=max(message.arrival_us for message in found.messages),
             )
         )
@@ -255,7 +270,11 @@ def _take(found: _TenantMessages, message: DeviceMessage, profile: DeviceProfile
 
 
 def _identity(
-    found: _TenantMessages, assessment: Assessment, stream: str, dead_letters: Sequence[int]
+    found: _TenantMessages,
+    assessment: Assessment,
+    stream: str,
+    dead_letters: Sequence[int],
+    raw: Sequence[RawMessage],
 ) -> MessageIdentity:
     of_readings = np.array(found.of_readings, np.int32)
     return MessageIdentity(
@@ -263,6 +282,7 @@ def _identity(
         sequences=[message.sequence for message in found.messages],
         samples=[of_readings[np.array(samples.readings, np.intp)] for samples in assessment.samples.values()],
         dead_letters=dead_letters,
+        raw=range(len(raw)),
     )
 
 
