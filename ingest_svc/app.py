@@ -127,7 +127,6 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             backfills=backfills,
             clock=clock,
             new_stream=new_stream,
-            on_answered=metrics.answered,
         )
 
         messages = MessagePath(

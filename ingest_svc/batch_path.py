@@ -148,7 +148,7 @@ class BatchPath:
         received_us: int,
     ) -> WriteRequest:
         if isinstance(content, RefusedContent):
-            return self._intake.refuse(origin, content)
+            return self._intake.refuse(origin, content, received_us=received_us)
         if isinstance(content, SentColumns):
             return await self._intake.take_columns(
                 origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us

@@ -14,6 +14,7 @@ from jsonpointer import JsonPointer
 
 from ingest_svc.assessment import refuse_rest
 from ingest_svc.columns import SentColumns, digest_as_sent
+from ingest_svc.dead_letters import devices_of
 from ingest_svc.outcome import Outcome, Refusal, RefusedContent, Why
 from ingest_svc.profile import (
     FLAT,
@@ -40,10 +41,11 @@ from meshkit.units import conversion
 from meshkit.validation import validate
 from telemetry_store.backfill import BackfillRow
 from telemetry_store.columns import Kind
-from telemetry_store.requests import RequestIdentity, WriteResult, WriterIdentity
+from telemetry_store.requests import PayloadFormat, RequestIdentity, WriteResult, WriterIdentity
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
+from twinmesh.ingest.v1 import dead_letter_service_pb2 as dead_letter_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -144,7 +146,7 @@ def to_identity(request: ingest_pb2.IngestTelemetryRequest) -> RequestIdentity |
     return None
 
 
-def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
+def to_result(outcome: Outcome, sequence: int, trace_id: str = "") -> ingest_pb2.BatchResult:
     """Return what is recorded of a batch, and told of it when it comes again."""
     return ingest_pb2.BatchResult(
         sequence=sequence,
@@ -153,6 +155,7 @@ def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
         refused_samples=outcome.refused_samples,
         refusals=map(_told, outcome.refusals),
         message=outcome.message,
+        trace_id=trace_id,
     )
 
 
@@ -249,7 +252,19 @@ def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
         for message in batch.readings
     ]
     digest = digest_refused(readings, all_or_nothing=all_or_nothing, columns=columns)
-    return RefusedContent(why, samples, digest)
+    payload = dead_letter_pb2.RefusedBatch(
+        mode=batch.mode,
+        readings=batch.readings,
+        columns=batch.columns if batch.HasField("columns") else None,
+    )
+    return RefusedContent(
+        why,
+        samples,
+        digest,
+        payload=payload.SerializeToString(),
+        payload_format=PayloadFormat.READINGS,
+        device_ids=devices_of(batch.readings),
+    )
 
 
 def to_columns(message: ingest_pb2.Columns) -> SentColumns:

@@ -154,7 +154,8 @@ def _samples_of(runs: Runs, chosen: npt.NDArray[np.bool_]) -> tuple[Index, Index
 
 def _steps(allowed: npt.NDArray[Any], found: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     """Return 20 where no more is found than allowed (above 0), and less in proportion to what is more."""
-    return (STEPS * (allowed / np.maximum(allowed, found))).astype(np.int32)
+    steps: npt.NDArray[np.int32] = (STEPS * (allowed / np.maximum(allowed, found))).astype(np.int32)
+    return steps
 
 
 def _less_than_perfect(places: Index, steps: npt.NDArray[np.int32]) -> _Part:

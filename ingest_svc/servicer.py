@@ -44,7 +44,6 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         backfills: declares backfills.
         clock: tells when a request was received.
         new_stream: makes a gateway stream of a principal.
-        on_answered: told of requests that are answered without the writer, and the answer.
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         backfills: BackfillStore,
         clock: Clock,
         new_stream: Callable[[Principal], TelemetryStream],
-        on_answered: Callable[[WriteRequest, WriteResult], None],
     ) -> None:
         self._intake = intake
         self._writer = writer
@@ -66,7 +64,6 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         self._backfills = backfills
         self._clock = clock
         self._new_stream = new_stream
-        self._on_answered = on_answered
         self._endings: set[asyncio.Task[None]] = set()
 
     async def IngestTelemetry(
@@ -82,11 +79,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             received_us=received_us,
         )
         batch = replace(batch, raw=self._raw.of_request(batch.tenant, request, readings, received_us))
-        if batch.identity is None and not batch.samples and not batch.raw:
-            # There is nothing to store and nothing to remember.
-            result = WriteResult(batch.outcome, duplicate=False)
-            self._on_answered(batch, result)
-        elif request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
+        if request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
             self._writer.submit(batch).add_done_callback(partial(_log_lost, batch))
             result = WriteResult(batch.outcome, duplicate=False)
         else:

@@ -15,7 +15,15 @@ from telemetry_store.merge import Runs, latest, merge
 from telemetry_store.quality import Codes
 from telemetry_store.raw_payload import compress
 from telemetry_store.request_ids import RequestKey
-from telemetry_store.requests import MessageIdentity, RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.requests import (
+    DeadLetter,
+    MessageIdentity,
+    RequestIdentity,
+    WriteRequest,
+    WriterIdentity,
+)
+
+LetterKey = tuple[str, int]  # tenant, dead letter id
 
 # Judges samples that are about to be stored: of runs, and when each part that was merged into them
 # came (int64[parts], microseconds since the epoch; 0: long before this batch), to int32[n] as in
@@ -44,6 +52,18 @@ class Batch:
         return Recorded(request.digest, request.refused_outcome if self.refused else request.outcome)
 
     @property
+    def records(self) -> Sequence[Recorded]:
+        """Return what is kept under each of `request_keys`."""
+        if isinstance(identity := self.request.identity, MessageIdentity):
+            return [Recorded(self.request.digest, outcome) for outcome in identity.outcomes]
+        return (self.record,)
+
+    @property
+    def dead_letters(self) -> Sequence[DeadLetter]:
+        """Return what is kept of what was refused."""
+        return self.request.refused_dead_letters() if self.refused else self.request.dead_letters
+
+    @property
     def samples(self) -> Sequence[KindColumns]:
         """Return what is to be stored."""
         return () if self.refused else self.request.samples
@@ -65,6 +85,12 @@ class Batch:
         return (self.request.tenant, identity.writer_id) if isinstance(identity, WriterIdentity) else None
 
     @property
+    def letter_key(self) -> LetterKey | None:
+        """Return the dead letter that the batch comes from, None when it comes from none."""
+        replay = self.request.replay
+        return (self.request.tenant, replay.dead_letter_id) if replay is not None else None
+
+    @property
     def request_keys(self) -> Sequence[RequestKey]:
         """Return the keys of the request id, or of each message in the batch's order; none without any."""
         tenant, principal = self.request.tenant, self.request.principal
@@ -72,10 +98,7 @@ class Batch:
             case RequestIdentity(request_id):
                 return [(tenant, principal, request_id)]
             case MessageIdentity() as messages:
-                return [
-                    (tenant, principal, messages.request_id(place))
-                    for place in range(len(messages.sequences))
-                ]
+                return [(tenant, principal, messages.name(place)) for place in range(len(messages.sequences))]
             case _:
                 return ()
 

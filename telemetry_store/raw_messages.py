@@ -85,6 +85,6 @@ def _identity(
         case RequestIdentity(request_id):
             return None, None, None, request_id
         case MessageIdentity() as messages:
-            return None, None, None, messages.request_id(messages.raw[place])
+            return None, None, None, messages.name(messages.raw[place])
         case _:
             return None, None, None, None

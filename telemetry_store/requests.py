@@ -1,7 +1,7 @@
 """What a caller hands to the writer, and what it gets back."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Self
@@ -44,6 +44,7 @@ class MessageIdentity:
         sequences: by message, its number in the stream.
         samples: by columns of the request's `samples`, int32[n]: places in `sequences`.
         dead_letters: by dead letter of the request, its place in `sequences`.
+        outcomes: by message, what is remembered of it; opaque to the store.
         raw: by raw message of the request, its place in `sequences`.
     """
 
@@ -51,33 +52,49 @@ class MessageIdentity:
     sequences: Sequence[int]
     samples: Sequence[npt.NDArray[np.int32]]
     dead_letters: Sequence[int]
+    outcomes: Sequence[bytes]
     raw: Sequence[int] = ()
 
-    def request_id(self, message: int) -> str:
-        """Return the id under which a message is remembered, by its place."""
-        return f"{self.stream}:{self.sequences[message]}"
+    def name(self, place: int) -> str:
+        """Return a message's name among all of its tenant, by its place in `sequences`."""
+        return f"{self.stream}:{self.sequences[place]}"
+
+
+class PayloadFormat(IntEnum):
+    """What the payload of a dead letter is; the numbers are the contract's."""
+
+    NONE = 0
+    MESSAGE = 1
+    READINGS = 2
+    COLUMNS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that cannot be processed, or not all of it.
+    """What was refused of a message or batch, and why.
 
     Attributes:
-        device_id: whose, None when nobody can tell.
+        device_ids: whose samples; empty when nobody can tell.
         principal: who sent it.
         received_us: when it came, microseconds since the epoch.
         reason: name of the ErrorReason, without its prefix.
         message: the same to read.
-        payload: as it came.
+        payload: a message as it came; of a batch a serialized twinmesh.ingest.v1.RefusedBatch.
+        payload_format: which of them it is.
+        sample_count: how many samples were refused, 0 when nobody can tell.
+        backfill_id: the backfill that the batch named, "" when none.
         trace_id: hexadecimal, "" outside of any trace.
     """
 
-    device_id: str | None
+    device_ids: Sequence[str]
     principal: str
     received_us: int
     reason: str
     message: str
     payload: bytes
+    payload_format: PayloadFormat
+    sample_count: int = 0
+    backfill_id: str = ""
     trace_id: str = ""
 
 
@@ -128,6 +145,20 @@ class RawMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """A dead letter whose content is tried again.
+
+    Attributes:
+        dead_letter_id: which of the tenant.
+        replay_count: as it was read. When another replay has changed the letter since, nothing is
+            stored.
+    """
+
+    dead_letter_id: int
+    replay_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class WriteRequest:
     """One batch, to be committed whole or not at all, save for messages that are known.
 
@@ -144,6 +175,9 @@ class WriteRequest:
         span: the request's span; the commit's span links to it.
         door: which way it came; opaque to the store.
         dead_letters: kept in the same commit.
+        refused_dead_letters: makes those that are kept instead when PostgreSQL refuses the content.
+        replay: the dead letter that the content comes from, which ends in the same commit; what is in
+            `dead_letters` (one at most) takes its place. Instead of an identity.
         received_us: when it came, microseconds since the epoch; 0: its samples are not live.
         raw: kept in the same commit, also when PostgreSQL refuses the content.
     """
@@ -158,6 +192,8 @@ class WriteRequest:
     span: SpanContext | None = None
     door: str = ""
     dead_letters: Sequence[DeadLetter] = ()
+    refused_dead_letters: Callable[[], Sequence[DeadLetter]] = tuple
+    replay: Replay | None = None
     received_us: int = 0
     raw: Sequence[RawMessage] = ()
 
@@ -168,7 +204,7 @@ class WriteResult:
 
     Attributes:
         outcome: what is recorded of it.
-        duplicate: it was committed before, with this outcome.
+        duplicate: it was committed before, with this outcome; of a replay, another one was first.
         commit: which one made it durable; None when that is not known, as of a duplicate, or when
             nothing was committed.
     """

@@ -252,6 +252,7 @@ async def test_of_messages_only_new_ones_are_kept(database: TestDatabase, ingest
                 sequences=sequences,
                 samples=[np.arange(len(sequences), dtype=np.int32)],
                 dead_letters=[],
+                outcomes=[b""] * len(sequences),
                 raw=range(len(sequences)),
             ),
             digest=b"",

@@ -17,7 +17,7 @@ KEEP = {"SELECT", "INSERT", "UPDATE"}
 TABLE_RIGHTS = {
     "twinmesh_ingest": {
         "segment": {"INSERT"},
-        "dead_letter": {"INSERT"},
+        "dead_letter": {"SELECT", "INSERT", "DELETE"},
         "raw_device_set": {"SELECT", "INSERT"},
         "raw_message": {"SELECT", "INSERT"},
         "ingest_instance": KEEP,
@@ -40,11 +40,27 @@ TABLE_RIGHTS = {
         "feed_consumer": {*KEEP, "DELETE"},
         "series_latest": KEEP,
         "backfill": {*READ, "DELETE"},
+        "dead_letter": {*READ, "DELETE"},
     },
 }
 COLUMN_RIGHTS = {
-    ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
-    for column in ("closed", "closed_at", "floor_commit_no")
+    *(
+        ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
+        for column in ("closed", "closed_at", "floor_commit_no")
+    ),
+    *(
+        ("twinmesh_ingest", "dead_letter", column, "UPDATE")
+        for column in (
+            "device_ids",
+            "reason",
+            "message",
+            "payload",
+            "payload_format",
+            "sample_count",
+            "replay_count",
+            "last_replay_at",
+        )
+    ),
 }
 SEQUENCE_RIGHTS = {
     ("twinmesh_ingest", "commit_order", "USAGE"),
@@ -70,7 +86,10 @@ POLICIES = {
     },
     **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
     **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "segment")},
-    **{(table, "twinmesh_maintenance"): ("ALL", "true") for table in ("series_latest", "backfill")},
+    **{
+        (table, "twinmesh_maintenance"): ("ALL", "true")
+        for table in ("series_latest", "backfill", "dead_letter")
+    },
 }
 
 

@@ -258,7 +258,6 @@ async def test_a_client_that_dies_while_a_response_is_blocked_leaves_nothing() -
         backfills=cast(Any, None),
         clock=site.clock,
         new_stream=site.new_stream,
-        on_answered=lambda *_: None,
     )
     bind_principal(site.principal)
     responses = servicer.StreamTelemetry(site.sent(), Context())
