@@ -139,12 +139,12 @@ def usual(series: int, seconds: range) -> list[Sample]:
 def test_anomalies_are_flagged_and_cost_no_score() -> None:
     states = known(1, 6)
     judged(states, usual(1, range(300, 30, -1)) + usual(6, range(300, 30, -1)))
-    stored, codes = judged(states, [*usual(1, range(30, 10)), (1, 9, 90.0), (1, 8, 20.1), (6, 9, 90.0)])
+    stored, codes = judged(states, [*usual(1, range(30, 10, -1)), (1, 9, 90.0), (1, 8, 20.1), (6, 9, 90.0)])
     quality = unpack(codes)
-    flagged = [
-        (series, value) for (series, _, value), found in zip(stored, quality.anomalous, strict=True) if found
-    ]
-    assert flagged == [(1, 90.0)]  # Of the other metric nothing is an anomaly.
+    flagged = [sample for sample, found in zip(stored, quality.anomalous, strict=True) if found]
+    assert [(series, value) for series, _, value in flagged] == [
+        (1, 90.0)
+    ]  # Of the other metric nothing is an anomaly.
     assert set(quality.scores.tolist()) == {100}
 
 
