@@ -24,6 +24,7 @@ from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.servicers.ingest_policy import IngestPolicyServicer
 from ingest_svc.servicers.limit import LimitServicer
@@ -117,6 +118,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             backfills=backfills,
             live_window=policies.live_window,
         )
+        raw = RawTrail(keeps=lambda _: settings.raw_messages)
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
         metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)
@@ -134,6 +136,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                 intake=intake,
                 limiter=limiter,
                 writer=writer,
+                raw=raw,
                 applied=applied,
                 credentials=credentials,
                 streams=streams,
@@ -145,6 +148,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             intake=intake,
             limiter=limiter,
             writer=writer,
+            raw=raw,
             applied=applied,
             backfills=backfills,
             clock=clock,
@@ -157,6 +161,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             series_finder=processing,
             limiter=limiter,
             writer=writer,
+            raw=raw,
             live_window=policies.live_window,
             clock=clock,
         )

@@ -5,6 +5,7 @@ Batch ──▶ BatchFlow.take ──▶ Intake ──▶ Writer.submit ──�
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from ingest_svc.flow import BatchFlow, Taken, is_transient
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.limiter import NO_CHARGE, Charge, Connection, Limiter, Sent
 from ingest_svc.outcome import Outcome, RefusedContent
+from ingest_svc.raw_trail import BatchTrail, StreamTrail
 from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.series_table import SeriesTable
 from meshkit.clock import Clock
@@ -47,6 +49,7 @@ class BatchPath:
     Args:
         flow: decides which are taken, and is told what became of them.
         series: what their aliases stand for.
+        trail: keeps them as they came.
         intake: makes of them what the writer takes.
         limiter: lets them in as far as limits allow.
         writer: commits them.
@@ -65,6 +68,7 @@ class BatchPath:
         "_limiter",
         "_series",
         "_tenant",
+        "_trail",
         "_writer",
         "_writer_id",
     )
@@ -74,6 +78,7 @@ class BatchPath:
         *,
         flow: BatchFlow,
         series: SeriesTable,
+        trail: StreamTrail,
         intake: Intake,
         limiter: Limiter,
         writer: BatchWriter,
@@ -84,6 +89,7 @@ class BatchPath:
     ) -> None:
         self._flow = flow
         self._series = series
+        self._trail = trail
         self._intake = intake
         self._limiter = limiter
         self._connection = Connection(tenant=tenant, writer_id=writer_id)
@@ -122,7 +128,7 @@ class BatchPath:
         charge = NO_CHARGE
         try:
             content = conversion.to_content(batch)
-            request = await self._to_request(batch, content, taken, principal)
+            request, trail = await self._to_request(batch, content, taken, principal)
             charge = await self._admit(content, taken, principal)
             if taken.dropped:  # Meanwhile one before it has to come again, and so has this one.
                 charge.undo()
@@ -135,7 +141,9 @@ class BatchPath:
             self._flow.throw_back(taken, error)
         else:
             self._flow.accept(taken, written)
+            self._trail.sent(trail)
             written.add_done_callback(charge.settle)
+            written.add_done_callback(partial(self._trail_written, trail))
             written.add_done_callback(partial(self._written, taken, answered))
 
     async def _admit(self, content: _Content, taken: Taken, principal: Principal) -> Charge:
@@ -164,7 +172,7 @@ class BatchPath:
 
     async def _to_request(
         self, batch: ingest_pb2.Batch, content: _Content, taken: Taken, principal: Principal
-    ) -> WriteRequest:
+    ) -> tuple[WriteRequest, BatchTrail]:
         received_us = self._clock.now_us()
         origin = Origin(
             principal,
@@ -173,6 +181,22 @@ class BatchPath:
             Door.STREAM,
         )
         all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
+        request = await self._take_content(
+            content, origin, all_or_nothing=all_or_nothing, received_us=received_us
+        )
+        if batch.sequence <= self._flow.last_committed:  # It is known, and so is its trail.
+            return request, BatchTrail()
+        trail = await self._trail.of_batch(batch, content, received_us)
+        return replace(request, raw=trail.messages), trail
+
+    async def _take_content(
+        self,
+        content: _Content,
+        origin: Origin,
+        *,
+        all_or_nothing: bool,
+        received_us: int,
+    ) -> WriteRequest:
         if isinstance(content, RefusedContent):
             return self._intake.refuse(origin, content, received_us=received_us)
         if isinstance(content, SentColumns):
@@ -182,6 +206,10 @@ class BatchPath:
         return await self._intake.take_readings(
             origin, content, all_or_nothing=all_or_nothing, received_us=received_us
         )
+
+    def _trail_written(self, trail: BatchTrail, written: asyncio.Future[WriteResult]) -> None:
+        if written.cancelled() or written.exception() is not None or written.result().duplicate:
+            self._trail.lost(trail)
 
     def _written(self, taken: Taken, answered: Answered, written: asyncio.Future[WriteResult]) -> None:
         if written.cancelled():

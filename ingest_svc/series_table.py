@@ -55,10 +55,10 @@ class SeriesTable:
         series_ids: int32[places], ids of the store; meant only where the verdict is 0.
         conversions: float64[places, 2], scale and offset of doubles; None: all are stored as sent.
         bounds: float64[places, 2], least and greatest value that is not refused; None: none is.
+        defined: how many aliases are.
     """
 
     __slots__ = (
-        "_defined",
         "_definitions",
         "_device_of",
         "_devices",
@@ -69,6 +69,7 @@ class SeriesTable:
         "_version",
         "bounds",
         "conversions",
+        "defined",
         "definition_ids",
         "kinds",
         "series_ids",
@@ -82,10 +83,10 @@ class SeriesTable:
         self.series_ids: npt.NDArray[np.int32] = _NO_SERIES
         self.conversions: npt.NDArray[np.float64] | None = None
         self.bounds: npt.NDArray[np.float64] | None = None
+        self.defined = 0
         self._definitions: list[SeriesDefinition | None] = []
         self._messages: dict[int, str] = {}
         self._unresolved: list[int] = []
-        self._defined = 0
         # Places in `_devices` of the first `_placed` definitions, once somebody has asked.
         self._device_of: npt.NDArray[np.int32] = _NO_SERIES
         self._devices: list[str] = []
@@ -223,7 +224,7 @@ class SeriesTable:
             aliases: uint32[r], defined ones.
             run_lengths: int64[r].
         """
-        if self._placed != self._defined:
+        if self._placed != self.defined:
             self._place()
         # Exact, though the weights are doubles: no message holds 2^53 samples.
         counts = np.bincount(self._device_of[aliases], weights=run_lengths)
@@ -235,7 +236,7 @@ class SeriesTable:
         for alias in np.flatnonzero(self.kinds).tolist():
             self._device_of[alias] = places.setdefault(self.definition(alias).device_id, len(places))
         self._devices = list(places)
-        self._placed = self._defined
+        self._placed = self.defined
 
     def _convert(self, alias: int, conversion: Conversion | None) -> None:
         if conversion is None and self.conversions is None:
@@ -261,7 +262,7 @@ class SeriesTable:
         )
         self.definition_ids[alias] = definition_id(definition)
         self.kinds[alias] = definition.kind
-        self._defined += 1
+        self.defined += 1
         self._unresolved.append(alias)
 
     def _grown(self, alias: int) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from ingest_svc import conversion
 from ingest_svc.applied import Applied
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.limiter import NO_CHARGE, Charge, Limiter, Sent
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
@@ -40,6 +42,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         intake: makes of requests what the writer takes.
         limiter: lets them in as far as limits allow.
         writer: commits batches.
+        raw: keeps requests as they came.
         applied: tells when twins have applied them.
         backfills: declares backfills.
         clock: tells when a request was received.
@@ -52,6 +55,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         intake: Intake,
         limiter: Limiter,
         writer: TelemetryWriter,
+        raw: RawTrail,
         applied: Applied,
         backfills: BackfillStore,
         clock: Clock,
@@ -60,6 +64,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         self._intake = intake
         self._limiter = limiter
         self._writer = writer
+        self._raw = raw
         self._applied = applied
         self._backfills = backfills
         self._clock = clock
@@ -78,6 +83,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             backfill_id=request.backfill_id,
             received_us=received_us,
         )
+        batch = replace(batch, raw=self._raw.of_request(batch.tenant, request, readings, received_us))
         charge = await self._admit(request, readings)
         if request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
             self._submit(batch, charge).add_done_callback(partial(_log_lost, batch))

@@ -19,6 +19,7 @@ from ingest_svc.flow import MAX_INFLIGHT_BYTES, BatchFlow
 from ingest_svc.intake import Intake
 from ingest_svc.limiter import NO_CHARGE, Charge, Limiter, Sent
 from ingest_svc.open_streams import LAST_ACKS_US, OpenStreams, notice_us
+from ingest_svc.raw_trail import RawTrail, StreamTrail
 from ingest_svc.responses import Acks, to_go_away, to_opened, to_throttle
 from meshkit import policy
 from meshkit.clock import MICROS_PER_SECOND, Clock
@@ -67,6 +68,7 @@ class TelemetryStream:
         intake: makes of batches what the writer takes.
         limiter: lets it and its batches in as far as limits allow.
         writer: commits them.
+        raw: keeps them as they came.
         applied: tells when twins have applied them.
         credentials: verifies what Reauthenticate brings.
         streams: all those of this process.
@@ -101,6 +103,7 @@ class TelemetryStream:
         "_over",
         "_path",
         "_principal",
+        "_raw",
         "_reader",
         "_step_us",
         "_streams",
@@ -117,6 +120,7 @@ class TelemetryStream:
         intake: Intake,
         limiter: Limiter,
         writer: Writer,
+        raw: RawTrail,
         applied: Applied,
         credentials: Credentials,
         streams: OpenStreams,
@@ -128,6 +132,7 @@ class TelemetryStream:
         self._limiter = limiter
         self._charge: Charge = NO_CHARGE
         self._writer = writer
+        self._raw = raw
         self._applied = applied
         self._credentials = credentials
         self._streams = streams
@@ -383,6 +388,7 @@ class TelemetryStream:
         self._path = BatchPath(
             flow=self._flow,
             series=self._definitions.table,
+            trail=StreamTrail(trail=self._raw, tenant=tenant, series=self._definitions.table),
             intake=self._intake,
             limiter=self._limiter,
             writer=self._writer,
