@@ -90,7 +90,9 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             on_reconnect=reconnected,
         ) as nats_client,
         IngestPolicies(
-            source=(policy_store := IngestPolicyStore(pool=pool)), live_window=settings.live_window
+            source=(policy_store := IngestPolicyStore(pool=pool)),
+            live_window=settings.live_window,
+            keeps_raw=settings.raw_messages,
         ) as policies,
         LimitHits(sink=(hit_store := LimitHitStore(pool=pool)), clock=clock) as hits,
         Limiter(
@@ -118,7 +120,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             backfills=backfills,
             live_window=policies.live_window,
         )
-        raw = RawTrail(keeps=lambda _: settings.raw_messages)
+        raw = RawTrail(keeps=policies.keeps_raw)
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
         metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)

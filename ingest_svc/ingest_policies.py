@@ -94,10 +94,12 @@ class IngestPolicy:
 
     Attributes:
         live_window: event times that are taken without a backfill.
+        keeps_raw: messages are kept as they came.
         limits: None when nothing is limited.
     """
 
     live_window: LiveWindow
+    keeps_raw: bool
     limits: TenantLimits | None = None
 
 
@@ -109,12 +111,13 @@ class IngestPolicies:
     Args:
         source: where they are written.
         live_window: the installation's: the largest, and that of tenants without one.
+        keeps_raw: whether tenants that do not say keep messages as they came.
     """
 
-    def __init__(self, *, source: PolicySource, live_window: LiveWindow) -> None:
+    def __init__(self, *, source: PolicySource, live_window: LiveWindow, keeps_raw: bool) -> None:
         self._source = source
         self._live_window = live_window
-        self._default = IngestPolicy(live_window)
+        self._default = IngestPolicy(live_window, keeps_raw)
         self._by_tenant: dict[str, tuple[int, IngestPolicy]] = {}
         self._read_us = 0
         self._following = background(self._follow(), name="ingest-policies")
@@ -140,6 +143,10 @@ class IngestPolicies:
         """Return the event times that a tenant takes without a backfill."""
         return self.of(tenant).live_window
 
+    def keeps_raw(self, tenant: str) -> bool:
+        """Say whether a tenant keeps messages as they came."""
+        return self.of(tenant).keeps_raw
+
     def limits(self, tenant: str) -> TenantLimits | None:
         """Return what of a tenant is limited, None for nothing."""
         return self.of(tenant).limits
@@ -159,6 +166,7 @@ class IngestPolicies:
                 late_us=most.late_us if row.late_us is None else min(row.late_us, most.late_us),
                 future_us=most.future_us if row.future_us is None else min(row.future_us, most.future_us),
             ),
+            keeps_raw=self._default.keeps_raw if row.raw_enabled is None else row.raw_enabled,
             limits=TenantLimits(row.limits) if row.limits else None,
         )
 

@@ -29,6 +29,10 @@ def to_policy(row: IngestPolicyRow, most: LiveWindow) -> policy_pb2.IngestPolicy
         policy.future_window.FromMicroseconds(row.future_us)
     if row.update_us:
         policy.update_time.FromMicroseconds(row.update_us)
+    if row.raw_enabled is not None:
+        policy.raw_enabled = row.raw_enabled
+    if row.raw_retention is not None:
+        policy.raw_retention.FromTimedelta(row.raw_retention)
     policy.max_late_window.FromMicroseconds(most.late_us)
     policy.max_future_window.FromMicroseconds(most.future_us)
     return policy
@@ -48,7 +52,12 @@ def to_row(policy: policy_pb2.IngestPolicy, current: IngestPolicyRow, most: Live
     late_us = _window_us(policy, "late_window", most.late_us)
     future_us = _window_us(policy, "future_window", most.future_us)
     return replace(
-        current, late_us=late_us, future_us=future_us, limits=tuple(map(_from_limit, policy.limits))
+        current,
+        late_us=late_us,
+        future_us=future_us,
+        raw_enabled=policy.raw_enabled if policy.HasField("raw_enabled") else None,
+        raw_retention=policy.raw_retention.ToTimedelta() if policy.HasField("raw_retention") else None,
+        limits=tuple(map(_from_limit, policy.limits)),
     )
 
 

@@ -21,6 +21,7 @@ from telemetry_store.maintenance.partitions import (
     ensure_request_windows,
     ensure_segment_days,
 )
+from telemetry_store.maintenance.policies import raw_retentions
 from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
 from telemetry_store.maintenance.worker import Step, Worker
 
@@ -46,8 +47,14 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
         Step(
             "raw_messages_kept",
             300,
-            partial(expire_raw_messages, pool, kept=settings.raw_messages_kept, kept_by_tenant={}),
+            partial(_expire_raw_messages, pool, settings),
         ),
+    )
+
+
+async def _expire_raw_messages(pool: asyncpg.Pool, settings: MaintenanceSettings) -> None:
+    await expire_raw_messages(
+        pool, kept=settings.raw_messages_kept, kept_by_tenant=await raw_retentions(pool)
     )
 
 

@@ -65,7 +65,7 @@ CREATE FUNCTION telemetry.take_tokens(
     tenants text[], subject_kinds smallint[], subjects text[], measures smallint[], rates double precision[],
     returned double precision[], needed double precision[], wanted double precision[]
 ) RETURNS TABLE (place bigint, granted double precision, tokens double precision, used double precision)
-    LANGUAGE plpgsql SET search_path = pg_catalog
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
 AS $$
 DECLARE
     burst_s constant double precision := 0.5;
@@ -131,7 +131,7 @@ CREATE FUNCTION telemetry.hold_capacity(
     me uuid, alive interval,
     tenants text[], subject_kinds smallint[], subjects text[], measures smallint[], limits bigint[], wanted bigint[]
 ) RETURNS TABLE (place bigint, granted bigint, used bigint)
-    LANGUAGE plpgsql SET search_path = pg_catalog
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
 AS $$
 DECLARE
     asked record;
@@ -212,12 +212,14 @@ ALTER TABLE telemetry.limit_bucket ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SE
 ALTER TABLE telemetry.limit_lease ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE telemetry.limit_hit ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
--- The ingest role bypasses row-level security.
-GRANT SELECT, INSERT, UPDATE ON telemetry.ingest_policy, telemetry.limit_bucket, telemetry.limit_hit TO twinmesh_ingest;
-GRANT SELECT, INSERT, UPDATE, DELETE ON telemetry.limit_lease TO twinmesh_ingest;
+-- The ingest role bypasses row-level security. It counts by function only.
+GRANT SELECT, INSERT, UPDATE ON telemetry.ingest_policy, telemetry.limit_hit TO twinmesh_ingest;
+GRANT SELECT ON telemetry.limit_bucket, telemetry.limit_lease TO twinmesh_ingest;
 
--- Maintenance deletes what is old.
+-- Maintenance deletes what is old, as tenants say.
+GRANT SELECT (tenant_id, raw_retention, dead_letter_retention) ON telemetry.ingest_policy TO twinmesh_maintenance;
+CREATE POLICY maintenance ON telemetry.ingest_policy FOR SELECT TO twinmesh_maintenance USING (true);
 GRANT SELECT, DELETE ON telemetry.limit_bucket, telemetry.limit_lease, telemetry.limit_hit TO twinmesh_maintenance;
-CREATE POLICY maintenance ON telemetry.limit_bucket TO twinmesh_maintenance USING (true);
-CREATE POLICY maintenance ON telemetry.limit_lease TO twinmesh_maintenance USING (true);
-CREATE POLICY maintenance ON telemetry.limit_hit TO twinmesh_maintenance USING (true);
+CREATE POLICY maintenance ON telemetry.limit_bucket TO twinmesh_maintenance USING (true) WITH CHECK (true);
+CREATE POLICY maintenance ON telemetry.limit_lease TO twinmesh_maintenance USING (true) WITH CHECK (true);
+CREATE POLICY maintenance ON telemetry.limit_hit TO twinmesh_maintenance USING (true) WITH CHECK (true);

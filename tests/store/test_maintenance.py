@@ -24,6 +24,7 @@ from telemetry_store.maintenance.partitions import (
     ensure_request_windows,
     ensure_segment_days,
 )
+from telemetry_store.maintenance.policies import raw_retentions
 from telemetry_store.maintenance.worker import Step, Worker
 from telemetry_store.requests import RequestIdentity
 from tests.store.writing import admin, numbered, request, running_writer, terminate
@@ -136,6 +137,16 @@ async def test_backfills_expire(connection: asyncpg.Connection, pool: asyncpg.Po
     assert [
         row["backfill_id"] for row in await connection.fetch("SELECT backfill_id FROM telemetry.backfill")
     ] == ["new"]
+
+
+async def test_tenants_say_how_long_raw_messages_are_kept(
+    connection: asyncpg.Connection, pool: asyncpg.Pool
+) -> None:
+    await connection.execute(
+        "INSERT INTO telemetry.ingest_policy (tenant_id, raw_retention) "
+        "VALUES ('acme', '2 days'), ('other', NULL)"
+    )
+    assert await raw_retentions(pool) == {"acme": timedelta(days=2)}
 
 
 async def test_what_limits_have_counted_is_forgotten(

@@ -279,7 +279,8 @@ async def test_usage_is_told_with_the_limits(ingest: Ingest) -> None:
         ME,
         1_000_000,
     )
-    assert 0 < usage["principal_samples_per_second"].used <= 50_000
+    # With what the process took ahead: a tenth of a second's worth at most.
+    assert 0 < usage["principal_samples_per_second"].used <= 150_000
 
 
 async def test_a_limit_cannot_be_counted_while_the_database_is_away(ingest: Ingest) -> None:

@@ -82,6 +82,7 @@ async def test_a_change_is_written_by_mask_and_etag(ingest: Ingest) -> None:
     [
         (window(late_window=8 * 86_400), "ingest_policy.late_window"),
         (window(future_window=601), "ingest_policy.future_window"),
+        (window(raw_retention=3600), "ingest_policy.raw_retention"),
         ({"limits": [policy_pb2.Limit(samples_per_second=1)]}, "ingest_policy.limits[0].subject_kind"),
         ({"limits": [policy_pb2.Limit(subject_kind=TENANT_KIND, subject="x")]}, "ingest_policy.limits[0]"),
         ({"limits": [policy_pb2.Limit(subject_kind=DEVICE_KIND, streams=1)]}, "ingest_policy.limits[0]"),
@@ -125,6 +126,16 @@ async def test_each_door_goes_by_the_window(ingest: Ingest) -> None:
             (0, OUT),
             (2, OUT),
         ]
+
+
+async def test_a_tenant_says_whether_messages_are_kept(ingest: Ingest) -> None:
+    kept = "SELECT count(*) FROM telemetry.raw_message WHERE tenant_id = 'acme'"
+    assert (await update(ingest, raw_enabled=False)).HasField("raw_enabled")
+    await ingest.send(reading(temperature=1.0))
+    assert await ingest.fetch_value(kept) == 0
+    assert not (await update(ingest, "raw_enabled")).HasField("raw_enabled")
+    await ingest.send(reading(temperature=1.0))
+    assert await ingest.fetch_value(kept) == 1
 
 
 async def test_what_another_process_wrote_holds_soon(ingest: Ingest) -> None:

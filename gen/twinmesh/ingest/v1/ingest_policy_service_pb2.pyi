@@ -71,8 +71,12 @@ class IngestPolicy(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     MAX_LATE_WINDOW_FIELD_NUMBER: _builtins.int
     MAX_FUTURE_WINDOW_FIELD_NUMBER: _builtins.int
+    RAW_ENABLED_FIELD_NUMBER: _builtins.int
+    RAW_RETENTION_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """Version of what was read; changes with every write."""
+    raw_enabled: _builtins.bool
+    """Whether every message is kept as it came; absent: as the installation is set."""
     @_builtins.property
     def late_window(self) -> _duration_pb2.Duration:
         """How old live telemetry may be; absent: max_late_window."""
@@ -97,6 +101,10 @@ class IngestPolicy(_message.Message):
     def max_future_window(self) -> _duration_pb2.Duration:
         """The installation's window."""
 
+    @_builtins.property
+    def raw_retention(self) -> _duration_pb2.Duration:
+        """How long such messages are kept; absent: as the installation is set."""
+
     def __init__(
         self,
         *,
@@ -107,12 +115,16 @@ class IngestPolicy(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         max_late_window: _duration_pb2.Duration | None = ...,
         max_future_window: _duration_pb2.Duration | None = ...,
+        raw_enabled: _builtins.bool | None = ...,
+        raw_retention: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["future_window", b"future_window", "late_window", b"late_window", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled", "future_window", b"future_window", "late_window", b"late_window", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "raw_enabled", b"raw_enabled", "raw_retention", b"raw_retention", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "future_window", b"future_window", "late_window", b"late_window", "limits", b"limits", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled", "etag", b"etag", "future_window", b"future_window", "late_window", b"late_window", "limits", b"limits", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "raw_enabled", b"raw_enabled", "raw_retention", b"raw_retention", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__raw_enabled: _TypeAlias = _typing.Literal["raw_enabled"]  # noqa: Y015
+    _WhichOneofArgType__raw_enabled: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__raw_enabled) -> _WhichOneofReturnType__raw_enabled | None: ...
 
 Global___IngestPolicy: _TypeAlias = IngestPolicy  # noqa: Y015
 

@@ -918,6 +918,18 @@ class IngestPolicy(betterproto2.Message):
     The installation's window.
     """
 
+    raw_enabled: "bool | None" = betterproto2.field(8, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Whether every message is kept as it came; absent: as the installation is set.
+    """
+
+    raw_retention: "datetime.timedelta | None" = betterproto2.field(
+        9, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    How long such messages are kept; absent: as the installation is set.
+    """
+
 
 default_message_pool.register_message("twinmesh.ingest.v1", "IngestPolicy", IngestPolicy)
 
