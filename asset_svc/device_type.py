@@ -5,13 +5,18 @@ from collections.abc import Sequence
 from asset_svc.changes import Changes
 from asset_svc.resources import Resources, Rows, Store
 from meshkit.errors import invalid_field
+from meshkit.units import UnitError, conversion
 from twinmesh.asset.v1.device_type_service_pb2 import (
     PROCESSING_MODE_DIRECT,
     PROCESSING_MODE_UNSPECIFIED,
+    RANGE_POLICY_REFUSE,
     DeviceType,
+    MetricDefinition,
 )
+from twinmesh.type.v1.value_pb2 import VALUE_KIND_DOUBLE, VALUE_KIND_INT
 
 _NANOS_PER_MICRO = 1000
+_NUMBERS = (VALUE_KIND_DOUBLE, VALUE_KIND_INT)
 _LOCATION = "location"  # Every device may report it; no type defines it.
 
 
@@ -39,15 +44,17 @@ class DeviceTypes(Resources[DeviceType, Rows[DeviceType]]):
             resource.heartbeat.nanos -= resource.heartbeat.nanos % _NANOS_PER_MICRO
 
     def _check(self, resource: DeviceType, *, path: str) -> None:
-        names: set[str] = set()
+        names = {metric.name for metric in resource.metrics}
+        taken: set[str] = set()
         for index, metric in enumerate(resource.metrics):
             at = f"{path}.metrics[{index}]"
-            if metric.name in names:
+            if metric.name in taken:
                 raise invalid_field(f"{at}.name", f"the type has a metric {metric.name!r} already")
-            names.add(metric.name)
-            ranged = metric.HasField("minimum") and metric.HasField("maximum")
-            if ranged and metric.minimum > metric.maximum:
-                raise invalid_field(f"{at}.minimum", "must not be above maximum")
+            for alias in metric.aliases:
+                if alias in names or alias in taken:
+                    raise invalid_field(f"{at}.aliases", f"the type has a metric {alias!r} already")
+            taken |= {metric.name, *metric.aliases}
+            _check_metric(metric, at)
         for name in sorted(resource.message_schema.pointers):
             if name not in names and name != _LOCATION:
                 raise invalid_field(
@@ -56,3 +63,24 @@ class DeviceTypes(Resources[DeviceType, Rows[DeviceType]]):
 
     async def _announce(self, tenant: str, ids: Sequence[str]) -> None:
         await self._changes.device_types(tenant, ids)
+
+
+def _check_metric(metric: MetricDefinition, at: str) -> None:
+    is_number = metric.kind in _NUMBERS
+    for field in ("minimum", "maximum", "max_rate"):
+        if metric.HasField(field) and not is_number:
+            raise invalid_field(f"{at}.{field}", "only metrics of kind DOUBLE or INT have one")
+    ranged = metric.HasField("minimum") and metric.HasField("maximum")
+    if ranged and metric.minimum > metric.maximum:
+        raise invalid_field(f"{at}.minimum", "must not be above maximum")
+    if metric.range_policy == RANGE_POLICY_REFUSE and not (
+        metric.HasField("minimum") or metric.HasField("maximum")
+    ):
+        raise invalid_field(f"{at}.range_policy", "refuses nothing without minimum or maximum")
+    if metric.device_unit:
+        if metric.kind != VALUE_KIND_DOUBLE:
+            raise invalid_field(f"{at}.device_unit", "only metrics of kind DOUBLE are converted")
+        try:
+            conversion(metric.device_unit, metric.unit)
+        except UnitError as error:
+            raise invalid_field(f"{at}.device_unit", str(error)) from None

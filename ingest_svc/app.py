@@ -18,9 +18,11 @@ from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
+from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.servicer import IngestServicer
-from ingest_svc.store import BackfillStore, CommitStore
+from ingest_svc.store import BackfillStore, CommitStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
@@ -75,17 +77,24 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
-        TelemetryWriter(pool=pool, on_committed=announcer.announce, on_group=metrics.group_stored) as writer,
+        TelemetryWriter(
+            pool=pool,
+            judge=(processing := Processing(catalog=catalog, store=StateStore(pool=pool))).judge,
+            on_committed=announcer.announce,
+            on_group=metrics.group_stored,
+        ) as writer,
+        background(processing.keep_saving(), name="save-states"),
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         backfills = BackfillStore(pool=pool)
         intake = Intake(
             profiles=profiles,
-            catalog=catalog,
+            series_finder=processing,
             backfills=backfills,
             live_window=settings.live_window,
         )
+        raw = RawTrail(keeps=lambda _: settings.raw_messages)
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
         metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)
@@ -102,6 +111,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                 principal=principal,
                 intake=intake,
                 writer=writer,
+                raw=raw,
                 applied=applied,
                 credentials=credentials,
                 streams=streams,
@@ -112,18 +122,19 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         servicer = IngestServicer(
             intake=intake,
             writer=writer,
+            raw=raw,
             applied=applied,
             backfills=backfills,
             clock=clock,
             new_stream=new_stream,
-            on_answered=metrics.answered,
         )
 
         messages = MessagePath(
             tenants=tenants,
             profiles=profiles,
-            catalog=catalog,
+            series_finder=processing,
             writer=writer,
+            raw=raw,
             live_window=settings.live_window,
             clock=clock,
         )

@@ -1,5 +1,6 @@
 """The rules: which of the sent samples are stored, which are refused, and why."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import cast
@@ -9,11 +10,11 @@ import numpy.typing as npt
 
 from ingest_svc import outcome
 from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why
-from ingest_svc.profile import DeviceProfile
+from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.reading import NUMBER, Reading, SentSample, SentValue
 from ingest_svc.window import TimeWindow
-from telemetry_store.catalog import SeriesKey
 from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
+from telemetry_store.series import SeriesKey
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MAX_REFUSALS = 1_000
@@ -36,13 +37,32 @@ class Samples:
 
 
 @dataclass(slots=True)
+class RefusedReadings:
+    """All that is refused for one reason.
+
+    Attributes:
+        why: of the first.
+        places: of readings in the batch, each with the metric refused, "" for all of it; ascending.
+        samples: how many.
+    """
+
+    why: Why
+    places: list[tuple[int, str]] = field(default_factory=list)
+    samples: int = 0
+
+
+@dataclass(slots=True)
 class Assessment(Outcome):
     """What becomes of a batch of readings.
 
-    `series` holds each series that gets a sample once.
+    `series` holds each series that gets a sample once, `metrics` what each one's metric is. `refused`
+    is what is refused by reason, the first one first; what is refused only with the others, in a batch
+    of all or nothing, is not in it.
     """
 
+    refused: dict[ErrorReason.ValueType, RefusedReadings] = field(default_factory=dict)
     series: list[SeriesKey] = field(default_factory=list)
+    metrics: list[MetricProfile] = field(default_factory=list)
     samples: dict[Kind, Samples] = field(default_factory=dict)
 
     def columns(self, series_ids: npt.NDArray[np.int32]) -> list[KindColumns]:
@@ -90,6 +110,7 @@ def assess(
         return Assessment(
             refusals=refuse_rest(readings, partial.refusals, BATCH_REFUSED),
             refused_samples=partial.stored_samples + partial.refused_samples,
+            refused=partial.refused,
         )
     return assessor.assessment
 
@@ -157,24 +178,30 @@ class _Assessor:
 
     def _take_samples(self, index: int, reading: Reading, time_us: int, profile: DeviceProfile) -> None:
         series_by_metric = self._series.setdefault(reading.device_id, {})
-        repeated = _repeated(reading.samples)
-        for metric, form, value in reading.samples:
+        repeated = _repeated(reading.samples, profile.aliases)
+        for name, form, value in reading.samples:
+            metric = profile.aliases.get(name, name)
             defined = profile.metrics.get(metric)
             if metric in repeated:
                 why = _metric_repeated(metric)
             elif defined is None:
-                why = outcome.metric_unknown(metric, profile.device_type_id)
-            elif (stored := _as_kind(defined.kind, form, value)) is None:
-                why = _mismatch(metric, defined.kind, form)
+                why = outcome.metric_unknown(name, profile.device_type_id)
+            elif (sent := _as_kind(defined.kind, form, value)) is None:
+                why = _mismatch(name, defined.kind, form)
+            elif (stored := _converted(sent, defined)) is None:
+                why = outcome.VALUE_TOO_LARGE
+            elif defined.bounds is not None and not _is_within(cast(float, stored), defined.bounds):
+                why = outcome.value_out_of_range(name, defined.bounds)
             else:
                 series = series_by_metric.get(metric)
                 if series is None:
                     series = series_by_metric[metric] = len(self.assessment.series)
                     key = SeriesKey(reading.device_id, metric, defined.kind, defined.unit)
                     self.assessment.series.append(key)
+                    self.assessment.metrics.append(defined)
                 self._accept(defined.kind, index, series, time_us, stored)
                 continue
-            self._refuse(Refusal(index, reading.device_id, metric, *why), 1)
+            self._refuse(Refusal(index, reading.device_id, name, *why), 1)
 
     def _accept(self, kind: Kind, index: int, series: int, time_us: int, value: SentValue) -> None:
         samples = self.assessment.samples.get(kind)
@@ -188,13 +215,20 @@ class _Assessor:
 
     def _refuse(self, refusal: Refusal, samples: int) -> None:
         self.assessment.refused_samples += samples
+        refused = self.assessment.refused.get(refusal.reason)
+        if refused is None:
+            refused = self.assessment.refused[refusal.reason] = RefusedReadings(
+                (refusal.reason, refusal.message)
+            )
+        refused.places.append((refusal.reading_index, refusal.metric))
+        refused.samples += samples
         if len(self.assessment.refusals) < self._most_refusals:
             self.assessment.refusals.append(refusal)
 
 
-def _repeated(samples: Sequence[SentSample]) -> Set[str]:
-    """Return the metrics stated more than once."""
-    metrics = [metric for metric, _, _ in samples]
+def _repeated(samples: Sequence[SentSample], aliases: Mapping[str, str]) -> Set[str]:
+    """Return the metrics stated more than once, under whichever name."""
+    metrics = [aliases.get(name, name) for name, _, _ in samples]
     once = set(metrics)
     if len(once) == len(metrics):
         return _NONE
@@ -212,6 +246,19 @@ def _as_kind(kind: Kind, form: int, value: SentValue) -> SentValue | None:
         if number.is_integer() and abs(number) < _EXACT_NUMBERS:
             return int(number)
     return None
+
+
+def _converted(value: SentValue, metric: MetricProfile) -> SentValue | None:
+    """Return a value in its metric's unit, None when no double holds it."""
+    if metric.conversion is None:
+        return value
+    converted = cast(float, value) * metric.conversion.scale + metric.conversion.offset
+    return converted if math.isfinite(converted) else None
+
+
+def _is_within(value: float, bounds: tuple[float, float]) -> bool:
+    minimum, maximum = bounds
+    return minimum <= value <= maximum
 
 
 def _metric_repeated(metric: str) -> Why:

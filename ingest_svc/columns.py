@@ -3,7 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ MAX_STRING = 4096  # characters
 _FORMAT = b"columns/1"
 _KINDS = len(Kind) + 1
 _OUT_OF_WINDOW = ErrorReason.ERROR_REASON_TIME_OUT_OF_WINDOW
+_OUT_OF_RANGE = ErrorReason.ERROR_REASON_VALUE_OUT_OF_RANGE
 _VALUE_INVALID = ErrorReason.ERROR_REASON_VALUE_INVALID
 _INVALID_VALUES: dict[Kind, Why] = {
-    Kind.DOUBLE: (_VALUE_INVALID, "the value is NaN or infinite"),
+    Kind.DOUBLE: (_VALUE_INVALID, "the value is NaN or infinite, or too large in the metric's unit"),
     Kind.STRING: (
         _VALUE_INVALID,
         f"the value is longer than {MAX_STRING} characters, holds a NUL or is no Unicode text",
@@ -61,11 +62,24 @@ class SentColumns:
         return len(self.times)
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedColumns:
+    """Samples that are refused, and why the first of them is."""
+
+    why: Why
+    columns: SentColumns
+
+
 @dataclass(slots=True)
 class AssessedColumns(Outcome):
-    """What becomes of a batch of columns; `samples` is what to store."""
+    """What becomes of a batch of columns.
+
+    `samples` is what to store, `refused` what is refused by reason, the first one first; of a batch
+    of all or nothing it is one, and everything.
+    """
 
     samples: list[KindColumns] = field(default_factory=list)
+    refused: list[RefusedColumns] = field(default_factory=list)
 
 
 def require_known(columns: SentColumns, table: SeriesTable) -> None:
@@ -120,7 +134,12 @@ def _invalid(message: str) -> InvalidArgument:
 
 
 def assess(
-    columns: SentColumns, table: SeriesTable, *, window: TimeWindow, all_or_nothing: bool
+    columns: SentColumns,
+    table: SeriesTable,
+    *,
+    window: TimeWindow,
+    all_or_nothing: bool,
+    refused_as_one: bool = False,
 ) -> AssessedColumns:
     """Decide about every sample of a batch that passed `check`.
 
@@ -129,14 +148,25 @@ def assess(
         table: the stream's series, all resolved.
         window: event times that are taken.
         all_or_nothing: one refusal refuses the batch.
+        refused_as_one: `refused` is one for all reasons.
     """
     if not len(columns):
         return AssessedColumns()
+    sent, columns = columns, _converted(columns, table)
     if _spotless(columns, table, window):
         return AssessedColumns(stored_samples=len(columns), samples=_accepted(columns, table, None))
     reasons = _reasons(columns, table, window)
     refused = reasons != 0
     starts = _stretch_starts(columns, reasons)
+    apart = _refused(
+        sent,
+        table,
+        window,
+        reasons=reasons,
+        starts=starts,
+        everything=all_or_nothing,
+        as_one=refused_as_one,
+    )
     told = starts[refused[starts]][:MAX_REFUSALS]
     if all_or_nothing and refused.any():
         rest = starts[~refused[starts]][: MAX_REFUSALS - len(told)]
@@ -149,7 +179,35 @@ def assess(
         stored_samples=len(columns) - refused_samples,
         refused_samples=refused_samples,
         samples=[] if refused.all() else _accepted(columns, table, ~refused),
+        refused=apart,
     )
+
+
+def _converted(columns: SentColumns, table: SeriesTable) -> SentColumns:
+    """Return columns in their metrics' units."""
+    values = columns.values.get(Kind.DOUBLE)
+    if table.conversions is None or values is None:
+        return columns
+    doubles = table.kinds[columns.aliases] == Kind.DOUBLE
+    scales, offsets = table.conversions[columns.aliases[doubles]].T
+    if (scales == 1).all() and not offsets.any():
+        return columns
+    lengths = columns.run_lengths[doubles]
+    with np.errstate(over="ignore", invalid="ignore"):  # What becomes infinite is refused.
+        converted = values * np.repeat(scales, lengths) + np.repeat(offsets, lengths)
+    return replace(columns, values={**columns.values, Kind.DOUBLE: converted})
+
+
+def _out_of_range(columns: SentColumns, table: SeriesTable, kind: Kind) -> _Mask | None:
+    """Return which values of a kind their metrics refuse, None when none is."""
+    values = columns.values.get(kind)
+    if table.bounds is None or values is None:
+        return None
+    of_kind = table.kinds[columns.aliases] == kind
+    lengths = columns.run_lengths[of_kind]
+    minima, maxima = (np.repeat(bound, lengths) for bound in table.bounds[columns.aliases[of_kind]].T)
+    outside = (values < minima) | (values > maxima)
+    return outside if outside.any() else None
 
 
 def _spotless(columns: SentColumns, table: SeriesTable, window: TimeWindow) -> bool:
@@ -159,6 +217,7 @@ def _spotless(columns: SentColumns, table: SeriesTable, window: TimeWindow) -> b
         or columns.times.min() < window.start_us
         or columns.times.max() >= window.end_us
         or any(_bad(kind, values) is not None for kind, values in columns.values.items())
+        or any(_out_of_range(columns, table, kind) is not None for kind in _BOUNDED)
     )
 
 
@@ -166,6 +225,9 @@ def _bad(kind: Kind, values: npt.NDArray[Any]) -> _Mask | None:
     """Return which values break the contract's rules, None when none does."""
     find = _FIND_BAD.get(kind)
     return None if find is None or not len(values) else find(values)
+
+
+_BOUNDED = (Kind.DOUBLE, Kind.INT)
 
 
 def _bad_doubles(values: npt.NDArray[Any]) -> _Mask | None:
@@ -209,10 +271,13 @@ def _reasons(columns: SentColumns, table: SeriesTable, window: TimeWindow) -> np
     reasons[outside & (reasons == 0)] = _OUT_OF_WINDOW
     kinds = _sample_kinds(columns, table)
     for kind, values in columns.values.items():
-        bad = _bad(kind, values)
-        if bad is not None:
-            places = np.flatnonzero(kinds == kind)[bad]
-            reasons[places[reasons[places] == 0]] = _VALUE_INVALID
+        for reason, bad in (
+            (_VALUE_INVALID, _bad(kind, values)),
+            (_OUT_OF_RANGE, _out_of_range(columns, table, kind) if kind in _BOUNDED else None),
+        ):
+            if bad is not None:
+                places = np.flatnonzero(kinds == kind)[bad]
+                reasons[places[reasons[places] == 0]] = reason
     return reasons
 
 
@@ -250,12 +315,54 @@ def _refusals(
             why = out_of_window
         elif reason == _VALUE_INVALID:
             why = _INVALID_VALUES[definition.kind]
+        elif reason == _OUT_OF_RANGE:
+            why = outcome.value_out_of_range(definition.metric, table.bounds_of(alias))
         elif reason == outcome.BATCH_REFUSED[0]:
             why = outcome.BATCH_REFUSED
         else:
             why = table.why(alias)
         refusals.append(Refusal(start, definition.device_id, definition.metric, *why, end - start))
     return refusals
+
+
+def _refused(
+    columns: SentColumns,
+    table: SeriesTable,
+    window: TimeWindow,
+    *,
+    reasons: npt.NDArray[np.int16],
+    starts: npt.NDArray[np.intp],
+    everything: bool,
+    as_one: bool,
+) -> list[RefusedColumns]:
+    """Return what is refused, apart for each reason."""
+    found, firsts = np.unique(reasons, return_index=True)
+    firsts = np.sort(firsts[found != 0])
+    if everything or as_one:
+        firsts = firsts[:1]
+    whys = _refusals(columns, table, window, reasons=reasons, starts=starts, told=firsts)
+    if everything:
+        return [RefusedColumns((refusal.reason, refusal.message), columns) for refusal in whys]
+    return [
+        RefusedColumns(
+            (refusal.reason, refusal.message),
+            _chosen(columns, table, reasons != 0 if as_one else reasons == refusal.reason),
+        )
+        for refusal in whys
+    ]
+
+
+def _chosen(columns: SentColumns, table: SeriesTable, chosen: _Mask) -> SentColumns:
+    """Return some of the samples, in runs as they were."""
+    starts = np.cumsum(columns.run_lengths) - columns.run_lengths
+    lengths = np.add.reduceat(chosen, starts, dtype=np.int64)
+    kinds = _sample_kinds(columns, table)
+    return SentColumns(
+        aliases=columns.aliases[lengths > 0],
+        run_lengths=lengths[lengths > 0],
+        times=columns.times[chosen],
+        values={kind: values[chosen[kinds == kind]] for kind, values in columns.values.items()},
+    )
 
 
 def _accepted(columns: SentColumns, table: SeriesTable, accepted: _Mask | None) -> list[KindColumns]:

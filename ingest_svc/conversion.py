@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from jsonpointer import JsonPointer
 
 from ingest_svc.assessment import refuse_rest
 from ingest_svc.columns import SentColumns, digest_as_sent
+from ingest_svc.dead_letters import devices_of
 from ingest_svc.outcome import Outcome, Refusal, RefusedContent, Why
 from ingest_svc.profile import (
     FLAT,
@@ -21,6 +23,7 @@ from ingest_svc.profile import (
     DeviceProfile,
     MessageSchema,
     MetricProfile,
+    QualityRules,
 )
 from ingest_svc.reading import (
     NUMBER,
@@ -34,13 +37,15 @@ from ingest_svc.reading import (
 from ingest_svc.series_table import SeriesDefinition
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import FieldViolation, InvalidArgument, invalid_field
+from meshkit.units import conversion
 from meshkit.validation import validate
 from telemetry_store.backfill import BackfillRow
 from telemetry_store.columns import Kind
-from telemetry_store.requests import RequestIdentity, WriteResult, WriterIdentity
+from telemetry_store.requests import PayloadFormat, RequestIdentity, WriteResult, WriterIdentity
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
+from twinmesh.ingest.v1 import dead_letter_service_pb2 as dead_letter_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -54,6 +59,9 @@ _TIME_UNITS_US: dict[int, int] = {
     device_type_pb2.TIME_UNIT_MILLISECONDS: 1_000,
     device_type_pb2.TIME_UNIT_MICROSECONDS: 1,
 }
+_WEIGHTS: tuple[
+    Literal["completeness_weight", "validity_weight", "consistency_weight", "timeliness_weight"], ...
+] = ("completeness_weight", "validity_weight", "consistency_weight", "timeliness_weight")
 _METRIC = itemgetter(0)
 _POINT = "point_value"
 _FORMS: dict[str, int] = {
@@ -138,7 +146,7 @@ def to_identity(request: ingest_pb2.IngestTelemetryRequest) -> RequestIdentity |
     return None
 
 
-def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
+def to_result(outcome: Outcome, sequence: int, trace_id: str = "") -> ingest_pb2.BatchResult:
     """Return what is recorded of a batch, and told of it when it comes again."""
     return ingest_pb2.BatchResult(
         sequence=sequence,
@@ -147,6 +155,7 @@ def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
         refused_samples=outcome.refused_samples,
         refusals=map(_told, outcome.refusals),
         message=outcome.message,
+        trace_id=trace_id,
     )
 
 
@@ -243,7 +252,19 @@ def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
         for message in batch.readings
     ]
     digest = digest_refused(readings, all_or_nothing=all_or_nothing, columns=columns)
-    return RefusedContent(why, samples, digest)
+    payload = dead_letter_pb2.RefusedBatch(
+        mode=batch.mode,
+        readings=batch.readings,
+        columns=batch.columns if batch.HasField("columns") else None,
+    )
+    return RefusedContent(
+        why,
+        samples,
+        digest,
+        payload=payload.SerializeToString(),
+        payload_format=PayloadFormat.READINGS,
+        device_ids=devices_of(batch.readings),
+    )
 
 
 def to_columns(message: ingest_pb2.Columns) -> SentColumns:
@@ -301,13 +322,51 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
 
 
 @lru_cache(maxsize=_DEVICE_TYPES)
-def _read_type(written: bytes) -> tuple[Mapping[str, MetricProfile], MessageSchema]:
-    """Return metrics and message schema of a serialized device type: the same objects for all answers."""
+def _read_type(written: bytes) -> tuple[Mapping[str, MetricProfile], MessageSchema, Mapping[str, str]]:
+    """Return what a profile holds of a serialized device type: the same objects for all answers."""
     device_type = device_type_pb2.DeviceType.FromString(written)
-    metrics = {metric.name: MetricProfile(Kind(metric.kind), metric.unit) for metric in device_type.metrics}
+    quality = _quality(device_type.quality)
+    metrics = {metric.name: _metric(metric, quality) for metric in device_type.metrics}
     schema = device_type.message_schema
-    return {**metrics, LOCATION: LOCATION_PROFILE}, MessageSchema(
-        pointers={metric: JsonPointer(schema.pointers[metric]) for metric in sorted(schema.pointers)} or None,
-        time=JsonPointer(schema.time_pointer) if schema.time_pointer else FLAT.time,
-        time_unit_us=_TIME_UNITS_US.get(schema.time_unit, FLAT.time_unit_us),
+    return (
+        {**metrics, LOCATION: replace(LOCATION_PROFILE, quality=quality)},
+        MessageSchema(
+            pointers={metric: JsonPointer(schema.pointers[metric]) for metric in sorted(schema.pointers)}
+            or None,
+            time=JsonPointer(schema.time_pointer) if schema.time_pointer else FLAT.time,
+            time_unit_us=_TIME_UNITS_US.get(schema.time_unit, FLAT.time_unit_us),
+        ),
+        {alias: metric.name for metric in device_type.metrics for alias in metric.aliases},
+    )
+
+
+def _quality(rules: device_type_pb2.QualityRules) -> QualityRules:
+    weights: list[float] = [getattr(rules, name) if rules.HasField(name) else 1.0 for name in _WEIGHTS]
+    completeness, validity, consistency, timeliness = (weight / sum(weights) for weight in weights)
+    by_default = QualityRules()
+    return replace(
+        by_default,
+        weights=(completeness, validity, consistency, timeliness),
+        timely_us=rules.timely_within.ToMicroseconds()
+        if rules.HasField("timely_within")
+        else by_default.timely_us,
+    )
+
+
+def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> MetricProfile:
+    minimum = metric.minimum if metric.HasField("minimum") else -math.inf
+    maximum = metric.maximum if metric.HasField("maximum") else math.inf
+    refuses = metric.range_policy == device_type_pb2.RANGE_POLICY_REFUSE
+    return MetricProfile(
+        Kind(metric.kind),
+        metric.unit,
+        conversion=conversion(metric.device_unit, metric.unit) if metric.device_unit else None,
+        bounds=(minimum, maximum) if refuses else None,
+        quality=replace(
+            quality,
+            minimum=minimum,
+            maximum=maximum,
+            interval_us=metric.interval.ToMicroseconds(),
+            max_rate=metric.max_rate if metric.HasField("max_rate") else math.inf,
+        ),
     )

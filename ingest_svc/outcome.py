@@ -1,10 +1,12 @@
 """What becomes of a batch: how much of it is stored, and why the rest is not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ingest_svc.window import TimeWindow
 from telemetry_store.columns import Kind
+from telemetry_store.requests import PayloadFormat
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 # A reason to program by, and the same to read.
@@ -13,6 +15,10 @@ Why = tuple[ErrorReason.ValueType, str]
 BATCH_REFUSED: Why = (
     ErrorReason.ERROR_REASON_BATCH_REFUSED,
     "something else of the batch was refused, and its mode is ALL_OR_NOTHING",
+)
+VALUE_TOO_LARGE: Why = (
+    ErrorReason.ERROR_REASON_VALUE_INVALID,
+    "the value is too large in the metric's unit",
 )
 VALUE_REFUSED: Why = (
     ErrorReason.ERROR_REASON_VALUE_REFUSED,
@@ -59,11 +65,22 @@ class RefusedContent:
         why: COLUMNS_INVALID or INVALID_FIELD, and what is wrong.
         samples: how many it states.
         digest: 32 bytes over what was sent.
+        payload: what was sent, as its dead letter keeps it.
+        payload_format: of the payload.
+        device_ids: whose samples they are, as far as it can be told.
     """
 
     why: Why
     samples: int
     digest: bytes
+    payload: bytes = b""
+    payload_format: PayloadFormat = PayloadFormat.NONE
+    device_ids: Sequence[str] = ()
+
+
+def reason_name(reason: ErrorReason.ValueType) -> str:
+    """Return the name of a reason, without its prefix."""
+    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
 
 
 def device_unknown(device_id: str) -> Why:
@@ -87,6 +104,15 @@ def metric_unknown(metric: str, device_type_id: str) -> Why:
 def kind_mismatch(metric: str, kind: Kind, sent: Kind) -> Why:
     """Say that values are not of their metric's kind."""
     return ErrorReason.ERROR_REASON_KIND_MISMATCH, f"metric {metric!r} is {kind.name}, not {sent.name}"
+
+
+def value_out_of_range(metric: str, bounds: tuple[float, float]) -> Why:
+    """Say that a value is outside of what its device type takes."""
+    minimum, maximum = bounds
+    return (
+        ErrorReason.ERROR_REASON_VALUE_OUT_OF_RANGE,
+        f"metric {metric!r} is from {minimum:g} to {maximum:g} in its unit; its type refuses other values",
+    )
 
 
 def time_out_of_window(window: TimeWindow) -> Why:

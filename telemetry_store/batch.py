@@ -1,18 +1,34 @@
 """One caller's batch on its way to the database, and many of them prepared as one."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
 from telemetry_store.copy import CopyPayload, encode
 from telemetry_store.cursors import CursorKey, Recorded
 from telemetry_store.merge import Runs, latest, merge
+from telemetry_store.quality import Codes
+from telemetry_store.raw_payload import compress
 from telemetry_store.request_ids import RequestKey
-from telemetry_store.requests import MessageIdentity, RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.requests import (
+    DeadLetter,
+    MessageIdentity,
+    RequestIdentity,
+    WriteRequest,
+    WriterIdentity,
+)
+
+LetterKey = tuple[str, int]  # tenant, dead letter id
+
+# Judges samples that are about to be stored: of runs, and when each part that was merged into them
+# came (int64[parts], microseconds since the epoch; 0: long before this batch), to int32[n] as in
+# telemetry_store.quality. It is called from several threads, one at a time.
+Judge = Callable[[Runs, npt.NDArray[np.int64]], Codes]
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +52,18 @@ class Batch:
         return Recorded(request.digest, request.refused_outcome if self.refused else request.outcome)
 
     @property
+    def records(self) -> Sequence[Recorded]:
+        """Return what is kept under each of `request_keys`."""
+        if isinstance(identity := self.request.identity, MessageIdentity):
+            return [Recorded(self.request.digest, outcome) for outcome in identity.outcomes]
+        return (self.record,)
+
+    @property
+    def dead_letters(self) -> Sequence[DeadLetter]:
+        """Return what is kept of what was refused."""
+        return self.request.refused_dead_letters() if self.refused else self.request.dead_letters
+
+    @property
     def samples(self) -> Sequence[KindColumns]:
         """Return what is to be stored."""
         return () if self.refused else self.request.samples
@@ -46,10 +74,21 @@ class Batch:
         return sum(len(columns) for columns in self.request.samples)
 
     @property
+    def raw_bytes(self) -> int:
+        """Return how many bytes its raw messages have, uncompressed."""
+        return sum(len(message.payload) for message in self.request.raw)
+
+    @property
     def cursor_key(self) -> CursorKey | None:
         """Return the writer's cursor, None without one."""
         identity = self.request.identity
         return (self.request.tenant, identity.writer_id) if isinstance(identity, WriterIdentity) else None
+
+    @property
+    def letter_key(self) -> LetterKey | None:
+        """Return the dead letter that the batch comes from, None when it comes from none."""
+        replay = self.request.replay
+        return (self.request.tenant, replay.dead_letter_id) if replay is not None else None
 
     @property
     def request_keys(self) -> Sequence[RequestKey]:
@@ -58,8 +97,8 @@ class Batch:
         match self.request.identity:
             case RequestIdentity(request_id):
                 return [(tenant, principal, request_id)]
-            case MessageIdentity(stream, sequences):
-                return [(tenant, principal, f"{stream}:{sequence}") for sequence in sequences]
+            case MessageIdentity() as messages:
+                return [(tenant, principal, messages.name(place)) for place in range(len(messages.sequences))]
             case _:
                 return ()
 
@@ -71,6 +110,7 @@ class Batch:
         left_out = np.array(sorted(messages), np.int32)
         kept = [np.flatnonzero(~np.isin(places, left_out)) for places in identity.samples]
         letters = [place for place, message in enumerate(identity.dead_letters) if message not in messages]
+        raw = [place for place, message in enumerate(identity.raw) if message not in messages]
         return Batch(
             replace(
                 request,
@@ -78,9 +118,11 @@ class Batch:
                     identity,
                     samples=[places[chosen] for places, chosen in zip(identity.samples, kept, strict=True)],
                     dead_letters=[identity.dead_letters[place] for place in letters],
+                    raw=[identity.raw[place] for place in raw],
                 ),
                 samples=[columns.at(chosen) for columns, chosen in zip(request.samples, kept, strict=True)],
                 dead_letters=[request.dead_letters[place] for place in letters],
+                raw=[request.raw[place] for place in raw],
             )
         )
 
@@ -101,6 +143,7 @@ class Prepared:
         samples: how many are stored.
         days: UTC days they touch, as days since 1970-01-01, ascending.
         latest: the latest sample of each of their series, by tenant and kind.
+        raw: payloads of their raw messages, compressed, in the order of the batches.
     """
 
     batches: tuple[Batch, ...]
@@ -109,22 +152,28 @@ class Prepared:
     samples: int
     days: tuple[int, ...]
     latest: tuple[TenantSamples, ...]
+    raw: tuple[bytes, ...]
 
 
-def prepare(batches: Sequence[Batch]) -> Prepared:
-    """Merge the batches' samples and build their rows; pure, may run in a thread.
+def prepare(batches: Sequence[Batch], judge: Judge | None = None) -> Prepared:
+    """Merge the batches' samples, judge them and build their rows; may run in a thread.
 
     Raises:
         UnicodeEncodeError: a string has no UTF-8 form.
     """
     parts: defaultdict[Kind, list[KindColumns]] = defaultdict(list)
     tenants: defaultdict[Kind, list[str]] = defaultdict(list)
+    received: defaultdict[Kind, list[int]] = defaultdict(list)
     for batch in batches:
         for columns in batch.samples:
             if len(columns):
                 parts[columns.kind].append(columns)
                 tenants[columns.kind].append(batch.request.tenant)
-    merged = [(merge(parts[kind]), tenants[kind]) for kind in parts]
+                received[columns.kind].append(batch.request.received_us)
+    merged = [
+        (_judged(merge(parts[kind]), np.array(received[kind], np.int64), judge), tenants[kind])
+        for kind in parts
+    ]
     days = {int(day) for runs, _ in merged for day in np.unique(runs.times[runs.starts] // MICROS_PER_DAY)}
     return Prepared(
         batches=tuple(batches),
@@ -133,7 +182,12 @@ def prepare(batches: Sequence[Batch]) -> Prepared:
         samples=sum(len(runs.times) for runs, _ in merged),
         days=tuple(sorted(days)),
         latest=tuple(latest for runs, tenants in merged for latest in _latest(runs, tenants)),
+        raw=compress([message.payload for batch in batches for message in batch.request.raw]),
     )
+
+
+def _judged(runs: Runs, received_us: npt.NDArray[np.int64], judge: Judge | None) -> Runs:
+    return runs if judge is None else replace(runs, quality=judge(runs, received_us))
 
 
 def _latest(runs: Runs, tenants: Sequence[str]) -> Iterator[TenantSamples]:

@@ -42,6 +42,7 @@ class KindColumns:
         times: int64[n], microseconds since 1970-01-01 UTC.
         values: by kind float64[n], int64[n], bool[n], object[n] of str, or
             float64[n, 3] of latitude, longitude and altitude (NaN when absent).
+        quality: int32[n], as in telemetry_store.quality; None: nobody has judged them yet.
 
     Raises:
         ValueError: types or lengths disagree.
@@ -51,6 +52,7 @@ class KindColumns:
     series: npt.NDArray[np.int32]
     times: npt.NDArray[np.int64]
     values: npt.NDArray[Any]
+    quality: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         """Check the types and shapes, which would otherwise fail a whole group of callers."""
@@ -65,6 +67,9 @@ class KindColumns:
                 f"shapes disagree: series {self.series.shape}, times {self.times.shape}, "
                 f"values {self.values.shape}"
             )
+        quality = self.quality
+        if quality is not None and (quality.dtype != np.int32 or quality.shape != (samples,)):
+            raise ValueError(f"quality is {quality.dtype} {quality.shape} of {samples} samples")
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -80,4 +85,5 @@ class KindColumns:
 
     def at(self, chosen: npt.NDArray[np.intp] | slice) -> "KindColumns":
         """Return the samples at these places."""
-        return KindColumns(self.kind, self.series[chosen], self.times[chosen], self.values[chosen])
+        quality = None if self.quality is None else self.quality[chosen]
+        return KindColumns(self.kind, self.series[chosen], self.times[chosen], self.values[chosen], quality)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from telemetry_store.columns import POINT_WIDTH, Kind
 from telemetry_store.merge import Index, Runs
+from telemetry_store.quality import Codes, is_constant
 
 COLUMNS = (
     "tenant_id",
@@ -30,6 +31,7 @@ COLUMNS = (
     "bools",
     "strings",
     "points",
+    "quality",
     "instance",
     "commit_no",
     "order_no",
@@ -38,6 +40,7 @@ _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 _TRAILER = struct.pack(">h", -1)
 _NULL = struct.pack(">i", -1)
 _INT8_OID = 20
+_INT4_OID = 23
 _TEXT_OID = 25
 _ELEMENTS = {  # oid, size, how numpy writes it
     Kind.DOUBLE: (701, 8, ">f8"),
@@ -98,14 +101,31 @@ def encode(merged: Iterable[tuple[Runs, Sequence[str]]]) -> CopyPayload:
             texts.extend(_text_rows(runs, tenants[run_tenants]))
         else:
             sizes = np.array([len(name) for name in tenants.tolist()])[run_tenants]
-            for group in _groups_of_equal_size(sizes, runs.lengths):
-                fixed.append(_fixed_rows(runs, group, tenants[run_tenants[group]], int(sizes[group[0]])))
+            judged = _judged(runs)
+            for group in _groups_of_equal_size(sizes, runs.lengths, judged):
+                first = group[0]
+                template = _template(
+                    runs.kind, int(sizes[first]), int(runs.lengths[first]), int(judged[first])
+                )
+                fixed.append(_fixed_rows(runs, group, tenants[run_tenants[group]], template))
     return CopyPayload(tuple(fixed), tuple(texts))
 
 
-def _groups_of_equal_size(tenant_sizes: Index, lengths: Index) -> Iterator[Index]:
+def _judged(runs: Runs) -> Index:
+    """Return how many elements the quality of each run takes: 0 (none), 1 (all alike) or its length."""
+    if runs.quality is None:
+        return np.zeros(len(runs.starts), np.intp)
+    if is_constant(runs.quality):
+        return np.ones(len(runs.starts), np.intp)
+    differs = np.empty(len(runs.quality), np.bool_)
+    differs[1:] = runs.quality[1:] != runs.quality[:-1]
+    differs[runs.starts] = False
+    return np.where(np.logical_or.reduceat(differs, runs.starts), runs.lengths, 1)
+
+
+def _groups_of_equal_size(tenant_sizes: Index, lengths: Index, judged: Index) -> Iterator[Index]:
     """Yield the indices of runs whose rows are of one size, ascending."""
-    keys = lengths * (int(tenant_sizes.max()) + 1) + tenant_sizes
+    keys = (lengths * 2 + (judged > 1)) * (int(tenant_sizes.max()) + 1) + tenant_sizes
     if (keys == keys[0]).all():
         yield np.arange(len(keys))
         return
@@ -113,10 +133,10 @@ def _groups_of_equal_size(tenant_sizes: Index, lengths: Index) -> Iterator[Index
     yield from np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
 
 
-def _fixed_rows(runs: Runs, group: Index, tenants: npt.NDArray[np.bytes_], tenant_size: int) -> Rows:
+def _fixed_rows(runs: Runs, group: Index, tenants: npt.NDArray[np.bytes_], template: Rows) -> Rows:
     length = int(runs.lengths[group[0]])
     starts = runs.starts[group]
-    rows = np.repeat(_template(runs.kind, tenant_size, length), len(group))
+    rows = np.repeat(template, len(group))
     rows["tenant"] = tenants
     rows["series"] = runs.series[group]
     rows["start"] = runs.times[starts]
@@ -127,17 +147,26 @@ def _fixed_rows(runs: Runs, group: Index, tenants: npt.NDArray[np.bytes_], tenan
         samples = (starts[:, np.newaxis] + np.arange(length)).ravel()
     rows["times"]["element"] = runs.times[samples].reshape(len(group), length)
     rows["values"]["element"] = runs.values[samples].reshape(len(group), -1)
+    if runs.quality is not None:
+        elements = rows["quality"]["element"]
+        elements[:] = (
+            runs.quality[starts, np.newaxis]
+            if elements.shape[1] == 1
+            else runs.quality[samples].reshape(len(group), -1)
+        )
     return rows
 
 
 @lru_cache(maxsize=1024)
-def _template(kind: Kind, tenant_size: int, length: int) -> Rows:
+def _template(kind: Kind, tenant_size: int, length: int, judged: int) -> Rows:
     """Return one row with everything that is equal in all rows of its size."""
     oid, size, form = _ELEMENTS[kind]
     elements = length * POINT_WIDTH if kind is Kind.POINT else length
     times = np.dtype([("size", ">i4"), ("element", ">i8")])
     values = np.dtype([("size", ">i4"), ("element", form)])
+    quality = np.dtype([("size", ">i4"), ("element", ">i4")])
     before, after = _nulls_around(kind)
+    quality_head = _array_head(_INT4_OID, judged, judged * quality.itemsize) if judged else _NULL
     row = np.zeros(
         1,
         dtype=[
@@ -156,6 +185,8 @@ def _template(kind: Kind, tenant_size: int, length: int) -> Rows:
             ("values_head", "V24"),
             ("values", values, (elements,)),
             ("nulls_after", f"V{len(after)}"),
+            ("quality_head", f"V{len(quality_head)}"),
+            ("quality", quality, (judged,)),
             ("numbers", f"V{_NUMBERS.size}"),
         ],
     )
@@ -169,6 +200,8 @@ def _template(kind: Kind, tenant_size: int, length: int) -> Rows:
     row["values_head"] = np.void(_array_head(oid, elements, elements * values.itemsize))
     row["values"]["size"] = size
     row["nulls_after"] = np.void(after)
+    row["quality_head"] = np.void(quality_head)
+    row["quality"]["size"] = 4
     return row
 
 
@@ -188,8 +221,13 @@ def _text_rows(runs: Runs, tenants: npt.NDArray[np.bytes_]) -> Iterator[bytes]:
     times["size"] = 8
     times["element"] = runs.times
     strings = [value.encode() for value in runs.values.tolist()]
-    for series, tenant, start, length in zip(
-        runs.series.tolist(), tenants.tolist(), runs.starts.tolist(), runs.lengths.tolist(), strict=True
+    for series, tenant, start, length, judged in zip(
+        runs.series.tolist(),
+        tenants.tolist(),
+        runs.starts.tolist(),
+        runs.lengths.tolist(),
+        _judged(runs).tolist(),
+        strict=True,
     ):
         end = start + length
         body = b"".join([part for text in strings[start:end] for part in (len(text).to_bytes(4), text)])
@@ -205,5 +243,13 @@ def _text_rows(runs: Runs, tenants: npt.NDArray[np.bytes_]) -> Iterator[bytes]:
                 _array_head(_TEXT_OID, length, len(body)),
                 body,
                 after,
+                _NULL if runs.quality is None else _quality(runs.quality[start : start + judged]),
             ]
         )
+
+
+def _quality(codes: Codes) -> bytes:
+    elements = np.empty(len(codes), dtype=[("size", ">i4"), ("element", ">i4")])
+    elements["size"] = 4
+    elements["element"] = codes
+    return _array_head(_INT4_OID, len(codes), elements.nbytes) + elements.tobytes()

@@ -27,6 +27,7 @@ class Runs:
         lengths: intp[r], each at least 1.
         times: int64[n].
         values: as in KindColumns.
+        quality: int32[n], likewise.
     """
 
     kind: Kind
@@ -36,6 +37,7 @@ class Runs:
     lengths: Index
     times: npt.NDArray[np.int64]
     values: npt.NDArray[Any]
+    quality: npt.NDArray[np.int32] | None = None
 
 
 def merge(parts: Sequence[KindColumns]) -> Runs:
@@ -104,7 +106,8 @@ def latest(runs: Runs) -> tuple[KindColumns, Index]:
     """
     last = np.append(runs.series[1:] != runs.series[:-1], True)
     places = (runs.starts + runs.lengths - 1)[last]
-    columns = KindColumns(runs.kind, runs.series[last], runs.times[places], runs.values[places])
+    quality = None if runs.quality is None else runs.quality[places]
+    columns = KindColumns(runs.kind, runs.series[last], runs.times[places], runs.values[places], quality)
     return columns, runs.origins[last]
 
 

@@ -21,7 +21,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, NonRecordingSpan, Span
 
 from meshkit.errors import DomainError, InvalidArgument, dependency_unavailable
 from meshkit.telemetry import tracer
-from telemetry_store.batch import Batch, Prepared, prepare
+from telemetry_store.batch import Batch, Judge, Prepared, prepare
 from telemetry_store.commit import Commit, Stored
 from telemetry_store.committer import Committer, ContentRefusedError, TransientError
 from telemetry_store.cursors import LOCK_WAIT_S, CursorKey, Opening, locked_elsewhere
@@ -37,6 +37,7 @@ _WINDOW_S = 0.004
 _SKIPPED_RETRY_S = 0.02
 _ALONE_FOR_S = 60.0
 _DRAIN_S = 15.0
+_BULK_BYTES = 64 * 1024  # From so many on raw messages are compressed in a thread.
 _WAITING_SAMPLES = 4_000_000
 _WAITING_BYTES = 256 * 1024 * 1024
 
@@ -48,6 +49,7 @@ class TelemetryWriter:
         pool: of the ingest role, with three connections or more; two are held.
         max_waiting_samples: most samples in memory before callers are told to wait.
         max_waiting_bytes: most bytes of them.
+        judge: judges samples that are about to be stored; None: nobody does.
         window_s: how long small batches wait for others before each commit while many come, in
             seconds.
         on_committed: told of every commit once its callers are answered.
@@ -60,10 +62,12 @@ class TelemetryWriter:
         pool: asyncpg.Pool,
         max_waiting_samples: int = _WAITING_SAMPLES,
         max_waiting_bytes: int = _WAITING_BYTES,
+        judge: Judge | None = None,
         window_s: float = _WINDOW_S,
         on_committed: Callable[[Commit], None] = lambda _: None,
         on_group: Callable[[Stored, float], None] = lambda *_: None,
     ) -> None:
+        self._judge = judge
         self._window_s = window_s
         self._on_committed = on_committed
         self._on_group = on_group
@@ -204,9 +208,10 @@ class TelemetryWriter:
         full.cancel()
 
     async def _prepare(self, batches: Sequence[Batch]) -> Prepared:
-        if sum(batch.size for batch in batches) < BULK_SAMPLES:
-            return prepare(batches)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, prepare, batches)
+        samples, raw_bytes = sum(batch.size for batch in batches), sum(batch.raw_bytes for batch in batches)
+        if samples < BULK_SAMPLES and raw_bytes < _BULK_BYTES:
+            return prepare(batches, self._judge)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, prepare, batches, self._judge)
 
     async def _prepare_ahead(self, batches: Sequence[Batch]) -> Prepared | None:
         try:

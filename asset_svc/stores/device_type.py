@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from typing import Literal
 
 import asyncpg
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -20,6 +21,7 @@ from twinmesh.asset.v1.device_type_service_pb2 import (
 
 _PROTOCOL = EnumText(Protocol, "PROTOCOL_")
 _PROCESSING_MODE = EnumText(ProcessingMode, "PROCESSING_MODE_")
+_PARTS: tuple[Literal["message_schema", "quality"], ...] = ("message_schema", "quality")
 
 
 def _to_dict(message: Message) -> dict[str, object]:
@@ -34,7 +36,10 @@ def _values(device_type: DeviceType) -> tuple[object, ...]:
         _PROCESSING_MODE.text(device_type.processing_mode),
         json.dumps(metrics),
         device_type.heartbeat.ToTimedelta() if device_type.HasField("heartbeat") else None,
-        json.dumps(_to_dict(device_type.message_schema)) if device_type.HasField("message_schema") else None,
+        *(
+            json.dumps(_to_dict(getattr(device_type, part))) if device_type.HasField(part) else None
+            for part in _PARTS
+        ),
     )
 
 
@@ -53,9 +58,11 @@ def _from_row(row: asyncpg.Record) -> DeviceType:
     heartbeat: timedelta | None = row["heartbeat"]
     if heartbeat is not None:
         device_type.heartbeat.FromTimedelta(heartbeat)
-    if row["message_schema"] is not None:
-        device_type.message_schema.SetInParent()
-        ParseDict(json.loads(row["message_schema"]), device_type.message_schema)
+    for part in _PARTS:
+        if row[part] is not None:
+            message = getattr(device_type, part)
+            message.SetInParent()
+            ParseDict(json.loads(row[part]), message)
     return device_type
 
 
@@ -63,25 +70,26 @@ _TABLE = Table(
     resource="device_type",
     insert="""
         INSERT INTO asset.device_type
-            (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
+             quality)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         RETURNING version, create_time, update_time
     """,
     update="""
         UPDATE asset.device_type
         SET display_name = $3, protocol = $4, processing_mode = $5, metrics = $6, heartbeat = $7,
-            message_schema = $8, version = version + 1, update_time = now()
+            message_schema = $8, quality = $9, version = version + 1, update_time = now()
         WHERE tenant_id = $1 AND id = $2
         RETURNING version, create_time, update_time
     """,
     find="""
-        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
+        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
             version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id = ANY ($2)
     """,
     page=r"""
-        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
+        SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
             version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id > $2

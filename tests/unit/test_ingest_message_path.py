@@ -7,12 +7,13 @@ import pytest
 
 from ingest_svc.message_path import DeviceMessage, MessagePath
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.window import LiveWindow
 from meshkit.errors import InvalidArgument, Unavailable, dependency_unavailable
 from meshkit.testing.clock import ManualClock
 from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
-from tests.unit.ingest_world import NOW, Assets, Catalog
+from tests.unit.ingest_world import NOW, Assets, SeriesIds
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -65,8 +66,9 @@ async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
         yield MessagePath(
             tenants=tenants,
             profiles=profiles,
-            catalog=Catalog(),
+            series_finder=SeriesIds(),
             writer=writer,
+            raw=RawTrail(keeps=lambda _: False),
             live_window=LiveWindow(late_us=1_000_000, future_us=1_000_000),
             clock=clock,
         )

@@ -107,6 +107,30 @@ PROCESSING_MODE_CHUNKED: ProcessingMode.ValueType  # 3
 """A message comes in chunks and carries readings of child devices."""
 Global___ProcessingMode: _TypeAlias = ProcessingMode  # noqa: Y015
 
+class _RangePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RangePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RangePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RANGE_POLICY_UNSPECIFIED: _RangePolicy.ValueType  # 0
+    """As FLAG."""
+    RANGE_POLICY_FLAG: _RangePolicy.ValueType  # 1
+    """It is stored, and not valid."""
+    RANGE_POLICY_REFUSE: _RangePolicy.ValueType  # 2
+    """It is refused (VALUE_OUT_OF_RANGE)."""
+
+class RangePolicy(_RangePolicy, metaclass=_RangePolicyEnumTypeWrapper):
+    """RangePolicy says what becomes of a value outside of its metric's range."""
+
+RANGE_POLICY_UNSPECIFIED: RangePolicy.ValueType  # 0
+"""As FLAG."""
+RANGE_POLICY_FLAG: RangePolicy.ValueType  # 1
+"""It is stored, and not valid."""
+RANGE_POLICY_REFUSE: RangePolicy.ValueType  # 2
+"""It is refused (VALUE_OUT_OF_RANGE)."""
+Global___RangePolicy: _TypeAlias = RangePolicy  # noqa: Y015
+
 @_typing.final
 class DeviceType(_message.Message):
     """DeviceType says what devices of one make report and how that is read."""
@@ -123,6 +147,7 @@ class DeviceType(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     MESSAGE_SCHEMA_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by the creator; unique in the tenant; small letters, digits and inner hyphens."""
     display_name: _builtins.str
@@ -155,6 +180,10 @@ class DeviceType(_message.Message):
     def message_schema(self) -> Global___MessageSchema:
         """How its JSON messages by MQTT are read; absent: flat objects."""
 
+    @_builtins.property
+    def quality(self) -> Global___QualityRules:
+        """How the quality of its samples is judged; absent: as the fields of QualityRules say."""
+
     def __init__(
         self,
         *,
@@ -168,14 +197,72 @@ class DeviceType(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         message_schema: Global___MessageSchema | None = ...,
+        quality: Global___QualityRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "message_schema", b"message_schema", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "message_schema", b"message_schema", "quality", b"quality", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "heartbeat", b"heartbeat", "id", b"id", "message_schema", b"message_schema", "metrics", b"metrics", "processing_mode", b"processing_mode", "protocol", b"protocol", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "heartbeat", b"heartbeat", "id", b"id", "message_schema", b"message_schema", "metrics", b"metrics", "processing_mode", b"processing_mode", "protocol", b"protocol", "quality", b"quality", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceType: _TypeAlias = DeviceType  # noqa: Y015
+
+@_typing.final
+class QualityRules(_message.Message):
+    """QualityRules say how good a sample is, in percent: the mean of four parts, by weight.
+    docs/ingest.md says how each part is judged.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLETENESS_WEIGHT_FIELD_NUMBER: _builtins.int
+    VALIDITY_WEIGHT_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_WEIGHT_FIELD_NUMBER: _builtins.int
+    TIMELINESS_WEIGHT_FIELD_NUMBER: _builtins.int
+    TIMELY_WITHIN_FIELD_NUMBER: _builtins.int
+    completeness_weight: _builtins.float
+    """Weight of completeness: no sample is missing before it; absent: 1."""
+    validity_weight: _builtins.float
+    """Weight of validity: the value is within the metric's range; absent: 1."""
+    consistency_weight: _builtins.float
+    """Weight of consistency: the value changed no faster than the metric can; absent: 1."""
+    timeliness_weight: _builtins.float
+    """Weight of timeliness: the sample came in time; absent: 1."""
+    @_builtins.property
+    def timely_within(self) -> _duration_pb2.Duration:
+        """A sample that comes later than this is not timely, and less so the later it comes; absent: 60 s."""
+
+    def __init__(
+        self,
+        *,
+        completeness_weight: _builtins.float | None = ...,
+        validity_weight: _builtins.float | None = ...,
+        consistency_weight: _builtins.float | None = ...,
+        timeliness_weight: _builtins.float | None = ...,
+        timely_within: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completeness_weight", b"_completeness_weight", "_consistency_weight", b"_consistency_weight", "_timeliness_weight", b"_timeliness_weight", "_validity_weight", b"_validity_weight", "completeness_weight", b"completeness_weight", "consistency_weight", b"consistency_weight", "timeliness_weight", b"timeliness_weight", "timely_within", b"timely_within", "validity_weight", b"validity_weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completeness_weight", b"_completeness_weight", "_consistency_weight", b"_consistency_weight", "_timeliness_weight", b"_timeliness_weight", "_validity_weight", b"_validity_weight", "completeness_weight", b"completeness_weight", "consistency_weight", b"consistency_weight", "timeliness_weight", b"timeliness_weight", "timely_within", b"timely_within", "validity_weight", b"validity_weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__completeness_weight: _TypeAlias = _typing.Literal["completeness_weight"]  # noqa: Y015
+    _WhichOneofArgType__completeness_weight: _TypeAlias = _typing.Literal["_completeness_weight", b"_completeness_weight"]  # noqa: Y015
+    _WhichOneofReturnType__consistency_weight: _TypeAlias = _typing.Literal["consistency_weight"]  # noqa: Y015
+    _WhichOneofArgType__consistency_weight: _TypeAlias = _typing.Literal["_consistency_weight", b"_consistency_weight"]  # noqa: Y015
+    _WhichOneofReturnType__timeliness_weight: _TypeAlias = _typing.Literal["timeliness_weight"]  # noqa: Y015
+    _WhichOneofArgType__timeliness_weight: _TypeAlias = _typing.Literal["_timeliness_weight", b"_timeliness_weight"]  # noqa: Y015
+    _WhichOneofReturnType__validity_weight: _TypeAlias = _typing.Literal["validity_weight"]  # noqa: Y015
+    _WhichOneofArgType__validity_weight: _TypeAlias = _typing.Literal["_validity_weight", b"_validity_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completeness_weight) -> _WhichOneofReturnType__completeness_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__consistency_weight) -> _WhichOneofReturnType__consistency_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeliness_weight) -> _WhichOneofReturnType__timeliness_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__validity_weight) -> _WhichOneofReturnType__validity_weight | None: ...
+
+Global___QualityRules: _TypeAlias = QualityRules  # noqa: Y015
 
 @_typing.final
 class MessageSchema(_message.Message):
@@ -250,18 +337,43 @@ class MetricDefinition(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     MINIMUM_FIELD_NUMBER: _builtins.int
     MAXIMUM_FIELD_NUMBER: _builtins.int
+    RANGE_POLICY_FIELD_NUMBER: _builtins.int
+    DEVICE_UNIT_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    MAX_RATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, unique in its type; `location` is reserved."""
     kind: _value_pb2.ValueKind.ValueType
     """Kind of its values."""
     unit: _builtins.str
-    """Unit of its values (UCUM or common symbol), for people."""
+    """Unit that its values are stored in (UCUM or common symbol)."""
     display_name: _builtins.str
     """What a person calls it."""
     minimum: _builtins.float
-    """Smallest plausible value."""
+    """Smallest plausible value, in `unit`; kinds DOUBLE and INT only."""
     maximum: _builtins.float
-    """Largest plausible value."""
+    """Largest plausible value, likewise."""
+    range_policy: Global___RangePolicy.ValueType
+    """What becomes of values that are not plausible."""
+    device_unit: _builtins.str
+    """Unit that devices send, unless they say which; empty: `unit`. Values are converted when they
+    are stored, so both must be known and measure the same. Kind DOUBLE only.
+    """
+    max_rate: _builtins.float
+    """Fastest plausible change, in `unit` per second; a faster one makes a sample less consistent.
+    Absent: not judged. Kinds DOUBLE and INT only.
+    """
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other names that devices use for it; no other metric's name or alias."""
+
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """Time from one sample to the next; after a longer gap a sample is less complete. Absent: not
+        judged.
+        """
+
     def __init__(
         self,
         *,
@@ -271,15 +383,24 @@ class MetricDefinition(_message.Message):
         display_name: _builtins.str = ...,
         minimum: _builtins.float | None = ...,
         maximum: _builtins.float | None = ...,
+        range_policy: Global___RangePolicy.ValueType = ...,
+        device_unit: _builtins.str = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        interval: _duration_pb2.Duration | None = ...,
+        max_rate: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_rate", b"_max_rate", "_maximum", b"_maximum", "_minimum", b"_minimum", "interval", b"interval", "max_rate", b"max_rate", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "display_name", b"display_name", "kind", b"kind", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_rate", b"_max_rate", "_maximum", b"_maximum", "_minimum", b"_minimum", "aliases", b"aliases", "device_unit", b"device_unit", "display_name", b"display_name", "interval", b"interval", "kind", b"kind", "max_rate", b"max_rate", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "range_policy", b"range_policy", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_rate: _TypeAlias = _typing.Literal["max_rate"]  # noqa: Y015
+    _WhichOneofArgType__max_rate: _TypeAlias = _typing.Literal["_max_rate", b"_max_rate"]  # noqa: Y015
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
     _WhichOneofReturnType__minimum: _TypeAlias = _typing.Literal["minimum"]  # noqa: Y015
     _WhichOneofArgType__minimum: _TypeAlias = _typing.Literal["_minimum", b"_minimum"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_rate) -> _WhichOneofReturnType__max_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum) -> _WhichOneofReturnType__maximum | None: ...
     @_typing.overload

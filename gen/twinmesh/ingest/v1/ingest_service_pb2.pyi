@@ -141,7 +141,7 @@ class Reading(_message.Message):
 
     @_builtins.property
     def values(self) -> _containers.MessageMap[_builtins.str, _value_pb2.Value]:
-        """Values by metric."""
+        """Values by metric, or by an alias of it."""
 
     @_builtins.property
     def location(self) -> _value_pb2.Point:
@@ -552,12 +552,12 @@ class SeriesDef(_message.Message):
     device_id: _builtins.str
     """The device."""
     metric: _builtins.str
-    """The metric."""
+    """The metric, or an alias of it."""
     kind: _value_pb2.ValueKind.ValueType
     """Kind of its values; it must be the metric's own."""
     unit: _builtins.str
-    """Unit as the device sends it; empty: the metric's own. Another one than the metric's
-    is refused (UNIT_MISMATCH), since nothing converts it yet.
+    """Unit as the device sends it; empty: as its type says. Values are converted to the metric's
+    unit, or refused (UNIT_MISMATCH) when that cannot be done.
     """
     def __init__(
         self,
@@ -857,6 +857,7 @@ class BatchResult(_message.Message):
     REFUSED_SAMPLES_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch."""
     reason: _error_reason_pb2.ErrorReason.ValueType
@@ -869,6 +870,8 @@ class BatchResult(_message.Message):
     """Samples refused."""
     message: _builtins.str
     """The reason of the whole batch to read."""
+    trace_id: _builtins.str
+    """The trace in which the batch came, hexadecimal; empty when it came in none."""
     @_builtins.property
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
         """Why; the first 100, in the order of the batch."""
@@ -882,10 +885,11 @@ class BatchResult(_message.Message):
         refused_samples: _builtins.int = ...,
         refusals: _abc.Iterable[Global___Refusal] | None = ...,
         message: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_samples", b"stored_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_samples", b"stored_samples", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -101,9 +101,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_VALUE_REFUSED: _ErrorReason.ValueType  # 67
     """The database refuses the value itself. In a refusal."""
     ERROR_REASON_UNIT_MISMATCH: _ErrorReason.ValueType  # 68
-    """The series was defined with another unit than the metric's, and nothing converts it.
-    In a refusal.
-    """
+    """The series was defined with a unit that cannot be converted to the metric's. In a refusal."""
     ERROR_REASON_VALUE_INVALID: _ErrorReason.ValueType  # 69
     """The value breaks a rule of the contract: it is not finite, no place on earth, too
     long, or holds a NUL. In a refusal.
@@ -114,6 +112,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A device published to a topic that its log-in does not permit; NATS acknowledged the
     message and dropped it. In a dead letter.
     """
+    ERROR_REASON_VALUE_OUT_OF_RANGE: _ErrorReason.ValueType  # 72
+    """The value is outside of the metric's range, and its device type refuses such. In a refusal."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 80
     """The request id was used with other content. INVALID_ARGUMENT."""
     ERROR_REASON_SEQUENCE_REUSED: _ErrorReason.ValueType  # 81
@@ -254,9 +254,7 @@ ERROR_REASON_METRIC_REPEATED: ErrorReason.ValueType  # 66
 ERROR_REASON_VALUE_REFUSED: ErrorReason.ValueType  # 67
 """The database refuses the value itself. In a refusal."""
 ERROR_REASON_UNIT_MISMATCH: ErrorReason.ValueType  # 68
-"""The series was defined with another unit than the metric's, and nothing converts it.
-In a refusal.
-"""
+"""The series was defined with a unit that cannot be converted to the metric's. In a refusal."""
 ERROR_REASON_VALUE_INVALID: ErrorReason.ValueType  # 69
 """The value breaks a rule of the contract: it is not finite, no place on earth, too
 long, or holds a NUL. In a refusal.
@@ -267,6 +265,8 @@ ERROR_REASON_PUBLISH_FORBIDDEN: ErrorReason.ValueType  # 71
 """A device published to a topic that its log-in does not permit; NATS acknowledged the
 message and dropped it. In a dead letter.
 """
+ERROR_REASON_VALUE_OUT_OF_RANGE: ErrorReason.ValueType  # 72
+"""The value is outside of the metric's range, and its device type refuses such. In a refusal."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 80
 """The request id was used with other content. INVALID_ARGUMENT."""
 ERROR_REASON_SEQUENCE_REUSED: ErrorReason.ValueType  # 81

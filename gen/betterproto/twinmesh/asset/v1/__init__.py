@@ -54,6 +54,8 @@ __all__ = (
     "ProcessingMode",
     "ProfileServiceStub",
     "Protocol",
+    "QualityRules",
+    "RangePolicy",
     "TimeUnit",
     "UpdateAssetRequest",
     "UpdateAssetTypeRequest",
@@ -288,6 +290,43 @@ class Protocol(betterproto2.Enum):
             "PROTOCOL_GRPC": 1,
             "PROTOCOL_JSON": 2,
             "PROTOCOL_MQTT": 3,
+        }
+
+
+class RangePolicy(betterproto2.Enum):
+    """
+    RangePolicy says what becomes of a value outside of its metric's range.
+    """
+
+    UNSPECIFIED = 0
+    """
+    As FLAG.
+    """
+
+    FLAG = 1
+    """
+    It is stored, and not valid.
+    """
+
+    REFUSE = 2
+    """
+    It is refused (VALUE_OUT_OF_RANGE).
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "RANGE_POLICY_UNSPECIFIED",
+            1: "RANGE_POLICY_FLAG",
+            2: "RANGE_POLICY_REFUSE",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "RANGE_POLICY_UNSPECIFIED": 0,
+            "RANGE_POLICY_FLAG": 1,
+            "RANGE_POLICY_REFUSE": 2,
         }
 
 
@@ -895,6 +934,11 @@ class DeviceType(betterproto2.Message):
     How its JSON messages by MQTT are read; absent: flat objects.
     """
 
+    quality: "QualityRules | None" = betterproto2.field(11, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    How the quality of its samples is judged; absent: as the fields of QualityRules say.
+    """
+
 
 default_message_pool.register_message("twinmesh.asset.v1", "DeviceType", DeviceType)
 
@@ -1354,7 +1398,7 @@ class MetricDefinition(betterproto2.Message):
 
     unit: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    Unit of its values (UCUM or common symbol), for people.
+    Unit that its values are stored in (UCUM or common symbol).
     """
 
     display_name: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
@@ -1364,16 +1408,86 @@ class MetricDefinition(betterproto2.Message):
 
     minimum: "float | None" = betterproto2.field(5, betterproto2.TYPE_DOUBLE, optional=True)
     """
-    Smallest plausible value.
+    Smallest plausible value, in `unit`; kinds DOUBLE and INT only.
     """
 
     maximum: "float | None" = betterproto2.field(6, betterproto2.TYPE_DOUBLE, optional=True)
     """
-    Largest plausible value.
+    Largest plausible value, likewise.
+    """
+
+    range_policy: "RangePolicy" = betterproto2.field(
+        7, betterproto2.TYPE_ENUM, default_factory=lambda: RangePolicy(0)
+    )
+    """
+    What becomes of values that are not plausible.
+    """
+
+    device_unit: "str" = betterproto2.field(8, betterproto2.TYPE_STRING)
+    """
+    Unit that devices send, unless they say which; empty: `unit`. Values are converted when they
+    are stored, so both must be known and measure the same. Kind DOUBLE only.
+    """
+
+    aliases: "list[str]" = betterproto2.field(9, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Other names that devices use for it; no other metric's name or alias.
+    """
+
+    interval: "datetime.timedelta | None" = betterproto2.field(
+        10, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    Time from one sample to the next; after a longer gap a sample is less complete. Absent: not
+    judged.
+    """
+
+    max_rate: "float | None" = betterproto2.field(11, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    Fastest plausible change, in `unit` per second; a faster one makes a sample less consistent.
+    Absent: not judged. Kinds DOUBLE and INT only.
     """
 
 
 default_message_pool.register_message("twinmesh.asset.v1", "MetricDefinition", MetricDefinition)
+
+
+@dataclass(eq=False, repr=False)
+class QualityRules(betterproto2.Message):
+    """
+    QualityRules say how good a sample is, in percent: the mean of four parts, by weight.
+    docs/ingest.md says how each part is judged.
+    """
+
+    completeness_weight: "float | None" = betterproto2.field(1, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    Weight of completeness: no sample is missing before it; absent: 1.
+    """
+
+    validity_weight: "float | None" = betterproto2.field(2, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    Weight of validity: the value is within the metric's range; absent: 1.
+    """
+
+    consistency_weight: "float | None" = betterproto2.field(3, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    Weight of consistency: the value changed no faster than the metric can; absent: 1.
+    """
+
+    timeliness_weight: "float | None" = betterproto2.field(4, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    Weight of timeliness: the sample came in time; absent: 1.
+    """
+
+    timely_within: "datetime.timedelta | None" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    A sample that comes later than this is not timely, and less so the later it comes; absent: 60 s.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "QualityRules", QualityRules)
 
 
 @dataclass(eq=False, repr=False)

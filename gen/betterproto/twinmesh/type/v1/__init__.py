@@ -187,8 +187,7 @@ class ErrorReason(betterproto2.Enum):
 
     UNIT_MISMATCH = 68
     """
-    The series was defined with another unit than the metric's, and nothing converts it.
-    In a refusal.
+    The series was defined with a unit that cannot be converted to the metric's. In a refusal.
     """
 
     VALUE_INVALID = 69
@@ -206,6 +205,11 @@ class ErrorReason(betterproto2.Enum):
     """
     A device published to a topic that its log-in does not permit; NATS acknowledged the
     message and dropped it. In a dead letter.
+    """
+
+    VALUE_OUT_OF_RANGE = 72
+    """
+    The value is outside of the metric's range, and its device type refuses such. In a refusal.
     """
 
     REQUEST_ID_REUSED = 80
@@ -341,6 +345,7 @@ class ErrorReason(betterproto2.Enum):
             69: "ERROR_REASON_VALUE_INVALID",
             70: "ERROR_REASON_MESSAGE_MALFORMED",
             71: "ERROR_REASON_PUBLISH_FORBIDDEN",
+            72: "ERROR_REASON_VALUE_OUT_OF_RANGE",
             80: "ERROR_REASON_REQUEST_ID_REUSED",
             81: "ERROR_REASON_SEQUENCE_REUSED",
             82: "ERROR_REASON_SEQUENCE_GAP",
@@ -398,6 +403,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_VALUE_INVALID": 69,
             "ERROR_REASON_MESSAGE_MALFORMED": 70,
             "ERROR_REASON_PUBLISH_FORBIDDEN": 71,
+            "ERROR_REASON_VALUE_OUT_OF_RANGE": 72,
             "ERROR_REASON_REQUEST_ID_REUSED": 80,
             "ERROR_REASON_SEQUENCE_REUSED": 81,
             "ERROR_REASON_SEQUENCE_GAP": 82,

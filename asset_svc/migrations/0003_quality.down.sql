@@ -1,0 +1,1 @@
+ALTER TABLE asset.device_type DROP COLUMN quality;
