@@ -245,7 +245,8 @@ async def test_a_purge_deletes_the_oldest_first_and_no_more_than_it_may(
 async def test_an_index_serves_each_question(connection: asyncpg.Connection, query: str, index: str) -> None:
     await connection.execute(
         """
-        INSERT INTO telemetry.dead_letter (tenant_id, principal, reason, message, payload, device_ids, received_at)
+        INSERT INTO telemetry.dead_letter
+            (tenant_id, principal, reason, message, payload, device_ids, received_at)
         SELECT 'demo', 'p', 'R', 'm', '', ARRAY['pump-' || n], now() - n * interval '1 s'
         FROM generate_series(1, 5000) AS n;
         ANALYZE telemetry.dead_letter

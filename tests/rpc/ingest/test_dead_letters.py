@@ -45,14 +45,14 @@ class Letters:
         self.receipts: Any = receipt_grpc.ReceiptServiceStub(ingest.channel)
         self.caller = ingest.caller(tenant=tenant, subject="keeper", permissions=permissions)
 
-    async def list(self, page_size: int = 0, page_token: str = "", **chosen: Any) -> Any:
+    async def page(self, page_size: int = 0, page_token: str = "", **chosen: Any) -> Any:
         request = dead_letter_pb2.ListDeadLettersRequest(
             filter=dead_letter_pb2.DeadLetterFilter(**chosen), page_size=page_size, page_token=page_token
         )
         return await self.stub.ListDeadLetters(request, metadata=self.caller)
 
     async def all(self, **chosen: Any) -> list[dead_letter_pb2.DeadLetter]:
-        return list((await self.list(**chosen)).dead_letters)
+        return list((await self.page(**chosen)).dead_letters)
 
     async def reasons(self, **chosen: Any) -> list[str]:
         return [reason_of(letter.reason) for letter in await self.all(**chosen)]
@@ -306,16 +306,16 @@ async def test_what_came_too_late_is_replayed_into_a_backfill(ingest: Ingest, le
 async def test_letters_are_listed_by_page_and_filter(ingest: Ingest, letters: Letters) -> None:
     for number in range(5):
         await ingest.send(reading(f"gone-{number}", temperature=1.0), reading("pump-1", unheard=1.0))
-    first = await letters.list(page_size=4)
-    second = await letters.list(page_size=4, page_token=first.next_page_token)
-    third = await letters.list(page_size=4, page_token=second.next_page_token)
+    first = await letters.page(page_size=4)
+    second = await letters.page(page_size=4, page_token=first.next_page_token)
+    third = await letters.page(page_size=4, page_token=second.next_page_token)
     found = [letter for page in (first, second, third) for letter in page.dead_letters]
     assert len({letter.id for letter in found}) == 10
     times = [letter.receive_time.ToNanoseconds() for letter in found]
     assert times == sorted(times, reverse=True)
     assert third.next_page_token == ""
     assert not any(letter.HasField("batch") or letter.payload for letter in found)
-    other = await refused(letters.list(page_size=4, page_token=first.next_page_token, door="unary"))
+    other = await refused(letters.page(page_size=4, page_token=first.next_page_token, door="unary"))
     assert other.reason == "PAGE_TOKEN_INVALID"
 
     assert [list(each.device_ids) for each in await letters.all(device_id="gone-3")] == [["gone-3"]]
@@ -325,7 +325,7 @@ async def test_letters_are_listed_by_page_and_filter(ingest: Ingest, letters: Le
     middle = found[5].receive_time
     since, before = await letters.all(start_time=middle), await letters.all(end_time=middle)
     assert (len(since) + len(before), found[5].id in {each.id for each in since}) == (10, True)
-    assert (await refused(letters.list(start_time=middle, end_time=middle))).reason == "TIME_RANGE_INVALID"
+    assert (await refused(letters.page(start_time=middle, end_time=middle))).reason == "TIME_RANGE_INVALID"
     counted = await letters.stub.CountDeadLetters(
         dead_letter_pb2.CountDeadLettersRequest(), metadata=letters.caller
     )
@@ -423,8 +423,8 @@ async def test_receipts_of_requests(ingest: Ingest, letters: Letters) -> None:
         readings=[reading("pump-1", temperature=1.0, unheard=2.0)], request_id="r-1"
     )
     await ingest.stub.IngestTelemetry(request, metadata=mine)
-    for caller, asked in ((mine, {}), (letters.caller, {"principal": "user:tester"})):
-        receipt = await letters.receipt(caller, request_id="r-1", **asked)
+    for caller, principal in ((mine, ""), (letters.caller, "user:tester")):
+        receipt = await letters.receipt(caller, request_id="r-1", principal=principal)
         assert receipt.state == receipt_pb2.RECEIPT_STATE_COMMITTED
         assert (receipt.stored_samples, receipt.refused_samples) == (1, 1)
         assert [reason_of(each.reason) for each in receipt.refusals] == ["METRIC_UNKNOWN"]
@@ -436,7 +436,12 @@ async def test_receipts_of_requests(ingest: Ingest, letters: Letters) -> None:
     assert (unknown.state, unknown.may_have_expired) == (receipt_pb2.RECEIPT_STATE_UNKNOWN, True)
     theirs = letters.receipt(stranger, request_id="r-1", principal="user:tester")
     assert (await refused(theirs)).reason == "PERMISSION_MISSING"
-    for asked in ({}, {"request_id": "r", "writer_id": "w", "sequence": 1}, {"writer_id": "w"}):
+    wrong: list[dict[str, Any]] = [
+        {},
+        {"request_id": "r", "writer_id": "w", "sequence": 1},
+        {"writer_id": "w"},
+    ]
+    for asked in wrong:
         assert (await refused(letters.receipt(mine, **asked))).reason == "INVALID_FIELD"
 
 
