@@ -20,6 +20,7 @@ from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.receipts import Receipts
 from ingest_svc.replay import Replays
 from ingest_svc.servicer import IngestServicer
@@ -101,6 +102,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             backfills=backfills,
             live_window=settings.live_window,
         )
+        raw = RawTrail(keeps=lambda _: settings.raw_messages)
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
         metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)
@@ -117,6 +119,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                 principal=principal,
                 intake=intake,
                 writer=writer,
+                raw=raw,
                 applied=applied,
                 credentials=credentials,
                 streams=streams,
@@ -127,6 +130,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         servicer = IngestServicer(
             intake=intake,
             writer=writer,
+            raw=raw,
             applied=applied,
             backfills=backfills,
             clock=clock,
@@ -138,6 +142,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             profiles=profiles,
             series_finder=processing,
             writer=writer,
+            raw=raw,
             live_window=settings.live_window,
             clock=clock,
         )

@@ -353,6 +353,12 @@ def _quality(rules: device_type_pb2.QualityRules) -> QualityRules:
     )
 
 
+def _threshold(rules: device_type_pb2.AnomalyRules) -> float:
+    if rules.disabled:
+        return math.inf
+    return rules.threshold if rules.HasField("threshold") else QualityRules().anomaly_threshold
+
+
 def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> MetricProfile:
     minimum = metric.minimum if metric.HasField("minimum") else -math.inf
     maximum = metric.maximum if metric.HasField("maximum") else math.inf
@@ -368,5 +374,9 @@ def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> 
             maximum=maximum,
             interval_us=metric.interval.ToMicroseconds(),
             max_rate=metric.max_rate if metric.HasField("max_rate") else math.inf,
+            anomaly_threshold=_threshold(metric.anomaly),
+            anomaly_half_life=metric.anomaly.half_life
+            if metric.anomaly.HasField("half_life")
+            else quality.anomaly_half_life,
         ),
     )

@@ -5,7 +5,7 @@ messages ──▶ whose devices? ──▶ readings by the type's schema ──
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from ingest_svc.intake import Door, Origin, SeriesFinder
 from ingest_svc.outcome import INTERNAL, VALUE_REFUSED, Outcome, Refusal, Why, device_unknown, reason_name
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.reading import Reading
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.window import LiveWindow, TimeWindow
@@ -33,6 +34,7 @@ from telemetry_store.requests import (
     DeadLetter,
     MessageIdentity,
     PayloadFormat,
+    RawMessage,
     WriteRequest,
     WriteResult,
 )
@@ -91,6 +93,14 @@ class _TenantMessages:
         reading = self.readings[refusal.reading_index]
         self.refused_samples[place] += 1 if refusal.metric else len(reading.samples)
 
+    def contents(self) -> Iterator[tuple[bytes, set[str]]]:
+        """Yield each message's payload, and the devices that it speaks of."""
+        devices = [{message.device_id} for message in self.messages]
+        for reading, place in zip(self.readings, self.of_readings, strict=True):
+            devices[place].add(reading.device_id)
+        for message, named in zip(self.messages, devices, strict=True):
+            yield message.payload, named
+
 
 class MessagePath:
     """Stores messages of devices.
@@ -100,6 +110,7 @@ class MessagePath:
         profiles: finds what they may report, and how their messages are read.
         series_finder: finds ids of series.
         writer: commits.
+        raw: keeps messages as they came.
         live_window: event times that are taken.
         clock: moves the window.
     """
@@ -111,6 +122,7 @@ class MessagePath:
         profiles: ProfileCache,
         series_finder: SeriesFinder,
         writer: MessageWriter,
+        raw: RawTrail,
         live_window: LiveWindow,
         clock: Clock,
     ) -> None:
@@ -118,6 +130,7 @@ class MessagePath:
         self._profiles = profiles
         self._series_finder = series_finder
         self._writer = writer
+        self._raw = raw
         self._live_window = live_window
         self._clock = clock
         self._turn = asyncio.Lock()
@@ -207,11 +220,15 @@ class MessagePath:
         assessment, samples = await self._assess(tenant, found, self._live_window.at(now_us), now_us)
         trace_id = format_trace_id(span.trace_id) if span.is_valid else ""
         letters = {place: _dead_letter(found, place, PRINCIPAL, trace_id) for place in sorted(found.refusals)}
+        # Of now, not of their arrival at the broker, where they may have waited for days.
+        raw = self._raw.of_messages(tenant, found.contents(), now_us)
         return self._writer.submit(
             WriteRequest(
                 tenant=tenant,
                 principal=PRINCIPAL,
-                identity=_identity(found, assessment, stream, list(letters), trace_id) if stream else None,
+                identity=_identity(found, assessment, stream, list(letters), trace_id, raw=raw)
+                if stream
+                else None,
                 digest=b"",
                 samples=samples,
                 outcome=_counts(assessment),
@@ -219,6 +236,7 @@ class MessagePath:
                 span=span,
                 door=Door.MQTT,
                 dead_letters=list(letters.values()),
+                raw=raw,
                 received_us=max(message.arrival_us for message in found.messages),
             )
         )
@@ -307,7 +325,13 @@ def _take(found: _TenantMessages, message: DeviceMessage, profile: DeviceProfile
 
 
 def _identity(
-    found: _TenantMessages, assessment: Assessment, stream: str, dead_letters: Sequence[int], trace_id: str
+    found: _TenantMessages,
+    assessment: Assessment,
+    stream: str,
+    dead_letters: Sequence[int],
+    trace_id: str,
+    *,
+    raw: Sequence[RawMessage],
 ) -> MessageIdentity:
     of_readings = np.array(found.of_readings, np.int32)
     samples = [of_readings[np.array(samples.readings, np.intp)] for samples in assessment.samples.values()]
@@ -317,6 +341,7 @@ def _identity(
         sequences=[message.sequence for message in found.messages],
         samples=samples,
         dead_letters=dead_letters,
+        raw=range(len(raw)),
         outcomes=_outcomes(found, np.broadcast_to(stored, len(found.messages)).tolist(), trace_id),
     )
 

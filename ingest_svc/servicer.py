@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from opentelemetry.trace import SpanContext
 from ingest_svc import conversion
 from ingest_svc.applied import Applied
 from ingest_svc.intake import Door, Intake, Origin
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
@@ -37,6 +39,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
     Args:
         intake: makes of requests what the writer takes.
         writer: commits batches.
+        raw: keeps requests as they came.
         applied: tells when twins have applied them.
         backfills: declares backfills.
         clock: tells when a request was received.
@@ -48,6 +51,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         *,
         intake: Intake,
         writer: TelemetryWriter,
+        raw: RawTrail,
         applied: Applied,
         backfills: BackfillStore,
         clock: Clock,
@@ -55,6 +59,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
     ) -> None:
         self._intake = intake
         self._writer = writer
+        self._raw = raw
         self._applied = applied
         self._backfills = backfills
         self._clock = clock
@@ -73,6 +78,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             backfill_id=request.backfill_id,
             received_us=received_us,
         )
+        batch = replace(batch, raw=self._raw.of_request(batch.tenant, request, readings, received_us))
         if request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
             self._writer.submit(batch).add_done_callback(partial(_log_lost, batch))
             result = WriteResult(batch.outcome, duplicate=False)

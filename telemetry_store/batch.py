@@ -13,6 +13,7 @@ from telemetry_store.copy import CopyPayload, encode
 from telemetry_store.cursors import CursorKey, Recorded
 from telemetry_store.merge import Runs, latest, merge
 from telemetry_store.quality import Codes
+from telemetry_store.raw_payload import compress
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import (
     DeadLetter,
@@ -73,6 +74,11 @@ class Batch:
         return sum(len(columns) for columns in self.request.samples)
 
     @property
+    def raw_bytes(self) -> int:
+        """Return how many bytes its raw messages have, uncompressed."""
+        return sum(len(message.payload) for message in self.request.raw)
+
+    @property
     def cursor_key(self) -> CursorKey | None:
         """Return the writer's cursor, None without one."""
         identity = self.request.identity
@@ -104,6 +110,7 @@ class Batch:
         left_out = np.array(sorted(messages), np.int32)
         kept = [np.flatnonzero(~np.isin(places, left_out)) for places in identity.samples]
         letters = [place for place, message in enumerate(identity.dead_letters) if message not in messages]
+        raw = [place for place, message in enumerate(identity.raw) if message not in messages]
         return Batch(
             replace(
                 request,
@@ -111,9 +118,11 @@ class Batch:
                     identity,
                     samples=[places[chosen] for places, chosen in zip(identity.samples, kept, strict=True)],
                     dead_letters=[identity.dead_letters[place] for place in letters],
+                    raw=[identity.raw[place] for place in raw],
                 ),
                 samples=[columns.at(chosen) for columns, chosen in zip(request.samples, kept, strict=True)],
                 dead_letters=[request.dead_letters[place] for place in letters],
+                raw=[request.raw[place] for place in raw],
             )
         )
 
@@ -134,6 +143,7 @@ class Prepared:
         samples: how many are stored.
         days: UTC days they touch, as days since 1970-01-01, ascending.
         latest: the latest sample of each of their series, by tenant and kind.
+        raw: payloads of their raw messages, compressed, in the order of the batches.
     """
 
     batches: tuple[Batch, ...]
@@ -142,6 +152,7 @@ class Prepared:
     samples: int
     days: tuple[int, ...]
     latest: tuple[TenantSamples, ...]
+    raw: tuple[bytes, ...]
 
 
 def prepare(batches: Sequence[Batch], judge: Judge | None = None) -> Prepared:
@@ -171,6 +182,7 @@ def prepare(batches: Sequence[Batch], judge: Judge | None = None) -> Prepared:
         samples=sum(len(runs.times) for runs, _ in merged),
         days=tuple(sorted(days)),
         latest=tuple(latest for runs, tenants in merged for latest in _latest(runs, tenants)),
+        raw=compress([message.payload for batch in batches for message in batch.request.raw]),
     )
 
 

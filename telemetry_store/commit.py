@@ -14,12 +14,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.errors import DomainError
-from telemetry_store import cursors, dead_letters, request_ids
+from telemetry_store import cursors, dead_letters, raw_messages, request_ids
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, LetterKey, Prepared
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.copy import COLUMNS
 from telemetry_store.cursors import Cursor, CursorKey, Recorded
+from telemetry_store.device_sets import DeviceSetIds
 from telemetry_store.instances import take_numbers
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import MessageIdentity, WriteResult, WriterIdentity
@@ -87,7 +88,9 @@ async def store_group(
     batches: Sequence[Batch],
     prepared: Prepared | None,
     prepare: Prepare,
+    *,
     instance: int,
+    device_sets: DeviceSetIds,
 ) -> Stored:
     """Do all of a group's work but its COMMIT.
 
@@ -97,6 +100,7 @@ async def store_group(
         prepared: rows of all batches, built in the hope that none is dropped, or None.
         prepare: builds the rows of those that are left.
         instance: this process's.
+        device_sets: ids of all sets of devices that their raw messages speak of.
 
     Raises:
         InstanceClosedError: nothing may be committed under this instance.
@@ -113,6 +117,12 @@ async def store_group(
     if prepared.rows:
         await _copy(connection, prepared, numbers)
     letters = await dead_letters.keep(connection, decision.taken)
+    await raw_messages.insert(
+        connection,
+        [batch.request for batch in decision.taken],
+        prepared.raw,
+        device_sets,
+    )
     if decision.advanced:
         await cursors.advance(connection, decision.advanced)
     traceparent = _traceparent()

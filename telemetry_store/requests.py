@@ -1,8 +1,10 @@
 """What a caller hands to the writer, and what it gets back."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,7 @@ class MessageIdentity:
         samples: by columns of the request's `samples`, int32[n]: places in `sequences`.
         dead_letters: by dead letter of the request, its place in `sequences`.
         outcomes: by message, what is remembered of it; opaque to the store.
+        raw: by raw message of the request, its place in `sequences`.
     """
 
     stream: str
@@ -50,6 +53,7 @@ class MessageIdentity:
     samples: Sequence[npt.NDArray[np.int32]]
     dead_letters: Sequence[int]
     outcomes: Sequence[bytes]
+    raw: Sequence[int] = ()
 
     def name(self, place: int) -> str:
         """Return a message's name among all of its tenant, by its place in `sequences`."""
@@ -94,6 +98,52 @@ class DeadLetter:
     trace_id: str = ""
 
 
+class RawFormat(IntEnum):
+    """What the payload of a raw message is."""
+
+    BATCH = 1  # twinmesh.ingest.v1.Batch
+    SERIES_DEFS = 2  # twinmesh.ingest.v1.SeriesDefs
+    REQUEST = 3  # twinmesh.ingest.v1.IngestTelemetryRequest
+    MESSAGE = 4  # a device's own
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSet:
+    """Which devices a raw message speaks of.
+
+    Attributes:
+        device_ids: by the contract's pattern, ascending.
+        digest: 16 bytes, equal exactly for equal sets.
+    """
+
+    device_ids: tuple[str, ...]
+    digest: bytes
+
+    @classmethod
+    def of(cls, device_ids: Iterable[str]) -> Self:
+        """Return the set of these devices, each named any number of times."""
+        ids = tuple(sorted(set(device_ids)))
+        return cls(ids, hashlib.blake2b(",".join(ids).encode(), digest_size=16).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """A message as it was received, for the audit trail.
+
+    Attributes:
+        format: what the payload is.
+        received_us: when it was taken, microseconds since the epoch; near now, since the days that
+            messages are kept by are made ahead.
+        devices: of which it speaks.
+        payload: its bytes, uncompressed.
+    """
+
+    format: RawFormat
+    received_us: int
+    devices: DeviceSet
+    payload: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Replay:
     """A dead letter whose content is tried again.
@@ -129,6 +179,7 @@ class WriteRequest:
         replay: the dead letter that the content comes from, which ends in the same commit; what is in
             `dead_letters` (one at most) takes its place. Instead of an identity.
         received_us: when it came, microseconds since the epoch; 0: its samples are not live.
+        raw: kept in the same commit, also when PostgreSQL refuses the content.
     """
 
     tenant: str
@@ -144,6 +195,7 @@ class WriteRequest:
     refused_dead_letters: Callable[[], Sequence[DeadLetter]] = tuple
     replay: Replay | None = None
     received_us: int = 0
+    raw: Sequence[RawMessage] = ()
 
 
 @dataclass(frozen=True, slots=True)

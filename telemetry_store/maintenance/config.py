@@ -4,7 +4,13 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from meshkit.config import LATE_WINDOW_DAYS, LateWindowDays, ServiceSettings
+from meshkit.config import (
+    LATE_WINDOW_DAYS,
+    RAW_MESSAGES_KEPT_DAYS,
+    LateWindowDays,
+    RawMessagesKeptDays,
+    ServiceSettings,
+)
 
 
 class MaintenanceSettings(ServiceSettings):
@@ -15,6 +21,7 @@ class MaintenanceSettings(ServiceSettings):
         60, ge=60, le=1440, description="How long a repeated request id is answered with the first outcome."
     )
     dead_letters_kept_days: int = Field(30, ge=1, le=3650, description="How long dead letters are kept.")
+    raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
 
     @property
     def dead_letters_kept(self) -> timedelta:
@@ -25,3 +32,8 @@ class MaintenanceSettings(ServiceSettings):
     def request_ids_kept(self) -> timedelta:
         """Return how long request ids are kept."""
         return timedelta(minutes=self.request_ids_kept_minutes)
+
+    @property
+    def raw_messages_kept(self) -> timedelta:
+        """Return how long raw messages are kept."""
+        return timedelta(days=self.raw_messages_kept_days)

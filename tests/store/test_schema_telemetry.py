@@ -18,12 +18,15 @@ TABLE_RIGHTS = {
     "twinmesh_ingest": {
         "segment": {"INSERT"},
         "dead_letter": {"SELECT", "INSERT", "DELETE"},
+        "raw_device_set": {"SELECT", "INSERT"},
+        "raw_message": {"SELECT", "INSERT"},
         "ingest_instance": KEEP,
         "ingest_commit": KEEP,
         "writer_cursor": KEEP,
         "writer_outcome": KEEP,
         "request_id": KEEP,
         "series": KEEP,
+        "detector_state": KEEP,
         "backfill": READ,
     },
     "twinmesh_twin_feed": dict.fromkeys(
@@ -67,9 +70,13 @@ SEQUENCE_RIGHTS = {
 }
 FUNCTION_RIGHTS = {
     ("twinmesh_ingest", "create_backfill"),
+    ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
+    ("twinmesh_maintenance", "ensure_raw_days"),
     ("twinmesh_maintenance", "ensure_request_windows"),
     ("twinmesh_maintenance", "ensure_segment_days"),
+    ("twinmesh_maintenance", "expire_raw_messages"),
+    ("twinmesh_maintenance", "raw_tenants"),
 }
 TENANT = (
     "(tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), ''::text) AS \"nullif\"))"
@@ -172,6 +179,9 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "backfill",
             "dead_letter",
             "series_latest",
+            "raw_device_set",
+            "raw_message",
+            "detector_state",
         ),
         True,
     )

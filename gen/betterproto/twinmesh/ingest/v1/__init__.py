@@ -941,6 +941,11 @@ class LatestSamples(betterproto2.Message):
     Values of kind STRING.
     """
 
+    quality: "bytes" = betterproto2.field(7, betterproto2.TYPE_BYTES)
+    """
+    How good they are (telemetry_store/quality.py), int32; empty: nobody has judged them.
+    """
+
 
 default_message_pool.register_message("twinmesh.ingest.v1", "LatestSamples", LatestSamples)
 
