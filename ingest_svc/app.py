@@ -26,7 +26,8 @@ from ingest_svc.replay import Replays
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.servicers.dead_letters import DeadLetterServicer
 from ingest_svc.servicers.receipts import ReceiptServicer
-from ingest_svc.store import BackfillStore, CommitStore, StateStore
+from ingest_svc.servicers.raw_messages import RawMessageServicer
+from ingest_svc.store import BackfillStore, CommitStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
@@ -45,6 +46,7 @@ from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
+from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as raw_grpc
 
 SERVICE = "ingest_svc"
 
@@ -73,6 +75,8 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
         db.pool(settings.database_url, application=SERVICE) as pool,
+        # Apart, so that long answers hold none of the connections that commits need.
+        db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
         ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
         TwinFrontiers() as frontiers,
@@ -169,6 +173,11 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         "twinmesh.ingest.v1.ReceiptService",
                         receipt_grpc.add_ReceiptServiceServicer_to_server,
                         ReceiptServicer(receipts=Receipts(store=ReceiptStore(pool=pool))),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.RawMessageService",
+                        raw_grpc.add_RawMessageServiceServicer_to_server,
+                        RawMessageServicer(messages=RawMessageStore(pool=raw_pool), clock=clock),
                     ),
                 ],
                 verifier=verifier,
