@@ -123,12 +123,18 @@ class BatchPath:
         content = conversion.to_content(batch)
         if isinstance(content, RefusedContent):
             return self._intake.refuse(origin, content)
-        if isinstance(content, SentColumns):
+        samples, events = content
+        if isinstance(samples, SentColumns):
             return await self._intake.take_columns(
-                origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us
+                origin,
+                samples,
+                self._series,
+                events=events,
+                all_or_nothing=all_or_nothing,
+                received_us=received_us,
             )
         return await self._intake.take_readings(
-            origin, content, all_or_nothing=all_or_nothing, received_us=received_us
+            origin, samples, events=events, all_or_nothing=all_or_nothing, received_us=received_us
         )
 
     def _written(self, taken: Taken, answered: Answered, written: asyncio.Future[WriteResult]) -> None:

@@ -9,10 +9,13 @@ from typing import Protocol
 from opentelemetry.trace import SpanContext
 
 from ingest_svc import columns as sent_columns
+from ingest_svc import event as sent_events
 from ingest_svc import reading as sent_readings
 from ingest_svc.assessment import assess
+from ingest_svc.asset_cache import AssetCache
 from ingest_svc.columns import SentColumns
 from ingest_svc.conversion import to_result
+from ingest_svc.event import SentEvent
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, RefusedContent
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
@@ -23,7 +26,7 @@ from meshkit.errors import InvalidArgument
 from meshkit.identity import Principal
 from telemetry_store.catalog import SeriesCatalog, SeriesKey
 from telemetry_store.columns import KindColumns
-from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.requests import Event, RequestIdentity, WriteRequest, WriterIdentity
 
 _BACKFILL_PERMISSION = "telemetry:backfill"
 # So many series are resolved at a time; asset_svc takes no more devices at once, and
@@ -78,6 +81,7 @@ class Intake:
 
     Args:
         profiles: finds what devices may report.
+        assets: finds which assets exist.
         catalog: finds ids of series.
         backfills: finds declared backfills.
         live_window: event times taken without a backfill.
@@ -87,11 +91,13 @@ class Intake:
         self,
         *,
         profiles: ProfileCache,
+        assets: AssetCache,
         catalog: SeriesCatalog,
         backfills: Backfills,
         live_window: LiveWindow,
     ) -> None:
         self._profiles = profiles
+        self._assets = assets
         self._catalog = catalog
         self._backfills = backfills
         self._live_window = live_window
@@ -101,15 +107,17 @@ class Intake:
         origin: Origin,
         readings: Sequence[Reading],
         *,
+        events: Sequence[SentEvent] = (),
         all_or_nothing: bool,
         backfill_id: str = "",
         received_us: int,
     ) -> WriteRequest:
-        """Return the request that stores what is good of readings.
+        """Return the request that stores what is good of readings and events.
 
         Args:
             origin: where they come from.
             readings: by the rules of the contract.
+            events: of the same batch, likewise.
             all_or_nothing: one refusal refuses the batch.
             backfill_id: its range replaces the live window; "": none.
             received_us: stands in for absent times, microseconds since the epoch.
@@ -120,10 +128,11 @@ class Intake:
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the devices may report.
         """
         tenant = origin.principal.tenant
+        window = await self._window(origin.principal, backfill_id, received_us)
         assessment = assess(
             readings,
             profiles=await self._profiles.find(tenant, {reading.device_id for reading in readings}),
-            window=await self._window(origin.principal, backfill_id, received_us),
+            window=window,
             received_us=received_us,
             all_or_nothing=all_or_nothing,
         )
@@ -131,7 +140,55 @@ class Intake:
         if assessment.series:
             samples = assessment.columns(await self._catalog.resolve(tenant, assessment.series))
         digest = sent_readings.digest(readings, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
-        return _request(origin, digest, assessment, samples)
+        return await self._request(
+            origin,
+            digest,
+            assessment,
+            samples,
+            events=events,
+            window=window,
+            received_us=received_us,
+            all_or_nothing=all_or_nothing,
+        )
+
+    async def take_events(
+        self,
+        origin: Origin,
+        events: Sequence[SentEvent],
+        *,
+        all_or_nothing: bool,
+        backfill_id: str,
+        received_us: int,
+    ) -> WriteRequest:
+        """Return the request that stores what is good of events.
+
+        Args:
+            origin: where they come from.
+            events: by the rules of the contract.
+            all_or_nothing: one refusal refuses the batch.
+            backfill_id: its range replaces the live window; "": none.
+            received_us: stands in for absent times, microseconds since the epoch.
+
+        Raises:
+            FailedPrecondition: BACKFILL_UNKNOWN.
+            PermissionDenied: a backfill, without the permission to load one.
+            Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell which devices and assets exist.
+        """
+        assessed = await self._assess_events(
+            origin.principal.tenant,
+            events,
+            window=await self._window(origin.principal, backfill_id, received_us),
+            received_us=received_us,
+        )
+        told = sent_events.join(
+            Outcome(),
+            assessed,
+            len(events),
+            all_or_nothing=all_or_nothing,
+            most_refusals=sent_events.MAX_EVENTS,
+        )
+        digest = sent_events.digest(events, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
+        return _request(origin, digest, told, [], assessed.events)
 
     async def take_columns(
         self,
@@ -139,10 +196,11 @@ class Intake:
         columns: SentColumns,
         series: SeriesTable,
         *,
+        events: Sequence[SentEvent] = (),
         all_or_nothing: bool,
         received_us: int,
     ) -> WriteRequest:
-        """Return the request that stores what is good of columns.
+        """Return the request that stores what is good of columns and events.
 
         Columns whose lengths disagree are refused as a whole, by a request that records
         just this. Nothing is awaited while profiles and series ids are remembered.
@@ -151,6 +209,7 @@ class Intake:
             origin: where they come from.
             columns: as sent.
             series: the stream's; resolved here as far as it is not. One call at a time.
+            events: of the same batch, by the rules of the contract.
             all_or_nothing: one refusal refuses the batch.
             received_us: moves the live window, microseconds since the epoch.
 
@@ -163,18 +222,71 @@ class Intake:
         try:
             sent_columns.check(columns, series)
         except InvalidArgument as error:
-            return self.refuse(origin, RefusedContent((error.reason, error.message), len(columns), digest))
+            digest = _digest_beside(digest, events, all_or_nothing=all_or_nothing)
+            why = error.reason, error.message
+            return self.refuse(origin, RefusedContent(why, len(columns), digest, len(events)))
         await self._resolve(origin.principal.tenant, series, received_us)
-        assessed = sent_columns.assess(
-            columns, series, window=self._live_window.at(received_us), all_or_nothing=all_or_nothing
+        window = self._live_window.at(received_us)
+        assessed = sent_columns.assess(columns, series, window=window, all_or_nothing=all_or_nothing)
+        return await self._request(
+            origin,
+            digest,
+            assessed,
+            assessed.samples,
+            events=events,
+            window=window,
+            received_us=received_us,
+            all_or_nothing=all_or_nothing,
         )
-        return _request(origin, digest, assessed, assessed.samples)
 
     def refuse(self, origin: Origin, refused: RefusedContent) -> WriteRequest:
         """Return the request that stores nothing and records why under the batch's identity."""
         reason, message = refused.why
-        outcome = Outcome(refused_samples=refused.samples, reason=reason, message=message)
+        outcome = Outcome(
+            refused_samples=refused.samples, refused_events=refused.events, reason=reason, message=message
+        )
         return _request(origin, refused.digest, outcome, [])
+
+    async def _request(
+        self,
+        origin: Origin,
+        digest: bytes,
+        outcome: Outcome,
+        samples: Sequence[KindColumns],
+        *,
+        events: Sequence[SentEvent],
+        window: TimeWindow,
+        received_us: int,
+        all_or_nothing: bool,
+    ) -> WriteRequest:
+        """Return the request of a batch, with its events if it has any."""
+        if not events:
+            return _request(origin, digest, outcome, samples)
+        assessed = await self._assess_events(
+            origin.principal.tenant, events, window=window, received_us=received_us
+        )
+        told = sent_events.join(
+            outcome,
+            assessed,
+            len(events),
+            all_or_nothing=all_or_nothing,
+            most_refusals=sent_columns.MAX_REFUSALS,
+        )
+        digest = _digest_beside(digest, events, all_or_nothing=all_or_nothing)
+        return _request(origin, digest, told, samples if told.stored_samples else [], assessed.events)
+
+    async def _assess_events(
+        self, tenant: str, events: Sequence[SentEvent], *, window: TimeWindow, received_us: int
+    ) -> sent_events.AssessedEvents:
+        return sent_events.assess(
+            events,
+            profiles=await self._profiles.find(
+                tenant, {event.device_id for event in events if event.device_id}
+            ),
+            assets=await self._assets.find(tenant, {event.asset_id for event in events if event.asset_id}),
+            window=window,
+            received_us=received_us,
+        )
 
     async def _resolve(self, tenant: str, series: SeriesTable, now_us: int) -> None:
         # Asked before the profiles are, so that a change in between is seen the next time.
@@ -197,7 +309,19 @@ class Intake:
         return await self._backfills.window(principal.tenant, backfill_id)
 
 
-def _request(origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[KindColumns]) -> WriteRequest:
+def _digest_beside(samples: bytes, events: Sequence[SentEvent], *, all_or_nothing: bool) -> bytes:
+    if not events:
+        return samples
+    return sent_events.digest_beside(samples, sent_events.digest(events, all_or_nothing=all_or_nothing))
+
+
+def _request(
+    origin: Origin,
+    digest: bytes,
+    outcome: Outcome,
+    samples: Sequence[KindColumns],
+    events: Sequence[Event] = (),
+) -> WriteRequest:
     sequence = origin.identity.sequence if isinstance(origin.identity, WriterIdentity) else 0
     recorded = to_result(outcome, sequence).SerializeToString()
     return WriteRequest(
@@ -208,10 +332,11 @@ def _request(origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[
         samples=samples,
         outcome=recorded,
         refused_outcome=to_result(_refused_by_database(outcome), sequence).SerializeToString()
-        if outcome.stored_samples
+        if outcome.stored_samples or outcome.stored_events
         else recorded,
         span=origin.span,
         door=origin.door,
+        events=events if outcome.stored_events else (),
     )
 
 
@@ -223,4 +348,6 @@ def _refused_by_database(outcome: Outcome) -> Outcome:
         refused_samples=outcome.stored_samples + outcome.refused_samples,
         reason=reason,
         message=message,
+        refused_events=outcome.stored_events + outcome.refused_events,
+        event_refusals=outcome.event_refusals,
     )

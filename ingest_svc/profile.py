@@ -37,12 +37,16 @@ FLAT = MessageSchema(pointers=None, time=JsonPointer("/time"), time_unit_us=1_00
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """A device of some tenant. `metrics` has all it may report, `location` included."""
+    """A device of some tenant. `metrics` has all it may report, `location` included.
+
+    `asset_id` is the asset that it is on, "" for none.
+    """
 
     device_type_id: str
     enabled: bool
     metrics: Mapping[str, MetricProfile]
     message_schema: MessageSchema = FLAT
+    asset_id: str = ""
 
 
 # Every device may report where it is; no device type defines it.

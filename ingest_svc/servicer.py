@@ -95,6 +95,25 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             response.ack_level = ingest_pb2.ACK_LEVEL_DURABLE
         return response
 
+    async def IngestEvents(
+        self, request: ingest_pb2.IngestEventsRequest, context: Any
+    ) -> ingest_pb2.IngestEventsResponse:
+        received_us = self._clock.now_us()
+        batch = await self._intake.take_events(
+            Origin(current_principal(), conversion.to_identity(request), _span(), Door.UNARY),
+            conversion.to_events(request.events),
+            all_or_nothing=request.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
+            backfill_id=request.backfill_id,
+            received_us=received_us,
+        )
+        if batch.identity is None and not batch.events:
+            # There is nothing to store and nothing to remember.
+            result = WriteResult(batch.outcome, duplicate=False)
+            self._on_answered(batch, result)
+        else:
+            result = await self._writer.write(batch)
+        return conversion.to_events_response(result)
+
     async def CreateBackfill(
         self, request: ingest_pb2.CreateBackfillRequest, context: Any
     ) -> ingest_pb2.Backfill:

@@ -12,9 +12,9 @@ from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
 from telemetry_store.copy import CopyPayload, encode
 from telemetry_store.cursors import CursorKey, Recorded
 from telemetry_store.merge import Runs, latest, merge
-from telemetry_store.request_ids import RequestKey
 from telemetry_store.quality import Codes
-from telemetry_store.requests import MessageIdentity, RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.request_ids import RequestKey
+from telemetry_store.requests import Event, MessageIdentity, RequestIdentity, WriteRequest, WriterIdentity
 
 # Judges samples that are about to be stored: of runs, and when each part that was merged into them
 # came (int64[parts], microseconds since the epoch; 0: long before this batch), to int32[n] as in
@@ -46,6 +46,11 @@ class Batch:
     def samples(self) -> Sequence[KindColumns]:
         """Return what is to be stored."""
         return () if self.refused else self.request.samples
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """Return the events to be stored."""
+        return () if self.refused else self.request.events
 
     @property
     def size(self) -> int:

@@ -14,7 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.errors import DomainError
-from telemetry_store import cursors, dead_letters, request_ids
+from telemetry_store import cursors, dead_letters, events, request_ids
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, Prepared
 from telemetry_store.commit_numbers import CommitNumbers
@@ -108,6 +108,11 @@ async def store_group(
     await dead_letters.insert(
         connection,
         ((batch.request.tenant, letter) for batch in decision.taken for letter in batch.request.dead_letters),
+    )
+    await events.insert(
+        connection,
+        ((batch.request.tenant, event) for batch in decision.taken for event in batch.events),
+        numbers,
     )
     if decision.advanced:
         await cursors.advance(connection, decision.advanced)

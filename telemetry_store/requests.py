@@ -73,6 +73,31 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened on a device or an asset.
+
+    Attributes:
+        device_id: on which device, None when it was on the asset itself.
+        asset_id: on which asset, or on which one the device is; None: on none.
+        type: what happened.
+        severity: number of the contract's Severity.
+        time_us: when it happened, microseconds since the epoch.
+        received_us: when it came, likewise.
+        message: the same to read.
+        attributes: a JSON object; a double has a point, an int has none, a point is an object.
+    """
+
+    device_id: str | None
+    asset_id: str | None
+    type: str
+    severity: int
+    time_us: int
+    received_us: int
+    message: str
+    attributes: str
+
+
+@dataclass(frozen=True, slots=True)
 class WriteRequest:
     """One batch, to be committed whole or not at all, save for messages that are known.
 
@@ -89,6 +114,7 @@ class WriteRequest:
         span: the request's span; the commit's span links to it.
         door: which way it came; opaque to the store.
         dead_letters: kept in the same commit.
+        events: stored in the same commit, unless PostgreSQL refuses the content.
         received_us: when it came, microseconds since the epoch; 0: its samples are not live.
     """
 
@@ -102,6 +128,7 @@ class WriteRequest:
     span: SpanContext | None = None
     door: str = ""
     dead_letters: Sequence[DeadLetter] = ()
+    events: Sequence[Event] = ()
     received_us: int = 0
 
 

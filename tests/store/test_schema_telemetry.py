@@ -18,6 +18,7 @@ TABLE_RIGHTS = {
     "twinmesh_ingest": {
         "segment": {"INSERT"},
         "dead_letter": {"INSERT"},
+        "event": {"INSERT"},
         "ingest_instance": KEEP,
         "ingest_commit": KEEP,
         "writer_cursor": KEEP,
@@ -29,7 +30,7 @@ TABLE_RIGHTS = {
     "twinmesh_twin_feed": dict.fromkeys(
         ("series", "segment", "series_latest", "ingest_instance", "ingest_commit", "feed_consumer"), READ
     ),
-    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest"), READ),
+    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest", "event"), READ),
     "twinmesh_maintenance": {
         "series": READ,
         "segment": READ,
@@ -60,7 +61,8 @@ TENANT = (
 )
 POLICIES = {
     **{
-        (table, "twinmesh_twin_query"): ("SELECT", TENANT) for table in ("series", "segment", "series_latest")
+        (table, "twinmesh_twin_query"): ("SELECT", TENANT)
+        for table in ("series", "segment", "series_latest", "event")
     },
     **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
     **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "segment")},
@@ -152,6 +154,7 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "request_id",
             "backfill",
             "dead_letter",
+            "event",
             "series_latest",
         ),
         True,

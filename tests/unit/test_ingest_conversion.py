@@ -16,7 +16,9 @@ from ingest_svc.reading import NUMBER, Reading
 from ingest_svc.series_table import SeriesDefinition
 from telemetry_store.columns import Kind
 from telemetry_store.requests import WriteResult
+from twinmesh.ingest.v1 import event_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.type.v1 import severity_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh.type.v1.value_pb2 import VALUE_KIND_INT, Point, Value
 
@@ -44,7 +46,9 @@ def test_columns_become_arrays() -> None:
             ],
         )
     )
-    columns = to_content(over_the_wire(batch))
+    content = to_content(over_the_wire(batch))
+    assert isinstance(content, tuple)
+    columns, _ = content
     assert isinstance(columns, SentColumns)
     np.testing.assert_array_equal(columns.aliases, np.array([0, 2**32 - 1], np.uint32), strict=True)
     np.testing.assert_array_equal(columns.run_lengths, np.array([1, 2**32 - 1], np.int64), strict=True)
@@ -66,15 +70,18 @@ def test_columns_become_arrays() -> None:
 
 @pytest.mark.parametrize("batch", [ingest_pb2.Batch(), ingest_pb2.Batch(columns=ingest_pb2.Columns())])
 def test_a_batch_of_nothing_is_empty_columns(batch: ingest_pb2.Batch) -> None:
-    columns = to_content(batch)
+    content = to_content(batch)
+    assert isinstance(content, tuple)
+    columns, events = content
     assert isinstance(columns, SentColumns)
-    assert (len(columns), len(columns.aliases), columns.values) == (0, 0, {})
+    assert (len(columns), len(columns.aliases), columns.values, events) == (0, 0, {}, [])
 
 
 def test_readings_are_as_those_of_a_request() -> None:
-    assert to_content(over_the_wire(ingest_pb2.Batch(readings=[GOOD]))) == [
-        Reading("pump-1", None, [("x", NUMBER, 1.0), ("y", NUMBER, 2.0)])
-    ]
+    assert to_content(over_the_wire(ingest_pb2.Batch(readings=[GOOD]))) == (
+        [Reading("pump-1", None, [("x", NUMBER, 1.0), ("y", NUMBER, 2.0)])],
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,6 +162,16 @@ def test_what_refuses_a_batch(batch: ingest_pb2.Batch, reason: str, message: str
         {"readings": [ingest_pb2.Reading(device_id="A")], "mode": ingest_pb2.MODE_ALL_OR_NOTHING},
         {"readings": [ingest_pb2.Reading(device_id="A")] * 2},
         {"columns": ingest_pb2.Columns()},
+        {"readings": [ingest_pb2.Reading(device_id="A")], "events": [event_pb2.Event()]},
+        {
+            "readings": [ingest_pb2.Reading(device_id="A")],
+            "events": [event_pb2.Event(severity=severity_pb2.SEVERITY_DEBUG)],
+        },
+        {"readings": [ingest_pb2.Reading(device_id="A")], "events": [event_pb2.Event(time=Timestamp())]},
+        {
+            "readings": [ingest_pb2.Reading(device_id="A")],
+            "events": [event_pb2.Event(attributes={"x": Value()})],
+        },
         {"columns": ingest_pb2.Columns(times=[1])},
         {"columns": ingest_pb2.Columns(series=[1, 2], run_lengths=[1])},
         {"columns": ingest_pb2.Columns(double_values=[math.nan])},

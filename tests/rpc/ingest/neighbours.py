@@ -48,16 +48,19 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
 
     def __init__(self) -> None:
         self.devices: dict[str, dict[str, device_pb2.Device]] = {}
+        self.assets = {TENANT: {"hall", "line-1"}, "other": {"elsewhere"}}
         self.asked: list[list[str]] = []
         self.refusing = False
         self.answering = asyncio.Event()
         self.answering.set()
         self._tokens = ServiceTokens(service="asset_svc", mesh_secret=bytes(range(32)), clock=SystemClock())
 
-    def add(self, device_id: str, *, tenant: str = TENANT, disabled: bool = False) -> None:
+    def add(
+        self, device_id: str, *, tenant: str = TENANT, disabled: bool = False, asset_id: str = ""
+    ) -> None:
         status = device_pb2.DEVICE_STATUS_DISABLED if disabled else device_pb2.DEVICE_STATUS_ACTIVE
         self.devices.setdefault(tenant, {})[device_id] = device_pb2.Device(
-            id=device_id, device_type_id="pump", status=status
+            id=device_id, device_type_id="pump", status=status, asset_id=asset_id
         )
 
     async def BatchGetProfiles(
@@ -96,6 +99,19 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
                 if device_id in wanted
             }
         )
+
+    async def BatchCheckAssets(
+        self, request: profile_pb2.BatchCheckAssetsRequest, context: Any
+    ) -> profile_pb2.BatchCheckAssetsResponse:
+        await self.answering.wait()
+        if self.refusing:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "refused")
+        return profile_pb2.BatchCheckAssetsResponse(
+            asset_ids=self.assets.get(request.tenant, set()).intersection(request.asset_ids)
+        )
+
+    async def GetSubtree(self, request: Any, context: Any) -> profile_pb2.GetSubtreeResponse:
+        raise NotImplementedError
 
     async def ListProfiles(self, request: Any, context: Any) -> profile_pb2.ListProfilesResponse:
         raise NotImplementedError
