@@ -24,7 +24,7 @@ from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit import policy
 from meshkit.errors import InvalidArgument
 from meshkit.identity import Principal
-from telemetry_store.catalog import SeriesCatalog, SeriesKey
+from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import Event, RequestIdentity, WriteRequest, WriterIdentity
 
@@ -293,12 +293,9 @@ class Intake:
         series.outdate(version=self._profiles.version(tenant), now_us=now_us)
         while aliases := series.unresolved(_RESOLVED_AT_ONCE):
             devices = {series.definition(alias).device_id for alias in aliases}
-            new, units = series.judge(aliases, await self._profiles.find(tenant, devices))
-            keys = [
-                SeriesKey(device_id, metric, kind, unit)
-                for (device_id, metric, kind, _), unit in zip(map(series.definition, new), units, strict=True)
-            ]
-            series.settle(aliases, new, units, await self._catalog.resolve(tenant, keys))
+            good = series.judge(aliases, await self._profiles.find(tenant, devices))
+            keys = [key for key, _ in good.values()]
+            series.settle(aliases, list(good), await self._catalog.resolve(tenant, keys))
             if len(aliases) == _RESOLVED_AT_ONCE:
                 await asyncio.sleep(0)
 

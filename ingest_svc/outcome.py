@@ -14,6 +14,10 @@ BATCH_REFUSED: Why = (
     ErrorReason.ERROR_REASON_BATCH_REFUSED,
     "something else of the batch was refused, and its mode is ALL_OR_NOTHING",
 )
+VALUE_TOO_LARGE: Why = (
+    ErrorReason.ERROR_REASON_VALUE_INVALID,
+    "the value is too large in the metric's unit",
+)
 VALUE_REFUSED: Why = (
     ErrorReason.ERROR_REASON_VALUE_REFUSED,
     "the database refuses a value of this batch",
@@ -105,6 +109,15 @@ def metric_unknown(metric: str, device_type_id: str) -> Why:
 def kind_mismatch(metric: str, kind: Kind, sent: Kind) -> Why:
     """Say that values are not of their metric's kind."""
     return ErrorReason.ERROR_REASON_KIND_MISMATCH, f"metric {metric!r} is {kind.name}, not {sent.name}"
+
+
+def value_out_of_range(metric: str, bounds: tuple[float, float]) -> Why:
+    """Say that a value is outside of what its device type takes."""
+    minimum, maximum = bounds
+    return (
+        ErrorReason.ERROR_REASON_VALUE_OUT_OF_RANGE,
+        f"metric {metric!r} is from {minimum:g} to {maximum:g} in its unit; its type refuses other values",
+    )
 
 
 def time_out_of_window(window: TimeWindow) -> Why:

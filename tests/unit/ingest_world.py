@@ -17,9 +17,10 @@ from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit.errors import dependency_unavailable
 from meshkit.identity import Principal, PrincipalKind
 from meshkit.testing.clock import ManualClock
-from telemetry_store.catalog import SeriesCatalog, SeriesKey
+from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import Kind
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.series import SeriesKey
 
 NOW = 1_700_000_000_000_000
 METRICS = {"x": MetricProfile(Kind.DOUBLE, "°C")}

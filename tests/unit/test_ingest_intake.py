@@ -12,9 +12,9 @@ from ingest_svc.outcome import RefusedContent
 from ingest_svc.reading import NUMBER, Reading
 from ingest_svc.series_table import SeriesDefinition
 from meshkit.errors import FailedPrecondition, PermissionDenied, Unavailable
-from telemetry_store.catalog import SeriesKey
 from telemetry_store.columns import Kind
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.series import SeriesKey
 from tests.unit.ingest_world import NOW, OFF, PUMP, World, origin
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
