@@ -19,9 +19,10 @@ from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
+from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
-from ingest_svc.store import BackfillStore, CommitStore
+from ingest_svc.store import BackfillStore, CommitStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
@@ -77,7 +78,13 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
-        TelemetryWriter(pool=pool, on_committed=announcer.announce, on_group=metrics.group_stored) as writer,
+        TelemetryWriter(
+            pool=pool,
+            judge=(processing := Processing(catalog=catalog, store=StateStore(pool=pool))).judge,
+            on_committed=announcer.announce,
+            on_group=metrics.group_stored,
+        ) as writer,
+        background(processing.keep_saving(), name="save-states"),
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
@@ -85,7 +92,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         intake = Intake(
             profiles=profiles,
             assets=known_assets,
-            catalog=catalog,
+            series_finder=processing,
             backfills=backfills,
             live_window=settings.live_window,
         )
@@ -126,7 +133,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         messages = MessagePath(
             tenants=tenants,
             profiles=profiles,
-            catalog=catalog,
+            series_finder=processing,
             writer=writer,
             live_window=settings.live_window,
             clock=clock,

@@ -40,10 +40,11 @@ class Samples:
 class Assessment(Outcome):
     """What becomes of a batch of readings.
 
-    `series` holds each series that gets a sample once.
+    `series` holds each series that gets a sample once, `metrics` what each one's metric is.
     """
 
     series: list[SeriesKey] = field(default_factory=list)
+    metrics: list[MetricProfile] = field(default_factory=list)
     samples: dict[Kind, Samples] = field(default_factory=dict)
 
     def columns(self, series_ids: npt.NDArray[np.int32]) -> list[KindColumns]:
@@ -178,6 +179,7 @@ class _Assessor:
                     series = series_by_metric[metric] = len(self.assessment.series)
                     key = SeriesKey(reading.device_id, metric, defined.kind, defined.unit)
                     self.assessment.series.append(key)
+                    self.assessment.metrics.append(defined)
                 self._accept(defined.kind, index, series, time_us, stored)
                 continue
             self._refuse(Refusal(index, reading.device_id, name, *why), 1)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from opentelemetry.trace import SpanContext
 
 from ingest_svc import columns as sent_columns
@@ -17,6 +19,7 @@ from ingest_svc.columns import SentColumns
 from ingest_svc.conversion import to_result
 from ingest_svc.event import SentEvent
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, RefusedContent
+from ingest_svc.profile import MetricProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
 from ingest_svc.series_table import SeriesTable
@@ -24,9 +27,9 @@ from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit import policy
 from meshkit.errors import InvalidArgument
 from meshkit.identity import Principal
-from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import Event, RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.series import SeriesKey
 
 _BACKFILL_PERMISSION = "telemetry:backfill"
 # So many series are resolved at a time; asset_svc takes no more devices at once, and
@@ -72,6 +75,16 @@ class Backfills(Protocol):
         ...
 
 
+class SeriesFinder(Protocol):
+    """Where ids of series are found."""
+
+    async def resolve(
+        self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
+    ) -> npt.NDArray[np.int32]:
+        """Return the ids of series, as Processing does."""
+        ...
+
+
 class Intake:
     """Takes batches: decides about their samples, and makes their outcomes.
 
@@ -82,7 +95,7 @@ class Intake:
     Args:
         profiles: finds what devices may report.
         assets: finds which assets exist.
-        catalog: finds ids of series.
+        series_finder: finds ids of series.
         backfills: finds declared backfills.
         live_window: event times taken without a backfill.
     """
@@ -92,13 +105,13 @@ class Intake:
         *,
         profiles: ProfileCache,
         assets: AssetCache,
-        catalog: SeriesCatalog,
+        series_finder: SeriesFinder,
         backfills: Backfills,
         live_window: LiveWindow,
     ) -> None:
         self._profiles = profiles
         self._assets = assets
-        self._catalog = catalog
+        self._series_finder = series_finder
         self._backfills = backfills
         self._live_window = live_window
 
@@ -138,7 +151,9 @@ class Intake:
         )
         samples: list[KindColumns] = []
         if assessment.series:
-            samples = assessment.columns(await self._catalog.resolve(tenant, assessment.series))
+            samples = assessment.columns(
+                await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
+            )
         digest = sent_readings.digest(readings, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
         return await self._request(
             origin,
@@ -148,6 +163,7 @@ class Intake:
             events=events,
             window=window,
             received_us=received_us,
+            live_us=0 if backfill_id else received_us,
             all_or_nothing=all_or_nothing,
         )
 
@@ -236,6 +252,7 @@ class Intake:
             events=events,
             window=window,
             received_us=received_us,
+            live_us=received_us,
             all_or_nothing=all_or_nothing,
         )
 
@@ -257,11 +274,12 @@ class Intake:
         events: Sequence[SentEvent],
         window: TimeWindow,
         received_us: int,
+        live_us: int,
         all_or_nothing: bool,
     ) -> WriteRequest:
         """Return the request of a batch, with its events if it has any."""
         if not events:
-            return _request(origin, digest, outcome, samples)
+            return _request(origin, digest, outcome, samples, live_us=live_us)
         assessed = await self._assess_events(
             origin.principal.tenant, events, window=window, received_us=received_us
         )
@@ -273,7 +291,8 @@ class Intake:
             most_refusals=sent_columns.MAX_REFUSALS,
         )
         digest = _digest_beside(digest, events, all_or_nothing=all_or_nothing)
-        return _request(origin, digest, told, samples if told.stored_samples else [], assessed.events)
+        kept = samples if told.stored_samples else []
+        return _request(origin, digest, told, kept, assessed.events, live_us=live_us)
 
     async def _assess_events(
         self, tenant: str, events: Sequence[SentEvent], *, window: TimeWindow, received_us: int
@@ -294,8 +313,8 @@ class Intake:
         while aliases := series.unresolved(_RESOLVED_AT_ONCE):
             devices = {series.definition(alias).device_id for alias in aliases}
             good = series.judge(aliases, await self._profiles.find(tenant, devices))
-            keys = [key for key, _ in good.values()]
-            series.settle(aliases, list(good), await self._catalog.resolve(tenant, keys))
+            keys, metrics = [key for key, _ in good.values()], [metric for _, metric in good.values()]
+            series.settle(aliases, list(good), await self._series_finder.resolve(tenant, keys, metrics))
             if len(aliases) == _RESOLVED_AT_ONCE:
                 await asyncio.sleep(0)
 
@@ -318,6 +337,8 @@ def _request(
     outcome: Outcome,
     samples: Sequence[KindColumns],
     events: Sequence[Event] = (),
+    *,
+    live_us: int = 0,
 ) -> WriteRequest:
     sequence = origin.identity.sequence if isinstance(origin.identity, WriterIdentity) else 0
     recorded = to_result(outcome, sequence).SerializeToString()
@@ -334,6 +355,7 @@ def _request(
         span=origin.span,
         door=origin.door,
         events=events if outcome.stored_events else (),
+        received_us=live_us,
     )
 
 

@@ -17,7 +17,7 @@ from ingest_svc import device_message
 from ingest_svc.assessment import Assessment, assess
 from ingest_svc.conversion import to_result
 from ingest_svc.device_message import MalformedMessageError
-from ingest_svc.intake import Door
+from ingest_svc.intake import Door, SeriesFinder
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
@@ -27,7 +27,6 @@ from ingest_svc.window import LiveWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import current_trace_id, tracer
-from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -86,7 +85,7 @@ class MessagePath:
     Args:
         tenants: finds whose devices are.
         profiles: finds what they may report, and how their messages are read.
-        catalog: finds ids of series.
+        series_finder: finds ids of series.
         writer: commits.
         live_window: event times that are taken.
         clock: moves the window.
@@ -97,14 +96,14 @@ class MessagePath:
         *,
         tenants: TenantCache,
         profiles: ProfileCache,
-        catalog: SeriesCatalog,
+        series_finder: SeriesFinder,
         writer: MessageWriter,
         live_window: LiveWindow,
         clock: Clock,
     ) -> None:
         self._tenants = tenants
         self._profiles = profiles
-        self._catalog = catalog
+        self._series_finder = series_finder
         self._writer = writer
         self._live_window = live_window
         self._clock = clock
@@ -203,7 +202,9 @@ class MessagePath:
         for refusal in assessment.refusals:
             found.refusals[found.of_readings[refusal.reading_index]].append(_why(refusal))
         samples = (
-            assessment.columns(await self._catalog.resolve(tenant, assessment.series))
+            assessment.columns(
+                await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
+            )
             if assessment.series
             else []
         )
@@ -222,6 +223,7 @@ class MessagePath:
                 span=span,
                 door=Door.MQTT,
                 dead_letters=list(letters.values()),
+                received_us=max(message.arrival_us for message in found.messages),
             )
         )
 

@@ -1,7 +1,7 @@
 """An intake with its neighbours in memory: one tenant, `acme`, with two pumps."""
 
 from collections.abc import Collection, Coroutine, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit.errors import dependency_unavailable
 from meshkit.identity import Principal, PrincipalKind
 from meshkit.testing.clock import ManualClock
-from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import Kind
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
 from telemetry_store.series import SeriesKey
@@ -48,14 +47,15 @@ class Assets:
         return {device_id: self.devices[device_id] for device_id in device_ids if device_id in self.devices}
 
 
-class Catalog(SeriesCatalog):
+class SeriesIds:
     """Gives ids in the order of the questions, and remembers all."""
 
     def __init__(self) -> None:
-        super().__init__(pool=cast(Any, None))
         self.made: dict[SeriesKey, int] = {}
 
-    async def resolve(self, tenant: str, keys: Sequence[SeriesKey]) -> npt.NDArray[np.int32]:
+    async def resolve(
+        self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
+    ) -> npt.NDArray[np.int32]:
         return np.array([self.made.setdefault(key, len(self.made)) for key in keys], np.int32)
 
 
@@ -73,11 +73,11 @@ class World:
         self.assets = Assets()
         self.clock = ManualClock(NOW)
         self.cache = ProfileCache(source=self.assets, clock=self.clock)
-        self.catalog = Catalog()
+        self.series_ids = SeriesIds()
         self.intake = Intake(
             profiles=self.cache,
             assets=AssetCache(source=self.assets, clock=self.clock),
-            catalog=self.catalog,
+            series_finder=self.series_ids,
             backfills=Backfills(),
             live_window=LiveWindow(late_us=3_600_000_000, future_us=1_000),
         )

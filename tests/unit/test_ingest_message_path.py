@@ -12,7 +12,7 @@ from ingest_svc.window import LiveWindow
 from meshkit.errors import InvalidArgument, Unavailable, dependency_unavailable
 from meshkit.testing.clock import ManualClock
 from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
-from tests.unit.ingest_world import NOW, Assets, Catalog
+from tests.unit.ingest_world import NOW, Assets, SeriesIds
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -65,7 +65,7 @@ async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
         yield MessagePath(
             tenants=tenants,
             profiles=profiles,
-            catalog=Catalog(),
+            series_finder=SeriesIds(),
             writer=writer,
             live_window=LiveWindow(late_us=1_000_000, future_us=1_000_000),
             clock=clock,
