@@ -1,5 +1,7 @@
 """Between the contract's messages and the rules' plain data."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from jsonpointer import JsonPointer
 
 from ingest_svc.assessment import refuse_rest
-from ingest_svc.columns import SentColumns, digest_as_sent
+from ingest_svc.columns import SentColumns, UnreadableStrings, digest_as_sent
 from ingest_svc.event import MAX_EVENTS, EventAsSent, SentEvent, digest_beside
 from ingest_svc.event import digest as digest_events
 from ingest_svc.outcome import EventRefusal, Outcome, Refusal, RefusedContent, Why
@@ -346,8 +348,9 @@ def to_columns(message: ingest_pb2.Columns) -> SentColumns:
         values[Kind.INT] = np.array(message.int_values, np.int64)
     if message.bool_values:
         values[Kind.BOOL] = np.array(message.bool_values, np.bool_)
-    if message.string_values:
-        values[Kind.STRING] = np.array(message.string_values, np.object_)
+    codes, texts, unreadable = _strings(message)
+    if len(codes):
+        values[Kind.STRING] = codes
     if message.point_values:
         values[Kind.POINT] = np.array([_coordinates(point) for point in message.point_values], np.float64)
     return SentColumns(
@@ -355,7 +358,29 @@ def to_columns(message: ingest_pb2.Columns) -> SentColumns:
         run_lengths=np.array(message.run_lengths, np.uint32).astype(np.int64),
         times=np.array(message.times, np.int64),
         values=values,
+        texts=texts,
+        unreadable=unreadable,
     )
+
+
+def _strings(
+    message: ingest_pb2.Columns,
+) -> tuple[npt.NDArray[np.int32], Sequence[str], UnreadableStrings | None]:
+    """Return strings as codes, and the texts that they are places of."""
+    dictionary = list(message.string_dictionary)
+    codes = np.array(message.string_codes, np.uint32)
+    if not len(codes) and not dictionary:
+        texts = list(message.string_values)
+        return np.arange(len(texts), dtype=np.int32), texts, None
+    if message.string_values:
+        why = "string_values stand beside string_dictionary or string_codes; send one form"
+    elif len(codes) and (greatest := int(codes.max())) >= len(dictionary):
+        why = f"string_codes has {greatest}, string_dictionary has {len(dictionary)} texts"
+    else:
+        return codes.astype(np.int32), dictionary, None
+    sent = json.dumps([dictionary, codes.tolist(), list(message.string_values)], separators=(",", ":"))
+    digest = hashlib.sha256(sent.encode("ascii")).digest()
+    return np.empty(0, np.int32), (), UnreadableStrings(why, digest)
 
 
 def _coordinates(point: value_pb2.Point) -> tuple[float, float, float]:

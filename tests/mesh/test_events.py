@@ -1,6 +1,7 @@
-"""Events go in and come out by gRPC, JSON and the command line, exactly once."""
+"""Events and states go in and come out by gRPC, JSON and the command line, exactly once."""
 
 import json
+import time
 import uuid
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from tests.rpc.ingest.streaming import Client
 from twinmesh.ingest.v1 import event_pb2, ingest_service_pb2, ingest_service_pb2_grpc
 from twinmesh.twin.v1 import event_service_pb2, event_service_pb2_grpc
 from twinmesh.type.v1 import severity_pb2
-from twinmesh.type.v1.value_pb2 import Value
+from twinmesh.type.v1.value_pb2 import VALUE_KIND_STRING, Value
 
 
 async def site(admin: httpx.AsyncClient) -> dict[str, str]:
@@ -115,6 +116,40 @@ async def test_events_by_grpc_and_in_a_streams_batch(
     assert [(each.type, each.severity, each.message, dict(each.attributes)) for each in found] == [
         (event.type, event.severity, event.message, dict(event.attributes))
     ] * 2
+
+
+async def test_states_by_codes_are_in_history_and_twin(
+    mesh: Mesh, admin: httpx.AsyncClient, admin_token: str
+) -> None:
+    name = f"door-{uuid.uuid4().hex[:8]}"
+    metrics = [{"name": "state", "kind": "VALUE_KIND_STRING"}]
+    for path, resource in (
+        ("/v1/deviceTypes", {"id": name, "metrics": metrics}),
+        ("/v1/devices", {"id": name, "deviceTypeId": name}),
+    ):
+        assert (await admin.post(path, json=resource)).status_code == 200
+    texts = ["open", "shut", "open", "läuft"] * 25
+    start = time.time_ns() // 1000 - len(texts)
+    columns = ingest_service_pb2.Columns(
+        series=[0],
+        run_lengths=[len(texts)],
+        times=range(start, start + len(texts)),
+        string_dictionary=["shut", "open", "läuft"],
+        string_codes=[1, 0, 1, 2] * 25,
+    )
+    async with grpc.aio.insecure_channel(mesh.address) as channel:
+        stub: Any = ingest_service_pb2_grpc.IngestServiceStub(channel)
+        client = Client(stub.StreamTelemetry(metadata=bearer(admin_token)))
+        await client.open(uuid.uuid4().hex, ack_level=ingest_service_pb2.ACK_LEVEL_APPLIED)
+        await client.define((name, "state"), kind=VALUE_KIND_STRING)
+        await client.batch(1, columns)
+        assert await client.durable(1) == []
+        await client.applied(1)
+        await client.close()
+    (history,) = (await admin.get(f"/v1/twins/{name}/history")).json()["metrics"]
+    assert history["stringValues"] == texts
+    twin = (await admin.get(f"/v1/twins/{name}")).json()
+    assert twin["metrics"]["state"]["value"] == {"stringValue": "läuft"}
 
 
 async def test_the_command_line_sends_and_lists(mesh: Mesh, admin: httpx.AsyncClient) -> None:

@@ -194,7 +194,9 @@ class Ingest:
         try:
             rows = await connection.fetch(
                 "SELECT series.device_id, series.metric, segment.times, "
-                "segment.doubles, segment.ints, segment.bools, segment.strings, segment.points "
+                "segment.doubles, segment.ints, segment.bools, segment.points, "
+                "(SELECT array_agg(strings[coalesce(codes[place], least(place, cardinality(strings)))] "
+                "ORDER BY place) FROM generate_subscripts(times, 1) AS place WHERE strings IS NOT NULL) "
                 "FROM telemetry.segment JOIN telemetry.series USING (tenant_id, series_id) "
                 "WHERE tenant_id = $1 ORDER BY segment.order_no, segment.start_time",
                 tenant,
@@ -204,7 +206,7 @@ class Ingest:
         found: dict[tuple[str, str, int], Any] = {}
         for device_id, metric, times, *columns in rows:
             (values,) = (column for column in columns if column is not None)
-            if columns[-1] is not None:
+            if columns[3] is not None:
                 values = [tuple(values[at : at + 3]) for at in range(0, len(values), 3)]
             for time_us, value in zip(times, values, strict=True):
                 found[device_id, metric, time_us] = value

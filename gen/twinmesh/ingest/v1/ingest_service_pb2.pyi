@@ -731,6 +731,8 @@ class Columns(_message.Message):
     BOOL_VALUES_FIELD_NUMBER: _builtins.int
     STRING_VALUES_FIELD_NUMBER: _builtins.int
     POINT_VALUES_FIELD_NUMBER: _builtins.int
+    STRING_DICTIONARY_FIELD_NUMBER: _builtins.int
+    STRING_CODES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def series(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Alias per run."""
@@ -763,6 +765,17 @@ class Columns(_message.Message):
     def point_values(self) -> _containers.RepeatedCompositeFieldContainer[_value_pb2.Point]:
         """Values of runs of kind POINT."""
 
+    @_builtins.property
+    def string_dictionary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In place of string_values: the texts that string_codes name, best each once."""
+
+    @_builtins.property
+    def string_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Values of runs of kind STRING, each as its place in string_dictionary, from 0. The
+        content, and so the digest, is that of the texts. A code beyond the dictionary, or
+        string_values beside either, refuses the batch (COLUMNS_INVALID).
+        """
+
     def __init__(
         self,
         *,
@@ -774,10 +787,12 @@ class Columns(_message.Message):
         bool_values: _abc.Iterable[_builtins.bool] | None = ...,
         string_values: _abc.Iterable[_builtins.str] | None = ...,
         point_values: _abc.Iterable[_value_pb2.Point] | None = ...,
+        string_dictionary: _abc.Iterable[_builtins.str] | None = ...,
+        string_codes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "double_values", b"double_values", "int_values", b"int_values", "point_values", b"point_values", "run_lengths", b"run_lengths", "series", b"series", "string_values", b"string_values", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "double_values", b"double_values", "int_values", b"int_values", "point_values", b"point_values", "run_lengths", b"run_lengths", "series", b"series", "string_codes", b"string_codes", "string_dictionary", b"string_dictionary", "string_values", b"string_values", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -373,6 +373,18 @@ class Columns(betterproto2.Message):
     Values of runs of kind POINT.
     """
 
+    string_dictionary: "list[str]" = betterproto2.field(9, betterproto2.TYPE_STRING, repeated=True)
+    """
+    In place of string_values: the texts that string_codes name, best each once.
+    """
+
+    string_codes: "list[int]" = betterproto2.field(10, betterproto2.TYPE_FIXED32, repeated=True)
+    """
+    Values of runs of kind STRING, each as its place in string_dictionary, from 0. The
+    content, and so the digest, is that of the texts. A code beyond the dictionary, or
+    string_values beside either, refuses the batch (COLUMNS_INVALID).
+    """
+
 
 default_message_pool.register_message("twinmesh.ingest.v1", "Columns", Columns)
 

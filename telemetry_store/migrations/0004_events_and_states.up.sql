@@ -1,3 +1,12 @@
+-- States are few texts many times: a row holds each once, and which of them each sample is.
+
+ALTER TABLE telemetry.segment ADD COLUMN codes smallint[];
+ALTER TABLE telemetry.segment ALTER COLUMN codes SET STORAGE EXTERNAL;
+COMMENT ON COLUMN telemetry.segment.codes IS
+    'Of strings: places in strings, from 1, one element per time. Null: strings has one for all times, or one for each.';
+COMMENT ON COLUMN telemetry.segment.doubles IS
+    'Of the five value columns the one of the series'' kind is set, with one element per time; strings: see codes.';
+
 -- Events: what happened on devices and assets.
 --
 -- One table, not one a day: there are few events beside samples, they are read newest first
