@@ -4,7 +4,8 @@ Batch ──▶ BatchFlow.take ──▶ Intake ──▶ Writer.submit ──�
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -13,9 +14,13 @@ from opentelemetry.trace import NonRecordingSpan, Span
 
 from ingest_svc import conversion
 from ingest_svc.columns import SentColumns
+from ingest_svc.event import InvalidEvent, SentEvent
+from ingest_svc.event_messages import to_stream_events
 from ingest_svc.flow import BatchFlow, Taken, is_transient
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.outcome import Outcome, RefusedContent
+from ingest_svc.raw_trail import BatchTrail, StreamTrail
+from ingest_svc.reading import Reading
 from ingest_svc.series_table import SeriesTable
 from meshkit.clock import Clock
 from meshkit.errors import DomainError, InvalidArgument
@@ -44,6 +49,7 @@ class BatchPath:
     Args:
         flow: decides which are taken, and is told what became of them.
         series: what their aliases stand for.
+        trail: keeps them as they came.
         intake: makes of them what the writer takes.
         writer: commits them.
         clock: tells when they were received.
@@ -51,13 +57,14 @@ class BatchPath:
         epoch: of the Open that they came behind.
     """
 
-    __slots__ = ("_clock", "_epoch", "_flow", "_intake", "_series", "_writer", "_writer_id")
+    __slots__ = ("_clock", "_epoch", "_flow", "_intake", "_series", "_trail", "_writer", "_writer_id")
 
     def __init__(
         self,
         *,
         flow: BatchFlow,
         series: SeriesTable,
+        trail: StreamTrail,
         intake: Intake,
         writer: BatchWriter,
         clock: Clock,
@@ -66,6 +73,7 @@ class BatchPath:
     ) -> None:
         self._flow = flow
         self._series = series
+        self._trail = trail
         self._intake = intake
         self._writer = writer
         self._clock = clock
@@ -99,7 +107,7 @@ class BatchPath:
     ) -> None:
         taken.span = _span(batch)
         try:
-            request = await self._to_request(batch, taken, principal)
+            request, trail = await self._to_request(batch, taken, principal)
             if taken.dropped:  # Meanwhile one before it has to come again, and so has this one.
                 return
             written = self._writer.submit(request)
@@ -109,9 +117,13 @@ class BatchPath:
             self._flow.throw_back(taken, error)
         else:
             self._flow.accept(taken, written)
+            self._trail.sent(trail)
+            written.add_done_callback(partial(self._trail_written, trail))
             written.add_done_callback(partial(self._written, taken, answered))
 
-    async def _to_request(self, batch: ingest_pb2.Batch, taken: Taken, principal: Principal) -> WriteRequest:
+    async def _to_request(
+        self, batch: ingest_pb2.Batch, taken: Taken, principal: Principal
+    ) -> tuple[WriteRequest, BatchTrail]:
         received_us = self._clock.now_us()
         origin = Origin(
             principal,
@@ -121,21 +133,45 @@ class BatchPath:
         )
         all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
         content = conversion.to_content(batch)
+        request = await self._take_content(
+            content,
+            to_stream_events(batch.events),
+            origin,
+            all_or_nothing=all_or_nothing,
+            received_us=received_us,
+        )
+        if batch.sequence <= self._flow.last_committed:  # It is known, and so is its trail.
+            return request, BatchTrail()
+        trail = await self._trail.of_batch(batch, content, received_us)
+        return replace(request, raw=trail.messages), trail
+
+    async def _take_content(
+        self,
+        content: SentColumns | list[Reading] | RefusedContent,
+        events: Sequence[SentEvent | InvalidEvent],
+        origin: Origin,
+        *,
+        all_or_nothing: bool,
+        received_us: int,
+    ) -> WriteRequest:
         if isinstance(content, RefusedContent):
-            return self._intake.refuse(origin, content)
-        samples, events = content
-        if isinstance(samples, SentColumns):
+            return self._intake.refuse(origin, content, events=events, received_us=received_us)
+        if isinstance(content, SentColumns):
             return await self._intake.take_columns(
                 origin,
-                samples,
+                content,
                 self._series,
                 events=events,
                 all_or_nothing=all_or_nothing,
                 received_us=received_us,
             )
         return await self._intake.take_readings(
-            origin, samples, events=events, all_or_nothing=all_or_nothing, received_us=received_us
+            origin, content, events=events, all_or_nothing=all_or_nothing, received_us=received_us
         )
+
+    def _trail_written(self, trail: BatchTrail, written: asyncio.Future[WriteResult]) -> None:
+        if written.cancelled() or written.exception() is not None or written.result().duplicate:
+            self._trail.lost(trail)
 
     def _written(self, taken: Taken, answered: Answered, written: asyncio.Future[WriteResult]) -> None:
         if written.cancelled():

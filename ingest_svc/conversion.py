@@ -11,14 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from jsonpointer import JsonPointer
 
 from ingest_svc.assessment import refuse_rest
 from ingest_svc.columns import SentColumns, UnreadableStrings, digest_as_sent
-from ingest_svc.event import MAX_EVENTS, EventAsSent, SentEvent, digest_beside
-from ingest_svc.event import digest as digest_events
+from ingest_svc.dead_letters import devices_of
 from ingest_svc.outcome import EventRefusal, Outcome, Refusal, RefusedContent, Why
 from ingest_svc.profile import (
     FLAT,
@@ -45,13 +43,14 @@ from meshkit.units import conversion
 from meshkit.validation import validate
 from telemetry_store.backfill import BackfillRow
 from telemetry_store.columns import Kind
-from telemetry_store.requests import RequestIdentity, WriteResult, WriterIdentity
+from telemetry_store.requests import PayloadFormat, RequestIdentity, WriteResult, WriterIdentity
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
+from twinmesh.ingest.v1 import dead_letter_service_pb2 as dead_letter_pb2
 from twinmesh.ingest.v1 import event_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
-from twinmesh.type.v1 import severity_pb2, value_pb2
+from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MAX_READINGS = 10_000
@@ -95,7 +94,7 @@ def to_readings(messages: Sequence[ingest_pb2.Reading]) -> list[Reading]:
     return readings
 
 
-def _time_us(message: ingest_pb2.Reading | event_pb2.Event) -> int | None:
+def _time_us(message: ingest_pb2.Reading) -> int | None:
     return to_micros(message.time) if message.HasField("time") else None
 
 
@@ -109,7 +108,7 @@ def _samples(message: ingest_pb2.Reading) -> list[SentSample]:
     # Keys and look-ups: upb's items() is written in Python and costs twice as much.
     values, numbers = message.values, message.numbers
     for metric in values:
-        samples.append(_sample(metric, values[metric]))
+        samples.append(to_sample(metric, values[metric]))
     for metric in numbers:
         samples.append((metric, NUMBER, numbers[metric]))
     if message.HasField("location"):
@@ -120,7 +119,8 @@ def _samples(message: ingest_pb2.Reading) -> list[SentSample]:
     return samples
 
 
-def _sample(name: str, value: value_pb2.Value) -> SentSample:
+def to_sample(name: str, value: value_pb2.Value) -> SentSample:
+    """Return a value by its name."""
     kind = value.WhichOneof("kind")
     if kind is None:
         return name, UNSET, None
@@ -141,41 +141,6 @@ def _violations(
             yield FieldViolation(f"readings[{index}].time.nanos", "must be from 0 to 999999999")
 
 
-def to_events(messages: Sequence[event_pb2.Event]) -> list[SentEvent]:
-    """Return the events of a request.
-
-    Raises:
-        InvalidArgument: INVALID_FIELD, naming each event whose time is no time.
-    """
-    violations = [
-        FieldViolation(f"events[{index}].time.nanos", "must be from 0 to 999999999")
-        for index, message in enumerate(messages)
-        if not 0 <= message.time.nanos < _NANOS_PER_SECOND
-    ]
-    if violations:
-        raise InvalidArgument(
-            f"{violations[0].field}: {violations[0].description}",
-            reason=ErrorReason.ERROR_REASON_INVALID_FIELD,
-            violations=violations[:_MAX_VIOLATIONS],
-        )
-    return [
-        SentEvent(
-            message.device_id,
-            message.asset_id,
-            message.type,
-            message.severity or severity_pb2.SEVERITY_INFO,
-            _time_us(message),
-            message.message,
-            _attributes(message),
-        )
-        for message in messages
-    ]
-
-
-def _attributes(message: event_pb2.Event) -> list[SentSample]:
-    return [_sample(name, message.attributes[name]) for name in sorted(message.attributes)]
-
-
 def to_identity(
     request: ingest_pb2.IngestTelemetryRequest | ingest_pb2.IngestEventsRequest,
 ) -> RequestIdentity | WriterIdentity | None:
@@ -187,7 +152,7 @@ def to_identity(
     return None
 
 
-def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
+def to_result(outcome: Outcome, sequence: int, trace_id: str = "") -> ingest_pb2.BatchResult:
     """Return what is recorded of a batch, and told of it when it comes again."""
     return ingest_pb2.BatchResult(
         sequence=sequence,
@@ -196,9 +161,10 @@ def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
         refused_samples=outcome.refused_samples,
         refusals=map(_told, outcome.refusals),
         message=outcome.message,
+        trace_id=trace_id,
         stored_events=outcome.stored_events,
         refused_events=outcome.refused_events,
-        event_refusals=map(_told_event, outcome.event_refusals),
+        event_refusals=map(told_event, outcome.event_refusals),
     )
 
 
@@ -230,26 +196,8 @@ def to_response(
     )
 
 
-def to_events_response(written: WriteResult) -> ingest_pb2.IngestEventsResponse:
-    """Return the answer that says what became of a request with events."""
-    result = ingest_pb2.BatchResult.FromString(written.outcome)
-    refusals: Iterable[event_pb2.EventRefusal] = result.event_refusals
-    if result.reason:
-        # Refused as a whole: those without a reason of their own are told this one.
-        known = {refusal.event_index: refusal for refusal in result.event_refusals}
-        refusals = [
-            known.get(index) or _told_event(EventRefusal(index, result.reason, result.message))
-            for index in range(result.refused_events)
-        ]
-    return ingest_pb2.IngestEventsResponse(
-        stored_events=result.stored_events,
-        refused_events=result.refused_events,
-        refusals=refusals,
-        duplicate=written.duplicate,
-    )
-
-
-def _told_event(refusal: EventRefusal) -> event_pb2.EventRefusal:
+def told_event(refusal: EventRefusal) -> event_pb2.EventRefusal:
+    """Return why an event is not stored, as the contract has it."""
     return event_pb2.EventRefusal(
         event_index=refusal.event_index, reason=refusal.reason, message=refusal.message
     )
@@ -274,34 +222,32 @@ def to_definitions(messages: Iterable[ingest_pb2.SeriesDef]) -> list[tuple[int, 
     ]
 
 
-def to_content(
-    batch: ingest_pb2.Batch,
-) -> tuple[SentColumns | list[Reading], list[SentEvent]] | RefusedContent:
-    """Return what a stream's batch holds: columns (empty ones when there are none) or readings, and events.
+def to_content(batch: ingest_pb2.Batch) -> SentColumns | list[Reading] | RefusedContent:
+    """Return what a stream's batch holds: columns (empty ones when it holds nothing), or readings.
 
-    Readings and events that break the contract's rules, and columns beside readings,
-    refuse the batch: nobody validates them before, since that would end the stream.
+    Readings that break the contract's rules, and columns beside readings, refuse the
+    batch: nobody validates them before, since that would end the stream.
     """
-    if batch.readings and batch.HasField("columns"):
+    if not batch.readings:
+        return to_columns(batch.columns)
+    if batch.HasField("columns"):
         message = "a batch holds columns or readings, not both"
         return _refused(batch, (ErrorReason.ERROR_REASON_COLUMNS_INVALID, message))
     try:
-        _validate("readings", batch.readings, MAX_READINGS)
-        _validate("events", batch.events, MAX_EVENTS)
-        events = to_events(batch.events)
-        return to_readings(batch.readings) if batch.readings else to_columns(batch.columns), events
+        _validate_readings(batch.readings)
+        return to_readings(batch.readings)
     except InvalidArgument as error:
         return _refused(batch, (error.reason, error.message))
 
 
-def _validate(field: str, messages: Sequence[Message], most: int) -> None:
-    if len(messages) > most:
-        raise invalid_field(field, f"must not have more than {most} items")
+def _validate_readings(messages: Sequence[ingest_pb2.Reading]) -> None:
+    if len(messages) > MAX_READINGS:
+        raise invalid_field("readings", f"must not have more than {MAX_READINGS} items")
     for index, message in enumerate(messages):
         try:
             validate(message)
         except InvalidArgument as error:
-            raise InvalidArgument(f"{field}[{index}].{error.message}", reason=error.reason) from error
+            raise InvalidArgument(f"readings[{index}].{error.message}", reason=error.reason) from error
 
 
 def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
@@ -322,21 +268,19 @@ def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
         for message in batch.readings
     ]
     digest = digest_refused(readings, all_or_nothing=all_or_nothing, columns=columns)
-    if batch.events:
-        events = [
-            EventAsSent(
-                message.device_id,
-                message.asset_id,
-                message.type,
-                message.severity,
-                (message.time.seconds, message.time.nanos) if message.HasField("time") else None,
-                message.message,
-                _attributes(message),
-            )
-            for message in batch.events
-        ]
-        digest = digest_beside(digest, digest_events(events, all_or_nothing=all_or_nothing))
-    return RefusedContent(why, samples, digest, len(batch.events))
+    payload = dead_letter_pb2.RefusedBatch(
+        mode=batch.mode,
+        readings=batch.readings,
+        columns=batch.columns if batch.HasField("columns") else None,
+    )
+    return RefusedContent(
+        why,
+        samples,
+        digest,
+        payload=payload.SerializeToString(),
+        payload_format=PayloadFormat.READINGS,
+        device_ids=devices_of(batch.readings),
+    )
 
 
 def to_columns(message: ingest_pb2.Columns) -> SentColumns:
@@ -380,7 +324,12 @@ def _strings(
         return codes.astype(np.int32), dictionary, None
     sent = json.dumps([dictionary, codes.tolist(), list(message.string_values)], separators=(",", ":"))
     digest = hashlib.sha256(sent.encode("ascii")).digest()
-    return np.empty(0, np.int32), (), UnreadableStrings(why, digest)
+    written = ingest_pb2.Columns(
+        string_values=message.string_values,
+        string_dictionary=message.string_dictionary,
+        string_codes=message.string_codes,
+    )
+    return np.empty(0, np.int32), (), UnreadableStrings(why, digest, written.SerializeToString())
 
 
 def _coordinates(point: value_pb2.Point) -> tuple[float, float, float]:
@@ -449,6 +398,12 @@ def _quality(rules: device_type_pb2.QualityRules) -> QualityRules:
     )
 
 
+def _threshold(rules: device_type_pb2.AnomalyRules) -> float:
+    if rules.disabled:
+        return math.inf
+    return rules.threshold if rules.HasField("threshold") else QualityRules().anomaly_threshold
+
+
 def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> MetricProfile:
     minimum = metric.minimum if metric.HasField("minimum") else -math.inf
     maximum = metric.maximum if metric.HasField("maximum") else math.inf
@@ -464,5 +419,9 @@ def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> 
             maximum=maximum,
             interval_us=metric.interval.ToMicroseconds(),
             max_rate=metric.max_rate if metric.HasField("max_rate") else math.inf,
+            anomaly_threshold=_threshold(metric.anomaly),
+            anomaly_half_life=metric.anomaly.half_life
+            if metric.anomaly.HasField("half_life")
+            else quality.anomaly_half_life,
         ),
     )

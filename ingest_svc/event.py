@@ -19,7 +19,7 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 MAX_EVENTS = 1_000
 _FORMAT = "events/1"
 _BATCH_FORMAT = b"batch/1"
-# NaN and infinities: a batch that is refused may hold them.
+# With NaN and infinities: events that are refused may hold them.
 _CANONICAL = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
@@ -51,6 +51,13 @@ class EventAsSent(NamedTuple):
     attributes: Sequence[SentSample]
 
 
+class InvalidEvent(NamedTuple):
+    """An event that breaks the contract's rules, and how."""
+
+    sent: EventAsSent
+    why: Why
+
+
 @dataclass(frozen=True, slots=True)
 class AssessedEvents:
     """What becomes of events: those to store, and why the others are not, in the order sent."""
@@ -60,10 +67,11 @@ class AssessedEvents:
 
 
 def digest(
-    events: Sequence[SentEvent | EventAsSent], *, all_or_nothing: bool, backfill_id: str = ""
+    events: Sequence[SentEvent | InvalidEvent], *, all_or_nothing: bool, backfill_id: str = ""
 ) -> bytes:
     """Return 32 bytes that are equal exactly when the same events were sent; see reading.digest."""
-    content = [_FORMAT, all_or_nothing, backfill_id, events]
+    sent = [event.sent if isinstance(event, InvalidEvent) else event for event in events]
+    content = [_FORMAT, all_or_nothing, backfill_id, sent]
     return hashlib.sha256(_CANONICAL.encode(content).encode("ascii")).digest()
 
 
@@ -72,8 +80,18 @@ def digest_beside(samples: bytes, events: bytes) -> bytes:
     return hashlib.sha256(_BATCH_FORMAT + samples + events).digest()
 
 
+def devices_of(events: Sequence[SentEvent | InvalidEvent]) -> set[str]:
+    """Return the devices that good events happened on."""
+    return {event.device_id for event in events if isinstance(event, SentEvent) and event.device_id}
+
+
+def assets_of(events: Sequence[SentEvent | InvalidEvent]) -> set[str]:
+    """Return the assets that good events happened on."""
+    return {event.asset_id for event in events if isinstance(event, SentEvent) and event.asset_id}
+
+
 def assess(
-    events: Sequence[SentEvent],
+    events: Sequence[SentEvent | InvalidEvent],
     *,
     profiles: Mapping[str, DeviceProfile],
     assets: Collection[str],
@@ -83,7 +101,7 @@ def assess(
     """Decide about every event of a batch.
 
     Args:
-        events: by the rules of the contract.
+        events: as sent.
         profiles: by id, those of the events' devices that exist in the tenant.
         assets: those of the events' assets that exist in the tenant.
         window: event times that are taken.
@@ -91,6 +109,9 @@ def assess(
     """
     assessed = AssessedEvents()
     for index, event in enumerate(events):
+        if isinstance(event, InvalidEvent):
+            assessed.refusals.append(EventRefusal(index, *event.why))
+            continue
         time_us = received_us if event.time_us is None else event.time_us
         profile = profiles.get(event.device_id)
         why = _why_not(event, profile, assets)

@@ -1,24 +1,27 @@
 """One place where a batch becomes a request to the writer, whichever door it came through."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, format_trace_id
 
 from ingest_svc import columns as sent_columns
+from ingest_svc import dead_letters
 from ingest_svc import event as sent_events
 from ingest_svc import reading as sent_readings
 from ingest_svc.assessment import assess
 from ingest_svc.asset_cache import AssetCache
 from ingest_svc.columns import SentColumns
 from ingest_svc.conversion import to_result
-from ingest_svc.event import SentEvent
-from ingest_svc.outcome import VALUE_REFUSED, Outcome, RefusedContent
+from ingest_svc.dead_letters import Arrival
+from ingest_svc.event import InvalidEvent, SentEvent
+from ingest_svc.outcome import BATCH_REFUSED, VALUE_REFUSED, Outcome, RefusedContent, Why
 from ingest_svc.profile import MetricProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
@@ -28,7 +31,7 @@ from meshkit import policy
 from meshkit.errors import InvalidArgument
 from meshkit.identity import Principal
 from telemetry_store.columns import KindColumns
-from telemetry_store.requests import Event, RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.requests import DeadLetter, Event, Replay, RequestIdentity, WriteRequest, WriterIdentity
 from telemetry_store.series import SeriesKey
 
 _BACKFILL_PERMISSION = "telemetry:backfill"
@@ -43,6 +46,7 @@ class Door(StrEnum):
     UNARY = "unary"
     STREAM = "stream"
     MQTT = "mqtt"
+    REPLAY = "replay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,19 @@ class Origin:
         identity: what makes it known when it comes again, None when nothing does.
         span: the commit's span links to it.
         door: which way it came.
+        replay: the dead letter that it comes from, None from none.
     """
 
     principal: Principal
     identity: RequestIdentity | WriterIdentity | None
     span: SpanContext | None
     door: Door
+    replay: Replay | None = None
+
+    @property
+    def trace_id(self) -> str:
+        """Return the hexadecimal id of the batch's trace, "" outside of any."""
+        return format_trace_id(self.span.trace_id) if self.span is not None else ""
 
 
 class Backfills(Protocol):
@@ -120,7 +131,7 @@ class Intake:
         origin: Origin,
         readings: Sequence[Reading],
         *,
-        events: Sequence[SentEvent] = (),
+        events: Sequence[SentEvent | InvalidEvent] = (),
         all_or_nothing: bool,
         backfill_id: str = "",
         received_us: int,
@@ -130,7 +141,7 @@ class Intake:
         Args:
             origin: where they come from.
             readings: by the rules of the contract.
-            events: of the same batch, likewise.
+            events: of the same batch.
             all_or_nothing: one refusal refuses the batch.
             backfill_id: its range replaces the live window; "": none.
             received_us: stands in for absent times, microseconds since the epoch.
@@ -155,17 +166,18 @@ class Intake:
                 await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
             )
         digest = sent_readings.digest(readings, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
-        return await self._request(
-            origin,
+        arrival = _arrival(origin, received_us, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
+        taken = _Taken(
             digest,
             assessment,
             samples,
-            events=events,
-            window=window,
-            received_us=received_us,
+            dead_letters.of_readings(arrival, readings, list(assessment.refused.values())),
+            partial(dead_letters.whole_readings, arrival, readings),
             live_us=0 if backfill_id else received_us,
-            all_or_nothing=all_or_nothing,
         )
+        if events:
+            taken = await self._beside_events(origin, taken, events, window, arrival)
+        return _request(origin, taken)
 
     async def take_events(
         self,
@@ -190,12 +202,8 @@ class Intake:
             PermissionDenied: a backfill, without the permission to load one.
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell which devices and assets exist.
         """
-        assessed = await self._assess_events(
-            origin.principal.tenant,
-            events,
-            window=await self._window(origin.principal, backfill_id, received_us),
-            received_us=received_us,
-        )
+        window = await self._window(origin.principal, backfill_id, received_us)
+        assessed = await self._assess_events(origin.principal.tenant, events, window, received_us)
         told = sent_events.join(
             Outcome(),
             assessed,
@@ -204,7 +212,7 @@ class Intake:
             most_refusals=sent_events.MAX_EVENTS,
         )
         digest = sent_events.digest(events, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
-        return _request(origin, digest, told, [], assessed.events)
+        return _request(origin, _Taken(digest, told, events=assessed.events))
 
     async def take_columns(
         self,
@@ -212,8 +220,9 @@ class Intake:
         columns: SentColumns,
         series: SeriesTable,
         *,
-        events: Sequence[SentEvent] = (),
+        events: Sequence[SentEvent | InvalidEvent] = (),
         all_or_nothing: bool,
+        backfill_id: str = "",
         received_us: int,
     ) -> WriteRequest:
         """Return the request that stores what is good of columns and events.
@@ -225,84 +234,102 @@ class Intake:
             origin: where they come from.
             columns: as sent.
             series: the stream's; resolved here as far as it is not. One call at a time.
-            events: of the same batch, by the rules of the contract.
+            events: of the same batch.
             all_or_nothing: one refusal refuses the batch.
+            backfill_id: its range replaces the live window; "": none.
             received_us: moves the live window, microseconds since the epoch.
 
         Raises:
-            FailedPrecondition: UNKNOWN_ALIAS; nothing is recorded.
+            FailedPrecondition: UNKNOWN_ALIAS or BACKFILL_UNKNOWN; nothing is recorded.
+            PermissionDenied: a backfill, without the permission to load one.
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the devices may report.
         """
         sent_columns.require_known(columns, series)
         digest = sent_columns.digest(columns, series, all_or_nothing=all_or_nothing)
+        arrival = _arrival(origin, received_us, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
         try:
             sent_columns.check(columns, series)
         except InvalidArgument as error:
-            digest = _digest_beside(digest, events, all_or_nothing=all_or_nothing)
-            why = error.reason, error.message
-            return self.refuse(origin, RefusedContent(why, len(columns), digest, len(events)))
+            why = (error.reason, error.message)
+            letter = dead_letters.whole_columns(arrival, columns, series, why)
+            return _refusing(origin, digest, why, letter, events, all_or_nothing=all_or_nothing)
         await self._resolve(origin.principal.tenant, series, received_us)
-        window = self._live_window.at(received_us)
-        assessed = sent_columns.assess(columns, series, window=window, all_or_nothing=all_or_nothing)
-        return await self._request(
-            origin,
+        window = await self._window(origin.principal, backfill_id, received_us)
+        assessed = sent_columns.assess(
+            columns,
+            series,
+            window=window,
+            all_or_nothing=all_or_nothing,
+            refused_as_one=origin.replay is not None,
+        )
+        taken = _Taken(
             digest,
             assessed,
             assessed.samples,
-            events=events,
-            window=window,
-            received_us=received_us,
-            live_us=received_us,
-            all_or_nothing=all_or_nothing,
+            dead_letters.of_columns(arrival, assessed.refused, series),
+            partial(dead_letters.whole_columns, arrival, columns, series),
+            live_us=0 if backfill_id else received_us,
         )
+        if events:
+            taken = await self._beside_events(origin, taken, events, window, arrival)
+        return _request(origin, taken)
 
-    def refuse(self, origin: Origin, refused: RefusedContent) -> WriteRequest:
-        """Return the request that stores nothing and records why under the batch's identity."""
-        reason, message = refused.why
-        outcome = Outcome(
-            refused_samples=refused.samples, refused_events=refused.events, reason=reason, message=message
-        )
-        return _request(origin, refused.digest, outcome, [])
-
-    async def _request(
+    def refuse(
         self,
         origin: Origin,
-        digest: bytes,
-        outcome: Outcome,
-        samples: Sequence[KindColumns],
+        refused: RefusedContent,
         *,
-        events: Sequence[SentEvent],
-        window: TimeWindow,
+        events: Sequence[SentEvent | InvalidEvent] = (),
+        backfill_id: str = "",
         received_us: int,
-        live_us: int,
-        all_or_nothing: bool,
     ) -> WriteRequest:
-        """Return the request of a batch, with its events if it has any."""
-        if not events:
-            return _request(origin, digest, outcome, samples, live_us=live_us)
-        assessed = await self._assess_events(
-            origin.principal.tenant, events, window=window, received_us=received_us
-        )
+        """Return the request that stores nothing and records why under the batch's identity.
+
+        Args:
+            origin: where it comes from.
+            refused: all of its samples.
+            events: of the same batch, which are refused with them.
+            backfill_id: the backfill that it names; "": none.
+            received_us: when it came, microseconds since the epoch.
+        """
+        arrival = _arrival(origin, received_us, all_or_nothing=False, backfill_id=backfill_id)
+        letter = dead_letters.of_content(arrival, refused)
+        return _refusing(origin, refused.digest, refused.why, letter, events, all_or_nothing=False)
+
+    async def _beside_events(
+        self,
+        origin: Origin,
+        taken: "_Taken",
+        events: Sequence[SentEvent | InvalidEvent],
+        window: TimeWindow,
+        arrival: Arrival,
+    ) -> "_Taken":
+        """Return what becomes of samples and events of one batch."""
+        assessed = await self._assess_events(origin.principal.tenant, events, window, arrival.received_us)
         told = sent_events.join(
-            outcome,
+            taken.outcome,
             assessed,
             len(events),
-            all_or_nothing=all_or_nothing,
+            all_or_nothing=arrival.all_or_nothing,
             most_refusals=sent_columns.MAX_REFUSALS,
         )
-        digest = _digest_beside(digest, events, all_or_nothing=all_or_nothing)
-        kept = samples if told.stored_samples else []
-        return _request(origin, digest, told, kept, assessed.events, live_us=live_us)
+        digest = _digest_beside(taken.digest, events, all_or_nothing=arrival.all_or_nothing)
+        if taken.outcome.stored_samples and not told.stored_samples:
+            letters = [taken.whole(BATCH_REFUSED)] if taken.whole is not None else []
+            return replace(taken, digest=digest, outcome=told, samples=(), letters=letters)
+        return replace(taken, digest=digest, outcome=told, events=assessed.events)
 
     async def _assess_events(
-        self, tenant: str, events: Sequence[SentEvent], *, window: TimeWindow, received_us: int
+        self,
+        tenant: str,
+        events: Sequence[SentEvent | InvalidEvent],
+        window: TimeWindow,
+        received_us: int,
     ) -> sent_events.AssessedEvents:
         return sent_events.assess(
             events,
-            profiles=await self._profiles.find(
-                tenant, {event.device_id for event in events if event.device_id}
-            ),
-            assets=await self._assets.find(tenant, {event.asset_id for event in events if event.asset_id}),
+            profiles=await self._profiles.find(tenant, sent_events.devices_of(events)),
+            assets=await self._assets.find(tenant, sent_events.assets_of(events)),
             window=window,
             received_us=received_us,
         )
@@ -325,37 +352,91 @@ class Intake:
         return await self._backfills.window(principal.tenant, backfill_id)
 
 
-def _digest_beside(samples: bytes, events: Sequence[SentEvent], *, all_or_nothing: bool) -> bytes:
+def _arrival(origin: Origin, received_us: int, *, all_or_nothing: bool, backfill_id: str) -> Arrival:
+    return Arrival(
+        origin.principal.name,
+        received_us,
+        origin.trace_id,
+        all_or_nothing,
+        backfill_id,
+        is_replay=origin.replay is not None,
+    )
+
+
+def _digest_beside(
+    samples: bytes, events: Sequence[SentEvent | InvalidEvent], *, all_or_nothing: bool
+) -> bytes:
     if not events:
         return samples
     return sent_events.digest_beside(samples, sent_events.digest(events, all_or_nothing=all_or_nothing))
 
 
-def _request(
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What becomes of a batch.
+
+    Attributes:
+        digest: of its content.
+        outcome: what is told.
+        samples: to store.
+        letters: of what is refused.
+        whole: makes the letter of all of its samples; None: it has none.
+        events: to store.
+        live_us: as WriteRequest has it.
+    """
+
+    digest: bytes
+    outcome: Outcome
+    samples: Sequence[KindColumns] = ()
+    letters: Sequence[DeadLetter] = ()
+    whole: Callable[[Why], DeadLetter] | None = None
+    events: Sequence[Event] = ()
+    live_us: int = 0
+
+    def letters_if_refused(self) -> Sequence[DeadLetter]:
+        """Return the letters for the case that PostgreSQL refuses the content."""
+        return () if self.whole is None else (self.whole(VALUE_REFUSED),)
+
+
+def _refusing(
     origin: Origin,
     digest: bytes,
-    outcome: Outcome,
-    samples: Sequence[KindColumns],
-    events: Sequence[Event] = (),
+    why: Why,
+    letter: DeadLetter,
+    events: Sequence[SentEvent | InvalidEvent],
     *,
-    live_us: int = 0,
+    all_or_nothing: bool,
 ) -> WriteRequest:
+    """Return the request of a batch that is refused as a whole, and would be by the database as well."""
+    reason, message = why
+    outcome = Outcome(
+        refused_samples=letter.sample_count, refused_events=len(events), reason=reason, message=message
+    )
+    digest = _digest_beside(digest, events, all_or_nothing=all_or_nothing)
+    return _request(origin, _Taken(digest, outcome, letters=[letter], whole=lambda _: letter))
+
+
+def _request(origin: Origin, taken: _Taken) -> WriteRequest:
     sequence = origin.identity.sequence if isinstance(origin.identity, WriterIdentity) else 0
-    recorded = to_result(outcome, sequence).SerializeToString()
+    trace_id, outcome = origin.trace_id, taken.outcome
+    recorded = to_result(outcome, sequence, trace_id).SerializeToString()
     return WriteRequest(
         tenant=origin.principal.tenant,
         principal=origin.principal.name,
         identity=origin.identity,
-        digest=digest,
-        samples=samples,
+        digest=taken.digest,
+        samples=taken.samples,
         outcome=recorded,
-        refused_outcome=to_result(_refused_by_database(outcome), sequence).SerializeToString()
+        refused_outcome=to_result(_refused_by_database(outcome), sequence, trace_id).SerializeToString()
         if outcome.stored_samples or outcome.stored_events
         else recorded,
         span=origin.span,
         door=origin.door,
-        events=events if outcome.stored_events else (),
-        received_us=live_us,
+        dead_letters=taken.letters,
+        refused_dead_letters=taken.letters_if_refused,
+        events=taken.events if outcome.stored_events else (),
+        replay=origin.replay,
+        received_us=taken.live_us,
     )
 
 

@@ -4,30 +4,40 @@ messages ──▶ whose devices? ──▶ readings by the type's schema ──
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import structlog
-from opentelemetry.trace import SpanContext, SpanKind
+from opentelemetry.trace import SpanContext, SpanKind, format_trace_id
 
 from ingest_svc import device_message
 from ingest_svc.assessment import Assessment, assess
 from ingest_svc.conversion import to_result
+from ingest_svc.dead_letters import readable
 from ingest_svc.device_message import MalformedMessageError
 from ingest_svc.intake import Door, SeriesFinder
-from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown
+from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown, reason_name
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.reading import Reading
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.window import LiveWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
-from meshkit.telemetry import current_trace_id, tracer
-from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
+from meshkit.telemetry import tracer
+from telemetry_store.columns import KindColumns
+from telemetry_store.requests import (
+    DeadLetter,
+    MessageIdentity,
+    PayloadFormat,
+    RawMessage,
+    WriteRequest,
+    WriteResult,
+)
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 PRINCIPAL = "mqtt"
@@ -35,6 +45,7 @@ _log = structlog.get_logger()
 _REFUSALS_TOLD = 5  # in one dead letter
 _TEXT_TOLD = 256  # characters of each
 _UNBOUNDED = 2**62
+_NOTHING = np.zeros(1, np.int64)
 _INTERNAL: Why = (
     ErrorReason.ERROR_REASON_INTERNAL,
     "something failed inside; the trace id finds it",
@@ -77,6 +88,22 @@ class _TenantMessages:
     readings: list[Reading] = field(default_factory=list)
     of_readings: list[int] = field(default_factory=list)
     refusals: defaultdict[int, list[Why]] = field(default_factory=lambda: defaultdict(list))
+    refused_samples: Counter[int] = field(default_factory=Counter)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Take in what the assessment refuses: a whole reading, or a value of one."""
+        place = self.of_readings[refusal.reading_index]
+        self.refusals[place].append(_why(refusal))
+        reading = self.readings[refusal.reading_index]
+        self.refused_samples[place] += 1 if refusal.metric else len(reading.samples)
+
+    def contents(self) -> Iterator[tuple[bytes, set[str]]]:
+        """Yield each message's payload, and the devices that it speaks of."""
+        devices = [{message.device_id} for message in self.messages]
+        for reading, place in zip(self.readings, self.of_readings, strict=True):
+            devices[place].add(reading.device_id)
+        for message, named in zip(self.messages, devices, strict=True):
+            yield message.payload, named
 
 
 class MessagePath:
@@ -87,6 +114,7 @@ class MessagePath:
         profiles: finds what they may report, and how their messages are read.
         series_finder: finds ids of series.
         writer: commits.
+        raw: keeps messages as they came.
         live_window: event times that are taken.
         clock: moves the window.
     """
@@ -98,6 +126,7 @@ class MessagePath:
         profiles: ProfileCache,
         series_finder: SeriesFinder,
         writer: MessageWriter,
+        raw: RawTrail,
         live_window: LiveWindow,
         clock: Clock,
     ) -> None:
@@ -105,6 +134,7 @@ class MessagePath:
         self._profiles = profiles
         self._series_finder = series_finder
         self._writer = writer
+        self._raw = raw
         self._live_window = live_window
         self._clock = clock
         self._turn = asyncio.Lock()
@@ -191,6 +221,34 @@ class MessagePath:
         self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext
     ) -> asyncio.Future[WriteResult]:
         now_us = self._clock.now_us()
+        assessment, samples = await self._assess(tenant, found, now_us)
+        trace_id = format_trace_id(span.trace_id) if span.is_valid else ""
+        letters = {place: _dead_letter(found, place, PRINCIPAL, trace_id) for place in sorted(found.refusals)}
+        # Of now, not of their arrival at the broker, where they may have waited for days.
+        raw = self._raw.of_messages(tenant, found.contents(), now_us)
+        return self._writer.submit(
+            WriteRequest(
+                tenant=tenant,
+                principal=PRINCIPAL,
+                identity=_identity(found, assessment, stream, list(letters), trace_id, raw=raw)
+                if stream
+                else None,
+                digest=b"",
+                samples=samples,
+                outcome=_counts(assessment),
+                refused_outcome=b"",
+                span=span,
+                door=Door.MQTT,
+                dead_letters=list(letters.values()),
+                raw=raw,
+                received_us=max(message.arrival_us for message in found.messages),
+            )
+        )
+
+    async def _assess(
+        self, tenant: str, found: _TenantMessages, now_us: int
+    ) -> tuple[Assessment, list[KindColumns]]:
+        """Decide about the readings of messages; returns what to store beside."""
         assessment = assess(
             found.readings,
             profiles=found.profiles,
@@ -200,32 +258,11 @@ class MessagePath:
             most_refusals=_UNBOUNDED,
         )
         for refusal in assessment.refusals:
-            found.refusals[found.of_readings[refusal.reading_index]].append(_why(refusal))
-        samples = (
-            assessment.columns(
-                await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
-            )
-            if assessment.series
-            else []
-        )
-        letters = {
-            place: _dead_letter(found.messages[place], whys) for place, whys in sorted(found.refusals.items())
-        }
-        return self._writer.submit(
-            WriteRequest(
-                tenant=tenant,
-                principal=PRINCIPAL,
-                identity=_identity(found, assessment, stream, list(letters)) if stream else None,
-                digest=b"",
-                samples=samples,
-                outcome=_counts(assessment),
-                refused_outcome=b"",
-                span=span,
-                door=Door.MQTT,
-                dead_letters=list(letters.values()),
-                received_us=max(message.arrival_us for message in found.messages),
-            )
-        )
+            found.refuse(refusal)
+        if not assessment.series:
+            return assessment, []
+        ids = await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
+        return assessment, assessment.columns(ids)
 
     async def _bury(self, message: DeviceMessage, why: Why, stream: str, span: SpanContext) -> None:
         """Keep a message as a dead letter, and nothing of it as samples."""
@@ -255,15 +292,52 @@ def _take(found: _TenantMessages, message: DeviceMessage, profile: DeviceProfile
 
 
 def _identity(
-    found: _TenantMessages, assessment: Assessment, stream: str, dead_letters: Sequence[int]
+    found: _TenantMessages,
+    assessment: Assessment,
+    stream: str,
+    dead_letters: Sequence[int],
+    trace_id: str,
+    *,
+    raw: Sequence[RawMessage],
 ) -> MessageIdentity:
     of_readings = np.array(found.of_readings, np.int32)
+    samples = [of_readings[np.array(samples.readings, np.intp)] for samples in assessment.samples.values()]
+    stored = sum((np.bincount(places, minlength=len(found.messages)) for places in samples), _NOTHING)
     return MessageIdentity(
         stream=stream,
         sequences=[message.sequence for message in found.messages],
-        samples=[of_readings[np.array(samples.readings, np.intp)] for samples in assessment.samples.values()],
+        samples=samples,
         dead_letters=dead_letters,
+        raw=range(len(raw)),
+        outcomes=_outcomes(found, np.broadcast_to(stored, len(found.messages)).tolist(), trace_id),
     )
+
+
+def _outcomes(found: _TenantMessages, stored: Sequence[int], trace_id: str) -> list[bytes]:
+    """Return what is remembered of each message; most messages of a fleet are alike."""
+    alike = {
+        samples: to_result(Outcome(stored_samples=samples), 0, trace_id).SerializeToString()
+        for samples in set(stored)
+    }
+    return [
+        to_result(_outcome(found, place, samples), 0, trace_id).SerializeToString()
+        if place in found.refusals
+        else alike[samples]
+        for place, samples in enumerate(stored)
+    ]
+
+
+def _outcome(found: _TenantMessages, place: int, stored_samples: int) -> Outcome:
+    """Return what became of a message of which something is refused."""
+    whys = found.refusals[place]
+    refused = found.refused_samples[place]
+    if not refused:
+        # Nobody could count them: all of it is.
+        (reason, text), *_ = whys
+        return Outcome(reason=reason, message=readable(text))
+    device_id = found.messages[place].device_id
+    told = [Refusal(0, device_id, "", reason, _cut(text)) for reason, text in whys[:_REFUSALS_TOLD]]
+    return Outcome(refusals=told, stored_samples=stored_samples, refused_samples=refused)
 
 
 def _counts(assessment: Assessment) -> bytes:
@@ -277,25 +351,23 @@ def _why(refusal: Refusal) -> Why:
     return refusal.reason, f"{refusal.metric!r}: {refusal.message}" if refusal.metric else refusal.message
 
 
-def _dead_letter(message: DeviceMessage, whys: Sequence[Why]) -> DeadLetter:
+def _dead_letter(found: _TenantMessages, place: int, principal: str, trace_id: str) -> DeadLetter:
+    message, whys = found.messages[place], found.refusals[place]
     told = [_cut(text) for _, text in whys[:_REFUSALS_TOLD]]
     if len(whys) > _REFUSALS_TOLD:
         told.append(f"and {len(whys) - _REFUSALS_TOLD} more")
     return DeadLetter(
-        device_id=message.device_id,
-        principal=PRINCIPAL,
+        device_ids=[message.device_id],
+        principal=principal,
         received_us=message.arrival_us,
         reason=reason_name(whys[0][0]),
         message="; ".join(told),
         payload=message.payload,
-        trace_id=current_trace_id(),
+        payload_format=PayloadFormat.MESSAGE,
+        sample_count=found.refused_samples[place],
+        trace_id=trace_id,
     )
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= _TEXT_TOLD else f"{text[: _TEXT_TOLD - 1]}…"
-
-
-def reason_name(reason: ErrorReason.ValueType) -> str:
-    """Return the name of a reason, without its prefix."""
-    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")

@@ -137,6 +137,8 @@ def _split(tenant: str, samples: KindColumns, max_bytes: int) -> Iterator[contra
         sizes += 4 * np.fromiter(map(len, samples.tolist()), dtype=np.float64, count=len(samples)) + 8
     else:
         sizes += samples.values[:1].nbytes
+    if samples.quality is not None:
+        sizes += samples.quality.itemsize
     ends = np.cumsum(sizes)
     start = 0
     while start < len(samples):
@@ -152,6 +154,7 @@ def _group(tenant: str, samples: KindColumns) -> contract.LatestSamples:
         kind=value_pb2.ValueKind.ValueType(samples.kind),
         series=samples.series.astype("<u4").tobytes(),
         times=samples.times.astype("<i8").tobytes(),
+        quality=b"" if samples.quality is None else samples.quality.astype("<i4").tobytes(),
     )
     if samples.kind is Kind.STRING:
         group.strings.extend(samples.tolist())
@@ -183,10 +186,13 @@ def _columns(group: contract.LatestSamples) -> KindColumns:
     if len(series) and (series.min() == 0 or series.max() > _LARGEST_SERIES):
         raise ValueError("a series has a number that none has")
     times = np.frombuffer(group.times, dtype="<i8").astype(np.int64, copy=False)
+    quality = (
+        np.frombuffer(group.quality, dtype="<i4").astype(np.int32, copy=False) if group.quality else None
+    )
     # Raises when lengths or types disagree.
     if kind is Kind.STRING:
-        return KindColumns.of(kind, series.astype(np.int32), times, group.strings)
-    return KindColumns(kind, series.astype(np.int32), times, _numbers(kind, group))
+        return KindColumns.of(kind, series.astype(np.int32), times, group.strings, quality)
+    return KindColumns(kind, series.astype(np.int32), times, _numbers(kind, group), quality)
 
 
 def _numbers(kind: Kind, group: contract.LatestSamples) -> npt.NDArray[Any]:

@@ -64,13 +64,16 @@ class KindColumns:
         series: npt.NDArray[np.int32],
         times: npt.NDArray[np.int64],
         values: Sequence[Any],
+        quality: npt.NDArray[np.int32] | None = None,
     ) -> "KindColumns":
         """Return columns of values that are Python's: float, int, bool, str, or three numbers."""
         if kind is Kind.STRING:
             codes, texts = coded(values)
-            return cls(kind, series, times, codes, texts=texts)
+            return cls(kind, series, times, codes, quality, texts)
         column = np.array(values, VALUE_TYPES[kind])
-        return cls(kind, series, times, column.reshape(-1, POINT_WIDTH) if kind is Kind.POINT else column)
+        if kind is Kind.POINT:
+            column = column.reshape(-1, POINT_WIDTH)
+        return cls(kind, series, times, column, quality)
 
     def __post_init__(self) -> None:
         """Check the types and shapes, which would otherwise fail a whole group of callers."""

@@ -190,4 +190,5 @@ def _size(request: WriteRequest) -> int:
     size = _BATCH_BYTES + len(request.outcome) + len(request.refused_outcome)
     size += sum(len(letter.payload) for letter in request.dead_letters)
     size += sum(_EVENT_BYTES + len(event.message) + len(event.attributes) for event in request.events)
+    size += sum(len(message.payload) for message in request.raw)
     return size + sum(columns.memory_bytes for columns in request.samples)

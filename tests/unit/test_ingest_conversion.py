@@ -19,9 +19,7 @@ from ingest_svc.reading import NUMBER, Reading
 from ingest_svc.series_table import SeriesDefinition
 from telemetry_store.columns import Kind
 from telemetry_store.requests import WriteResult
-from twinmesh.ingest.v1 import event_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
-from twinmesh.type.v1 import severity_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh.type.v1.value_pb2 import VALUE_KIND_INT, Point, Value
 
@@ -49,9 +47,7 @@ def test_columns_become_arrays() -> None:
             ],
         )
     )
-    content = to_content(over_the_wire(batch))
-    assert isinstance(content, tuple)
-    columns, _ = content
+    columns = to_content(over_the_wire(batch))
     assert isinstance(columns, SentColumns)
     np.testing.assert_array_equal(columns.aliases, np.array([0, 2**32 - 1], np.uint32), strict=True)
     np.testing.assert_array_equal(columns.run_lengths, np.array([1, 2**32 - 1], np.int64), strict=True)
@@ -73,9 +69,8 @@ def test_columns_become_arrays() -> None:
 
 def strings(**columns: Any) -> SentColumns:
     content = to_content(over_the_wire(ingest_pb2.Batch(columns=ingest_pb2.Columns(**columns))))
-    assert isinstance(content, tuple)
-    assert isinstance(content[0], SentColumns)
-    return content[0]
+    assert isinstance(content, SentColumns)
+    return content
 
 
 @given(st.lists(st.text(max_size=3) | st.sampled_from(["on", "off"]), min_size=1), st.randoms())
@@ -117,18 +112,15 @@ def test_strings_without_a_meaning_are_told() -> None:
 
 @pytest.mark.parametrize("batch", [ingest_pb2.Batch(), ingest_pb2.Batch(columns=ingest_pb2.Columns())])
 def test_a_batch_of_nothing_is_empty_columns(batch: ingest_pb2.Batch) -> None:
-    content = to_content(batch)
-    assert isinstance(content, tuple)
-    columns, events = content
+    columns = to_content(batch)
     assert isinstance(columns, SentColumns)
-    assert (len(columns), len(columns.aliases), columns.values, events) == (0, 0, {}, [])
+    assert (len(columns), len(columns.aliases), columns.values) == (0, 0, {})
 
 
 def test_readings_are_as_those_of_a_request() -> None:
-    assert to_content(over_the_wire(ingest_pb2.Batch(readings=[GOOD]))) == (
-        [Reading("pump-1", None, [("x", NUMBER, 1.0), ("y", NUMBER, 2.0)])],
-        [],
-    )
+    assert to_content(over_the_wire(ingest_pb2.Batch(readings=[GOOD]))) == [
+        Reading("pump-1", None, [("x", NUMBER, 1.0), ("y", NUMBER, 2.0)])
+    ]
 
 
 @pytest.mark.parametrize(
@@ -209,16 +201,6 @@ def test_what_refuses_a_batch(batch: ingest_pb2.Batch, reason: str, message: str
         {"readings": [ingest_pb2.Reading(device_id="A")], "mode": ingest_pb2.MODE_ALL_OR_NOTHING},
         {"readings": [ingest_pb2.Reading(device_id="A")] * 2},
         {"columns": ingest_pb2.Columns()},
-        {"readings": [ingest_pb2.Reading(device_id="A")], "events": [event_pb2.Event()]},
-        {
-            "readings": [ingest_pb2.Reading(device_id="A")],
-            "events": [event_pb2.Event(severity=severity_pb2.SEVERITY_DEBUG)],
-        },
-        {"readings": [ingest_pb2.Reading(device_id="A")], "events": [event_pb2.Event(time=Timestamp())]},
-        {
-            "readings": [ingest_pb2.Reading(device_id="A")],
-            "events": [event_pb2.Event(attributes={"x": Value()})],
-        },
         {"columns": ingest_pb2.Columns(times=[1])},
         {"columns": ingest_pb2.Columns(series=[1, 2], run_lengths=[1])},
         {"columns": ingest_pb2.Columns(double_values=[math.nan])},

@@ -1,20 +1,25 @@
 """Which events are stored, which refused, and what is told of a batch that has some."""
 
 import json
+import math
 import struct
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_svc.event import SentEvent, assess, digest, digest_beside, join
+from ingest_svc.event import MAX_EVENTS, SentEvent, assess, digest, digest_beside, join
+from ingest_svc.event_messages import to_events, to_stream_events
 from ingest_svc.outcome import EventRefusal, Outcome
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.window import TimeWindow
 from telemetry_store.columns import Kind
 from telemetry_store.requests import Event
+from twinmesh.ingest.v1 import event_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+from twinmesh.type.v1.value_pb2 import Value
 
 NOW = 1_700_000_000_000_000
 WINDOW = TimeWindow("the live window", NOW - 1_000, NOW + 1_000)
@@ -180,6 +185,36 @@ def test_the_digest_is_that_of_the_content() -> None:
     assert same == digest([GOOD._replace()], all_or_nothing=False)
     assert len({same, *others}) == len(others) + 1
     assert len({digest_beside(same, others[0]), digest_beside(others[0], same), same}) == 3
+
+
+def test_events_of_a_stream_are_judged_one_by_one() -> None:
+    good = event_pb2.Event(device_id="pump-1", type="door", time=Timestamp(seconds=NOW // 1_000_000))
+    bad = [
+        event_pb2.Event(device_id="pump-1", type="Door"),
+        event_pb2.Event(type="door"),
+        event_pb2.Event(device_id="pump-1", type="door", time=Timestamp(nanos=-1)),
+        event_pb2.Event(device_id="pump-1", type="door", attributes={"x": Value(double_value=math.nan)}),
+        event_pb2.Event(device_id="pump-1", type="door", attributes={"x": Value()}),
+    ]
+    sent = to_stream_events([*bad, good])
+    found = assess(sent, profiles=PROFILES, assets=(), window=WINDOW, received_us=NOW)
+    assert [refusal.event_index for refusal in found.refusals] == list(range(len(bad)))
+    assert {reason(refusal) for refusal in found.refusals} == {"INVALID_FIELD"}
+    assert [event.time_us for event in found.events] == [NOW]
+    digests = {digest(to_stream_events([event]), all_or_nothing=False) for event in (*bad, good)}
+    assert len(digests) == len(bad) + 1
+    assert digest(to_stream_events([good]), all_or_nothing=False) == digest(
+        to_events([good]), all_or_nothing=False
+    )
+
+
+def test_events_beyond_the_most_are_refused() -> None:
+    sent = to_stream_events([event_pb2.Event(device_id="pump-2", type="door")] * (MAX_EVENTS + 1))
+    found = assess(sent, profiles=PROFILES, assets=(), window=WINDOW, received_us=NOW)
+    assert (len(found.events), [refusal.event_index for refusal in found.refusals]) == (
+        MAX_EVENTS,
+        [MAX_EVENTS],
+    )
 
 
 def test_the_digests_form_stays() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from ingest_svc.message_path import DeviceMessage, MessagePath
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.window import LiveWindow
 from meshkit.errors import InvalidArgument, Unavailable, dependency_unavailable
@@ -67,6 +68,7 @@ async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
             profiles=profiles,
             series_finder=SeriesIds(),
             writer=writer,
+            raw=RawTrail(keeps=lambda _: False),
             live_window=LiveWindow(late_us=1_000_000, future_us=1_000_000),
             clock=clock,
         )

@@ -153,22 +153,23 @@ async def test_events_come_in_a_streams_batches(ingest: Ingest) -> None:
         results = await client.durable(6)
     assert [(each.sequence, ErrorReason.Name(each.reason)[13:]) for each in results] == [
         (1, "UNSPECIFIED"),
-        (4, "INVALID_FIELD"),
+        (4, "UNSPECIFIED"),
         (5, "BATCH_REFUSED"),
         (6, "COLUMNS_INVALID"),
     ]
     assert [(each.stored_samples, each.refused_samples) for each in results] == [
         (1, 0),
-        (0, 1),
+        (1, 0),
         (0, 1),
         (0, 1),
     ]
     assert [(each.stored_events, each.refused_events) for each in results] == [(1, 1), (0, 1), (0, 2), (0, 1)]
-    assert results[1].message.startswith("events[0].type: ")
+    assert reasons(results[1].event_refusals) == [(0, "INVALID_FIELD")]
+    assert results[1].event_refusals[0].message.startswith("type: ")
     assert reasons(results[0].event_refusals) == [(1, "DEVICE_UNKNOWN")]
     assert reasons(results[2].event_refusals) == [(0, "BATCH_REFUSED"), (1, "DEVICE_DISABLED")]
     assert [row[6] for row in await stored(ingest)] == ["1", "2", "3"]
-    assert set((await ingest.samples()).values()) == {1.0, 2.0}
+    assert set((await ingest.samples()).values()) == {1.0, 2.0, 4.0}
 
 
 async def test_a_batch_with_other_events_is_another_one(ingest: Ingest) -> None:

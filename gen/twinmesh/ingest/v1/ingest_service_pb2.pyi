@@ -962,6 +962,7 @@ class BatchResult(_message.Message):
     REFUSED_SAMPLES_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     STORED_EVENTS_FIELD_NUMBER: _builtins.int
     REFUSED_EVENTS_FIELD_NUMBER: _builtins.int
     EVENT_REFUSALS_FIELD_NUMBER: _builtins.int
@@ -978,6 +979,8 @@ class BatchResult(_message.Message):
     """Samples refused."""
     message: _builtins.str
     """The reason of the whole batch to read."""
+    trace_id: _builtins.str
+    """The trace in which the batch came, hexadecimal; empty when it came in none."""
     stored_events: _builtins.int
     """Events stored."""
     refused_events: _builtins.int
@@ -1001,13 +1004,14 @@ class BatchResult(_message.Message):
         refused_samples: _builtins.int = ...,
         refusals: _abc.Iterable[Global___Refusal] | None = ...,
         message: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
         stored_events: _builtins.int = ...,
         refused_events: _builtins.int = ...,
         event_refusals: _abc.Iterable[_event_pb2.EventRefusal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_refusals", b"event_refusals", "message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_events", b"refused_events", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_events", b"stored_events", "stored_samples", b"stored_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_refusals", b"event_refusals", "message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_events", b"refused_events", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_events", b"stored_events", "stored_samples", b"stored_samples", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
