@@ -7,6 +7,7 @@ from nats.aio.client import Client
 
 from ingest_svc.announcer import Announcer
 from ingest_svc.applied import Applied
+from ingest_svc.asset_cache import AssetCache
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
@@ -25,8 +26,8 @@ from ingest_svc.receipts import Receipts
 from ingest_svc.replay import Replays
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.servicers.dead_letters import DeadLetterServicer
-from ingest_svc.servicers.receipts import ReceiptServicer
 from ingest_svc.servicers.raw_messages import RawMessageServicer
+from ingest_svc.servicers.receipts import ReceiptServicer
 from ingest_svc.store import BackfillStore, CommitStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
@@ -45,8 +46,8 @@ from telemetry_store.receipts import ReceiptStore
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
-from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
 from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as raw_grpc
+from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
 
 SERVICE = "ingest_svc"
 
@@ -79,6 +80,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
         ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
+        AssetCache(source=assets, clock=clock) as known_assets,
         TwinFrontiers() as frontiers,
         bus.connection(
             settings.nats_url.get_secret_value(),
@@ -102,6 +104,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         backfills = BackfillStore(pool=pool)
         intake = Intake(
             profiles=profiles,
+            assets=known_assets,
             series_finder=processing,
             backfills=backfills,
             live_window=settings.live_window,
@@ -115,6 +118,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             profiles=profiles.lookups,
             series=catalog.lookups,
             tenants=tenants.lookups,
+            assets=known_assets.lookups,
             tokens=verifier.lookups,
         )
 

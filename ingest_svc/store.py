@@ -10,7 +10,6 @@ from meshkit.errors import FailedPrecondition, dependency_unavailable
 from telemetry_store.backfill import BackfillRow, create_backfill, find_backfill
 from telemetry_store.detector_states import load_states, save_states
 from telemetry_store.instances import last_commits
-from telemetry_store.saved_state import SavedState
 from telemetry_store.raw_history import (
     RawContent,
     RawPlace,
@@ -19,6 +18,7 @@ from telemetry_store.raw_history import (
     find_raw_message,
     list_raw_messages,
 )
+from telemetry_store.saved_state import SavedState
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
