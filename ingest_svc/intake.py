@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Protocol
@@ -56,6 +56,7 @@ class Origin:
         span: the commit's span links to it.
         door: which way it came.
         replay: the dead letter that it comes from, None from none.
+        earliest_us: bounds the live window, where the store has no more room for what is older.
     """
 
     principal: Principal
@@ -63,6 +64,7 @@ class Origin:
     span: SpanContext | None
     door: Door
     replay: Replay | None = None
+    earliest_us: int = 0
 
     @property
     def trace_id(self) -> str:
@@ -147,7 +149,7 @@ class Intake:
         assessment = assess(
             readings,
             profiles=await self._profiles.find(tenant, {reading.device_id for reading in readings}),
-            window=await self.window(origin.principal, backfill_id, received_us),
+            window=await self.window(origin, backfill_id, received_us),
             received_us=received_us,
             all_or_nothing=all_or_nothing,
         )
@@ -209,7 +211,7 @@ class Intake:
         assessed = sent_columns.assess(
             columns,
             series,
-            window=await self.window(origin.principal, backfill_id, received_us),
+            window=await self.window(origin, backfill_id, received_us),
             all_or_nothing=all_or_nothing,
             refused_as_one=origin.replay is not None,
         )
@@ -248,7 +250,7 @@ class Intake:
             if len(aliases) == _RESOLVED_AT_ONCE:
                 await asyncio.sleep(0)
 
-    async def window(self, principal: Principal, backfill_id: str, now_us: int) -> TimeWindow:
+    async def window(self, origin: Origin, backfill_id: str, now_us: int) -> TimeWindow:
         """Return the event times that are taken: of a backfill, or near now when it is "".
 
         Raises:
@@ -257,9 +259,10 @@ class Intake:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         if not backfill_id:
-            return self._live_window.at(now_us)
-        policy.require(_BACKFILL_PERMISSION, principal, method="telemetry with a backfill_id")
-        return await self._backfills.window(principal.tenant, backfill_id)
+            live = self._live_window.at(now_us)
+            return live if live.start_us >= origin.earliest_us else replace(live, start_us=origin.earliest_us)
+        policy.require(_BACKFILL_PERMISSION, origin.principal, method="telemetry with a backfill_id")
+        return await self._backfills.window(origin.principal.tenant, backfill_id)
 
 
 def _arrival(origin: Origin, received_us: int, *, all_or_nothing: bool, backfill_id: str) -> Arrival:
