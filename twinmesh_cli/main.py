@@ -14,6 +14,7 @@ from twinmesh_cli import (
     metrics,
     migrations,
     query,
+    raw,
     restart,
     simulate,
     status,
@@ -55,6 +56,7 @@ app.command()(login.login)
 app.command()(login.logout)
 app.command()(load.load)
 app.command()(query.query)
+app.add_typer(raw.raw_app, name="raw")
 app.command()(tail.tail)
 app.command()(simulate.simulate)
 app.command()(bench.bench)
