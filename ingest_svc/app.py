@@ -21,8 +21,12 @@ from ingest_svc.open_streams import OpenStreams
 from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
+from ingest_svc.receipts import Receipts
+from ingest_svc.replay import Replays
 from ingest_svc.servicer import IngestServicer
+from ingest_svc.servicers.dead_letters import DeadLetterServicer
 from ingest_svc.servicers.raw_messages import RawMessageServicer
+from ingest_svc.servicers.receipts import ReceiptServicer
 from ingest_svc.store import BackfillStore, CommitStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
@@ -36,9 +40,13 @@ from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
+from telemetry_store.dead_letter_store import DeadLetterStore
+from telemetry_store.receipts import ReceiptStore
 from telemetry_store.writer import TelemetryWriter
+from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as raw_grpc
+from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
 
 SERVICE = "ingest_svc"
 
@@ -142,6 +150,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             live_window=settings.live_window,
             clock=clock,
         )
+        letters = DeadLetterStore(pool=pool)
         async with (
             _storing_messages(messages, settings, writer=writer, clock=clock),
             running_server(
@@ -151,6 +160,19 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         "twinmesh.ingest.v1.IngestService",
                         ingest_grpc.add_IngestServiceServicer_to_server,
                         servicer,
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.DeadLetterService",
+                        dead_letter_grpc.add_DeadLetterServiceServicer_to_server,
+                        DeadLetterServicer(
+                            letters=letters,
+                            replays=Replays(letters=letters, intake=intake, messages=messages, writer=writer),
+                        ),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.ReceiptService",
+                        receipt_grpc.add_ReceiptServiceServicer_to_server,
+                        ReceiptServicer(receipts=Receipts(store=ReceiptStore(pool=pool))),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.RawMessageService",

@@ -259,7 +259,7 @@ def _packed(number: int, array: npt.NDArray[Any], form: str) -> bytes:
 
 
 def _points(values: npt.NDArray[np.float64]) -> bytes:
-    """Return points as repeated messages; each is written with an altitude, and it is cut out where there is none."""
+    """Return points as repeated messages: all with an altitude, which is cut out where there is none."""
     coordinate = [("tag", "u1"), ("number", "<f8")]
     points = np.zeros(len(values), [("tag", "u1"), ("size", "u1"), ("coordinates", coordinate, (3,))])
     known = ~np.isnan(values[:, 2])

@@ -147,7 +147,7 @@ class Intake:
         assessment = assess(
             readings,
             profiles=await self._profiles.find(tenant, {reading.device_id for reading in readings}),
-            window=await self._window(origin.principal, backfill_id, received_us),
+            window=await self.window(origin.principal, backfill_id, received_us),
             received_us=received_us,
             all_or_nothing=all_or_nothing,
         )
@@ -163,8 +163,8 @@ class Intake:
             digest,
             assessment,
             samples,
-            dead_letters.of_readings(arrival, readings, list(assessment.refused.values())),
-            partial(dead_letters.whole_readings, arrival, readings, VALUE_REFUSED),
+            letters=dead_letters.of_readings(arrival, readings, list(assessment.refused.values())),
+            refused_letter=partial(dead_letters.whole_readings, arrival, readings, VALUE_REFUSED),
             live_us=0 if backfill_id else received_us,
         )
 
@@ -209,7 +209,7 @@ class Intake:
         assessed = sent_columns.assess(
             columns,
             series,
-            window=await self._window(origin.principal, backfill_id, received_us),
+            window=await self.window(origin.principal, backfill_id, received_us),
             all_or_nothing=all_or_nothing,
             refused_as_one=origin.replay is not None,
         )
@@ -218,8 +218,8 @@ class Intake:
             digest,
             assessed,
             assessed.samples,
-            dead_letters.of_columns(arrival, assessed.refused, series),
-            partial(dead_letters.whole_columns, arrival, columns, series, VALUE_REFUSED),
+            letters=dead_letters.of_columns(arrival, assessed.refused, series),
+            refused_letter=partial(dead_letters.whole_columns, arrival, columns, series, VALUE_REFUSED),
             live_us=0 if backfill_id else received_us,
         )
 
@@ -248,7 +248,14 @@ class Intake:
             if len(aliases) == _RESOLVED_AT_ONCE:
                 await asyncio.sleep(0)
 
-    async def _window(self, principal: Principal, backfill_id: str, now_us: int) -> TimeWindow:
+    async def window(self, principal: Principal, backfill_id: str, now_us: int) -> TimeWindow:
+        """Return the event times that are taken: of a backfill, or near now when it is "".
+
+        Raises:
+            FailedPrecondition: BACKFILL_UNKNOWN.
+            PermissionDenied: a backfill, without the permission to load one.
+            Unavailable: DEPENDENCY_UNAVAILABLE.
+        """
         if not backfill_id:
             return self._live_window.at(now_us)
         policy.require(_BACKFILL_PERMISSION, principal, method="telemetry with a backfill_id")
@@ -270,7 +277,7 @@ def _refusing(origin: Origin, digest: bytes, why: Why, letter: DeadLetter) -> Wr
     """Return the request of a batch that is refused as a whole, and would be by the database as well."""
     reason, message = why
     outcome = Outcome(refused_samples=letter.sample_count, reason=reason, message=message)
-    return _request(origin, digest, outcome, [], [letter], lambda: letter)
+    return _request(origin, digest, outcome, [], letters=[letter], refused_letter=lambda: letter)
 
 
 def _request(
@@ -278,9 +285,9 @@ def _request(
     digest: bytes,
     outcome: Outcome,
     samples: Sequence[KindColumns],
+    *,
     letters: Sequence[DeadLetter],
     refused_letter: Callable[[], DeadLetter],
-    *,
     live_us: int = 0,
 ) -> WriteRequest:
     sequence = origin.identity.sequence if isinstance(origin.identity, WriterIdentity) else 0

@@ -18,14 +18,14 @@ from ingest_svc.assessment import Assessment, assess
 from ingest_svc.conversion import to_result
 from ingest_svc.dead_letters import readable
 from ingest_svc.device_message import MalformedMessageError
-from ingest_svc.intake import Door, SeriesFinder
-from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown, reason_name
+from ingest_svc.intake import Door, Origin, SeriesFinder
+from ingest_svc.outcome import INTERNAL, VALUE_REFUSED, Outcome, Refusal, Why, device_unknown, reason_name
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
 from ingest_svc.reading import Reading
 from ingest_svc.tenant_cache import TenantCache
-from ingest_svc.window import LiveWindow
+from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import tracer
@@ -46,10 +46,6 @@ _REFUSALS_TOLD = 5  # in one dead letter
 _TEXT_TOLD = 256  # characters of each
 _UNBOUNDED = 2**62
 _NOTHING = np.zeros(1, np.int64)
-_INTERNAL: Why = (
-    ErrorReason.ERROR_REASON_INTERNAL,
-    "something failed inside; the trace id finds it",
-)
 _PASSING = (Unavailable, ResourceExhausted)
 
 
@@ -182,7 +178,7 @@ class MessagePath:
             refused = getattr(error, "reason", None) == ErrorReason.ERROR_REASON_VALUE_REFUSED
             if not refused:
                 _log.exception("message failed", device_id=message.device_id)
-            await self._bury(message, VALUE_REFUSED if refused else _INTERNAL, stream, span)
+            await self._bury(message, VALUE_REFUSED if refused else INTERNAL, stream, span)
 
     async def _by_tenant(self, messages: Sequence[DeviceMessage]) -> Mapping[str, _TenantMessages]:
         tenants, profiles = await self._find({message.device_id for message in messages})
@@ -221,7 +217,7 @@ class MessagePath:
         self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext
     ) -> asyncio.Future[WriteResult]:
         now_us = self._clock.now_us()
-        assessment, samples = await self._assess(tenant, found, now_us)
+        assessment, samples = await self._assess(tenant, found, self._live_window.at(now_us), now_us)
         trace_id = format_trace_id(span.trace_id) if span.is_valid else ""
         letters = {place: _dead_letter(found, place, PRINCIPAL, trace_id) for place in sorted(found.refusals)}
         # Of now, not of their arrival at the broker, where they may have waited for days.
@@ -245,14 +241,51 @@ class MessagePath:
             )
         )
 
+    async def replayed(self, message: DeviceMessage, origin: Origin, window: TimeWindow) -> WriteRequest:
+        """Return the request that stores what is good of a message that is a dead letter.
+
+        What was stored of it when it came is stored again, at the same times, where it shows once.
+
+        Args:
+            message: as it came.
+            origin: who replays it, and which letter.
+            window: event times that are taken.
+
+        Raises:
+            Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the device may report.
+        """
+        tenant = origin.principal.tenant
+        found = _TenantMessages()
+        profiles = await self._profiles.find(tenant, [message.device_id])
+        _take(found, message, profiles.get(message.device_id))
+        assessment, samples = await self._assess(tenant, found, window, message.arrival_us)
+        refused = _TenantMessages([message], refusals=defaultdict(list, {0: [VALUE_REFUSED]}))
+        refused.refused_samples[0] = assessment.stored_samples + assessment.refused_samples
+        letters = [_dead_letter(found, 0, PRINCIPAL, "")] if found.refusals else []
+        return WriteRequest(
+            tenant=tenant,
+            principal=origin.principal.name,
+            identity=None,
+            digest=b"",
+            samples=samples,
+            outcome=to_result(_outcome(found, 0, assessment.stored_samples), 0).SerializeToString(),
+            refused_outcome=to_result(_outcome(refused, 0, 0), 0).SerializeToString(),
+            span=origin.span,
+            door=origin.door,
+            dead_letters=letters,
+            refused_dead_letters=lambda: (_dead_letter(refused, 0, PRINCIPAL, ""),),
+            replay=origin.replay,
+            received_us=message.arrival_us,
+        )
+
     async def _assess(
-        self, tenant: str, found: _TenantMessages, now_us: int
+        self, tenant: str, found: _TenantMessages, window: TimeWindow, now_us: int
     ) -> tuple[Assessment, list[KindColumns]]:
         """Decide about the readings of messages; returns what to store beside."""
         assessment = assess(
             found.readings,
             profiles=found.profiles,
-            window=self._live_window.at(now_us),
+            window=window,
             received_us=now_us,
             all_or_nothing=False,
             most_refusals=_UNBOUNDED,
@@ -328,7 +361,9 @@ def _outcomes(found: _TenantMessages, stored: Sequence[int], trace_id: str) -> l
 
 
 def _outcome(found: _TenantMessages, place: int, stored_samples: int) -> Outcome:
-    """Return what became of a message of which something is refused."""
+    """Return what became of a message."""
+    if place not in found.refusals:
+        return Outcome(stored_samples=stored_samples)
     whys = found.refusals[place]
     refused = found.refused_samples[place]
     if not refused:

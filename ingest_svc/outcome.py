@@ -24,6 +24,10 @@ VALUE_REFUSED: Why = (
     ErrorReason.ERROR_REASON_VALUE_REFUSED,
     "the database refuses a value of this batch",
 )
+INTERNAL: Why = (
+    ErrorReason.ERROR_REASON_INTERNAL,
+    "something failed inside; the trace id finds it",
+)
 
 
 class Refusal(NamedTuple):

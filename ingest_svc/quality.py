@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ingest_svc.series_states import NEVER, SeriesStates, Slots
+from ingest_svc.series_states import ALONE, NEVER, UNKNOWN, SeriesStates, Slots
 from telemetry_store.columns import Kind
 from telemetry_store.merge import Index, Runs
 from telemetry_store.quality import PERFECT, STEPS, Codes, constant, pack
@@ -23,9 +23,7 @@ _NOTHING = np.empty(0, np.intp)
 _NO_STEPS = np.empty(0, np.int32)
 
 
-def judge(
-    runs: Runs, slots: Slots, states: SeriesStates, *, received_us: npt.NDArray[np.int64], anomalous: Index
-) -> Codes:
+def judge(runs: Runs, slots: Slots, states: SeriesStates, *, received_us: npt.NDArray[np.int64]) -> Codes:
     """Return how good samples are, and take them into the states of their series.
 
     Args:
@@ -33,7 +31,6 @@ def judge(
         slots: intp[r], of the runs' series.
         states: how the series were before.
         received_us: int64[r], when each run came, microseconds since the epoch; 0: it is not live.
-        anomalous: places of samples that are.
     """
     rules = states.rule_places[slots]
     parts: list[tuple[int, _Part]] = [
@@ -41,6 +38,7 @@ def judge(
         (_VALIDITY, _validity(runs, states.rules.minima[rules], states.rules.maxima[rules])),
         *_against_the_last(runs, slots, states, rules),
     ]
+    anomalous = np.union1d(_unusual(runs, slots, states, rules), _not_fitting(runs, slots, states))
     _remember_last(runs, slots, states)
     parts = [(number, part) for number, part in parts if len(part[0])]
     if not parts and not len(anomalous):
@@ -133,6 +131,39 @@ def _since_the_last(
     if runs.kind in _NUMBERS:
         values = np.where(in_runs >= remembered, runs.values[places - 1], values)
     return passed, values
+
+
+def _unusual(runs: Runs, slots: Slots, states: SeriesStates, rules: npt.NDArray[np.int32]) -> Index:
+    """Return the places of samples that are anomalies, and let their series' detector learn from all."""
+    looked_at = (slots != UNKNOWN) & np.isfinite(states.rules.anomaly_thresholds[rules])
+    if runs.kind not in _NUMBERS or not looked_at.any():
+        return _NOTHING
+    found = states.detector.score(
+        slots[looked_at].astype(np.int32),
+        runs.starts[looked_at],
+        runs.lengths[looked_at],
+        runs.times,
+        runs.values.astype(np.float64, copy=False),
+    )
+    return np.flatnonzero(found.anomalous)
+
+
+def _not_fitting(runs: Runs, slots: Slots, states: SeriesStates) -> Index:
+    """Return the places of samples of times at which the metrics of their device do not fit each other."""
+    groups = states.joint_groups[slots]
+    found = [_NOTHING]
+    for group in np.unique(groups[groups != ALONE]).tolist() if runs.kind is Kind.DOUBLE else ():
+        places, of_runs = _samples_of(runs, groups == group)
+        series = slots[of_runs]
+        anomalous = states.devices.judge(
+            group,
+            states.joint_slots[series],
+            states.joint_columns[series],
+            runs.times[places],
+            runs.values[places],
+        )
+        found.append(places[anomalous])
+    return np.concatenate(found)
 
 
 def _remember_last(runs: Runs, slots: Slots, states: SeriesStates) -> None:

@@ -9,6 +9,7 @@ import typer
 from twinmesh_cli import (
     bench,
     config,
+    deadletters,
     load,
     login,
     metrics,
@@ -57,6 +58,7 @@ app.command()(login.logout)
 app.command()(load.load)
 app.command()(query.query)
 app.add_typer(raw.raw_app, name="raw")
+app.add_typer(deadletters.deadletters_app, name="deadletters")
 app.command()(tail.tail)
 app.command()(simulate.simulate)
 app.command()(bench.bench)

@@ -26,6 +26,7 @@ TABLE_RIGHTS = {
         "writer_outcome": KEEP,
         "request_id": KEEP,
         "series": KEEP,
+        "detector_state": KEEP,
         "backfill": READ,
     },
     "twinmesh_twin_feed": dict.fromkeys(
@@ -180,6 +181,7 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "series_latest",
             "raw_device_set",
             "raw_message",
+            "detector_state",
         ),
         True,
     )

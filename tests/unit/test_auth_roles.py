@@ -11,7 +11,12 @@ from twinmesh.asset.v1 import (
     profile_service_pb2,
 )
 from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2
-from twinmesh.ingest.v1 import dead_letter_service_pb2, ingest_service_pb2, raw_message_service_pb2
+from twinmesh.ingest.v1 import (
+    dead_letter_service_pb2,
+    ingest_service_pb2,
+    raw_message_service_pb2,
+    receipt_service_pb2,
+)
 from twinmesh.mesh.v1 import health_service_pb2
 from twinmesh.twin.v1 import twin_service_pb2
 
@@ -25,6 +30,7 @@ _CONTRACTS = [
     health_service_pb2,
     ingest_service_pb2,
     profile_service_pb2,
+    receipt_service_pb2,
     raw_message_service_pb2,
     session_service_pb2,
     twin_service_pb2,

@@ -4,6 +4,7 @@
 # This file has been @generated
 
 __all__ = (
+    "AnomalyRules",
     "Asset",
     "AssetServiceStub",
     "AssetType",
@@ -39,6 +40,7 @@ __all__ = (
     "HealthAlgorithm",
     "HealthInput",
     "HealthMethod",
+    "JointAnomalyRules",
     "ListAssetTypesRequest",
     "ListAssetTypesResponse",
     "ListAssetsRequest",
@@ -372,6 +374,32 @@ class TimeUnit(betterproto2.Enum):
             "TIME_UNIT_MILLISECONDS": 2,
             "TIME_UNIT_MICROSECONDS": 3,
         }
+
+
+@dataclass(eq=False, repr=False)
+class AnomalyRules(betterproto2.Message):
+    """
+    AnomalyRules say from when on a value is an anomaly: by a robust z-score, which counts how many
+    standard deviations it is from what the series did so far.
+    """
+
+    disabled: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    Nothing is an anomaly: right for switches, counters and what jumps by its nature.
+    """
+
+    threshold: "float | None" = betterproto2.field(2, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    Standard deviations; absent: 5.
+    """
+
+    half_life: "float | None" = betterproto2.field(3, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    After so many samples what was counts half; absent: 5,000.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "AnomalyRules", AnomalyRules)
 
 
 @dataclass(eq=False, repr=False)
@@ -939,6 +967,13 @@ class DeviceType(betterproto2.Message):
     How the quality of its samples is judged; absent: as the fields of QualityRules say.
     """
 
+    joint_anomaly: "JointAnomalyRules | None" = betterproto2.field(
+        12, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Metrics that are looked at together; absent: each is looked at by itself only.
+    """
+
 
 default_message_pool.register_message("twinmesh.asset.v1", "DeviceType", DeviceType)
 
@@ -1065,6 +1100,28 @@ class HealthInput(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.asset.v1", "HealthInput", HealthInput)
+
+
+@dataclass(eq=False, repr=False)
+class JointAnomalyRules(betterproto2.Message):
+    """
+    JointAnomalyRules say which metrics of a device are looked at together: samples of a time at
+    which they do not fit each other are anomalies (Hotelling's T² and Q). What is usual, a device
+    shows in its first rows, a row being the samples of one time.
+    """
+
+    metrics: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Two to 64 metrics of kind DOUBLE; empty: all of them whose anomalies are not disabled.
+    """
+
+    warm_up: "int | None" = betterproto2.field(2, betterproto2.TYPE_INT32, optional=True)
+    """
+    How many rows, at least; absent: 400. Of more than eight metrics more are taken.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "JointAnomalyRules", JointAnomalyRules)
 
 
 @dataclass(eq=False, repr=False)
@@ -1446,6 +1503,12 @@ class MetricDefinition(betterproto2.Message):
     """
     Fastest plausible change, in `unit` per second; a faster one makes a sample less consistent.
     Absent: not judged. Kinds DOUBLE and INT only.
+    """
+
+    anomaly: "AnomalyRules | None" = betterproto2.field(12, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    How unusual values are found; absent: as the fields of AnomalyRules say. Kinds DOUBLE and INT
+    only.
     """
 
 
