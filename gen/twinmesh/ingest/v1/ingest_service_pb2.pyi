@@ -691,9 +691,8 @@ class Batch(_message.Message):
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
-        """Events, at most 1,000. By the rules of Event; what breaks them refuses the batch
-        (INVALID_FIELD), as a recorded outcome. Mode ALL_OR_NOTHING holds for samples and
-        events together.
+        """Events, at most 1,000. By the rules of Event; what breaks them is refused
+        (INVALID_FIELD). Mode ALL_OR_NOTHING holds for samples and events together.
         """
 
     def __init__(

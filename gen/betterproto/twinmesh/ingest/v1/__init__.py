@@ -303,9 +303,8 @@ class Batch(betterproto2.Message):
 
     events: "list[Event]" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    Events, at most 1,000. By the rules of Event; what breaks them refuses the batch
-    (INVALID_FIELD), as a recorded outcome. Mode ALL_OR_NOTHING holds for samples and
-    events together.
+    Events, at most 1,000. By the rules of Event; what breaks them is refused
+    (INVALID_FIELD). Mode ALL_OR_NOTHING holds for samples and events together.
     """
 
 
