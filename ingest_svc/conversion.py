@@ -23,6 +23,7 @@ from ingest_svc.profile import (
     LOCATION,
     LOCATION_PROFILE,
     DeviceProfile,
+    JointRules,
     MessageSchema,
     MetricProfile,
     QualityRules,
@@ -370,8 +371,8 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
 def _read_type(written: bytes) -> tuple[Mapping[str, MetricProfile], MessageSchema, Mapping[str, str]]:
     """Return what a profile holds of a serialized device type: the same objects for all answers."""
     device_type = device_type_pb2.DeviceType.FromString(written)
-    quality = _quality(device_type.quality)
-    metrics = {metric.name: _metric(metric, quality) for metric in device_type.metrics}
+    quality, joint = _quality(device_type.quality), _joint(device_type)
+    metrics = {metric.name: _metric(metric, quality, joint) for metric in device_type.metrics}
     schema = device_type.message_schema
     return (
         {**metrics, LOCATION: replace(LOCATION_PROFILE, quality=quality)},
@@ -398,13 +399,28 @@ def _quality(rules: device_type_pb2.QualityRules) -> QualityRules:
     )
 
 
+def _joint(device_type: device_type_pb2.DeviceType) -> JointRules | None:
+    if not device_type.HasField("joint_anomaly"):
+        return None
+    rules = device_type.joint_anomaly
+    names = list(rules.metrics) or [
+        metric.name
+        for metric in device_type.metrics
+        if Kind(metric.kind) is Kind.DOUBLE and not metric.anomaly.disabled
+    ]
+    joint = JointRules(tuple(names))
+    return replace(joint, warm_up=rules.warm_up) if rules.HasField("warm_up") else joint
+
+
 def _threshold(rules: device_type_pb2.AnomalyRules) -> float:
     if rules.disabled:
         return math.inf
     return rules.threshold if rules.HasField("threshold") else QualityRules().anomaly_threshold
 
 
-def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> MetricProfile:
+def _metric(
+    metric: device_type_pb2.MetricDefinition, quality: QualityRules, joint: JointRules | None
+) -> MetricProfile:
     minimum = metric.minimum if metric.HasField("minimum") else -math.inf
     maximum = metric.maximum if metric.HasField("maximum") else math.inf
     refuses = metric.range_policy == device_type_pb2.RANGE_POLICY_REFUSE
@@ -423,5 +439,6 @@ def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> 
             anomaly_half_life=metric.anomaly.half_life
             if metric.anomaly.HasField("half_life")
             else quality.anomaly_half_life,
+            joint=joint if joint is not None and metric.name in joint.metrics else None,
         ),
     )

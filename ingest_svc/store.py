@@ -10,6 +10,7 @@ from meshkit.errors import FailedPrecondition, dependency_unavailable
 from telemetry_store.backfill import BackfillRow, create_backfill, find_backfill
 from telemetry_store.detector_states import load_states, save_states
 from telemetry_store.instances import last_commits
+from telemetry_store.saved_state import SavedState
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -50,7 +51,7 @@ class BackfillStore:
 
 
 class StateStore:
-    """Keeps what is remembered of series.
+    """Keeps what judges of samples remember.
 
     Args:
         pool: of the ingest role.
@@ -59,20 +60,20 @@ class StateStore:
     def __init__(self, *, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def load(self, tenant: str, series_ids: Sequence[int]) -> dict[int, Sequence[float]]:
-        """Return the states that were saved of series of a tenant, by series id.
+    async def load(self, tenant: str, detector: str, subjects: Sequence[str]) -> dict[str, bytes]:
+        """Return the states that were saved of subjects of a tenant, by subject.
 
         Raises:
             Unavailable: PostgreSQL is away.
         """
         try:
             async with self._pool.acquire() as connection:
-                return await load_states(connection, tenant, series_ids)
+                return await load_states(connection, tenant, detector, subjects)
         except DATABASE_ERRORS as error:
             raise dependency_unavailable("postgresql") from error
 
-    async def save(self, states: Sequence[tuple[str, int, Sequence[float]]]) -> None:
-        """Save states, each with its tenant and series id.
+    async def save(self, states: Sequence[SavedState]) -> None:
+        """Save states.
 
         Raises:
             Unavailable: PostgreSQL is away.

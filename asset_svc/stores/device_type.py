@@ -21,7 +21,11 @@ from twinmesh.asset.v1.device_type_service_pb2 import (
 
 _PROTOCOL = EnumText(Protocol, "PROTOCOL_")
 _PROCESSING_MODE = EnumText(ProcessingMode, "PROCESSING_MODE_")
-_PARTS: tuple[Literal["message_schema", "quality"], ...] = ("message_schema", "quality")
+_PARTS: tuple[Literal["message_schema", "quality", "joint_anomaly"], ...] = (
+    "message_schema",
+    "quality",
+    "joint_anomaly",
+)
 
 
 def _to_dict(message: Message) -> dict[str, object]:
@@ -71,26 +75,26 @@ _TABLE = Table(
     insert="""
         INSERT INTO asset.device_type
             (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
-             quality)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+             quality, joint_anomaly)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
         RETURNING version, create_time, update_time
     """,
     update="""
         UPDATE asset.device_type
         SET display_name = $3, protocol = $4, processing_mode = $5, metrics = $6, heartbeat = $7,
-            message_schema = $8, quality = $9, version = version + 1, update_time = now()
+            message_schema = $8, quality = $9, joint_anomaly = $10, version = version + 1, update_time = now()
         WHERE tenant_id = $1 AND id = $2
         RETURNING version, create_time, update_time
     """,
     find="""
         SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
-            version, create_time, update_time
+            joint_anomaly, version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id = ANY ($2)
     """,
     page=r"""
         SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
-            version, create_time, update_time
+            joint_anomaly, version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id > $2
             AND ($4::text = '' OR id LIKE lower($4) OR display_name COLLATE "pg_c_utf8" ILIKE $4)

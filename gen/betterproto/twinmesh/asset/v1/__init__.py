@@ -44,6 +44,7 @@ __all__ = (
     "HealthAlgorithm",
     "HealthInput",
     "HealthMethod",
+    "JointAnomalyRules",
     "ListAssetTypesRequest",
     "ListAssetTypesResponse",
     "ListAssetsRequest",
@@ -1007,6 +1008,13 @@ class DeviceType(betterproto2.Message):
     How the quality of its samples is judged; absent: as the fields of QualityRules say.
     """
 
+    joint_anomaly: "JointAnomalyRules | None" = betterproto2.field(
+        12, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Metrics that are looked at together; absent: each is looked at by itself only.
+    """
+
 
 default_message_pool.register_message("twinmesh.asset.v1", "DeviceType", DeviceType)
 
@@ -1168,6 +1176,28 @@ class HealthInput(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.asset.v1", "HealthInput", HealthInput)
+
+
+@dataclass(eq=False, repr=False)
+class JointAnomalyRules(betterproto2.Message):
+    """
+    JointAnomalyRules say which metrics of a device are looked at together: samples of a time at
+    which they do not fit each other are anomalies (Hotelling's T² and Q). What is usual, a device
+    shows in its first rows, a row being the samples of one time.
+    """
+
+    metrics: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Two to 64 metrics of kind DOUBLE; empty: all of them whose anomalies are not disabled.
+    """
+
+    warm_up: "int | None" = betterproto2.field(2, betterproto2.TYPE_INT32, optional=True)
+    """
+    How many rows, at least; absent: 400. Of more than eight metrics more are taken.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "JointAnomalyRules", JointAnomalyRules)
 
 
 @dataclass(eq=False, repr=False)
