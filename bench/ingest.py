@@ -18,7 +18,7 @@ import grpc
 import numpy as np
 import uvloop
 
-from bench import raw_copy
+from bench import line_protocol, raw_copy
 from bench.fleet import make_fleet
 from bench.gateway_batches import SeriesLoad, series_defs
 from bench.gateway_stream import GatewayStream
@@ -36,6 +36,7 @@ WARM_UP_S = scale("WARM_UP", 3)
 ROUNDS = scale("ROUNDS", 3)
 PACED_SAMPLES_PER_S = 100_000
 COPIED_SAMPLES = 10_000_000
+PEER_SAMPLES = 15_000_000  # prepared
 _HOUR_US = 3_600_000_000
 _SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _START_S = 60.0
@@ -111,8 +112,19 @@ async def _run(bench: "_Bench", raw_bench: "_Bench") -> Report:
         for shape, found in measured.items():
             if number < shape.rounds:
                 await (raw_bench if shape.without_raw else bench).round(shape, number, found)
+    peers = [
+        Case(
+            f"{shape.name}: {peer.name}, not fsynced",
+            await line_protocol.rate(
+                peer, _loads(shape), metrics=METRICS, samples=PEER_SAMPLES, seconds=SECONDS
+            ),
+            "samples/s",
+        )
+        for shape in (RUN20, RUN1)
+        for peer in line_protocol.installed()
+    ]
     latencies = [await bench.paced_round(number) for number in range(ROUNDS)]
-    cases = [case for shape in measured for case in _cases(shape, measured)]
+    cases = [case for shape in measured for case in _cases(shape, measured)] + peers
     cases += [
         Case(
             f"ack latency at {PACED_SAMPLES_PER_S:,} samples/s: {label}",
@@ -316,7 +328,10 @@ def _notes(measured: dict[Shape, Measured]) -> list[str]:
         f"medians of {ROUNDS} rounds of {SECONDS} s after {WARM_UP_S} s; 100,000 series: one round",
         "ratio: to raw COPY of the same rows and group size over one connection in the same round",
         "ratio of _raw: to the same case without the raw audit trail, in turns",
-        "on: fsync, Envoy, token check, validation, series resolution; traces off",
+        "on: fsync, Envoy, token check, validation, series resolution, units and ranges; traces off",
+        "on: quality, anomalies per metric, dead letters, check of limits",
+        "beside: the same samples in line protocol, one connection per stream, to "
+        + (" and ".join(peer.name for peer in line_protocol.installed()) or "nobody: neither is installed"),
         "every round's stored samples were counted and are those acknowledged",
         f"told to go back: {dict(throttled) or 'never'}",
     ]
