@@ -98,6 +98,6 @@ def _registrations(pool: asyncpg.Pool, client: Client) -> list[Registration]:
         Registration(
             "twinmesh.asset.v1.ProfileService",
             profile_service_pb2_grpc.add_ProfileServiceServicer_to_server,
-            ProfileServicer(profiles=profiles, tenants=DeviceTenants(pool=pool)),
+            ProfileServicer(profiles=profiles, tenants=DeviceTenants(pool=pool), assets=assets),
         ),
     ]

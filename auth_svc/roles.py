@@ -19,6 +19,7 @@ _READ = frozenset(
     {
         "twin:read",
         "history:read",
+        "event:read",
         "device:read",
         "device_type:read",
         "asset:read",
@@ -46,7 +47,7 @@ _PERMISSIONS = {
     Role.ANALYST: _READ | _REFLECTION,
     Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read", "raw_message:read"}) | _REFLECTION,
     Role.API_CLIENT: frozenset(
-        {"telemetry:write", "twin:read", "history:read", "device:read", "device_type:read"}
+        {"telemetry:write", "twin:read", "history:read", "event:read", "device:read", "device_type:read"}
     )
     | _REFLECTION,
 }

@@ -7,6 +7,7 @@ from nats.aio.client import Client
 
 from ingest_svc.announcer import Announcer
 from ingest_svc.applied import Applied
+from ingest_svc.asset_cache import AssetCache
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
@@ -79,6 +80,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
         ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
+        AssetCache(source=assets, clock=clock) as known_assets,
         TwinFrontiers() as frontiers,
         bus.connection(
             settings.nats_url.get_secret_value(),
@@ -102,6 +104,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         backfills = BackfillStore(pool=pool)
         intake = Intake(
             profiles=profiles,
+            assets=known_assets,
             series_finder=processing,
             backfills=backfills,
             live_window=settings.live_window,
@@ -115,6 +118,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             profiles=profiles.lookups,
             series=catalog.lookups,
             tenants=tenants.lookups,
+            assets=known_assets.lookups,
             tokens=verifier.lookups,
         )
 

@@ -4,7 +4,7 @@ Batch ──▶ BatchFlow.take ──▶ Intake ──▶ Writer.submit ──�
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -14,6 +14,8 @@ from opentelemetry.trace import NonRecordingSpan, Span
 
 from ingest_svc import conversion
 from ingest_svc.columns import SentColumns
+from ingest_svc.event import InvalidEvent, SentEvent
+from ingest_svc.event_messages import to_stream_events
 from ingest_svc.flow import BatchFlow, Taken, is_transient
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.outcome import Outcome, RefusedContent
@@ -132,7 +134,11 @@ class BatchPath:
         all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
         content = conversion.to_content(batch)
         request = await self._take_content(
-            content, origin, all_or_nothing=all_or_nothing, received_us=received_us
+            content,
+            to_stream_events(batch.events),
+            origin,
+            all_or_nothing=all_or_nothing,
+            received_us=received_us,
         )
         if batch.sequence <= self._flow.last_committed:  # It is known, and so is its trail.
             return request, BatchTrail()
@@ -142,19 +148,25 @@ class BatchPath:
     async def _take_content(
         self,
         content: SentColumns | list[Reading] | RefusedContent,
+        events: Sequence[SentEvent | InvalidEvent],
         origin: Origin,
         *,
         all_or_nothing: bool,
         received_us: int,
     ) -> WriteRequest:
         if isinstance(content, RefusedContent):
-            return self._intake.refuse(origin, content, received_us=received_us)
+            return self._intake.refuse(origin, content, events=events, received_us=received_us)
         if isinstance(content, SentColumns):
             return await self._intake.take_columns(
-                origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us
+                origin,
+                content,
+                self._series,
+                events=events,
+                all_or_nothing=all_or_nothing,
+                received_us=received_us,
             )
         return await self._intake.take_readings(
-            origin, content, all_or_nothing=all_or_nothing, received_us=received_us
+            origin, content, events=events, all_or_nothing=all_or_nothing, received_us=received_us
         )
 
     def _trail_written(self, trail: BatchTrail, written: asyncio.Future[WriteResult]) -> None:

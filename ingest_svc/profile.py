@@ -100,6 +100,7 @@ class DeviceProfile:
         metrics: all that it may report, `location` included.
         message_schema: how its JSON messages are read.
         aliases: names of metrics by other names that devices use.
+        asset_id: the asset that it is on, "" for none.
     """
 
     device_type_id: str
@@ -107,6 +108,7 @@ class DeviceProfile:
     metrics: Mapping[str, MetricProfile]
     message_schema: MessageSchema = FLAT
     aliases: Mapping[str, str] = field(default_factory=dict)
+    asset_id: str = ""
 
     def metric(self, name: str) -> MetricProfile | None:
         """Return the metric of a name or alias, None when there is none."""

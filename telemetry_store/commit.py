@@ -14,7 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.errors import DomainError
-from telemetry_store import cursors, dead_letters, raw_messages, request_ids
+from telemetry_store import cursors, dead_letters, events, raw_messages, request_ids
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, LetterKey, Prepared
 from telemetry_store.commit_numbers import CommitNumbers
@@ -122,6 +122,11 @@ async def store_group(
         [batch.request for batch in decision.taken],
         prepared.raw,
         device_sets,
+    )
+    await events.insert(
+        connection,
+        ((batch.request.tenant, event) for batch in decision.taken for event in batch.events),
+        numbers,
     )
     if decision.advanced:
         await cursors.advance(connection, decision.advanced)

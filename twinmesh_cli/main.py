@@ -10,6 +10,7 @@ from twinmesh_cli import (
     bench,
     config,
     deadletters,
+    events,
     load,
     login,
     metrics,
@@ -59,6 +60,7 @@ app.command()(load.load)
 app.command()(query.query)
 app.add_typer(raw.raw_app, name="raw")
 app.add_typer(deadletters.deadletters_app, name="deadletters")
+app.add_typer(events.events_app, name="events")
 app.command()(tail.tail)
 app.command()(simulate.simulate)
 app.command()(bench.bench)

@@ -1,11 +1,12 @@
 """An intake with its neighbours in memory: one tenant, `acme`, with two pumps."""
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ingest_svc.asset_cache import AssetCache
 from ingest_svc.columns import SentColumns
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.profile import DeviceProfile, MetricProfile
@@ -33,6 +34,11 @@ class Assets:
         self.devices = {"pump-1": PUMP, "pump-2": PUMP}
         self.asked: list[int] = []
         self.away = False
+
+    async def fetch_assets(self, tenant: str, asset_ids: Sequence[str]) -> Collection[str]:
+        if self.away:
+            raise dependency_unavailable("asset_svc")
+        return [asset_id for asset_id in asset_ids if asset_id == "hall"]
 
     async def fetch(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, DeviceProfile]:
         self.asked.append(len(device_ids))
@@ -70,6 +76,7 @@ class World:
         self.series_ids = SeriesIds()
         self.intake = Intake(
             profiles=self.cache,
+            assets=AssetCache(source=self.assets, clock=self.clock),
             series_finder=self.series_ids,
             backfills=Backfills(),
             live_window=LiveWindow(late_us=3_600_000_000, future_us=1_000),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ingest_svc.profile import QualityRules
 from ingest_svc.quality import judge
 from ingest_svc.series_states import NEVER, UNKNOWN, KnownSeries, SeriesStates
-from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
+from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.merge import merge
 from telemetry_store.quality import PERFECT, Codes, Quality, is_constant, unpack
 
@@ -158,10 +158,7 @@ def test_integers_may_be_anomalies_and_text_is_not_looked_at() -> None:
         sent = [20 + second % 3 for second in range(200)]
         values = [*(sent if kind is Kind.INT else map(str, sent)), value]
         times = NOW + np.arange(len(values), dtype=np.int64) * SECOND
-        columns = KindColumns(
-            kind, np.full(len(values), series, np.int32), times, np.array(values, VALUE_TYPES[kind])
-        )
-        runs = merge([columns])
+        runs = merge([KindColumns.of(kind, np.full(len(values), series, np.int32), times, values)])
         slots = states.meet(runs.series)
         codes = judge(runs, slots, states, received_us=np.zeros(len(runs.series), np.int64))
         assert np.flatnonzero(unpack(codes).anomalous).tolist() == ([200] if kind is Kind.INT else [])

@@ -40,6 +40,11 @@ class IngestServiceStub:
                 request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryResponse.FromString,
                 _registered_method=True)
+        self.IngestEvents = channel.unary_unary(
+                '/twinmesh.ingest.v1.IngestService/IngestEvents',
+                request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsResponse.FromString,
+                _registered_method=True)
         self.CreateBackfill = channel.unary_unary(
                 '/twinmesh.ingest.v1.IngestService/CreateBackfill',
                 request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.CreateBackfillRequest.SerializeToString,
@@ -72,6 +77,15 @@ class IngestServiceServicer:
         OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
         RESOURCE_EXHAUSTED INGEST_BUSY and UNAVAILABLE DEPENDENCY_UNAVAILABLE, both to
         be retried with the same request_id or sequence after RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IngestEvents(self, request, context):
+        """IngestEvents stores events in one transaction and answers when they are durable. They
+        are exactly once, refused and retried as readings are: identities, modes, errors and
+        the sequences of a writer are those of IngestTelemetry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +132,11 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     request_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryRequest.FromString,
                     response_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryResponse.SerializeToString,
             ),
+            'IngestEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.IngestEvents,
+                    request_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsRequest.FromString,
+                    response_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsResponse.SerializeToString,
+            ),
             'CreateBackfill': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateBackfill,
                     request_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.CreateBackfillRequest.FromString,
@@ -157,6 +176,33 @@ class IngestService:
             '/twinmesh.ingest.v1.IngestService/IngestTelemetry',
             twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryRequest.SerializeToString,
             twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IngestEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.ingest.v1.IngestService/IngestEvents',
+            twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsRequest.SerializeToString,
+            twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -168,6 +168,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A JSON body, or path and headers, are larger than the gateway takes; send less
     at once. INVALID_ARGUMENT (JSON: 413 or 431).
     """
+    ERROR_REASON_ASSET_UNKNOWN: _ErrorReason.ValueType  # 127
+    """The asset does not exist in the caller's tenant. In a refusal."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -321,4 +323,6 @@ ERROR_REASON_BODY_TOO_LARGE: ErrorReason.ValueType  # 102
 """A JSON body, or path and headers, are larger than the gateway takes; send less
 at once. INVALID_ARGUMENT (JSON: 413 or 431).
 """
+ERROR_REASON_ASSET_UNKNOWN: ErrorReason.ValueType  # 127
+"""The asset does not exist in the caller's tenant. In a refusal."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

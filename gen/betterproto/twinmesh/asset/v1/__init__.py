@@ -9,6 +9,8 @@ __all__ = (
     "AssetServiceStub",
     "AssetType",
     "AssetTypeServiceStub",
+    "BatchCheckAssetsRequest",
+    "BatchCheckAssetsResponse",
     "BatchCreateDevicesRequest",
     "BatchCreateDevicesResponse",
     "BatchGetProfilesRequest",
@@ -37,6 +39,8 @@ __all__ = (
     "GetAssetTypeRequest",
     "GetDeviceRequest",
     "GetDeviceTypeRequest",
+    "GetSubtreeRequest",
+    "GetSubtreeResponse",
     "HealthAlgorithm",
     "HealthInput",
     "HealthMethod",
@@ -510,6 +514,43 @@ class AssetType(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.asset.v1", "AssetType", AssetType)
+
+
+@dataclass(eq=False, repr=False)
+class BatchCheckAssetsRequest(betterproto2.Message):
+    """
+    Which assets.
+    """
+
+    tenant: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose assets.
+    """
+
+    asset_ids: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Their ids.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "BatchCheckAssetsRequest", BatchCheckAssetsRequest)
+
+
+@dataclass(eq=False, repr=False)
+class BatchCheckAssetsResponse(betterproto2.Message):
+    """
+    Those that exist.
+    """
+
+    asset_ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    In no order.
+    """
+
+
+default_message_pool.register_message(
+    "twinmesh.asset.v1", "BatchCheckAssetsResponse", BatchCheckAssetsResponse
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -1036,6 +1077,41 @@ class GetDeviceTypeRequest(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.asset.v1", "GetDeviceTypeRequest", GetDeviceTypeRequest)
+
+
+@dataclass(eq=False, repr=False)
+class GetSubtreeRequest(betterproto2.Message):
+    """
+    Which part of the hierarchy.
+    """
+
+    tenant: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose asset.
+    """
+
+    asset_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    The asset on top.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "GetSubtreeRequest", GetSubtreeRequest)
+
+
+@dataclass(eq=False, repr=False)
+class GetSubtreeResponse(betterproto2.Message):
+    """
+    An asset and what is below it.
+    """
+
+    asset_ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    In no order.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "GetSubtreeResponse", GetSubtreeResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -2194,6 +2270,49 @@ class ProfileServiceStub(betterproto2_grpclib.ServiceStub):
             "/twinmesh.asset.v1.ProfileService/BatchGetTenants",
             message,
             BatchGetTenantsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def batch_check_assets(
+        self,
+        message: "BatchCheckAssetsRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "BatchCheckAssetsResponse":
+        """
+        BatchCheckAssets answers which of the ids are assets of the tenant.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.asset.v1.ProfileService/BatchCheckAssets",
+            message,
+            BatchCheckAssetsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def get_subtree(
+        self,
+        message: "GetSubtreeRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "GetSubtreeResponse":
+        """
+        GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+        NOT_FOUND when the asset is absent.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.asset.v1.ProfileService/GetSubtree",
+            message,
+            GetSubtreeResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
