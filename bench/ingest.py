@@ -184,7 +184,7 @@ class _Bench:
         if shape.without_raw is None:
             found.copy_rates.append(await self._copy(shape, found.group_samples[-1]))
         else:
-            found.raw_shares.append(await self._raw_share(durable))
+            found.raw_shares.append(await self._raw_share(name, durable))
 
     async def paced_round(self, number: int) -> list[float]:
         """Send at a fixed rate; returns seconds from when each batch was due to its ack."""
@@ -255,13 +255,19 @@ class _Bench:
         found.group_samples.append(float(row["samples"] / row["commits"]))
         found.run_samples.append(float(row["samples"] / row["rows"]))
 
-    async def _raw_share(self, batches: int) -> float:
-        """Return what the raw messages of these batches and more take, compressed."""
+    async def _raw_share(self, writers: str, batches: int) -> float:
+        """Return what raw messages take, compressed, of their size.
+
+        Args:
+            writers: how the names of the writers begin whose messages are meant.
+            batches: how many they are at least.
+        """
         connection = await asyncpg.connect(self._database_url)
         try:
             row = await connection.fetchrow(
                 "SELECT count(*) AS messages, avg(octet_length(payload) / size::float8) AS share"
-                " FROM telemetry.raw_message WHERE format = 1"
+                " FROM telemetry.raw_message WHERE format = 1 AND starts_with(writer_id, $1)",
+                f"{writers}-",
             )
         finally:
             await connection.close()
