@@ -10,6 +10,7 @@ from twinmesh.asset.v1.device_type_service_pb2 import (
     PROCESSING_MODE_DIRECT,
     PROCESSING_MODE_UNSPECIFIED,
     RANGE_POLICY_REFUSE,
+    UNKNOWN_CHILDREN_REGISTER,
     DeviceType,
     MetricDefinition,
 )
@@ -60,6 +61,9 @@ class DeviceTypes(Resources[DeviceType, Rows[DeviceType]]):
                 raise invalid_field(
                     f"{path}.message_schema.pointers[{name!r}]", f"the type defines no metric {name!r}"
                 )
+
+        if resource.unknown_children == UNKNOWN_CHILDREN_REGISTER and not resource.child_device_type_id:
+            raise invalid_field(f"{path}.child_device_type_id", "children that are registered need a type")
 
     async def _announce(self, tenant: str, ids: Sequence[str]) -> None:
         await self._changes.device_types(tenant, ids)

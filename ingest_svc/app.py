@@ -1,19 +1,22 @@
 """The only place where ingest_svc's parts meet."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from nats.aio.client import Client
 
 from ingest_svc.announcer import Announcer
 from ingest_svc.applied import Applied
+from ingest_svc.assembler import Assembler
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
+from ingest_svc.child_cache import ChildCache
 from ingest_svc.config import IngestSettings
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from ingest_svc.frontier_reports import follow_reports
 from ingest_svc.intake import Intake
+from ingest_svc.message_intake import MessageIntake
 from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
@@ -33,6 +36,8 @@ from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
+from telemetry_store.chunks import ChunkStore
+from telemetry_store.commit import Commit
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 
@@ -51,13 +56,25 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     metrics = IngestMetrics(meter())
 
+    def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
+        profiles.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
+        children.forget(tenant, device_ids=device_ids)
+
+    def distrust() -> None:
+        profiles.distrust()
+        children.distrust()
+
     async def subscribe(client: Client) -> None:
-        await follow_changes(client, forget=profiles.forget, forget_all=profiles.distrust)
+        await follow_changes(client, forget=forget, forget_all=distrust)
         await follow_reports(client, frontiers=frontiers)
 
     def reconnected() -> None:
-        profiles.distrust()
+        distrust()
         frontiers.listen_anew()
+
+    def committed(commit: Commit) -> None:
+        announcer.announce(commit)
+        assembler.add(commit.whole)
 
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
@@ -65,6 +82,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=SERVICE) as pool,
         ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
+        ChildCache(source=assets, clock=clock) as children,
         TwinFrontiers() as frontiers,
         bus.connection(
             settings.nats_url.get_secret_value(),
@@ -75,16 +93,28 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
-        TelemetryWriter(pool=pool, on_committed=announcer.announce, on_group=metrics.group_stored) as writer,
+        TelemetryWriter(pool=pool, on_committed=committed, on_group=metrics.group_stored) as writer,
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         backfills = BackfillStore(pool=pool)
+        chunks = ChunkStore(pool=pool)
+        message_intake = MessageIntake(
+            profiles=profiles,
+            children=children,
+            catalog=catalog,
+            chunks=chunks,
+            live_window=settings.live_window,
+        )
+        assembler = Assembler(
+            store=chunks, profiles=profiles, intake=message_intake, writer=writer, clock=clock
+        )
         intake = Intake(
             profiles=profiles,
             catalog=catalog,
             backfills=backfills,
             live_window=settings.live_window,
+            messages=message_intake,
         )
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
@@ -94,6 +124,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             profiles=profiles.lookups,
             series=catalog.lookups,
             tenants=tenants.lookups,
+            children=children.lookups,
             tokens=verifier.lookups,
         )
 
@@ -122,12 +153,12 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         messages = MessagePath(
             tenants=tenants,
             profiles=profiles,
-            catalog=catalog,
+            intake=message_intake,
             writer=writer,
-            live_window=settings.live_window,
             clock=clock,
         )
         async with (
+            background(assembler.run(), name="assembler"),
             _storing_messages(messages, settings, writer=writer, clock=clock),
             running_server(
                 listen=settings.listen,

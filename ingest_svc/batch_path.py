@@ -119,6 +119,11 @@ class BatchPath:
             taken.span.get_span_context() if taken.span is not None else None,
             Door.STREAM,
         )
+        if batch.messages:
+            messages = conversion.to_messages(batch, arrival_us=received_us)
+            if isinstance(messages, RefusedContent):
+                return self._intake.refuse(origin, messages)
+            return await self._intake.take_messages(origin, messages, received_us=received_us)
         all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
         content = conversion.to_content(batch)
         if isinstance(content, RefusedContent):

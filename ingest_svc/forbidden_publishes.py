@@ -20,7 +20,8 @@ import structlog
 from nats.aio.client import Client
 from nats.errors import Error as BusError
 
-from ingest_svc.message_path import MessageWriter, reason_name
+from ingest_svc.message_intake import reason_name
+from ingest_svc.message_path import MessageWriter
 from meshkit.clock import Clock
 from meshkit.errors import DomainError
 from meshkit.mqtt import Login

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -13,6 +13,8 @@ from ingest_svc import reading as sent_readings
 from ingest_svc.assessment import assess
 from ingest_svc.columns import SentColumns
 from ingest_svc.conversion import to_result
+from ingest_svc.device_message import DeviceMessage, digest
+from ingest_svc.message_intake import MessageIntake, dead_letter, dead_letters
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, RefusedContent
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
@@ -81,6 +83,7 @@ class Intake:
         catalog: finds ids of series.
         backfills: finds declared backfills.
         live_window: event times taken without a backfill.
+        messages: reads messages.
     """
 
     def __init__(
@@ -90,11 +93,13 @@ class Intake:
         catalog: SeriesCatalog,
         backfills: Backfills,
         live_window: LiveWindow,
+        messages: MessageIntake,
     ) -> None:
         self._profiles = profiles
         self._catalog = catalog
         self._backfills = backfills
         self._live_window = live_window
+        self._messages = messages
 
     async def take_readings(
         self,
@@ -169,6 +174,34 @@ class Intake:
             columns, series, window=self._live_window.at(received_us), all_or_nothing=all_or_nothing
         )
         return _request(origin, digest, assessed, assessed.samples)
+
+    async def take_messages(
+        self, origin: Origin, messages: Sequence[DeviceMessage], *, received_us: int
+    ) -> WriteRequest:
+        """Return the request that stores what is good of messages, and keeps chunks.
+
+        What is refused is kept as dead letters as well.
+
+        Args:
+            origin: where they come from.
+            messages: by the rules of the contract.
+            received_us: moves the live window, microseconds since the epoch.
+
+        Raises:
+            ResourceExhausted: CHUNK_STORAGE_FULL; nothing is recorded.
+            Unavailable: DEPENDENCY_UNAVAILABLE.
+        """
+        tenant, principal = origin.principal.tenant, origin.principal.name
+        profiles = await self._profiles.find(tenant, {message.device_id for message in messages})
+        taken = await self._messages.take(tenant, messages, profiles, now_us=received_us, wait_when_full=True)
+        return replace(
+            _request(origin, digest(messages), taken.outcome(), taken.samples),
+            dead_letters=list(dead_letters(messages, taken, principal=principal).values()),
+            refused_dead_letters=lambda: [
+                dead_letter(message, [VALUE_REFUSED], principal=principal) for message in messages
+            ],
+            chunks=taken.chunks,
+        )
 
     def refuse(self, origin: Origin, refused: RefusedContent) -> WriteRequest:
         """Return the request that stores nothing and records why under the batch's identity."""

@@ -1,6 +1,6 @@
-"""A device message's path: from its payload to the writer, or into a dead letter.
+"""A device message's path by MQTT: from its payload to the writer, or into a dead letter.
 
-messages ──▶ whose devices? ──▶ readings by the type's schema ──▶ assess ──▶ Writer, with dead letters
+messages ──▶ whose devices? ──▶ MessageIntake ──▶ Writer, with dead letters
 """
 
 import asyncio
@@ -9,56 +9,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import structlog
 from opentelemetry.trace import SpanContext, SpanKind
 
-from ingest_svc import device_message
-from ingest_svc.assessment import Assessment, assess
 from ingest_svc.conversion import to_result
-from ingest_svc.device_message import MalformedMessageError
+from ingest_svc.device_message import DeviceMessage
 from ingest_svc.intake import Door
-from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown
+from ingest_svc.message_intake import MessageIntake, TakenMessages, dead_letter, dead_letters
+from ingest_svc.outcome import VALUE_REFUSED, Outcome, Why
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
-from ingest_svc.reading import Reading
 from ingest_svc.tenant_cache import TenantCache
-from ingest_svc.window import LiveWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
-from meshkit.telemetry import current_trace_id, tracer
-from telemetry_store.catalog import SeriesCatalog
+from meshkit.telemetry import tracer
 from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 PRINCIPAL = "mqtt"
 _log = structlog.get_logger()
-_REFUSALS_TOLD = 5  # in one dead letter
-_TEXT_TOLD = 256  # characters of each
-_UNBOUNDED = 2**62
-_INTERNAL: Why = (
+INTERNAL: Why = (
     ErrorReason.ERROR_REASON_INTERNAL,
     "something failed inside; the trace id finds it",
 )
 _PASSING = (Unavailable, ResourceExhausted)
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceMessage:
-    """A message of a device.
-
-    Attributes:
-        device_id: whose, by the topic; only its own log-in may publish there.
-        payload: as it came.
-        arrival_us: when the broker got it, microseconds since the epoch; the same however
-            often it is delivered.
-        sequence: its number in the broker's stream; 0: it is in none, and nobody repeats it.
-    """
-
-    device_id: str
-    payload: bytes
-    arrival_us: int
-    sequence: int = 0
 
 
 class MessageWriter(Protocol):
@@ -71,13 +45,10 @@ class MessageWriter(Protocol):
 
 @dataclass(slots=True)
 class _TenantMessages:
-    """What one tenant's messages hold; places are those in `messages`, profiles of their devices."""
+    """One tenant's messages, and the profiles of their devices."""
 
     messages: list[DeviceMessage] = field(default_factory=list)
     profiles: dict[str, DeviceProfile] = field(default_factory=dict)
-    readings: list[Reading] = field(default_factory=list)
-    of_readings: list[int] = field(default_factory=list)
-    refusals: defaultdict[int, list[Why]] = field(default_factory=lambda: defaultdict(list))
 
 
 class MessagePath:
@@ -86,9 +57,8 @@ class MessagePath:
     Args:
         tenants: finds whose devices are.
         profiles: finds what they may report, and how their messages are read.
-        catalog: finds ids of series.
+        intake: reads messages and decides about what they say.
         writer: commits.
-        live_window: event times that are taken.
         clock: moves the window.
     """
 
@@ -97,16 +67,14 @@ class MessagePath:
         *,
         tenants: TenantCache,
         profiles: ProfileCache,
-        catalog: SeriesCatalog,
+        intake: MessageIntake,
         writer: MessageWriter,
-        live_window: LiveWindow,
         clock: Clock,
     ) -> None:
         self._tenants = tenants
         self._profiles = profiles
-        self._catalog = catalog
+        self._intake = intake
         self._writer = writer
-        self._live_window = live_window
         self._clock = clock
         self._turn = asyncio.Lock()
 
@@ -153,7 +121,7 @@ class MessagePath:
             refused = getattr(error, "reason", None) == ErrorReason.ERROR_REASON_VALUE_REFUSED
             if not refused:
                 _log.exception("message failed", device_id=message.device_id)
-            await self._bury(message, VALUE_REFUSED if refused else _INTERNAL, stream, span)
+            await self._bury(message, VALUE_REFUSED if refused else INTERNAL, stream, span)
 
     async def _by_tenant(self, messages: Sequence[DeviceMessage]) -> Mapping[str, _TenantMessages]:
         tenants, profiles = await self._find({message.device_id for message in messages})
@@ -164,7 +132,10 @@ class MessagePath:
                 # Deleted since it logged in. There is no tenant that could be told.
                 _log.warning("message of an unknown device", device_id=message.device_id)
             else:
-                _take(found[tenant], message, profiles.get(message.device_id))
+                of_tenant = found[tenant]
+                of_tenant.messages.append(message)
+                if (profile := profiles.get(message.device_id)) is not None:
+                    of_tenant.profiles[message.device_id] = profile
         return found
 
     async def _find(self, device_ids: set[str]) -> tuple[dict[str, str], dict[str, DeviceProfile]]:
@@ -191,37 +162,42 @@ class MessagePath:
     async def _submit(
         self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext
     ) -> asyncio.Future[WriteResult]:
-        now_us = self._clock.now_us()
-        assessment = assess(
-            found.readings,
-            profiles=found.profiles,
-            window=self._live_window.at(now_us),
-            received_us=now_us,
-            all_or_nothing=False,
-            most_refusals=_UNBOUNDED,
+        taken = await self._intake.take(
+            tenant, found.messages, found.profiles, now_us=self._clock.now_us(), unpack=True
         )
-        for refusal in assessment.refusals:
-            found.refusals[found.of_readings[refusal.reading_index]].append(_why(refusal))
-        samples = (
-            assessment.columns(await self._catalog.resolve(tenant, assessment.series))
-            if assessment.series
-            else []
+        letters = dead_letters(found.messages, taken, principal=PRINCIPAL)
+        return self._write(found.messages, taken, letters, tenant=tenant, stream=stream, span=span)
+
+    def _write(
+        self,
+        messages: Sequence[DeviceMessage],
+        taken: TakenMessages,
+        letters: Mapping[int, DeadLetter],
+        *,
+        tenant: str,
+        stream: str,
+        span: SpanContext,
+    ) -> asyncio.Future[WriteResult]:
+        identity = MessageIdentity(
+            stream=stream,
+            sequences=[message.sequence for message in messages],
+            samples=taken.of_samples,
+            dead_letters=list(letters),
+            chunks=taken.of_chunks,
         )
-        letters = {
-            place: _dead_letter(found.messages[place], whys) for place, whys in sorted(found.refusals.items())
-        }
         return self._writer.submit(
             WriteRequest(
                 tenant=tenant,
                 principal=PRINCIPAL,
-                identity=_identity(found, assessment, stream, list(letters)) if stream else None,
+                identity=identity if stream else None,
                 digest=b"",
-                samples=samples,
-                outcome=_counts(assessment),
+                samples=taken.samples,
+                outcome=counts(taken),
                 refused_outcome=b"",
                 span=span,
                 door=Door.MQTT,
                 dead_letters=list(letters.values()),
+                chunks=taken.chunks,
             )
         )
 
@@ -229,71 +205,13 @@ class MessagePath:
         """Keep a message as a dead letter, and nothing of it as samples."""
         tenants = await self._tenants.find([message.device_id])
         if (tenant := tenants.get(message.device_id)) is not None:
-            found = _TenantMessages([message])
-            found.refusals[0].append(why)
-            await (await self._submit(tenant, found, stream, span))
+            letter = dead_letter(message, [why], principal=PRINCIPAL)
+            await self._write(
+                [message], TakenMessages(), {0: letter}, tenant=tenant, stream=stream, span=span
+            )
 
 
-def _take(found: _TenantMessages, message: DeviceMessage, profile: DeviceProfile | None) -> None:
-    place = len(found.messages)
-    found.messages.append(message)
-    if profile is None:
-        found.refusals[place].append(device_unknown(message.device_id))
-        return
-    found.profiles[message.device_id] = profile
-    try:
-        readings = device_message.read(
-            message.device_id, message.payload, profile, arrival_us=message.arrival_us
-        )
-    except MalformedMessageError as error:
-        found.refusals[place].append((ErrorReason.ERROR_REASON_MESSAGE_MALFORMED, str(error)))
-        return
-    found.readings += readings
-    found.of_readings += [place] * len(readings)
-
-
-def _identity(
-    found: _TenantMessages, assessment: Assessment, stream: str, dead_letters: Sequence[int]
-) -> MessageIdentity:
-    of_readings = np.array(found.of_readings, np.int32)
-    return MessageIdentity(
-        stream=stream,
-        sequences=[message.sequence for message in found.messages],
-        samples=[of_readings[np.array(samples.readings, np.intp)] for samples in assessment.samples.values()],
-        dead_letters=dead_letters,
-    )
-
-
-def _counts(assessment: Assessment) -> bytes:
+def counts(taken: TakenMessages) -> bytes:
     """Return an outcome that nobody is told, for those who count samples."""
-    counts = Outcome(stored_samples=assessment.stored_samples, refused_samples=assessment.refused_samples)
-    return to_result(counts, sequence=0).SerializeToString()
-
-
-def _why(refusal: Refusal) -> Why:
-    # Metrics stand in it as the device wrote them.
-    return refusal.reason, f"{refusal.metric!r}: {refusal.message}" if refusal.metric else refusal.message
-
-
-def _dead_letter(message: DeviceMessage, whys: Sequence[Why]) -> DeadLetter:
-    told = [_cut(text) for _, text in whys[:_REFUSALS_TOLD]]
-    if len(whys) > _REFUSALS_TOLD:
-        told.append(f"and {len(whys) - _REFUSALS_TOLD} more")
-    return DeadLetter(
-        device_id=message.device_id,
-        principal=PRINCIPAL,
-        received_us=message.arrival_us,
-        reason=reason_name(whys[0][0]),
-        message="; ".join(told),
-        payload=message.payload,
-        trace_id=current_trace_id(),
-    )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _TEXT_TOLD else f"{text[: _TEXT_TOLD - 1]}…"
-
-
-def reason_name(reason: ErrorReason.ValueType) -> str:
-    """Return the name of a reason, without its prefix."""
-    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+    told = Outcome(stored_samples=taken.stored_samples, refused_samples=taken.refused_samples)
+    return to_result(told, sequence=0).SerializeToString()

@@ -22,7 +22,7 @@ from meshkit import status
 from meshkit.clock import Clock
 from meshkit.errors import DomainError
 from meshkit.identity import Principal, current_principal
-from telemetry_store.requests import WriteRequest, WriteResult
+from telemetry_store.requests import RequestIdentity, WriteRequest, WriteResult
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
@@ -94,6 +94,17 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         ):
             response.ack_level = ingest_pb2.ACK_LEVEL_DURABLE
         return response
+
+    async def IngestMessage(
+        self, request: ingest_pb2.IngestMessageRequest, context: Any
+    ) -> ingest_pb2.IngestMessageResponse:
+        received_us = self._clock.now_us()
+        message = conversion.to_message(request, arrival_us=received_us)
+        identity = RequestIdentity(request.request_id) if request.request_id else None
+        batch = await self._intake.take_messages(
+            Origin(current_principal(), identity, _span(), Door.UNARY), [message], received_us=received_us
+        )
+        return conversion.to_message_response(await self._writer.write(batch))
 
     async def CreateBackfill(
         self, request: ingest_pb2.CreateBackfillRequest, context: Any

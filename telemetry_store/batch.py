@@ -12,9 +12,16 @@ from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
 from telemetry_store.copy import CopyPayload, encode
 from telemetry_store.cursors import CursorKey, Recorded
 from telemetry_store.merge import Runs, latest, merge
-from telemetry_store.request_ids import RequestKey
 from telemetry_store.quality import Codes
-from telemetry_store.requests import MessageIdentity, RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.request_ids import RequestKey
+from telemetry_store.requests import (
+    DeadLetter,
+    MessageChunk,
+    MessageIdentity,
+    RequestIdentity,
+    WriteRequest,
+    WriterIdentity,
+)
 
 # Judges samples that are about to be stored: of runs, and when each part that was merged into them
 # came (int64[parts], microseconds since the epoch; 0: long before this batch), to int32[n] as in
@@ -48,6 +55,16 @@ class Batch:
         return () if self.refused else self.request.samples
 
     @property
+    def dead_letters(self) -> Sequence[DeadLetter]:
+        """Return what is kept of what cannot be stored."""
+        return self.request.refused_dead_letters() if self.refused else self.request.dead_letters
+
+    @property
+    def chunks(self) -> Sequence[MessageChunk]:
+        """Return the chunks to be kept."""
+        return () if self.refused else self.request.chunks
+
+    @property
     def size(self) -> int:
         """Return how many samples came with the request."""
         return sum(len(columns) for columns in self.request.samples)
@@ -78,6 +95,7 @@ class Batch:
         left_out = np.array(sorted(messages), np.int32)
         kept = [np.flatnonzero(~np.isin(places, left_out)) for places in identity.samples]
         letters = [place for place, message in enumerate(identity.dead_letters) if message not in messages]
+        chunks = [place for place, message in enumerate(identity.chunks) if message not in messages]
         return Batch(
             replace(
                 request,
@@ -85,9 +103,11 @@ class Batch:
                     identity,
                     samples=[places[chosen] for places, chosen in zip(identity.samples, kept, strict=True)],
                     dead_letters=[identity.dead_letters[place] for place in letters],
+                    chunks=[identity.chunks[place] for place in chunks],
                 ),
                 samples=[columns.at(chosen) for columns, chosen in zip(request.samples, kept, strict=True)],
                 dead_letters=[request.dead_letters[place] for place in letters],
+                chunks=[request.chunks[place] for place in chunks],
             )
         )
 

@@ -1,6 +1,6 @@
 """What a caller hands to the writer, and what it gets back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,12 +41,14 @@ class MessageIdentity:
         sequences: by message, its number in the stream.
         samples: by columns of the request's `samples`, int32[n]: places in `sequences`.
         dead_letters: by dead letter of the request, its place in `sequences`.
+        chunks: by chunk of the request, likewise.
     """
 
     stream: str
     sequences: Sequence[int]
     samples: Sequence[npt.NDArray[np.int32]]
     dead_letters: Sequence[int]
+    chunks: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,48 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageChunk:
+    """A chunk of a message, kept until all of them have come.
+
+    Attributes:
+        gateway_id: whose message.
+        message_id: its name among the gateway's.
+        index: which chunk, from 0.
+        total: how many it has, at most 10,000.
+        is_array: its chunks are JSON arrays of its elements, without spaces around them; else pieces
+            of its text.
+        all_or_nothing: its mode; None: as the gateway's type says once all have come.
+        arrival_us: when the chunk came, microseconds since the epoch.
+        payload: as it came.
+    """
+
+    gateway_id: str
+    message_id: str
+    index: int
+    total: int
+    is_array: bool
+    all_or_nothing: bool | None
+    arrival_us: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MessageEnd:
+    """The end of a message that came in chunks, which go with it.
+
+    Attributes:
+        gateway_id: whose message.
+        message_id: its name.
+        received: how many chunks there were. When there are others now, nothing is committed, and the
+            answer is that of a duplicate.
+    """
+
+    gateway_id: str
+    message_id: str
+    received: int
+
+
+@dataclass(frozen=True, slots=True)
 class WriteRequest:
     """One batch, to be committed whole or not at all, save for messages that are known.
 
@@ -89,6 +133,9 @@ class WriteRequest:
         span: the request's span; the commit's span links to it.
         door: which way it came; opaque to the store.
         dead_letters: kept in the same commit.
+        refused_dead_letters: makes those that are kept instead when PostgreSQL refuses the content.
+        chunks: likewise kept; one that cannot be makes the batch fail as transient.
+        end: a message that came in chunks and ends in the same commit.
         received_us: when it came, microseconds since the epoch; 0: its samples are not live.
     """
 
@@ -102,6 +149,9 @@ class WriteRequest:
     span: SpanContext | None = None
     door: str = ""
     dead_letters: Sequence[DeadLetter] = ()
+    refused_dead_letters: Callable[[], Sequence[DeadLetter]] = tuple
+    chunks: Sequence[MessageChunk] = ()
+    end: MessageEnd | None = None
     received_us: int = 0
 
 

@@ -13,13 +13,17 @@ from meshkit.db import Connection
 from twinmesh.asset.v1.device_type_service_pb2 import (
     DeviceType,
     ListDeviceTypesRequest,
+    MessageMode,
     MetricDefinition,
     ProcessingMode,
     Protocol,
+    UnknownChildren,
 )
 
 _PROTOCOL = EnumText(Protocol, "PROTOCOL_")
 _PROCESSING_MODE = EnumText(ProcessingMode, "PROCESSING_MODE_")
+_UNKNOWN_CHILDREN = EnumText(UnknownChildren, "UNKNOWN_CHILDREN_")
+_MESSAGE_MODE = EnumText(MessageMode, "MESSAGE_MODE_")
 _PARTS = ("message_schema", "quality")
 
 
@@ -40,6 +44,9 @@ def _values(device_type: DeviceType) -> tuple[object, ...]:
         json.dumps(metrics),
         device_type.heartbeat.ToTimedelta() if device_type.HasField("heartbeat") else None,
         *(_part(device_type, field) for field in _PARTS),
+        _UNKNOWN_CHILDREN.text(device_type.unknown_children),
+        device_type.child_device_type_id or None,
+        _MESSAGE_MODE.text(device_type.message_mode),
     )
 
 
@@ -54,6 +61,9 @@ def _from_row(row: asyncpg.Record) -> DeviceType:
         protocol=_PROTOCOL.value(row["protocol"]),
         processing_mode=_PROCESSING_MODE.value(row["processing_mode"]),
         metrics=[ParseDict(metric, MetricDefinition()) for metric in json.loads(row["metrics"])],
+        unknown_children=_UNKNOWN_CHILDREN.value(row["unknown_children"]),
+        child_device_type_id=row["child_device_type_id"] or "",
+        message_mode=_MESSAGE_MODE.value(row["message_mode"]),
     )
     heartbeat: timedelta | None = row["heartbeat"]
     if heartbeat is not None:
@@ -70,26 +80,28 @@ _TABLE = Table(
     resource="device_type",
     insert="""
         INSERT INTO asset.device_type
-            (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+            (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
+            quality, unknown_children, child_device_type_id, message_mode)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
         RETURNING version, create_time, update_time
     """,
     update="""
         UPDATE asset.device_type
         SET display_name = $3, protocol = $4, processing_mode = $5, metrics = $6, heartbeat = $7,
-            message_schema = $8, quality = $9, version = version + 1, update_time = now()
+            message_schema = $8, quality = $9, unknown_children = $10, child_device_type_id = $11,
+            message_mode = $12, version = version + 1, update_time = now()
         WHERE tenant_id = $1 AND id = $2
         RETURNING version, create_time, update_time
     """,
     find="""
         SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
-            version, create_time, update_time
+            unknown_children, child_device_type_id, message_mode, version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id = ANY ($2)
     """,
     page=r"""
         SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
-            version, create_time, update_time
+            unknown_children, child_device_type_id, message_mode, version, create_time, update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id > $2
             AND ($4::text = '' OR id LIKE lower($4) OR display_name COLLATE "pg_c_utf8" ILIKE $4)

@@ -25,6 +25,8 @@ TABLE_RIGHTS = {
         "request_id": KEEP,
         "series": KEEP,
         "backfill": READ,
+        "chunked_message": {*KEEP, "DELETE"},
+        "message_chunk": {*READ, "INSERT", "DELETE"},
     },
     "twinmesh_twin_feed": dict.fromkeys(
         ("series", "segment", "series_latest", "ingest_instance", "ingest_commit", "feed_consumer"), READ
@@ -153,6 +155,8 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "backfill",
             "dead_letter",
             "series_latest",
+            "chunked_message",
+            "message_chunk",
         ),
         True,
     )
