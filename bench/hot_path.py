@@ -103,8 +103,8 @@ def _table() -> SeriesTable:
     table.outdate(version=0, now_us=time.time_ns() // 1000)
     aliases = table.unresolved(SERIES)
     metrics = {f"metric-{alias}": MetricProfile(Kind.DOUBLE, "") for alias in aliases}
-    new, units = table.judge(aliases, {"pump": DeviceProfile("pump", enabled=True, metrics=metrics)})
-    table.settle(aliases, new, units, np.array(new, dtype=np.int32) + 1)
+    good = list(table.judge(aliases, {"pump": DeviceProfile("pump", enabled=True, metrics=metrics)}))
+    table.settle(aliases, good, np.array(good, dtype=np.int32) + 1)
     return table
 
 

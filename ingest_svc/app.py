@@ -21,9 +21,10 @@ from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
+from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.servicer import IngestServicer
-from ingest_svc.store import BackfillStore, CommitStore
+from ingest_svc.store import BackfillStore, CommitStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
@@ -93,7 +94,13 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
-        TelemetryWriter(pool=pool, on_committed=committed, on_group=metrics.group_stored) as writer,
+        TelemetryWriter(
+            pool=pool,
+            judge=(processing := Processing(catalog=catalog, store=StateStore(pool=pool))).judge,
+            on_committed=committed,
+            on_group=metrics.group_stored,
+        ) as writer,
+        background(processing.keep_saving(), name="save-states"),
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
@@ -102,7 +109,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         message_intake = MessageIntake(
             profiles=profiles,
             children=children,
-            catalog=catalog,
+            series_finder=processing,
             chunks=chunks,
             live_window=settings.live_window,
         )
@@ -111,7 +118,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         )
         intake = Intake(
             profiles=profiles,
-            catalog=catalog,
+            series_finder=processing,
             backfills=backfills,
             live_window=settings.live_window,
             messages=message_intake,

@@ -1,19 +1,20 @@
 """The rules: which of the sent samples are stored, which are refused, and why."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ingest_svc import outcome
 from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why
-from ingest_svc.profile import DeviceProfile
+from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.reading import NUMBER, Reading, SentSample, SentValue
 from ingest_svc.window import TimeWindow
-from telemetry_store.catalog import SeriesKey
 from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
+from telemetry_store.series import SeriesKey
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MAX_REFUSALS = 1_000
@@ -39,10 +40,11 @@ class Samples:
 class Assessment(Outcome):
     """What becomes of a batch of readings.
 
-    `series` holds each series that gets a sample once.
+    `series` holds each series that gets a sample once, `metrics` what each one's metric is.
     """
 
     series: list[SeriesKey] = field(default_factory=list)
+    metrics: list[MetricProfile] = field(default_factory=list)
     samples: dict[Kind, Samples] = field(default_factory=dict)
 
     def columns(self, series_ids: npt.NDArray[np.int32]) -> list[KindColumns]:
@@ -61,6 +63,16 @@ class Assessment(Outcome):
             )
             for kind, samples in self.samples.items()
         ]
+
+
+class SeriesFinder(Protocol):
+    """Where ids of series are found."""
+
+    async def resolve(
+        self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
+    ) -> npt.NDArray[np.int32]:
+        """Return the ids of series, as Processing does."""
+        ...
 
 
 def assess(
@@ -157,24 +169,30 @@ class _Assessor:
 
     def _take_samples(self, index: int, reading: Reading, time_us: int, profile: DeviceProfile) -> None:
         series_by_metric = self._series.setdefault(reading.device_id, {})
-        repeated = _repeated(reading.samples)
-        for metric, form, value in reading.samples:
+        repeated = _repeated(reading.samples, profile.aliases)
+        for name, form, value in reading.samples:
+            metric = profile.aliases.get(name, name)
             defined = profile.metrics.get(metric)
             if metric in repeated:
                 why = _metric_repeated(metric)
             elif defined is None:
-                why = outcome.metric_unknown(metric, profile.device_type_id)
-            elif (stored := _as_kind(defined.kind, form, value)) is None:
-                why = _mismatch(metric, defined.kind, form)
+                why = outcome.metric_unknown(name, profile.device_type_id)
+            elif (sent := _as_kind(defined.kind, form, value)) is None:
+                why = _mismatch(name, defined.kind, form)
+            elif (stored := _converted(sent, defined)) is None:
+                why = outcome.VALUE_TOO_LARGE
+            elif defined.bounds is not None and not _is_within(cast(float, stored), defined.bounds):
+                why = outcome.value_out_of_range(name, defined.bounds)
             else:
                 series = series_by_metric.get(metric)
                 if series is None:
                     series = series_by_metric[metric] = len(self.assessment.series)
                     key = SeriesKey(reading.device_id, metric, defined.kind, defined.unit)
                     self.assessment.series.append(key)
+                    self.assessment.metrics.append(defined)
                 self._accept(defined.kind, index, series, time_us, stored)
                 continue
-            self._refuse(Refusal(index, reading.device_id, metric, *why), 1)
+            self._refuse(Refusal(index, reading.device_id, name, *why), 1)
 
     def _accept(self, kind: Kind, index: int, series: int, time_us: int, value: SentValue) -> None:
         samples = self.assessment.samples.get(kind)
@@ -192,9 +210,9 @@ class _Assessor:
             self.assessment.refusals.append(refusal)
 
 
-def _repeated(samples: Sequence[SentSample]) -> Set[str]:
-    """Return the metrics stated more than once."""
-    metrics = [metric for metric, _, _ in samples]
+def _repeated(samples: Sequence[SentSample], aliases: Mapping[str, str]) -> Set[str]:
+    """Return the metrics stated more than once, under whichever name."""
+    metrics = [aliases.get(name, name) for name, _, _ in samples]
     once = set(metrics)
     if len(once) == len(metrics):
         return _NONE
@@ -212,6 +230,19 @@ def _as_kind(kind: Kind, form: int, value: SentValue) -> SentValue | None:
         if number.is_integer() and abs(number) < _EXACT_NUMBERS:
             return int(number)
     return None
+
+
+def _converted(value: SentValue, metric: MetricProfile) -> SentValue | None:
+    """Return a value in its metric's unit, None when no double holds it."""
+    if metric.conversion is None:
+        return value
+    converted = cast(float, value) * metric.conversion.scale + metric.conversion.offset
+    return converted if math.isfinite(converted) else None
+
+
+def _is_within(value: float, bounds: tuple[float, float]) -> bool:
+    minimum, maximum = bounds
+    return minimum <= value <= maximum
 
 
 def _metric_repeated(metric: str) -> Why:

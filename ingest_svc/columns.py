@@ -3,7 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ MAX_STRING = 4096  # characters
 _FORMAT = b"columns/1"
 _KINDS = len(Kind) + 1
 _OUT_OF_WINDOW = ErrorReason.ERROR_REASON_TIME_OUT_OF_WINDOW
+_OUT_OF_RANGE = ErrorReason.ERROR_REASON_VALUE_OUT_OF_RANGE
 _VALUE_INVALID = ErrorReason.ERROR_REASON_VALUE_INVALID
 _INVALID_VALUES: dict[Kind, Why] = {
-    Kind.DOUBLE: (_VALUE_INVALID, "the value is NaN or infinite"),
+    Kind.DOUBLE: (_VALUE_INVALID, "the value is NaN or infinite, or too large in the metric's unit"),
     Kind.STRING: (
         _VALUE_INVALID,
         f"the value is longer than {MAX_STRING} characters, holds a NUL or is no Unicode text",
@@ -132,6 +133,7 @@ def assess(
     """
     if not len(columns):
         return AssessedColumns()
+    columns = _converted(columns, table)
     if _spotless(columns, table, window):
         return AssessedColumns(stored_samples=len(columns), samples=_accepted(columns, table, None))
     reasons = _reasons(columns, table, window)
@@ -152,6 +154,33 @@ def assess(
     )
 
 
+def _converted(columns: SentColumns, table: SeriesTable) -> SentColumns:
+    """Return columns in their metrics' units."""
+    values = columns.values.get(Kind.DOUBLE)
+    if table.conversions is None or values is None:
+        return columns
+    doubles = table.kinds[columns.aliases] == Kind.DOUBLE
+    scales, offsets = table.conversions[columns.aliases[doubles]].T
+    if (scales == 1).all() and not offsets.any():
+        return columns
+    lengths = columns.run_lengths[doubles]
+    with np.errstate(over="ignore", invalid="ignore"):  # What becomes infinite is refused.
+        converted = values * np.repeat(scales, lengths) + np.repeat(offsets, lengths)
+    return replace(columns, values={**columns.values, Kind.DOUBLE: converted})
+
+
+def _out_of_range(columns: SentColumns, table: SeriesTable, kind: Kind) -> _Mask | None:
+    """Return which values of a kind their metrics refuse, None when none is."""
+    values = columns.values.get(kind)
+    if table.bounds is None or values is None:
+        return None
+    of_kind = table.kinds[columns.aliases] == kind
+    lengths = columns.run_lengths[of_kind]
+    minima, maxima = (np.repeat(bound, lengths) for bound in table.bounds[columns.aliases[of_kind]].T)
+    outside = (values < minima) | (values > maxima)
+    return outside if outside.any() else None
+
+
 def _spotless(columns: SentColumns, table: SeriesTable, window: TimeWindow) -> bool:
     """Say whether nothing is to be refused: a few passes, and almost always true."""
     return not (
@@ -159,6 +188,7 @@ def _spotless(columns: SentColumns, table: SeriesTable, window: TimeWindow) -> b
         or columns.times.min() < window.start_us
         or columns.times.max() >= window.end_us
         or any(_bad(kind, values) is not None for kind, values in columns.values.items())
+        or any(_out_of_range(columns, table, kind) is not None for kind in _BOUNDED)
     )
 
 
@@ -166,6 +196,9 @@ def _bad(kind: Kind, values: npt.NDArray[Any]) -> _Mask | None:
     """Return which values break the contract's rules, None when none does."""
     find = _FIND_BAD.get(kind)
     return None if find is None or not len(values) else find(values)
+
+
+_BOUNDED = (Kind.DOUBLE, Kind.INT)
 
 
 def _bad_doubles(values: npt.NDArray[Any]) -> _Mask | None:
@@ -209,10 +242,13 @@ def _reasons(columns: SentColumns, table: SeriesTable, window: TimeWindow) -> np
     reasons[outside & (reasons == 0)] = _OUT_OF_WINDOW
     kinds = _sample_kinds(columns, table)
     for kind, values in columns.values.items():
-        bad = _bad(kind, values)
-        if bad is not None:
-            places = np.flatnonzero(kinds == kind)[bad]
-            reasons[places[reasons[places] == 0]] = _VALUE_INVALID
+        for reason, bad in (
+            (_VALUE_INVALID, _bad(kind, values)),
+            (_OUT_OF_RANGE, _out_of_range(columns, table, kind) if kind in _BOUNDED else None),
+        ):
+            if bad is not None:
+                places = np.flatnonzero(kinds == kind)[bad]
+                reasons[places[reasons[places] == 0]] = reason
     return reasons
 
 
@@ -250,6 +286,8 @@ def _refusals(
             why = out_of_window
         elif reason == _VALUE_INVALID:
             why = _INVALID_VALUES[definition.kind]
+        elif reason == _OUT_OF_RANGE:
+            why = outcome.value_out_of_range(definition.metric, table.bounds_of(alias))
         elif reason == outcome.BATCH_REFUSED[0]:
             why = outcome.BATCH_REFUSED
         else:

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from ingest_svc.profile import (
     GatewayRules,
     MessageSchema,
     MetricProfile,
+    QualityRules,
 )
 from ingest_svc.reading import (
     NUMBER,
@@ -40,6 +42,7 @@ from ingest_svc.reading import (
 from ingest_svc.series_table import SeriesDefinition
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import FieldViolation, InvalidArgument, invalid_field
+from meshkit.units import conversion
 from meshkit.validation import validate
 from telemetry_store.backfill import BackfillRow
 from telemetry_store.columns import Kind
@@ -65,6 +68,9 @@ _TIME_UNITS_US: dict[int, int] = {
 _MODES: dict[int, bool] = {ingest_pb2.MODE_PARTIAL: False, ingest_pb2.MODE_ALL_OR_NOTHING: True}
 _GATEWAY_MODES = (device_type_pb2.PROCESSING_MODE_DEMULTIPLEX, device_type_pb2.PROCESSING_MODE_CHUNKED)
 _CHILD_POINTER = "/id"
+_WEIGHTS: tuple[
+    Literal["completeness_weight", "validity_weight", "consistency_weight", "timeliness_weight"], ...
+] = ("completeness_weight", "validity_weight", "consistency_weight", "timeliness_weight")
 _METRIC = itemgetter(0)
 _POINT = "point_value"
 _FORMS: dict[str, int] = {
@@ -411,10 +417,11 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
 @lru_cache(maxsize=_DEVICE_TYPES)
 def _read_type(
     written: bytes,
-) -> tuple[Mapping[str, MetricProfile], MessageSchema, GatewayRules | None, bool]:
-    """Return what profiles have of a serialized device type: the same objects for all answers."""
+) -> tuple[Mapping[str, MetricProfile], MessageSchema, Mapping[str, str], GatewayRules | None, bool]:
+    """Return what a profile holds of a serialized device type: the same objects for all answers."""
     device_type = device_type_pb2.DeviceType.FromString(written)
-    metrics = {metric.name: MetricProfile(Kind(metric.kind), metric.unit) for metric in device_type.metrics}
+    quality = _quality(device_type.quality)
+    metrics = {metric.name: _metric(metric, quality) for metric in device_type.metrics}
     schema = device_type.message_schema
     gateway = None
     if device_type.processing_mode in _GATEWAY_MODES:
@@ -423,13 +430,46 @@ def _read_type(
             takes_chunks=device_type.processing_mode == device_type_pb2.PROCESSING_MODE_CHUNKED,
         )
     return (
-        {**metrics, LOCATION: LOCATION_PROFILE},
+        {**metrics, LOCATION: replace(LOCATION_PROFILE, quality=quality)},
         MessageSchema(
             pointers={metric: JsonPointer(schema.pointers[metric]) for metric in sorted(schema.pointers)}
             or None,
             time=JsonPointer(schema.time_pointer) if schema.time_pointer else FLAT.time,
             time_unit_us=_TIME_UNITS_US.get(schema.time_unit, FLAT.time_unit_us),
         ),
+        {alias: metric.name for metric in device_type.metrics for alias in metric.aliases},
         gateway,
         device_type.message_mode == device_type_pb2.MESSAGE_MODE_ALL_OR_NOTHING,
+    )
+
+
+def _quality(rules: device_type_pb2.QualityRules) -> QualityRules:
+    weights: list[float] = [getattr(rules, name) if rules.HasField(name) else 1.0 for name in _WEIGHTS]
+    completeness, validity, consistency, timeliness = (weight / sum(weights) for weight in weights)
+    by_default = QualityRules()
+    return replace(
+        by_default,
+        weights=(completeness, validity, consistency, timeliness),
+        timely_us=rules.timely_within.ToMicroseconds()
+        if rules.HasField("timely_within")
+        else by_default.timely_us,
+    )
+
+
+def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> MetricProfile:
+    minimum = metric.minimum if metric.HasField("minimum") else -math.inf
+    maximum = metric.maximum if metric.HasField("maximum") else math.inf
+    refuses = metric.range_policy == device_type_pb2.RANGE_POLICY_REFUSE
+    return MetricProfile(
+        Kind(metric.kind),
+        metric.unit,
+        conversion=conversion(metric.device_unit, metric.unit) if metric.device_unit else None,
+        bounds=(minimum, maximum) if refuses else None,
+        quality=replace(
+            quality,
+            minimum=minimum,
+            maximum=maximum,
+            interval_us=metric.interval.ToMicroseconds(),
+            max_rate=metric.max_rate if metric.HasField("max_rate") else math.inf,
+        ),
     )

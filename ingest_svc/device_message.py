@@ -245,7 +245,7 @@ def _samples(
         elif isinstance(value, bool):
             yield metric, Kind.BOOL.value, value
         elif isinstance(value, int):
-            defined = profile.metrics.get(metric)
+            defined = profile.metric(metric)
             # As a double it would lose digits.
             exact = defined is not None and defined.kind is Kind.INT and value in _INT64
             yield (metric, Kind.INT.value, value) if exact else (metric, NUMBER, float(value))

@@ -10,7 +10,7 @@ from opentelemetry.trace import SpanContext
 
 from ingest_svc import columns as sent_columns
 from ingest_svc import reading as sent_readings
-from ingest_svc.assessment import assess
+from ingest_svc.assessment import SeriesFinder, assess
 from ingest_svc.columns import SentColumns
 from ingest_svc.conversion import to_result
 from ingest_svc.device_message import DeviceMessage, digest
@@ -23,7 +23,6 @@ from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit import policy
 from meshkit.errors import InvalidArgument
 from meshkit.identity import Principal
-from telemetry_store.catalog import SeriesCatalog, SeriesKey
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
 
@@ -80,7 +79,7 @@ class Intake:
 
     Args:
         profiles: finds what devices may report.
-        catalog: finds ids of series.
+        series_finder: finds ids of series.
         backfills: finds declared backfills.
         live_window: event times taken without a backfill.
         messages: reads messages.
@@ -90,13 +89,13 @@ class Intake:
         self,
         *,
         profiles: ProfileCache,
-        catalog: SeriesCatalog,
+        series_finder: SeriesFinder,
         backfills: Backfills,
         live_window: LiveWindow,
         messages: MessageIntake,
     ) -> None:
         self._profiles = profiles
-        self._catalog = catalog
+        self._series_finder = series_finder
         self._backfills = backfills
         self._live_window = live_window
         self._messages = messages
@@ -134,9 +133,12 @@ class Intake:
         )
         samples: list[KindColumns] = []
         if assessment.series:
-            samples = assessment.columns(await self._catalog.resolve(tenant, assessment.series))
+            samples = assessment.columns(
+                await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
+            )
         digest = sent_readings.digest(readings, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
-        return _request(origin, digest, assessment, samples)
+        live_us = 0 if backfill_id else received_us
+        return _request(origin, digest, assessment, samples, live_us=live_us)
 
     async def take_columns(
         self,
@@ -173,7 +175,7 @@ class Intake:
         assessed = sent_columns.assess(
             columns, series, window=self._live_window.at(received_us), all_or_nothing=all_or_nothing
         )
-        return _request(origin, digest, assessed, assessed.samples)
+        return _request(origin, digest, assessed, assessed.samples, live_us=received_us)
 
     async def take_messages(
         self, origin: Origin, messages: Sequence[DeviceMessage], *, received_us: int
@@ -195,7 +197,7 @@ class Intake:
         profiles = await self._profiles.find(tenant, {message.device_id for message in messages})
         taken = await self._messages.take(tenant, messages, profiles, now_us=received_us, wait_when_full=True)
         return replace(
-            _request(origin, digest(messages), taken.outcome(), taken.samples),
+            _request(origin, digest(messages), taken.outcome(), taken.samples, live_us=received_us),
             dead_letters=list(dead_letters(messages, taken, principal=principal).values()),
             refused_dead_letters=lambda: [
                 dead_letter(message, [VALUE_REFUSED], principal=principal) for message in messages
@@ -214,12 +216,9 @@ class Intake:
         series.outdate(version=self._profiles.version(tenant), now_us=now_us)
         while aliases := series.unresolved(_RESOLVED_AT_ONCE):
             devices = {series.definition(alias).device_id for alias in aliases}
-            new, units = series.judge(aliases, await self._profiles.find(tenant, devices))
-            keys = [
-                SeriesKey(device_id, metric, kind, unit)
-                for (device_id, metric, kind, _), unit in zip(map(series.definition, new), units, strict=True)
-            ]
-            series.settle(aliases, new, units, await self._catalog.resolve(tenant, keys))
+            good = series.judge(aliases, await self._profiles.find(tenant, devices))
+            keys, metrics = [key for key, _ in good.values()], [metric for _, metric in good.values()]
+            series.settle(aliases, list(good), await self._series_finder.resolve(tenant, keys, metrics))
             if len(aliases) == _RESOLVED_AT_ONCE:
                 await asyncio.sleep(0)
 
@@ -230,7 +229,9 @@ class Intake:
         return await self._backfills.window(principal.tenant, backfill_id)
 
 
-def _request(origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[KindColumns]) -> WriteRequest:
+def _request(
+    origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[KindColumns], *, live_us: int = 0
+) -> WriteRequest:
     sequence = origin.identity.sequence if isinstance(origin.identity, WriterIdentity) else 0
     recorded = to_result(outcome, sequence).SerializeToString()
     return WriteRequest(
@@ -245,6 +246,7 @@ def _request(origin: Origin, digest: bytes, outcome: Outcome, samples: Sequence[
         else recorded,
         span=origin.span,
         door=origin.door,
+        received_us=live_us,
     )
 
 

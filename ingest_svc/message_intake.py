@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest_svc import device_message, outcome
-from ingest_svc.assessment import Assessment, assess
+from ingest_svc.assessment import Assessment, SeriesFinder, assess
 from ingest_svc.child_cache import ChildCache
 from ingest_svc.device_message import DeviceMessage, MalformedMessageError, MessageObject
 from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why
@@ -24,7 +24,6 @@ from ingest_svc.reading import Reading
 from ingest_svc.window import LiveWindow
 from meshkit.errors import DomainError, ResourceExhausted
 from meshkit.telemetry import current_trace_id
-from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import DeadLetter, MessageChunk
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -111,7 +110,7 @@ class MessageIntake:
     Args:
         profiles: finds what devices may report.
         children: finds the devices behind gateways.
-        catalog: finds ids of series.
+        series_finder: finds ids of series.
         chunks: knows which can be kept.
         live_window: event times that are taken.
     """
@@ -121,13 +120,13 @@ class MessageIntake:
         *,
         profiles: ProfileCache,
         children: ChildCache,
-        catalog: SeriesCatalog,
+        series_finder: SeriesFinder,
         chunks: ChunkChecks,
         live_window: LiveWindow,
     ) -> None:
         self._profiles = profiles
         self._children = children
-        self._catalog = catalog
+        self._series_finder = series_finder
         self._chunks = chunks
         self._live_window = live_window
 
@@ -171,7 +170,8 @@ class MessageIntake:
         taken.chunks = [chunk for _, chunk in contents.chunks]
         taken.of_chunks = [place for place, _ in contents.chunks]
         if assessment.series:
-            taken.samples = assessment.columns(await self._catalog.resolve(tenant, assessment.series))
+            ids = await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
+            taken.samples = assessment.columns(ids)
         return taken
 
     async def _find_children(

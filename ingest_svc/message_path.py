@@ -198,6 +198,7 @@ class MessagePath:
                 door=Door.MQTT,
                 dead_letters=list(letters.values()),
                 chunks=taken.chunks,
+                received_us=max(message.arrival_us for message in messages),
             )
         )
 

@@ -14,6 +14,10 @@ BATCH_REFUSED: Why = (
     ErrorReason.ERROR_REASON_BATCH_REFUSED,
     "something else of the batch was refused, and its mode is ALL_OR_NOTHING",
 )
+VALUE_TOO_LARGE: Why = (
+    ErrorReason.ERROR_REASON_VALUE_INVALID,
+    "the value is too large in the metric's unit",
+)
 VALUE_REFUSED: Why = (
     ErrorReason.ERROR_REASON_VALUE_REFUSED,
     "the database refuses a value of this batch",
@@ -100,6 +104,15 @@ def takes_no_chunks(device_type_id: str) -> Why:
 def child_unknown(name: str, gateway_id: str) -> Why:
     """Say that a gateway has no child of a name."""
     return ErrorReason.ERROR_REASON_CHILD_UNKNOWN, f"gateway {gateway_id!r} has no child {name!r}"
+
+
+def value_out_of_range(metric: str, bounds: tuple[float, float]) -> Why:
+    """Say that a value is outside of what its device type takes."""
+    minimum, maximum = bounds
+    return (
+        ErrorReason.ERROR_REASON_VALUE_OUT_OF_RANGE,
+        f"metric {metric!r} is from {minimum:g} to {maximum:g} in its unit; its type refuses other values",
+    )
 
 
 def time_out_of_window(window: TimeWindow) -> Why:

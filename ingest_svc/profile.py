@@ -1,19 +1,54 @@
 """What ingest knows of a device: whether it is enabled and what it may report."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jsonpointer import JsonPointer
 
+from meshkit.clock import MICROS_PER_SECOND
+from meshkit.units import Conversion
 from telemetry_store.columns import Kind
 
 
 @dataclass(frozen=True, slots=True)
+class QualityRules:
+    """What the quality of a series' samples is judged by.
+
+    Attributes:
+        weights: of completeness, validity, consistency and timeliness; their sum is 1.
+        timely_us: a sample that comes no later is timely, microseconds.
+        minimum: least value that is valid.
+        maximum: greatest.
+        interval_us: from one sample to the next, microseconds; 0: not judged.
+        max_rate: fastest change, per second; infinite: not judged.
+    """
+
+    weights: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
+    timely_us: int = 60 * MICROS_PER_SECOND
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    interval_us: int = 0
+    max_rate: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class MetricProfile:
-    """Kind and unit of a metric."""
+    """A metric.
+
+    Attributes:
+        kind: of its values.
+        unit: that they are stored in.
+        conversion: of what devices send, unless they say in which unit; None: it is sent in `unit`.
+        bounds: values outside of these two are refused; None: none is.
+        quality: what its samples are judged by.
+    """
 
     kind: Kind
     unit: str
+    conversion: Conversion | None = None
+    bounds: tuple[float, float] | None = None
+    quality: QualityRules = field(default_factory=QualityRules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +89,10 @@ class DeviceProfile:
 
     Attributes:
         device_type_id: its type.
-        enabled: what it sends is taken.
-        metrics: all it may report, `location` included.
-        message_schema: how objects in JSON messages are read that are of it.
+        enabled: whether its telemetry is taken.
+        metrics: all that it may report, `location` included.
+        message_schema: how its JSON messages are read.
+        aliases: names of metrics by other names that devices use.
         gateway: how its messages are taken apart; None: all they say is of itself.
         all_or_nothing: mode of its messages, unless their sender says it.
     """
@@ -65,8 +101,13 @@ class DeviceProfile:
     enabled: bool
     metrics: Mapping[str, MetricProfile]
     message_schema: MessageSchema = FLAT
+    aliases: Mapping[str, str] = field(default_factory=dict)
     gateway: GatewayRules | None = None
     all_or_nothing: bool = False
+
+    def metric(self, name: str) -> MetricProfile | None:
+        """Return the metric of a name or alias, None when there is none."""
+        return self.metrics.get(self.aliases.get(name, name))
 
 
 # Every device may report where it is; no device type defines it.

@@ -10,10 +10,12 @@ import numpy.typing as npt
 
 from ingest_svc import outcome
 from ingest_svc.outcome import Why
-from ingest_svc.profile import DeviceProfile
+from ingest_svc.profile import DeviceProfile, MetricProfile
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import InvalidArgument
+from meshkit.units import Conversion, UnitError, conversion
 from telemetry_store.columns import Kind
+from telemetry_store.series import SeriesKey
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MAX_SERIES = 100_000
@@ -27,6 +29,8 @@ _NO_IDS = np.empty(0, np.uint64)
 _NO_KINDS = np.empty(0, np.int8)
 _NO_SERIES = np.empty(0, np.int32)
 _NO_VERDICTS = np.empty(0, np.int16)
+_AS_SENT = np.array([1.0, 0.0])
+_UNBOUNDED = np.array([-np.inf, np.inf])
 
 
 class SeriesDefinition(NamedTuple):
@@ -49,15 +53,18 @@ class SeriesTable:
         kinds: int8[places], the definition's kind; 0: not defined.
         verdicts: int16[places], the ErrorReason that refuses its samples; 0: none.
         series_ids: int32[places], ids of the store; meant only where the verdict is 0.
+        conversions: float64[places, 2], scale and offset of doubles; None: all are stored as sent.
+        bounds: float64[places, 2], least and greatest value that is not refused; None: none is.
     """
 
     __slots__ = (
         "_definitions",
         "_messages",
         "_resolved_us",
-        "_units",
         "_unresolved",
         "_version",
+        "bounds",
+        "conversions",
         "definition_ids",
         "kinds",
         "series_ids",
@@ -69,8 +76,9 @@ class SeriesTable:
         self.kinds: npt.NDArray[np.int8] = _NO_KINDS
         self.verdicts: npt.NDArray[np.int16] = _NO_VERDICTS
         self.series_ids: npt.NDArray[np.int32] = _NO_SERIES
+        self.conversions: npt.NDArray[np.float64] | None = None
+        self.bounds: npt.NDArray[np.float64] | None = None
         self._definitions: list[SeriesDefinition | None] = []
-        self._units: list[str | None] = []  # That the series is stored with; None: it has no id yet.
         self._messages: dict[int, str] = {}
         self._unresolved: list[int] = []
         self._version = -1
@@ -127,6 +135,11 @@ class SeriesTable:
         """
         return ErrorReason.ValueType(int(self.verdicts[alias])), self._messages[alias]
 
+    def bounds_of(self, alias: int) -> tuple[float, float]:
+        """Return the least and greatest value of an alias that is not refused."""
+        minimum, maximum = _UNBOUNDED if self.bounds is None else self.bounds[alias]
+        return float(minimum), float(maximum)
+
     def outdate(self, *, version: int, now_us: int) -> None:
         """Give up what was decided when it is 30 s old, or when profiles have changed since.
 
@@ -147,7 +160,7 @@ class SeriesTable:
 
     def judge(
         self, aliases: Sequence[int], profiles: Mapping[str, DeviceProfile]
-    ) -> tuple[list[int], list[str]]:
+    ) -> dict[int, tuple[SeriesKey, MetricProfile]]:
         """Decide which aliases' samples are refused.
 
         Args:
@@ -155,54 +168,56 @@ class SeriesTable:
             profiles: by id, those of their devices that exist in the tenant.
 
         Returns:
-            The aliases that may be stored and need a series id, and the unit of each
-            one's metric; they are decided about by `settle`. All others are at once.
+            The aliases that may be stored, with what they are stored as: `settle` ends the decision
+            about them. That about all others is made.
         """
-        known: list[int] = []
-        new: list[int] = []
-        units: list[str] = []
+        good: dict[int, tuple[SeriesKey, MetricProfile]] = {}
         for alias in aliases:
             definition = self.definition(alias)
             profile = profiles.get(definition.device_id)
-            metric = None if profile is None else profile.metrics.get(definition.metric)
-            if (
-                profile is None
-                or metric is None
-                or not profile.enabled
-                or metric.kind != definition.kind
-                or definition.unit not in ("", metric.unit)
-            ):
+            metric = None if profile is None else profile.metric(definition.metric)
+            if profile is None or metric is None or not profile.enabled or metric.kind != definition.kind:
                 self.verdicts[alias], self._messages[alias] = _refusal(definition, profile)
-            elif self._units[alias] == metric.unit:
-                known.append(alias)
-            else:
-                new.append(alias)
-                units.append(metric.unit)
-        self._accept(known)
-        return new, units
+                continue
+            try:
+                self._convert(alias, _conversion(definition, metric))
+            except UnitError as error:
+                self.verdicts[alias] = ErrorReason.ERROR_REASON_UNIT_MISMATCH
+                self._messages[alias] = f"metric {definition.metric!r} is stored in {metric.unit!r}: {error}"
+                continue
+            self._bound(alias, metric.bounds)
+            name = profile.aliases.get(definition.metric, definition.metric)
+            good[alias] = SeriesKey(definition.device_id, name, metric.kind, metric.unit), metric
+        return good
 
-    def settle(
-        self, judged: Sequence[int], new: Sequence[int], units: Sequence[str], ids: npt.NDArray[np.int32]
-    ) -> None:
+    def settle(self, judged: Sequence[int], good: Sequence[int], ids: npt.NDArray[np.int32]) -> None:
         """End the decision about what `unresolved` returned.
 
         Args:
             judged: as returned by `unresolved`; what was defined since waits for the next time.
-            new: those of them that `judge` returned …
-            units: … with their units.
-            ids: int32[len(new)], their series ids.
+            good: those of them that `judge` returned.
+            ids: int32[len(good)], their series ids.
         """
-        self.series_ids[new] = ids
-        for alias, unit in zip(new, units, strict=True):
-            self._units[alias] = unit
-        self._accept(new)
+        self.series_ids[good] = ids
+        self.verdicts[good] = 0
+        if self._messages:
+            for alias in good:
+                self._messages.pop(alias, None)
         del self._unresolved[: len(judged)]
 
-    def _accept(self, aliases: Sequence[int]) -> None:
-        self.verdicts[aliases] = 0
-        if self._messages:
-            for alias in aliases:
-                self._messages.pop(alias, None)
+    def _convert(self, alias: int, conversion: Conversion | None) -> None:
+        if conversion is None and self.conversions is None:
+            return
+        if self.conversions is None:
+            self.conversions = np.tile(_AS_SENT, (self.places, 1))
+        self.conversions[alias] = _AS_SENT if conversion is None else (conversion.scale, conversion.offset)
+
+    def _bound(self, alias: int, bounds: tuple[float, float] | None) -> None:
+        if bounds is None and self.bounds is None:
+            return
+        if self.bounds is None:
+            self.bounds = np.tile(_UNBOUNDED, (self.places, 1))
+        self.bounds[alias] = _UNBOUNDED if bounds is None else bounds
 
     def _add(self, alias: int, definition: SeriesDefinition) -> None:
         # Each message's strings are new ones; the same few stand in many definitions.
@@ -227,8 +242,11 @@ class SeriesTable:
             self.kinds = np.concatenate((self.kinds, np.zeros(more, np.int8)))
             self.verdicts = np.concatenate((self.verdicts, np.zeros(more, np.int16)))
             self._definitions += [None] * more
-            self._units += [None] * more
             self.series_ids = np.concatenate((self.series_ids, np.zeros(more, np.int32)))
+            if self.conversions is not None:
+                self.conversions = np.concatenate((self.conversions, np.tile(_AS_SENT, (more, 1))))
+            if self.bounds is not None:
+                self.bounds = np.concatenate((self.bounds, np.tile(_UNBOUNDED, (more, 1))))
 
 
 def definition_id(definition: SeriesDefinition) -> int:
@@ -247,16 +265,25 @@ def _refusal(definition: SeriesDefinition, profile: DeviceProfile | None) -> Why
         return outcome.device_unknown(definition.device_id)
     if not profile.enabled:
         return outcome.device_disabled(definition.device_id)
-    metric = profile.metrics.get(definition.metric)
+    metric = profile.metric(definition.metric)
     if metric is None:
         return outcome.metric_unknown(definition.metric, profile.device_type_id)
-    if metric.kind != definition.kind:
-        return outcome.kind_mismatch(definition.metric, metric.kind, definition.kind)
-    message = (
-        f"metric {definition.metric!r} has unit {metric.unit!r}, not {definition.unit!r}; "
-        "define the series with that unit, or without one"
-    )
-    return ErrorReason.ERROR_REASON_UNIT_MISMATCH, message
+    return outcome.kind_mismatch(definition.metric, metric.kind, definition.kind)
+
+
+def _conversion(definition: SeriesDefinition, metric: MetricProfile) -> Conversion | None:
+    """Return how values become those in the metric's unit, None when they are.
+
+    Raises:
+        UnitError: they cannot.
+    """
+    if not definition.unit:
+        return metric.conversion
+    if definition.unit == metric.unit:
+        return None
+    if metric.kind is not Kind.DOUBLE:
+        raise UnitError(f"kind {metric.kind.name} is not converted, so {definition.unit!r} is no unit for it")
+    return conversion(definition.unit, metric.unit)
 
 
 def _told(definition: SeriesDefinition) -> str:

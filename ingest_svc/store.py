@@ -1,10 +1,14 @@
-"""Backfills and commits, as the telemetry store keeps them."""
+"""Backfills, commits and states of series, as the telemetry store keeps them."""
+
+from collections.abc import Sequence
 
 import asyncpg
 
 from ingest_svc.window import TimeWindow
-from meshkit.errors import FailedPrecondition
+from meshkit.db import DATABASE_ERRORS
+from meshkit.errors import FailedPrecondition, dependency_unavailable
 from telemetry_store.backfill import BackfillRow, create_backfill, find_backfill
+from telemetry_store.detector_states import load_states, save_states
 from telemetry_store.instances import last_commits
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -43,6 +47,41 @@ class BackfillStore:
                 reason=ErrorReason.ERROR_REASON_BACKFILL_UNKNOWN,
             )
         return TimeWindow(f"backfill {backfill_id},", found.start_us, found.end_us)
+
+
+class StateStore:
+    """Keeps what is remembered of series.
+
+    Args:
+        pool: of the ingest role.
+    """
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def load(self, tenant: str, series_ids: Sequence[int]) -> dict[int, Sequence[float]]:
+        """Return the states that were saved of series of a tenant, by series id.
+
+        Raises:
+            Unavailable: PostgreSQL is away.
+        """
+        try:
+            async with self._pool.acquire() as connection:
+                return await load_states(connection, tenant, series_ids)
+        except DATABASE_ERRORS as error:
+            raise dependency_unavailable("postgresql") from error
+
+    async def save(self, states: Sequence[tuple[str, int, Sequence[float]]]) -> None:
+        """Save states, each with its tenant and series id.
+
+        Raises:
+            Unavailable: PostgreSQL is away.
+        """
+        try:
+            async with self._pool.acquire() as connection:
+                await save_states(connection, states)
+        except DATABASE_ERRORS as error:
+            raise dependency_unavailable("postgresql") from error
 
 
 class CommitStore:

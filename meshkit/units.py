@@ -73,6 +73,6 @@ def _parse(unit: str) -> Any:
 @cache
 def _registry() -> Any:
     """Return the units that are known; made once, since that takes half a second."""
-    registry = pint.UnitRegistry(non_int_type=Fraction, autoconvert_offset_to_baseunit=True)
+    registry: Any = pint.UnitRegistry(non_int_type=Fraction, autoconvert_offset_to_baseunit=True)
     registry.define("@alias degree_Celsius = Cel")
     return registry

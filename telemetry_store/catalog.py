@@ -3,7 +3,6 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import asyncpg
@@ -14,7 +13,7 @@ from meshkit.db import DATABASE_ERRORS, Connection
 from meshkit.errors import dependency_unavailable
 from meshkit.gathering import Gatherer
 from meshkit.lookups import Lookups
-from telemetry_store.columns import Kind
+from telemetry_store.series import SeriesKey
 
 _REMEMBERED = 1_000_000
 _QUESTIONS_AT_ONCE = 2
@@ -22,16 +21,6 @@ _QUESTION_REST_S = 0.02
 _MOST_ASKED = 10_000
 
 _Name = tuple[str, str, int]  # device id, metric, kind
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesKey:
-    """What a series measures; `unit` is that of the stored values."""
-
-    device_id: str
-    metric: str
-    kind: Kind
-    unit: str
 
 
 class SeriesCatalog:

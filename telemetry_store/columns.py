@@ -67,8 +67,9 @@ class KindColumns:
                 f"shapes disagree: series {self.series.shape}, times {self.times.shape}, "
                 f"values {self.values.shape}"
             )
-        if self.quality is not None and (self.quality.dtype, self.quality.shape) != (np.int32, (samples,)):
-            raise ValueError(f"quality is {self.quality.dtype} {self.quality.shape} of {samples} samples")
+        quality = self.quality
+        if quality is not None and (quality.dtype != np.int32 or quality.shape != (samples,)):
+            raise ValueError(f"quality is {quality.dtype} {quality.shape} of {samples} samples")
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -1,4 +1,4 @@
-"""What is read of series: who they are, their latest samples, places in their history."""
+"""What is known of series: who they are, their latest samples, places in their history."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +15,16 @@ class Point(NamedTuple):
 
 
 Value = float | int | bool | str | Point
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesKey:
+    """What a series measures; `unit` is that of the stored values."""
+
+    device_id: str
+    metric: str
+    kind: Kind
+    unit: str
 
 
 @dataclass(frozen=True, slots=True)

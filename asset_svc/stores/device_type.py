@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from typing import Literal
 
 import asyncpg
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -24,15 +25,11 @@ _PROTOCOL = EnumText(Protocol, "PROTOCOL_")
 _PROCESSING_MODE = EnumText(ProcessingMode, "PROCESSING_MODE_")
 _UNKNOWN_CHILDREN = EnumText(UnknownChildren, "UNKNOWN_CHILDREN_")
 _MESSAGE_MODE = EnumText(MessageMode, "MESSAGE_MODE_")
-_PARTS = ("message_schema", "quality")
+_PARTS: tuple[Literal["message_schema", "quality"], ...] = ("message_schema", "quality")
 
 
 def _to_dict(message: Message) -> dict[str, object]:
     return MessageToDict(message, preserving_proto_field_name=True)
-
-
-def _part(device_type: DeviceType, field: str) -> str | None:
-    return json.dumps(_to_dict(getattr(device_type, field))) if device_type.HasField(field) else None
 
 
 def _values(device_type: DeviceType) -> tuple[object, ...]:
@@ -43,7 +40,10 @@ def _values(device_type: DeviceType) -> tuple[object, ...]:
         _PROCESSING_MODE.text(device_type.processing_mode),
         json.dumps(metrics),
         device_type.heartbeat.ToTimedelta() if device_type.HasField("heartbeat") else None,
-        *(_part(device_type, field) for field in _PARTS),
+        *(
+            json.dumps(_to_dict(getattr(device_type, part))) if device_type.HasField(part) else None
+            for part in _PARTS
+        ),
         _UNKNOWN_CHILDREN.text(device_type.unknown_children),
         device_type.child_device_type_id or None,
         _MESSAGE_MODE.text(device_type.message_mode),
@@ -68,11 +68,11 @@ def _from_row(row: asyncpg.Record) -> DeviceType:
     heartbeat: timedelta | None = row["heartbeat"]
     if heartbeat is not None:
         device_type.heartbeat.FromTimedelta(heartbeat)
-    for field in _PARTS:
-        if row[field] is not None:
-            part = getattr(device_type, field)
-            part.SetInParent()
-            ParseDict(json.loads(row[field]), part)
+    for part in _PARTS:
+        if row[part] is not None:
+            message = getattr(device_type, part)
+            message.SetInParent()
+            ParseDict(json.loads(row[part]), message)
     return device_type
 
 

@@ -179,7 +179,7 @@ async def test_refusals_are_told_and_counted(site: Site, caplog: pytest.LogCaptu
     async with site.gateway(on_refused=told.append) as gateway:
         await gateway.series("pump-1", "count", kind=Kind.INT).add(1, NOW_US)
         await gateway.series("nowhere", "count", kind=Kind.INT).add_many([NOW_US, NOW_US + 1], [1, 2])
-        await gateway.series("pump-1", "temperature", unit="K").add(1.0, NOW_US)
+        await gateway.series("pump-1", "temperature", unit="bar").add(1.0, NOW_US)
         await gateway.series("pump-1", "temperature").add(1.0, 1)
         await gateway.flush()
         stats = gateway.stats()

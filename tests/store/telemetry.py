@@ -9,10 +9,10 @@ from opentelemetry.trace import SpanContext
 
 from meshkit import db
 from meshkit.testing.database import TestDatabase
-from telemetry_store.catalog import SeriesCatalog, SeriesKey
+from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.requests import WriteRequest
-from telemetry_store.series import Point, Value
+from telemetry_store.series import Point, SeriesKey, Value
 from telemetry_store.writer import TelemetryWriter
 
 _TYPES = {

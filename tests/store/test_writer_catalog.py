@@ -8,8 +8,9 @@ from meshkit import db
 from meshkit.errors import DomainError
 from meshkit.lookups import Lookups
 from meshkit.testing.database import TestDatabase
-from telemetry_store.catalog import SeriesCatalog, SeriesKey
+from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import Kind
+from telemetry_store.series import SeriesKey
 from tests.store.broken_line import BrokenLine
 from tests.store.writing import admin, reason_of
 

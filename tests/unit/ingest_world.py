@@ -1,7 +1,7 @@
 """An intake with its neighbours in memory: one tenant, `acme`, with two pumps."""
 
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit.errors import DomainError, dependency_unavailable
 from meshkit.identity import Principal, PrincipalKind
 from meshkit.testing.clock import ManualClock
-from telemetry_store.catalog import SeriesCatalog, SeriesKey
 from telemetry_store.columns import Kind
 from telemetry_store.requests import MessageChunk, RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.series import SeriesKey
 
 NOW = 1_700_000_000_000_000
 METRICS = {"x": MetricProfile(Kind.DOUBLE, "°C")}
@@ -63,14 +63,15 @@ class ChunkChecks:
         return [self.answer] * len(chunks)
 
 
-class Catalog(SeriesCatalog):
+class SeriesIds:
     """Gives ids in the order of the questions, and remembers all."""
 
     def __init__(self) -> None:
-        super().__init__(pool=cast(Any, None))
         self.made: dict[SeriesKey, int] = {}
 
-    async def resolve(self, tenant: str, keys: Sequence[SeriesKey]) -> npt.NDArray[np.int32]:
+    async def resolve(
+        self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
+    ) -> npt.NDArray[np.int32]:
         return np.array([self.made.setdefault(key, len(self.made)) for key in keys], np.int32)
 
 
@@ -88,20 +89,20 @@ class World:
         self.assets = Assets()
         self.clock = ManualClock(NOW)
         self.cache = ProfileCache(source=self.assets, clock=self.clock)
-        self.catalog = Catalog()
+        self.series_ids = SeriesIds()
         self.chunks = ChunkChecks()
         window = LiveWindow(late_us=3_600_000_000, future_us=1_000)
         self.children = ChildCache(source=self.assets, clock=self.clock)
         self.messages = MessageIntake(
             profiles=self.cache,
             children=self.children,
-            catalog=self.catalog,
+            series_finder=self.series_ids,
             chunks=self.chunks,
             live_window=window,
         )
         self.intake = Intake(
             profiles=self.cache,
-            catalog=self.catalog,
+            series_finder=self.series_ids,
             backfills=Backfills(),
             live_window=window,
             messages=self.messages,

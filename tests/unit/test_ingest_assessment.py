@@ -13,8 +13,8 @@ from ingest_svc.outcome import VALUE_REFUSED
 from ingest_svc.profile import LOCATION, LOCATION_PROFILE, DeviceProfile, MetricProfile
 from ingest_svc.reading import NUMBER, Reading, SentSample
 from ingest_svc.window import TimeWindow
-from telemetry_store.catalog import SeriesKey
 from telemetry_store.columns import Kind
+from telemetry_store.series import SeriesKey
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 NOW = 1_700_000_000_000_000

@@ -75,8 +75,8 @@ def resolved(definitions: dict[int, SeriesDefinition]) -> SeriesTable:
     table.define(list(definitions.items()))
     table.outdate(version=0, now_us=NOW)
     aliases = table.unresolved(len(definitions))
-    new, units = table.judge(aliases, PROFILES)
-    table.settle(aliases, new, units, np.array(new, np.int32) + 1_000)
+    good = list(table.judge(aliases, PROFILES))
+    table.settle(aliases, good, np.array(good, np.int32) + 1_000)
     return table
 
 

@@ -12,9 +12,9 @@ from ingest_svc.outcome import RefusedContent
 from ingest_svc.reading import NUMBER, Reading
 from ingest_svc.series_table import SeriesDefinition
 from meshkit.errors import FailedPrecondition, PermissionDenied, Unavailable
-from telemetry_store.catalog import SeriesKey
 from telemetry_store.columns import Kind
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
+from telemetry_store.series import SeriesKey
 from tests.unit.ingest_world import NOW, OFF, PUMP, World, origin
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -59,7 +59,7 @@ async def test_columns_become_a_request(world: World) -> None:
     assert request.identity == WriterIdentity("w", 7, 3)
     [columns] = request.samples
     assert (columns.series.tolist(), columns.values.tolist()) == ([0, 0], [1.0, 2.0])
-    assert world.catalog.made == {SeriesKey("pump-1", "x", Kind.DOUBLE, "°C"): 0}
+    assert world.series_ids.made == {SeriesKey("pump-1", "x", Kind.DOUBLE, "°C"): 0}
     stored, refused = results(request)
     assert stored == ingest_pb2.BatchResult(sequence=7, stored_samples=2)
     assert (refused.sequence, refused.stored_samples, refused.refused_samples) == (7, 0, 2)
@@ -180,9 +180,9 @@ async def test_no_question_is_about_more_than_ten_thousand_devices(world: World)
     assert results(request)[0].stored_samples == 2
     assert sum(world.assets.asked) == 25_001
     assert max(world.assets.asked) <= 10_000
-    assert len(world.catalog.made) == 25_001
+    assert len(world.series_ids.made) == 25_001
     assert request.samples[0].series.tolist() == [
-        world.catalog.made[SeriesKey(device, "x", Kind.DOUBLE, "°C")] for device in ("pump-1", names[-1])
+        world.series_ids.made[SeriesKey(device, "x", Kind.DOUBLE, "°C")] for device in ("pump-1", names[-1])
     ]
 
 

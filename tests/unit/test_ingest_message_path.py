@@ -15,7 +15,7 @@ from ingest_svc.window import LiveWindow
 from meshkit.errors import InvalidArgument, Unavailable, dependency_unavailable
 from meshkit.testing.clock import ManualClock
 from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
-from tests.unit.ingest_world import NOW, Assets, Catalog, ChunkChecks
+from tests.unit.ingest_world import NOW, Assets, ChunkChecks, SeriesIds
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -72,7 +72,7 @@ async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
             intake=MessageIntake(
                 profiles=profiles,
                 children=children,
-                catalog=Catalog(),
+                series_finder=SeriesIds(),
                 chunks=ChunkChecks(),
                 live_window=LiveWindow(late_us=1_000_000, future_us=1_000_000),
             ),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.series_table import MAX_SERIES, SeriesDefinition, SeriesTable, definition_id
 from meshkit.errors import InvalidArgument
+from meshkit.units import conversion
 from telemetry_store.columns import Kind
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -31,13 +32,13 @@ def defined(*definitions: SeriesDefinition) -> SeriesTable:
 def resolve(
     table: SeriesTable, profiles: dict[str, DeviceProfile], *, version: int = 0, now_us: int = NOW
 ) -> list[tuple[int, str]]:
-    """Resolve as intake does; returns what got an id, with its unit. Ids are 100 + alias."""
+    """Resolve as intake does; returns what is stored, with its unit. Ids are 100 + alias."""
     table.outdate(version=version, now_us=now_us)
     made: list[tuple[int, str]] = []
     while aliases := table.unresolved(2):
-        new, units = table.judge(aliases, profiles)
-        table.settle(aliases, new, units, np.array(new, np.int32) + 100)
-        made += zip(new, units, strict=True)
+        good = table.judge(aliases, profiles)
+        table.settle(aliases, list(good), np.array(list(good), np.int32) + 100)
+        made += [(alias, key.unit) for alias, (key, _) in good.items()]
     return made
 
 
@@ -96,7 +97,7 @@ def test_what_is_held_against_a_series() -> None:
     table = defined(
         TEMPERATURE,
         TEMPERATURE._replace(unit="°C"),
-        TEMPERATURE._replace(unit="K"),
+        TEMPERATURE._replace(unit="bar"),
         TEMPERATURE._replace(kind=Kind.INT),
         TEMPERATURE._replace(metric="ghost"),
         TEMPERATURE._replace(device_id="off"),
@@ -158,7 +159,7 @@ def test_a_series_keeps_its_id_and_gets_another_for_another_unit() -> None:
     disabled = {"pump-1": DeviceProfile(device_type_id="pump", enabled=False, metrics=METRICS)}
     assert resolve(table, disabled, version=1, now_us=NOW + 500_000) == []
     assert verdicts(table) == ["DEVICE_DISABLED"]
-    assert resolve(table, PROFILES, version=2, now_us=NOW + 1_000_000) == []
+    assert resolve(table, PROFILES, version=2, now_us=NOW + 1_000_000) == [(0, "°C")]
     assert verdicts(table) == [""]
     with pytest.raises(LookupError):
         table.why(0)
@@ -168,13 +169,42 @@ def test_a_series_keeps_its_id_and_gets_another_for_another_unit() -> None:
     assert resolve(table, {"pump-1": kelvin}, version=3, now_us=NOW + 1_500_000) == [(0, "K")]
 
 
+def test_what_a_client_says_of_the_unit_decides() -> None:
+    metrics = {
+        "fahrenheit": MetricProfile(Kind.DOUBLE, "°C", conversion=conversion("°F", "°C")),
+        "plain": MetricProfile(Kind.DOUBLE, ""),
+        "count": MetricProfile(Kind.INT, "m"),
+    }
+    profiles = {"pump-1": DeviceProfile("pump", True, metrics, aliases={"t": "fahrenheit"})}
+    table = defined(
+        SeriesDefinition("pump-1", "plain", Kind.DOUBLE, ""),
+        SeriesDefinition("pump-1", "fahrenheit", Kind.DOUBLE, ""),
+        SeriesDefinition("pump-1", "t", Kind.DOUBLE, "K"),
+        SeriesDefinition("pump-1", "t", Kind.DOUBLE, "°C"),
+        SeriesDefinition("pump-1", "count", Kind.INT, "mm"),
+    )
+    good = table.judge(table.unresolved(9), profiles)
+    assert [(alias, key.metric, key.unit) for alias, (key, _) in good.items()] == [
+        *[(0, "plain", ""), (1, "fahrenheit", "°C"), (2, "fahrenheit", "°C"), (3, "fahrenheit", "°C")]
+    ]
+    assert table.conversions is not None
+    assert table.conversions[:4].ravel().tolist() == pytest.approx([1, 0, 5 / 9, -160 / 9, 1, -273.15, 1, 0])
+    assert table.why(4) == (
+        ErrorReason.ERROR_REASON_UNIT_MISMATCH,
+        "metric 'count' is stored in 'm': kind INT is not converted, so 'mm' is no unit for it",
+    )
+    table.settle(table.unresolved(9), list(good), np.zeros(4, np.int32))
+    table.define([(9, SeriesDefinition("pump-1", "plain", Kind.DOUBLE, ""))])
+    assert table.conversions[8:].tolist() == [[1, 0]] * (table.places - 8)
+
+
 def test_what_is_defined_while_others_are_decided_waits_for_its_turn() -> None:
     table = defined(TEMPERATURE)
     table.outdate(version=0, now_us=NOW)
     judged = table.unresolved(10)
-    new, units = table.judge(judged, PROFILES)
+    good = table.judge(judged, PROFILES)
     table.define([(1, TEMPERATURE)])
-    table.settle(judged, new, units, np.array([5], np.int32))
+    table.settle(judged, list(good), np.array([5], np.int32))
     assert table.unresolved(10) == [1]
 
 

@@ -1,0 +1,195 @@
+"""What is known of series: what judges their samples, and how they were last. Arrays by slot, no I/O."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ingest_svc.profile import QualityRules
+
+MAX_SERIES = 1_000_000
+# Stands for series that nobody has made known; nothing is remembered of it.
+UNKNOWN = 0
+_FIRST_SLOTS = 1_024
+NEVER = np.iinfo(np.int64).min  # The time of no sample.
+
+Slots = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSeries:
+    """A series that samples may come of.
+
+    Attributes:
+        series_id: its id.
+        tenant: whose.
+        rules: what its samples are judged by.
+        state: how it was when somebody saved it; None: nobody did.
+    """
+
+    series_id: int
+    tenant: str
+    rules: QualityRules
+    state: Sequence[float] | None = None
+
+
+class RuleColumns:
+    """Rules in columns, one place for each that is different.
+
+    Attributes:
+        weights: float64[rules, 4].
+        timely_us: int64[rules].
+        minima: float64[rules].
+        maxima: float64[rules].
+        intervals_us: int64[rules], 0 for none.
+        max_rates: float64[rules].
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[QualityRules, int] = {}
+        self._rules: list[QualityRules] = []
+        self.place(QualityRules())  # Of UNKNOWN.
+        self.complete()
+
+    def place(self, rules: QualityRules) -> int:
+        """Return the place of rules; `complete` has to be called before it is used."""
+        place = self._places.get(rules)
+        if place is None:
+            place = self._places[rules] = len(self._rules)
+            self._rules.append(rules)
+        return place
+
+    def complete(self) -> None:
+        """Bring the columns up to date."""
+        rules = self._rules
+        self.weights = np.array([each.weights for each in rules])
+        self.timely_us = np.array([each.timely_us for each in rules], np.int64)
+        self.minima = np.array([each.minimum for each in rules])
+        self.maxima = np.array([each.maximum for each in rules])
+        self.intervals_us = np.array([each.interval_us for each in rules], np.int64)
+        self.max_rates = np.array([each.max_rate for each in rules])
+
+    def __len__(self) -> int:
+        """Return how many rules are different."""
+        return len(self._rules)
+
+    def __getitem__(self, place: int) -> QualityRules:
+        """Return the rules at a place."""
+        return self._rules[place]
+
+
+class SeriesStates:
+    """The series of a process.
+
+    When there are more than `most`, those not met for longest are forgotten.
+
+    Attributes:
+        rules: what samples are judged by.
+        rule_places: int32[slots], places in `rules`.
+        last_times: int64[slots], of the latest sample, microseconds since the epoch; NEVER: there
+            is none.
+        last_values: float64[slots], its value; NaN for none and for what is no number.
+    """
+
+    def __init__(self, *, most: int = MAX_SERIES) -> None:
+        self._most = most
+        self._slots: dict[int, int] = {}
+        self._series: list[tuple[str, int]] = [("", 0)]
+        self._met = np.zeros(_FIRST_SLOTS, np.int64)
+        self._changed = np.zeros(_FIRST_SLOTS, np.bool_)
+        self._round = 0
+        self.rules = RuleColumns()
+        self.rule_places = np.zeros(_FIRST_SLOTS, np.int32)
+        self.last_times = np.full(_FIRST_SLOTS, NEVER, np.int64)
+        self.last_values = np.full(_FIRST_SLOTS, np.nan)
+
+    def __len__(self) -> int:
+        """Return how many series are known."""
+        return len(self._slots)
+
+    def rules_of(self, series_id: int) -> QualityRules | None:
+        """Return what a series' samples are judged by, None when it is not known."""
+        slot = self._slots.get(series_id)
+        return None if slot is None else self.rules[int(self.rule_places[slot])]
+
+    def know(self, known: Iterable[KnownSeries]) -> None:
+        """Take series in, or new rules for those that are; their state is then not looked at."""
+        different = len(self.rules)
+        for series in known:
+            slot = self._slots.get(series.series_id)
+            if slot is None:
+                slot = self._add(series)
+            self.rule_places[slot] = self.rules.place(series.rules)
+        if len(self.rules) > different:
+            self.rules.complete()
+
+    def meet(self, series_ids: npt.NDArray[np.int32]) -> Slots:
+        """Return the slots of series that samples have come of, UNKNOWN for those that are not known."""
+        self._round += 1
+        find = self._slots.get
+        slots = np.array([find(series_id, UNKNOWN) for series_id in series_ids.tolist()], np.intp)
+        self._met[slots] = self._round
+        return slots
+
+    def remember(
+        self, slots: Slots, times: npt.NDArray[np.int64], values: npt.NDArray[np.float64] | None
+    ) -> None:
+        """Note the latest samples of series, each slot once; what is no later than the last is left out.
+
+        Args:
+            slots: intp[n].
+            times: int64[n], microseconds since the epoch.
+            values: float64[n], None when they are no numbers.
+        """
+        newer = (times > self.last_times[slots]) & (slots != UNKNOWN)
+        slots = slots[newer]
+        self.last_times[slots] = times[newer]
+        if values is not None:
+            self.last_values[slots] = values[newer]
+        self._changed[slots] = True
+
+    def take_changed(self, most: int) -> list[tuple[str, int, list[float]]]:
+        """Return (tenant, series id, state) of series that changed since they were returned last."""
+        slots = np.flatnonzero(self._changed)[:most]
+        self._changed[slots] = False
+        states = np.column_stack([self.last_times[slots], self.last_values[slots]])
+        return [
+            (*self._series[slot], state) for slot, state in zip(slots.tolist(), states.tolist(), strict=True)
+        ]
+
+    def _add(self, series: KnownSeries) -> int:
+        if len(self._slots) >= self._most:
+            self._forget()
+        slot = len(self._series)
+        if slot == len(self._met):
+            self._grow(2 * slot)
+        self._slots[series.series_id] = slot
+        self._series.append((series.tenant, series.series_id))
+        self._met[slot] = self._round
+        self._restore(slot, series.state)
+        return slot
+
+    def _restore(self, slot: int, state: Sequence[float] | None) -> None:
+        self._changed[slot] = False
+        self.last_times[slot], self.last_values[slot] = NEVER, np.nan
+        if state is not None and len(state) == 2 and np.isfinite(state[0]):
+            self.last_times[slot], self.last_values[slot] = int(state[0]), state[1]
+
+    def _grow(self, slots: int) -> None:
+        for name in ("_met", "_changed", "rule_places", "last_times", "last_values"):
+            column = getattr(self, name)
+            grown = np.zeros(slots, column.dtype)
+            grown[: len(column)] = column
+            setattr(self, name, grown)
+
+    def _forget(self) -> None:
+        """Forget the half of the series that were not met for longest, and move the others together."""
+        used = len(self._series)
+        oldest = np.argsort(self._met[1:used], kind="stable") + 1
+        kept = np.sort(oldest[len(oldest) // 2 :])
+        for column in (self._met, self._changed, self.rule_places, self.last_times, self.last_values):
+            column[1 : len(kept) + 1] = column[kept]
+        self._changed[len(kept) + 1 :] = False
+        self._series = [self._series[0], *(self._series[slot] for slot in kept.tolist())]
+        self._slots = {series_id: slot for slot, (_, series_id) in enumerate(self._series) if slot}

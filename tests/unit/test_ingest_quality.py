@@ -1,0 +1,212 @@
+"""How good samples are, beside a model that goes through them one by one."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest_svc.profile import QualityRules
+from ingest_svc.quality import judge
+from ingest_svc.series_states import UNKNOWN, KnownSeries, SeriesStates
+from telemetry_store.columns import Kind, KindColumns
+from telemetry_store.merge import merge
+from telemetry_store.quality import PERFECT, Codes, Quality, is_constant, unpack
+
+NOW = 1_700_000_000_000_000
+SECOND = 1_000_000
+RULES = {
+    1: QualityRules(),
+    2: QualityRules(minimum=0.0, maximum=10.0),
+    3: QualityRules(interval_us=SECOND),
+    4: QualityRules(max_rate=2.0, weights=(0.0, 0.0, 1.0, 0.0)),
+    5: QualityRules((0.4, 0.3, 0.2, 0.1), 5 * SECOND, -1.0, 1.0, 2 * SECOND, 0.5),
+}
+NONE = np.empty(0, np.intp)
+
+Sample = tuple[int, int, float]  # series, seconds before NOW, value
+
+
+@dataclass
+class Model:
+    """Judges samples one by one."""
+
+    last: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def judge(self, samples: list[tuple[int, int, float]], received_us: int) -> list[tuple[float, ...]]:
+        """Return (score, the four parts) of samples in order, each part in percent."""
+        found = []
+        before: tuple[int, int, float] | None = None
+        for series, time_us, value in samples:
+            rules = RULES[series]
+            known = [self.last[series]] if series in self.last else []
+            if before is not None and before[0] == series:
+                known.append(before[1:])
+            earlier = [each for each in known if each[0] < time_us]
+            completeness = consistency = 20
+            if earlier:
+                last_us, last_value = max(earlier, key=lambda each: each[0])
+                passed = time_us - last_us
+                if rules.interval_us and passed > 1.5 * rules.interval_us:
+                    completeness = int(20 * rules.interval_us / passed)
+                rate = abs(value - last_value) / (passed / SECOND)
+                if rate > rules.max_rate:
+                    consistency = int(20 * (rules.max_rate / rate))
+            validity = 20 if rules.minimum <= value <= rules.maximum else 0
+            age = abs(received_us - time_us)
+            timeliness = 20
+            if received_us and age > rules.timely_us:
+                timeliness = int(20 * (rules.timely_us / age))
+            parts = (completeness, validity, consistency, timeliness)
+            exact = sum(weight * part for weight, part in zip(rules.weights, parts, strict=True)) * 5
+            found.append((exact, *(5 * part for part in parts)))
+            before = (series, time_us, value)
+        for series, time_us, value in samples:
+            if series not in self.last or time_us > self.last[series][0]:
+                self.last[series] = (time_us, value)
+        return found
+
+
+def known(*series: int) -> SeriesStates:
+    states = SeriesStates()
+    states.know([KnownSeries(number, "acme", RULES[number]) for number in series])
+    return states
+
+
+def judged(
+    states: SeriesStates, samples: list[Sample], *, received_us: int = NOW, anomalous: list[int] | None = None
+) -> tuple[list[tuple[int, int, float]], Codes]:
+    """Return samples as they are stored, with (series, time, value), and their codes."""
+    columns = KindColumns(
+        Kind.DOUBLE,
+        np.array([series for series, _, _ in samples], np.int32),
+        np.array([NOW - seconds * SECOND for _, seconds, _ in samples], np.int64),
+        np.array([value for _, _, value in samples], np.float64),
+    )
+    runs = merge([columns])
+    codes = judge(
+        runs,
+        states.meet(runs.series),
+        states,
+        received_us=np.full(len(runs.series), received_us, np.int64),
+        anomalous=np.array(anomalous or [], np.intp),
+    )
+    series = np.repeat(runs.series, runs.lengths)
+    return list(zip(series.tolist(), runs.times.tolist(), runs.values.tolist(), strict=True)), codes
+
+
+def parts_of(quality: Quality) -> list[tuple[int, ...]]:
+    return list(zip(*quality.parts.tolist(), strict=True))
+
+
+def test_without_rules_all_that_comes_in_time_is_perfect() -> None:
+    _, codes = judged(known(1), [(1, second, 1e300 * (-1) ** second) for second in range(60)])
+    assert is_constant(codes)
+    assert codes[0] == PERFECT
+    quality = unpack(codes)
+    assert (quality.scores[0], quality.parts[:, 0].tolist(), quality.anomalous[0]) == (100, [100] * 4, False)
+
+
+@pytest.mark.parametrize(
+    ("series", "samples", "score", "parts"),
+    [
+        (1, [(1, 120, 0.0)], 88, (100, 100, 100, 50)),  # Twice as old as it may be.
+        (1, [(1, -120, 0.0)], 88, (100, 100, 100, 50)),  # And of the future.
+        (2, [(2, 0, 10.5)], 75, (100, 0, 100, 100)),
+        (3, [(3, 10, 0.0), (3, 0, 0.0)], 78, (10, 100, 100, 100)),  # One of ten came.
+        (4, [(4, 1, 0.0), (4, 0, 4.0)], 50, (100, 100, 50, 100)),  # Twice as fast as it can.
+    ],
+)
+def test_each_part_falls_for_its_own_reason(
+    series: int, samples: list[Sample], score: int, parts: tuple[int, ...]
+) -> None:
+    _, codes = judged(known(series), samples)
+    quality = unpack(codes)
+    assert (quality.scores[-1], parts_of(quality)[-1]) == (score, parts)
+
+
+def test_what_is_not_live_is_not_late() -> None:
+    _, codes = judged(known(1), [(1, 10_000, 0.0)], received_us=0)
+    assert codes[0] == PERFECT
+
+
+def test_anomalies_are_flagged_and_cost_no_score() -> None:
+    _, codes = judged(known(1), [(1, 2, 0.0), (1, 1, 9.0), (1, 0, 0.0)], anomalous=[1])
+    quality = unpack(codes)
+    assert quality.anomalous.tolist() == [False, True, False]
+    assert quality.scores.tolist() == [100] * 3
+
+
+SAMPLES = st.lists(
+    st.tuples(
+        st.sampled_from(list(RULES)),
+        st.sampled_from([0, 1, 2, 3, 7, 30, 70, 4_000, -3, -90]),
+        st.sampled_from([0.0, 0.5, 1.0, 3.0, 10.0, 11.0, -2.0]),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(st.lists(st.tuples(SAMPLES, st.sampled_from([0, NOW, NOW + 20 * SECOND])), min_size=1, max_size=4))
+def test_whole_arrays_come_to_what_a_model_comes_to(groups: list[tuple[list[Sample], int]]) -> None:
+    states, model = known(*RULES), Model()
+    for samples, received_us in groups:
+        stored, codes = judged(states, samples, received_us=received_us)
+        expected = model.judge(stored, received_us)
+        quality = unpack(codes)
+        assert parts_of(quality) == [tuple(parts) for _, *parts in expected]
+        for score, (exact, *_) in zip(quality.scores.tolist(), expected, strict=True):
+            assert math.isclose(score, exact, abs_tol=0.5 + 1e-6)
+
+
+def test_series_that_nobody_knows_are_judged_without_a_memory() -> None:
+    states = known(3)
+    assert states.meet(np.array([3, 99], np.int32)).tolist() == [1, UNKNOWN]
+    _, codes = judged(states, [(99, 100, 0.0), (99, 0, 0.0)])
+    assert unpack(codes).parts[0].tolist() == [100, 100]
+    assert states.take_changed(10) == []
+
+
+def test_states_are_saved_once_and_go_on_elsewhere() -> None:
+    states = known(3)
+    judged(states, [(3, 10, 7.5)])
+    saved = states.take_changed(10)
+    assert saved == [("acme", 3, [float(NOW - 10 * SECOND), 7.5])]
+    assert states.take_changed(10) == []
+    elsewhere = SeriesStates()
+    elsewhere.know([KnownSeries(3, "acme", RULES[3], saved[0][2])])
+    _, codes = judged(elsewhere, [(3, 0, 7.5)])
+    assert parts_of(unpack(codes)) == [(10, 100, 100, 100)]
+
+
+def test_rules_change_and_the_memory_stays() -> None:
+    states = known(3)
+    judged(states, [(3, 10, 0.0)])
+    assert states.rules_of(3) is RULES[3]
+    states.know([KnownSeries(3, "acme", RULES[2], [0.0, 0.0])])
+    assert states.rules_of(3) is RULES[2]
+    states.know([KnownSeries(3, "acme", RULES[3])])
+    _, codes = judged(states, [(3, 0, 0.0)])
+    assert parts_of(unpack(codes)) == [(10, 100, 100, 100)]
+
+
+def test_series_not_met_for_longest_are_forgotten() -> None:
+    states = SeriesStates(most=4)
+    for number in (1, 2, 3, 4):
+        states.know([KnownSeries(number, "acme", RULES[3])])
+        judged(states, [(number, 10, float(number))])
+    judged(states, [(1, 9, 1.0)])
+    states.know([KnownSeries(5, "acme", RULES[3])])
+    assert [number for number in range(1, 6) if states.rules_of(number) is not None] == [1, 4, 5]
+    assert {series: state[1] for _, series, state in states.take_changed(10)} == {1: 1.0, 4: 4.0}
+
+
+def test_room_grows_with_the_series() -> None:
+    states = SeriesStates()
+    states.know([KnownSeries(number, "acme", RULES[3]) for number in range(1, 3_000)])
+    slots = states.meet(np.arange(1, 3_000, dtype=np.int32))
+    assert len(set(slots.tolist())) == 2_999
+    assert (states.last_times[slots] < 0).all()
