@@ -74,6 +74,8 @@ def _check_metric(metric: MetricDefinition, at: str) -> None:
     for field in ("minimum", "maximum", "max_rate"):
         if metric.HasField(field) and not is_number:
             raise invalid_field(f"{at}.{field}", "only metrics of kind DOUBLE or INT have one")
+    if metric.HasField("anomaly") and not is_number:
+        raise invalid_field(f"{at}.anomaly", "only values of kind DOUBLE or INT are looked at")
     ranged = metric.HasField("minimum") and metric.HasField("maximum")
     if ranged and metric.minimum > metric.maximum:
         raise invalid_field(f"{at}.minimum", "must not be above maximum")

@@ -23,6 +23,7 @@ _READ = frozenset(
         "device_type:read",
         "asset:read",
         "asset_type:read",
+        "dead_letter:read",
     }
 )
 _WRITE = frozenset(
@@ -33,6 +34,7 @@ _WRITE = frozenset(
         "device_type:write",
         "asset:write",
         "asset_type:write",
+        "dead_letter:write",
     }
 )
 
@@ -41,7 +43,7 @@ _PERMISSIONS = {
     Role.ADMIN: _READ | _WRITE | _API_KEYS | _REFLECTION,
     Role.OPERATOR: _READ | _WRITE | _REFLECTION,
     Role.ANALYST: _READ | _REFLECTION,
-    Role.VIEWER: (_READ - {"asset_type:read"}) | _REFLECTION,
+    Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read"}) | _REFLECTION,
     Role.API_CLIENT: frozenset(
         {"telemetry:write", "twin:read", "history:read", "device:read", "device_type:read"}
     )

@@ -23,6 +23,7 @@ from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.store import BackfillStore, CommitStore, StateStore
 from ingest_svc.stream import TelemetryStream
@@ -123,6 +124,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             live_window=settings.live_window,
             messages=message_intake,
         )
+        raw = RawTrail(keeps=lambda _: settings.raw_messages)
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
         metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)
@@ -140,6 +142,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                 principal=principal,
                 intake=intake,
                 writer=writer,
+                raw=raw,
                 applied=applied,
                 credentials=credentials,
                 streams=streams,
@@ -150,11 +153,11 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         servicer = IngestServicer(
             intake=intake,
             writer=writer,
+            raw=raw,
             applied=applied,
             backfills=backfills,
             clock=clock,
             new_stream=new_stream,
-            on_answered=metrics.answered,
         )
 
         messages = MessagePath(
@@ -162,6 +165,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             profiles=profiles,
             intake=message_intake,
             writer=writer,
+            raw=raw,
             clock=clock,
         )
         async with (

@@ -16,14 +16,14 @@ from opentelemetry.trace import SpanKind
 
 from ingest_svc.conversion import to_result
 from ingest_svc.device_message import DeviceMessage
-from ingest_svc.message_intake import MessageIntake, TakenMessages, dead_letter, dead_letters
+from ingest_svc.message_intake import MessageIntake, TakenMessages, message_letter, message_letters
 from ingest_svc.message_path import INTERNAL, MessageWriter, counts
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, Why
 from ingest_svc.profile_cache import ProfileCache
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.tasks import background
-from meshkit.telemetry import tracer
+from meshkit.telemetry import current_trace_id, tracer
 from telemetry_store import chunks as stored_chunks
 from telemetry_store.chunks import Chunks, ChunkStore, MessageKey
 from telemetry_store.requests import DeadLetter, MessageEnd, RequestIdentity, WriteRequest, WriteResult
@@ -165,7 +165,8 @@ class Assembler:
         message = _message(chunks)
         profiles = await self._profiles.find(tenant, [gateway_id])
         taken = await self._intake.take(tenant, [message], profiles, now_us=self._clock.now_us())
-        refused = Outcome(refused_samples=taken.stored_samples + taken.refused_samples)
+        refused = Outcome(refused_samples=taken.stored_samples + taken.refused_samples.total())
+        letters = message_letters([message], taken, principal=chunks.principal, trace_id=current_trace_id())
         return WriteRequest(
             tenant=tenant,
             principal=stored_chunks.PRINCIPAL,
@@ -175,7 +176,7 @@ class Assembler:
             outcome=counts(taken),
             refused_outcome=to_result(refused, sequence=0).SerializeToString(),
             door=chunks.door,
-            dead_letters=list(dead_letters([message], taken, principal=chunks.principal).values()),
+            dead_letters=list(letters.values()),
             refused_dead_letters=lambda: [_letter(chunks, VALUE_REFUSED)],
             end=_end_of(chunks),
             received_us=chunks.arrival_us,
@@ -206,7 +207,7 @@ def _message(chunks: Chunks) -> DeviceMessage:
 
 
 def _letter(chunks: Chunks, why: Why) -> DeadLetter:
-    return dead_letter(_message(chunks), [why], principal=chunks.principal)
+    return message_letter(_message(chunks), [why], principal=chunks.principal, trace_id=current_trace_id())
 
 
 def _end_of(chunks: Chunks) -> MessageEnd:

@@ -37,12 +37,30 @@ class Samples:
 
 
 @dataclass(slots=True)
+class RefusedReadings:
+    """All that is refused for one reason.
+
+    Attributes:
+        why: of the first.
+        places: of readings in the batch, each with the metric refused, "" for all of it; ascending.
+        samples: how many.
+    """
+
+    why: Why
+    places: list[tuple[int, str]] = field(default_factory=list)
+    samples: int = 0
+
+
+@dataclass(slots=True)
 class Assessment(Outcome):
     """What becomes of a batch of readings.
 
-    `series` holds each series that gets a sample once, `metrics` what each one's metric is.
+    `series` holds each series that gets a sample once, `metrics` what each one's metric is. `refused`
+    is what is refused by reason, the first one first; what is refused only with the others, in a batch
+    of all or nothing, is not in it.
     """
 
+    refused: dict[ErrorReason.ValueType, RefusedReadings] = field(default_factory=dict)
     series: list[SeriesKey] = field(default_factory=list)
     metrics: list[MetricProfile] = field(default_factory=list)
     samples: dict[Kind, Samples] = field(default_factory=dict)
@@ -102,6 +120,7 @@ def assess(
         return Assessment(
             refusals=refuse_rest(readings, partial.refusals, BATCH_REFUSED),
             refused_samples=partial.stored_samples + partial.refused_samples,
+            refused=partial.refused,
         )
     return assessor.assessment
 
@@ -206,6 +225,13 @@ class _Assessor:
 
     def _refuse(self, refusal: Refusal, samples: int) -> None:
         self.assessment.refused_samples += samples
+        refused = self.assessment.refused.get(refusal.reason)
+        if refused is None:
+            refused = self.assessment.refused[refusal.reason] = RefusedReadings(
+                (refusal.reason, refusal.message)
+            )
+        refused.places.append((refusal.reading_index, refusal.metric))
+        refused.samples += samples
         if len(self.assessment.refusals) < self._most_refusals:
             self.assessment.refusals.append(refusal)
 

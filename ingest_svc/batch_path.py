@@ -5,6 +5,7 @@ Batch ──▶ BatchFlow.take ──▶ Intake ──▶ Writer.submit ──�
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -16,12 +17,14 @@ from ingest_svc.columns import SentColumns
 from ingest_svc.flow import BatchFlow, Taken, is_transient
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.outcome import Outcome, RefusedContent
+from ingest_svc.raw_trail import BatchTrail, StreamTrail
+from ingest_svc.reading import Reading
 from ingest_svc.series_table import SeriesTable
 from meshkit.clock import Clock
 from meshkit.errors import DomainError, InvalidArgument
 from meshkit.identity import Principal
 from meshkit.telemetry import remote_span, tracer
-from telemetry_store.requests import WriteRequest, WriteResult, WriterIdentity
+from telemetry_store.requests import DeviceSet, WriteRequest, WriteResult, WriterIdentity
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -44,6 +47,7 @@ class BatchPath:
     Args:
         flow: decides which are taken, and is told what became of them.
         series: what their aliases stand for.
+        trail: keeps them as they came.
         intake: makes of them what the writer takes.
         writer: commits them.
         clock: tells when they were received.
@@ -51,13 +55,14 @@ class BatchPath:
         epoch: of the Open that they came behind.
     """
 
-    __slots__ = ("_clock", "_epoch", "_flow", "_intake", "_series", "_writer", "_writer_id")
+    __slots__ = ("_clock", "_epoch", "_flow", "_intake", "_series", "_trail", "_writer", "_writer_id")
 
     def __init__(
         self,
         *,
         flow: BatchFlow,
         series: SeriesTable,
+        trail: StreamTrail,
         intake: Intake,
         writer: BatchWriter,
         clock: Clock,
@@ -66,6 +71,7 @@ class BatchPath:
     ) -> None:
         self._flow = flow
         self._series = series
+        self._trail = trail
         self._intake = intake
         self._writer = writer
         self._clock = clock
@@ -99,7 +105,7 @@ class BatchPath:
     ) -> None:
         taken.span = _span(batch)
         try:
-            request = await self._to_request(batch, taken, principal)
+            request, trail = await self._to_request(batch, taken, principal)
             if taken.dropped:  # Meanwhile one before it has to come again, and so has this one.
                 return
             written = self._writer.submit(request)
@@ -109,9 +115,13 @@ class BatchPath:
             self._flow.throw_back(taken, error)
         else:
             self._flow.accept(taken, written)
+            self._trail.sent(trail)
+            written.add_done_callback(partial(self._trail_written, trail))
             written.add_done_callback(partial(self._written, taken, answered))
 
-    async def _to_request(self, batch: ingest_pb2.Batch, taken: Taken, principal: Principal) -> WriteRequest:
+    async def _to_request(
+        self, batch: ingest_pb2.Batch, taken: Taken, principal: Principal
+    ) -> tuple[WriteRequest, BatchTrail]:
         received_us = self._clock.now_us()
         origin = Origin(
             principal,
@@ -119,15 +129,42 @@ class BatchPath:
             taken.span.get_span_context() if taken.span is not None else None,
             Door.STREAM,
         )
+        content: SentColumns | list[Reading] | RefusedContent | DeviceSet
         if batch.messages:
-            messages = conversion.to_messages(batch, arrival_us=received_us)
-            if isinstance(messages, RefusedContent):
-                return self._intake.refuse(origin, messages)
-            return await self._intake.take_messages(origin, messages, received_us=received_us)
-        all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
-        content = conversion.to_content(batch)
+            request, content = await self._take_messages(batch, origin, received_us)
+        else:
+            content = conversion.to_content(batch)
+            request = await self._take_content(
+                content,
+                origin,
+                all_or_nothing=batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
+                received_us=received_us,
+            )
+        if batch.sequence <= self._flow.last_committed:  # It is known, and so is its trail.
+            return request, BatchTrail()
+        trail = await self._trail.of_batch(batch, content, received_us)
+        return replace(request, raw=trail.messages), trail
+
+    async def _take_messages(
+        self, batch: ingest_pb2.Batch, origin: Origin, received_us: int
+    ) -> tuple[WriteRequest, DeviceSet | RefusedContent]:
+        """Return the request of a batch of messages, and the devices that they speak of."""
+        messages = conversion.to_messages(batch, arrival_us=received_us)
+        if isinstance(messages, RefusedContent):
+            return self._intake.refuse(origin, messages, received_us=received_us), messages
+        request, taken = await self._intake.take_messages(origin, messages, received_us=received_us)
+        return request, DeviceSet.of(device_id for devices in taken.devices for device_id in devices)
+
+    async def _take_content(
+        self,
+        content: SentColumns | list[Reading] | RefusedContent,
+        origin: Origin,
+        *,
+        all_or_nothing: bool,
+        received_us: int,
+    ) -> WriteRequest:
         if isinstance(content, RefusedContent):
-            return self._intake.refuse(origin, content)
+            return self._intake.refuse(origin, content, received_us=received_us)
         if isinstance(content, SentColumns):
             return await self._intake.take_columns(
                 origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us
@@ -135,6 +172,10 @@ class BatchPath:
         return await self._intake.take_readings(
             origin, content, all_or_nothing=all_or_nothing, received_us=received_us
         )
+
+    def _trail_written(self, trail: BatchTrail, written: asyncio.Future[WriteResult]) -> None:
+        if written.cancelled() or written.exception() is not None or written.result().duplicate:
+            self._trail.lost(trail)
 
     def _written(self, taken: Taken, answered: Answered, written: asyncio.Future[WriteResult]) -> None:
         if written.cancelled():

@@ -62,11 +62,24 @@ class SentColumns:
         return len(self.times)
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedColumns:
+    """Samples that are refused, and why the first of them is."""
+
+    why: Why
+    columns: SentColumns
+
+
 @dataclass(slots=True)
 class AssessedColumns(Outcome):
-    """What becomes of a batch of columns; `samples` is what to store."""
+    """What becomes of a batch of columns.
+
+    `samples` is what to store, `refused` what is refused by reason, the first one first; of a batch
+    of all or nothing it is one, and everything.
+    """
 
     samples: list[KindColumns] = field(default_factory=list)
+    refused: list[RefusedColumns] = field(default_factory=list)
 
 
 def require_known(columns: SentColumns, table: SeriesTable) -> None:
@@ -121,7 +134,12 @@ def _invalid(message: str) -> InvalidArgument:
 
 
 def assess(
-    columns: SentColumns, table: SeriesTable, *, window: TimeWindow, all_or_nothing: bool
+    columns: SentColumns,
+    table: SeriesTable,
+    *,
+    window: TimeWindow,
+    all_or_nothing: bool,
+    refused_as_one: bool = False,
 ) -> AssessedColumns:
     """Decide about every sample of a batch that passed `check`.
 
@@ -130,15 +148,25 @@ def assess(
         table: the stream's series, all resolved.
         window: event times that are taken.
         all_or_nothing: one refusal refuses the batch.
+        refused_as_one: `refused` is one for all reasons.
     """
     if not len(columns):
         return AssessedColumns()
-    columns = _converted(columns, table)
+    sent, columns = columns, _converted(columns, table)
     if _spotless(columns, table, window):
         return AssessedColumns(stored_samples=len(columns), samples=_accepted(columns, table, None))
     reasons = _reasons(columns, table, window)
     refused = reasons != 0
     starts = _stretch_starts(columns, reasons)
+    apart = _refused(
+        sent,
+        table,
+        window,
+        reasons=reasons,
+        starts=starts,
+        everything=all_or_nothing,
+        as_one=refused_as_one,
+    )
     told = starts[refused[starts]][:MAX_REFUSALS]
     if all_or_nothing and refused.any():
         rest = starts[~refused[starts]][: MAX_REFUSALS - len(told)]
@@ -151,6 +179,7 @@ def assess(
         stored_samples=len(columns) - refused_samples,
         refused_samples=refused_samples,
         samples=[] if refused.all() else _accepted(columns, table, ~refused),
+        refused=apart,
     )
 
 
@@ -294,6 +323,46 @@ def _refusals(
             why = table.why(alias)
         refusals.append(Refusal(start, definition.device_id, definition.metric, *why, end - start))
     return refusals
+
+
+def _refused(
+    columns: SentColumns,
+    table: SeriesTable,
+    window: TimeWindow,
+    *,
+    reasons: npt.NDArray[np.int16],
+    starts: npt.NDArray[np.intp],
+    everything: bool,
+    as_one: bool,
+) -> list[RefusedColumns]:
+    """Return what is refused, apart for each reason."""
+    found, firsts = np.unique(reasons, return_index=True)
+    firsts = np.sort(firsts[found != 0])
+    if everything or as_one:
+        firsts = firsts[:1]
+    whys = _refusals(columns, table, window, reasons=reasons, starts=starts, told=firsts)
+    if everything:
+        return [RefusedColumns((refusal.reason, refusal.message), columns) for refusal in whys]
+    return [
+        RefusedColumns(
+            (refusal.reason, refusal.message),
+            _chosen(columns, table, reasons != 0 if as_one else reasons == refusal.reason),
+        )
+        for refusal in whys
+    ]
+
+
+def _chosen(columns: SentColumns, table: SeriesTable, chosen: _Mask) -> SentColumns:
+    """Return some of the samples, in runs as they were."""
+    starts = np.cumsum(columns.run_lengths) - columns.run_lengths
+    lengths = np.add.reduceat(chosen, starts, dtype=np.int64)
+    kinds = _sample_kinds(columns, table)
+    return SentColumns(
+        aliases=columns.aliases[lengths > 0],
+        run_lengths=lengths[lengths > 0],
+        times=columns.times[chosen],
+        values={kind: values[chosen[kinds == kind]] for kind, values in columns.values.items()},
+    )
 
 
 def _accepted(columns: SentColumns, table: SeriesTable, accepted: _Mask | None) -> list[KindColumns]:

@@ -10,10 +10,12 @@ from meshkit.config import (
     FUTURE_WINDOW_MINUTES,
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
+    RAW_MESSAGES,
     BusServiceSettings,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
+    RawMessages,
 )
 
 
@@ -32,6 +34,7 @@ class IngestSettings(BusServiceSettings):
     late_window_days: LateWindowDays = LATE_WINDOW_DAYS
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     max_stream_lifetime_seconds: MaxStreamLifetimeSeconds = MAX_STREAM_LIFETIME_SECONDS
+    raw_messages: RawMessages = RAW_MESSAGES
 
     @property
     def live_window(self) -> LiveWindow:

@@ -18,6 +18,7 @@ from jsonpointer import JsonPointer
 from ingest_svc import device_message
 from ingest_svc.assessment import refuse_rest
 from ingest_svc.columns import SentColumns, digest_as_sent
+from ingest_svc.dead_letters import devices_of
 from ingest_svc.device_message import ChunkPlace, DeviceMessage
 from ingest_svc.outcome import Outcome, Refusal, RefusedContent, Why
 from ingest_svc.profile import (
@@ -46,10 +47,11 @@ from meshkit.units import conversion
 from meshkit.validation import validate
 from telemetry_store.backfill import BackfillRow
 from telemetry_store.columns import Kind
-from telemetry_store.requests import RequestIdentity, WriteResult, WriterIdentity
+from telemetry_store.requests import PayloadFormat, RequestIdentity, WriteResult, WriterIdentity
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
+from twinmesh.ingest.v1 import dead_letter_service_pb2 as dead_letter_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -155,7 +157,7 @@ def to_identity(request: ingest_pb2.IngestTelemetryRequest) -> RequestIdentity |
     return None
 
 
-def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
+def to_result(outcome: Outcome, sequence: int, trace_id: str = "") -> ingest_pb2.BatchResult:
     """Return what is recorded of a batch, and told of it when it comes again."""
     return ingest_pb2.BatchResult(
         sequence=sequence,
@@ -164,6 +166,7 @@ def to_result(outcome: Outcome, sequence: int) -> ingest_pb2.BatchResult:
         refused_samples=outcome.refused_samples,
         refusals=map(_told, outcome.refusals),
         message=outcome.message,
+        trace_id=trace_id,
     )
 
 
@@ -319,9 +322,14 @@ def to_messages(batch: ingest_pb2.Batch, *, arrival_us: int) -> list[DeviceMessa
             why = error.reason, error.message
         else:
             return messages
-    beside = _refused(batch, why)
-    return RefusedContent(
-        why, len(messages) + beside.samples, device_message.digest(messages, beside=beside.digest)
+    refused = _refused(batch, why)
+    return replace(
+        refused,
+        samples=len(messages) + refused.samples,
+        digest=device_message.digest(messages, beside=refused.digest),
+        # Nobody can send it again as it is.
+        payload_format=PayloadFormat.NONE,
+        device_ids=devices_of((*batch.readings, *batch.messages)),
     )
 
 
@@ -357,7 +365,20 @@ def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
         for message in batch.readings
     ]
     digest = digest_refused(readings, all_or_nothing=all_or_nothing, columns=columns)
-    return RefusedContent(why, samples, digest)
+    payload = dead_letter_pb2.RefusedBatch(
+        mode=batch.mode,
+        readings=batch.readings,
+        columns=batch.columns if batch.HasField("columns") else None,
+        messages=batch.messages,
+    )
+    return RefusedContent(
+        why,
+        samples,
+        digest,
+        payload=payload.SerializeToString(),
+        payload_format=PayloadFormat.READINGS,
+        device_ids=devices_of(batch.readings),
+    )
 
 
 def to_columns(message: ingest_pb2.Columns) -> SentColumns:
@@ -456,6 +477,12 @@ def _quality(rules: device_type_pb2.QualityRules) -> QualityRules:
     )
 
 
+def _threshold(rules: device_type_pb2.AnomalyRules) -> float:
+    if rules.disabled:
+        return math.inf
+    return rules.threshold if rules.HasField("threshold") else QualityRules().anomaly_threshold
+
+
 def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> MetricProfile:
     minimum = metric.minimum if metric.HasField("minimum") else -math.inf
     maximum = metric.maximum if metric.HasField("maximum") else math.inf
@@ -471,5 +498,9 @@ def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> 
             maximum=maximum,
             interval_us=metric.interval.ToMicroseconds(),
             max_rate=metric.max_rate if metric.HasField("max_rate") else math.inf,
+            anomaly_threshold=_threshold(metric.anomaly),
+            anomaly_half_life=metric.anomaly.half_life
+            if metric.anomaly.HasField("half_life")
+            else quality.anomaly_half_life,
         ),
     )

@@ -80,6 +80,7 @@ class BatchFlow:
         max_bytes: most bytes of them.
 
     Attributes:
+        last_committed: the writer's cursor when the stream was opened.
         accepted_through: highest sequence accepted, 0 for none; never goes back.
         durable_through: highest sequence acknowledged, 0 for none; never goes back.
         refusal: what the client has to be told, None when nothing.
@@ -93,13 +94,13 @@ class BatchFlow:
         "_bytes",
         "_go_back_to",
         "_inflight",
-        "_last_committed",
         "_max_batches",
         "_max_bytes",
         "_next",
         "accepted_through",
         "durable_through",
         "failure",
+        "last_committed",
         "refusal",
     )
 
@@ -111,7 +112,7 @@ class BatchFlow:
         max_batches: int = MAX_INFLIGHT_BATCHES,
         max_bytes: int = MAX_INFLIGHT_BYTES,
     ) -> None:
-        self._last_committed = last_committed
+        self.last_committed = last_committed
         self._budget = budget
         self._max_batches = max_batches
         self._max_bytes = max_bytes
@@ -162,7 +163,7 @@ class BatchFlow:
         if self._go_back_to is not None and sequence == self._go_back_to:
             self._go_back_to = None
             # What is committed the client need not send again, so the next may be beyond it.
-            self._next = max(sequence, self._last_committed, self.durable_through) + 1
+            self._next = max(sequence, self.last_committed, self.durable_through) + 1
         elif sequence == self._next:
             self._next += 1
         taken = Taken(sequence, size)

@@ -20,12 +20,13 @@ import structlog
 from nats.aio.client import Client
 from nats.errors import Error as BusError
 
-from ingest_svc.message_intake import reason_name
+from ingest_svc.intake import Door
 from ingest_svc.message_path import MessageWriter
+from ingest_svc.outcome import reason_name
 from meshkit.clock import Clock
 from meshkit.errors import DomainError
 from meshkit.mqtt import Login
-from telemetry_store.requests import DeadLetter, RequestIdentity, WriteRequest
+from telemetry_store.requests import DeadLetter, PayloadFormat, RequestIdentity, WriteRequest
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
@@ -93,6 +94,7 @@ class ForbiddenPublishes:
                 samples=[],
                 outcome=b"",
                 refused_outcome=b"",
+                door=Door.MQTT,
                 dead_letters=[self._dead_letter(login, subject)],
             )
         )
@@ -103,12 +105,13 @@ class ForbiddenPublishes:
             topic = repr(topic)
         allowed = f"to devices/{login.device_id}/telemetry" if login.device_id else "for its tenant's devices"
         return DeadLetter(
-            device_id=login.device_id or None,
+            device_ids=[login.device_id] if login.device_id else [],
             principal=login.principal,
             received_us=self._clock.now_us(),
             reason=reason_name(ErrorReason.ERROR_REASON_PUBLISH_FORBIDDEN),
             message=f"published to {topic}; this log-in may only publish {allowed}",
             payload=b"",  # The log has none.
+            payload_format=PayloadFormat.NONE,
         )
 
     async def _login(self, connection: int) -> Login:

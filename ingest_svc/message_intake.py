@@ -6,9 +6,9 @@ messages ──▶ objects ──▶ whose? ──▶ readings by the schema of 
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +17,18 @@ from ingest_svc import device_message, outcome
 from ingest_svc.assessment import Assessment, SeriesFinder, assess
 from ingest_svc.child_cache import ChildCache
 from ingest_svc.device_message import DeviceMessage, MalformedMessageError, MessageObject
-from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why
+from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why, reason_name
 from ingest_svc.profile import DeviceProfile, GatewayRules
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
 from ingest_svc.window import LiveWindow
 from meshkit.errors import DomainError, ResourceExhausted
-from meshkit.telemetry import current_trace_id
 from telemetry_store.columns import KindColumns
-from telemetry_store.requests import DeadLetter, MessageChunk
+from telemetry_store.requests import DeadLetter, MessageChunk, PayloadFormat
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MAX_REFUSALS = 100
-_REFUSALS_TOLD = 5  # in one dead letter
+REFUSALS_TOLD = 5  # in one dead letter
 _TEXT_TOLD = 256  # characters of each
 _UNBOUNDED = 2**62
 _ASKED_AT_ONCE = 10_000  # by the contract of asset_svc
@@ -52,23 +51,39 @@ class TakenMessages:
         of_samples: by columns of it, int32[n]: places.
         chunks: what to keep until their messages are whole.
         of_chunks: by chunk, its place.
+        devices: by place, those that the message speaks of.
         refusals: by place, why something of it is not stored.
-        stored_samples: how many are.
-        refused_samples: how many are not; what cannot be read counts as one.
+        refused_samples: by place, how many samples are not, as far as they can be counted.
+        unread: by place, how many objects, or chunks, or whole messages nobody could count the samples of.
+        stored_samples: how many are stored.
     """
 
     samples: Sequence[KindColumns] = ()
     of_samples: Sequence[npt.NDArray[np.int32]] = ()
     chunks: list[MessageChunk] = field(default_factory=list)
     of_chunks: list[int] = field(default_factory=list)
+    devices: Sequence[Set[str]] = ()
     refusals: dict[int, list[Refusal]] = field(default_factory=dict)
+    refused_samples: Counter[int] = field(default_factory=Counter)
+    unread: Counter[int] = field(default_factory=Counter)
     stored_samples: int = 0
-    refused_samples: int = 0
+
+    @classmethod
+    def none_of(cls, message: DeviceMessage, why: Why) -> Self:
+        """Return what becomes of one message that is refused, whatever it says."""
+        refusal = Refusal(0, message.device_id, "", *why)
+        return cls(devices=[{message.device_id}], refusals={0: [refusal]}, unread=Counter([0]))
 
     def outcome(self) -> Outcome:
-        """Return what is told of them."""
+        """Return what is told of them; what could not be counted counts as one."""
         refusals = [refusal for place in sorted(self.refusals) for refusal in self.refusals[place]]
-        return Outcome(refusals[:MAX_REFUSALS], self.stored_samples, self.refused_samples)
+        refused = self.refused_samples.total() + self.unread.total()
+        return Outcome(refusals[:MAX_REFUSALS], self.stored_samples, refused)
+
+    def contents(self, messages: Sequence[DeviceMessage]) -> Iterator[tuple[bytes, Set[str]]]:
+        """Yield each message's payload, and the devices that it speaks of."""
+        for message, devices in zip(messages, self.devices, strict=True):
+            yield message.payload, devices
 
 
 @dataclass(slots=True)
@@ -82,6 +97,7 @@ class _Contents:
     objects: list[tuple[int, MessageObject, str | None]] = field(default_factory=list)
     chunks: list[tuple[int, MessageChunk]] = field(default_factory=list)
     refusals: defaultdict[int, list[Refusal]] = field(default_factory=lambda: defaultdict(list))
+    named: set[tuple[int, str]] = field(default_factory=set)  # places and children
 
     def refuse(self, place: int, device_id: str, why: Why) -> None:
         self.refusals[place].append(Refusal(place, device_id, "", *why))
@@ -167,6 +183,10 @@ class MessageIntake:
             if message.device_id in profiles
         }
         taken, assessment = self._assess(contents, modes, now_us)
+        devices = [{message.device_id} for message in messages]
+        for place, device_id in contents.named:
+            devices[place].add(device_id)
+        taken.devices = devices
         taken.chunks = [chunk for _, chunk in contents.chunks]
         taken.of_chunks = [place for place, _ in contents.chunks]
         if assessment.series:
@@ -204,6 +224,7 @@ class MessageIntake:
             if device_id is None or profile is None:
                 contents.refuse(place, gateway_id, outcome.child_unknown(name or "", gateway_id))
                 continue
+            contents.named.add((place, device_id))
             try:
                 reading = device_message.reading(
                     found_object,
@@ -236,29 +257,31 @@ class MessageIntake:
         self, contents: _Contents, modes: Mapping[int, bool], now_us: int
     ) -> tuple[TakenMessages, Assessment]:
         """Decide about readings; a message in mode ALL_OR_NOTHING of which something is refused is, whole."""
-        refusals = {place: list(of_message) for place, of_message in contents.refusals.items()}
-        refused_samples = sum(map(len, refusals.values()))
+        taken = TakenMessages(
+            refusals={place: list(of_message) for place, of_message in contents.refusals.items()},
+            unread=Counter({place: len(of_message) for place, of_message in contents.refusals.items()}),
+        )
         assessment = self._judge(contents.readings, contents.profiles, now_us)
         refused = {contents.of_readings[refusal.reading_index] for refusal in assessment.refusals}
-        spoiled = {place for place in refused | refusals.keys() if modes.get(place, False)}
+        spoiled = {place for place in refused | contents.refusals.keys() if modes.get(place, False)}
         if spoiled:
-            whys = [why for why in assessment.refusals if contents.of_readings[why.reading_index] in spoiled]
-            _tell(refusals, whys, contents.of_readings)
+            for refusal in assessment.refusals:
+                if contents.of_readings[refusal.reading_index] in spoiled:
+                    _tell(taken, refusal, contents)
             lost = contents.drop(spoiled)
-            refused_samples += lost.total()
             for place in lost:
-                refusals.setdefault(place, []).append(Refusal(place, "", "", *BATCH_REFUSED))
+                taken.refusals.setdefault(place, []).append(Refusal(place, "", "", *BATCH_REFUSED))
+            taken.refused_samples = lost
             assessment = self._judge(contents.readings, contents.profiles, now_us)
-        _tell(refusals, assessment.refusals, contents.of_readings)
+        for refusal in assessment.refusals:
+            place = _tell(taken, refusal, contents)
+            samples = contents.readings[refusal.reading_index].samples
+            taken.refused_samples[place] += 1 if refusal.metric else len(samples)
         of_readings = np.array(contents.of_readings, np.int32)
-        taken = TakenMessages(
-            of_samples=[
-                of_readings[np.array(samples.readings, np.intp)] for samples in assessment.samples.values()
-            ],
-            refusals=refusals,
-            stored_samples=assessment.stored_samples,
-            refused_samples=refused_samples + assessment.refused_samples,
-        )
+        taken.of_samples = [
+            of_readings[np.array(samples.readings, np.intp)] for samples in assessment.samples.values()
+        ]
+        taken.stored_samples = assessment.stored_samples
         return taken, assessment
 
     def _judge(
@@ -333,10 +356,11 @@ def _take_apart(contents: _Contents, place: int, message: DeviceMessage, rules: 
             contents.objects.append((place, found, name))
 
 
-def _tell(refusals: dict[int, list[Refusal]], further: Sequence[Refusal], of_readings: Sequence[int]) -> None:
-    for refusal in further:
-        place = of_readings[refusal.reading_index]
-        refusals.setdefault(place, []).append(refusal._replace(reading_index=place))
+def _tell(taken: TakenMessages, refusal: Refusal, contents: _Contents) -> int:
+    """Note a refusal of a reading under its message; returns the message's place."""
+    place = contents.of_readings[refusal.reading_index]
+    taken.refusals.setdefault(place, []).append(refusal._replace(reading_index=place))
+    return place
 
 
 def _malformed(error: MalformedMessageError) -> Why:
@@ -347,49 +371,63 @@ def _parts(ids: Sequence[str]) -> Sequence[Collection[str]]:
     return [ids[start : start + _ASKED_AT_ONCE] for start in range(0, len(ids), _ASKED_AT_ONCE)]
 
 
-def dead_letter(message: DeviceMessage, whys: Sequence[Why], *, principal: str) -> DeadLetter:
+def message_letter(
+    message: DeviceMessage,
+    whys: Sequence[Why],
+    *,
+    principal: str,
+    trace_id: str,
+    devices: Iterable[str] = (),
+    samples: int = 0,
+) -> DeadLetter:
     """Return a message as it is kept when something of it cannot be stored.
 
     Args:
         message: as it came.
         whys: one at least; the first ones are told.
         principal: who sent it.
+        trace_id: hexadecimal, "" outside of any trace.
+        devices: whose samples are refused, beside those of the message's own device.
+        samples: how many, 0 when nobody can tell.
     """
-    told = [_cut(text) for _, text in whys[:_REFUSALS_TOLD]]
-    if len(whys) > _REFUSALS_TOLD:
-        told.append(f"and {len(whys) - _REFUSALS_TOLD} more")
+    told = [cut(text) for _, text in whys[:REFUSALS_TOLD]]
+    if len(whys) > REFUSALS_TOLD:
+        told.append(f"and {len(whys) - REFUSALS_TOLD} more")
     return DeadLetter(
-        device_id=message.device_id,
+        device_ids=list(dict.fromkeys((message.device_id, *devices))),
         principal=principal,
         received_us=message.arrival_us,
         reason=reason_name(whys[0][0]),
         message="; ".join(told),
         payload=message.payload,
-        trace_id=current_trace_id(),
+        payload_format=PayloadFormat.MESSAGE,
+        sample_count=samples,
+        trace_id=trace_id,
     )
 
 
-def dead_letters(
-    messages: Sequence[DeviceMessage], taken: TakenMessages, *, principal: str
+def message_letters(
+    messages: Sequence[DeviceMessage], taken: TakenMessages, *, principal: str, trace_id: str
 ) -> dict[int, DeadLetter]:
     """Return the dead letters of messages, by their places in ascending order."""
     return {
-        place: dead_letter(
-            messages[place], [_why(refusal) for refusal in taken.refusals[place]], principal=principal
+        place: message_letter(
+            messages[place],
+            [why_of(refusal) for refusal in taken.refusals[place]],
+            principal=principal,
+            trace_id=trace_id,
+            devices=(refusal.device_id for refusal in taken.refusals[place] if refusal.device_id),
+            samples=taken.refused_samples[place],
         )
         for place in sorted(taken.refusals)
     }
 
 
-def _why(refusal: Refusal) -> Why:
-    # Metrics stand in it as the device wrote them.
+def why_of(refusal: Refusal) -> Why:
+    """Return why, naming the metric as the device wrote it."""
     return refusal.reason, f"{refusal.metric!r}: {refusal.message}" if refusal.metric else refusal.message
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Return a text of bounded length."""
     return text if len(text) <= _TEXT_TOLD else f"{text[: _TEXT_TOLD - 1]}…"
-
-
-def reason_name(reason: ErrorReason.ValueType) -> str:
-    """Return the name of a reason, without its prefix."""
-    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")

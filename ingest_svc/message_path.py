@@ -9,25 +9,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import structlog
-from opentelemetry.trace import SpanContext, SpanKind
+from opentelemetry.trace import SpanContext, SpanKind, format_trace_id
 
 from ingest_svc.conversion import to_result
+from ingest_svc.dead_letters import readable
 from ingest_svc.device_message import DeviceMessage
 from ingest_svc.intake import Door
-from ingest_svc.message_intake import MessageIntake, TakenMessages, dead_letter, dead_letters
-from ingest_svc.outcome import VALUE_REFUSED, Outcome, Why
+from ingest_svc.message_intake import (
+    REFUSALS_TOLD,
+    MessageIntake,
+    TakenMessages,
+    cut,
+    message_letters,
+    why_of,
+)
+from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.tenant_cache import TenantCache
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import tracer
-from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
+from telemetry_store.requests import MessageIdentity, WriteRequest, WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 PRINCIPAL = "mqtt"
 _log = structlog.get_logger()
+_NOTHING = np.zeros(1, np.int64)
 INTERNAL: Why = (
     ErrorReason.ERROR_REASON_INTERNAL,
     "something failed inside; the trace id finds it",
@@ -59,6 +70,7 @@ class MessagePath:
         profiles: finds what they may report, and how their messages are read.
         intake: reads messages and decides about what they say.
         writer: commits.
+        raw: keeps messages as they came.
         clock: moves the window.
     """
 
@@ -69,12 +81,14 @@ class MessagePath:
         profiles: ProfileCache,
         intake: MessageIntake,
         writer: MessageWriter,
+        raw: RawTrail,
         clock: Clock,
     ) -> None:
         self._tenants = tenants
         self._profiles = profiles
         self._intake = intake
         self._writer = writer
+        self._raw = raw
         self._clock = clock
         self._turn = asyncio.Lock()
 
@@ -162,27 +176,37 @@ class MessagePath:
     async def _submit(
         self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext
     ) -> asyncio.Future[WriteResult]:
-        taken = await self._intake.take(
-            tenant, found.messages, found.profiles, now_us=self._clock.now_us(), unpack=True
-        )
-        letters = dead_letters(found.messages, taken, principal=PRINCIPAL)
-        return self._write(found.messages, taken, letters, tenant=tenant, stream=stream, span=span)
+        now_us = self._clock.now_us()
+        taken = await self._intake.take(tenant, found.messages, found.profiles, now_us=now_us, unpack=True)
+        return self._write(tenant, found.messages, taken, stream=stream, span=span)
+
+    async def _bury(self, message: DeviceMessage, why: Why, stream: str, span: SpanContext) -> None:
+        """Keep a message as a dead letter, and nothing of it as samples."""
+        tenants = await self._tenants.find([message.device_id])
+        if (tenant := tenants.get(message.device_id)) is not None:
+            taken = TakenMessages.none_of(message, why)
+            await self._write(tenant, [message], taken, stream=stream, span=span)
 
     def _write(
         self,
+        tenant: str,
         messages: Sequence[DeviceMessage],
         taken: TakenMessages,
-        letters: Mapping[int, DeadLetter],
         *,
-        tenant: str,
         stream: str,
         span: SpanContext,
     ) -> asyncio.Future[WriteResult]:
+        trace_id = format_trace_id(span.trace_id) if span.is_valid else ""
+        letters = message_letters(messages, taken, principal=PRINCIPAL, trace_id=trace_id)
+        # Of now, not of their arrival at the broker, where they may have waited for days.
+        raw = self._raw.of_messages(tenant, taken.contents(messages), self._clock.now_us())
         identity = MessageIdentity(
             stream=stream,
             sequences=[message.sequence for message in messages],
             samples=taken.of_samples,
             dead_letters=list(letters),
+            raw=range(len(raw)),
+            outcomes=_outcomes(messages, taken, trace_id),
             chunks=taken.of_chunks,
         )
         return self._writer.submit(
@@ -198,21 +222,45 @@ class MessagePath:
                 door=Door.MQTT,
                 dead_letters=list(letters.values()),
                 chunks=taken.chunks,
+                raw=raw,
                 received_us=max(message.arrival_us for message in messages),
             )
         )
 
-    async def _bury(self, message: DeviceMessage, why: Why, stream: str, span: SpanContext) -> None:
-        """Keep a message as a dead letter, and nothing of it as samples."""
-        tenants = await self._tenants.find([message.device_id])
-        if (tenant := tenants.get(message.device_id)) is not None:
-            letter = dead_letter(message, [why], principal=PRINCIPAL)
-            await self._write(
-                [message], TakenMessages(), {0: letter}, tenant=tenant, stream=stream, span=span
-            )
+
+def _outcomes(messages: Sequence[DeviceMessage], taken: TakenMessages, trace_id: str) -> list[bytes]:
+    """Return what is remembered of each message; most messages of a fleet are alike."""
+    stored = sum((np.bincount(places, minlength=len(messages)) for places in taken.of_samples), _NOTHING)
+    stored_samples = np.broadcast_to(stored, len(messages)).tolist()
+    alike = {
+        samples: to_result(Outcome(stored_samples=samples), 0, trace_id).SerializeToString()
+        for samples in set(stored_samples)
+    }
+    return [
+        to_result(_outcome(messages[place], taken, place, samples), 0, trace_id).SerializeToString()
+        if place in taken.refusals
+        else alike[samples]
+        for place, samples in enumerate(stored_samples)
+    ]
+
+
+def _outcome(message: DeviceMessage, taken: TakenMessages, place: int, stored_samples: int) -> Outcome:
+    """Return what became of a message of which something is refused."""
+    refusals = taken.refusals[place]
+    refused = taken.refused_samples[place]
+    if not refused and not stored_samples:
+        # Nobody could count them: all of it is.
+        reason, text = why_of(refusals[0])
+        return Outcome(reason=reason, message=readable(text))
+    told = [
+        Refusal(0, refusal.device_id or message.device_id, "", reason, cut(text))
+        for refusal in refusals[:REFUSALS_TOLD]
+        for reason, text in [why_of(refusal)]
+    ]
+    return Outcome(told, stored_samples, refused + taken.unread[place])
 
 
 def counts(taken: TakenMessages) -> bytes:
     """Return an outcome that nobody is told, for those who count samples."""
-    told = Outcome(stored_samples=taken.stored_samples, refused_samples=taken.refused_samples)
+    told = Outcome(stored_samples=taken.stored_samples, refused_samples=taken.refused_samples.total())
     return to_result(told, sequence=0).SerializeToString()

@@ -33,6 +33,11 @@ class IngestMetrics:
             unit="{sample}",
             description="Samples that were decided about for good.",
         )
+        self._dead_letters = meter.create_counter(
+            "twinmesh.ingest.dead_letters",
+            unit="{letter}",
+            description="Dead letters that were kept.",
+        )
         self._commit_duration = meter.create_histogram(
             "twinmesh.ingest.commit.duration",
             unit="s",
@@ -104,10 +109,8 @@ class IngestMetrics:
             self._commit_samples.record(stored.commit.samples)
             self._commit_batches.record(sum(not answer.duplicate for _, answer in answers))
         self._count(answers)
-
-    def answered(self, request: WriteRequest, result: WriteResult) -> None:
-        """Take in the answer to a request that had nothing to commit."""
-        self._count([(request, result)])
+        for (reason, door), letters in stored.dead_letters.items():
+            self._dead_letters.add(letters, {"reason": reason, "door": door})
 
     def _count(self, answers: Iterable[tuple[WriteRequest, WriteResult]]) -> None:
         samples: Counter[tuple[str, str]] = Counter()

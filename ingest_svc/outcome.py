@@ -1,10 +1,12 @@
 """What becomes of a batch: how much of it is stored, and why the rest is not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ingest_svc.window import TimeWindow
 from telemetry_store.columns import Kind
+from telemetry_store.requests import PayloadFormat
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 # A reason to program by, and the same to read.
@@ -63,11 +65,22 @@ class RefusedContent:
         why: COLUMNS_INVALID or INVALID_FIELD, and what is wrong.
         samples: how many it states.
         digest: 32 bytes over what was sent.
+        payload: what was sent, as its dead letter keeps it.
+        payload_format: of the payload.
+        device_ids: whose samples they are, as far as it can be told.
     """
 
     why: Why
     samples: int
     digest: bytes
+    payload: bytes = b""
+    payload_format: PayloadFormat = PayloadFormat.NONE
+    device_ids: Sequence[str] = ()
+
+
+def reason_name(reason: ErrorReason.ValueType) -> str:
+    """Return the name of a reason, without its prefix."""
+    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
 
 
 def device_unknown(device_id: str) -> Why:

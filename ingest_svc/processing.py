@@ -26,7 +26,6 @@ _log = structlog.get_logger()
 _SAVED_EVERY_S = 10.0
 # Of a million series that change all the time each is saved every few minutes.
 _SAVED_AT_ONCE = 20_000
-_NOTHING = np.empty(0, np.intp)
 
 
 class StateStore(Protocol):
@@ -101,7 +100,7 @@ class Processing:
         with self._lock:
             self._know()
             slots = self._states.meet(runs.series)
-            return judge(runs, slots, self._states, received_us=received_us[runs.origins], anomalous=_NOTHING)
+            return judge(runs, slots, self._states, received_us=received_us[runs.origins])
 
     async def keep_saving(self) -> None:
         """Save what is remembered, every few seconds, until it is cancelled."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from jsonpointer import JsonPointer
 
+from ingest_svc.detectors import robust
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.units import Conversion
 from telemetry_store.columns import Kind
@@ -22,6 +23,8 @@ class QualityRules:
         maximum: greatest.
         interval_us: from one sample to the next, microseconds; 0: not judged.
         max_rate: fastest change, per second; infinite: not judged.
+        anomaly_threshold: standard deviations from which on a value is an anomaly; infinite: none is.
+        anomaly_half_life: samples after which what was counts half.
     """
 
     weights: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
@@ -30,6 +33,8 @@ class QualityRules:
     maximum: float = math.inf
     interval_us: int = 0
     max_rate: float = math.inf
+    anomaly_threshold: float = robust.THRESHOLD
+    anomaly_half_life: float = robust.HALF_LIFE
 
 
 @dataclass(frozen=True, slots=True)

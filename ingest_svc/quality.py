@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ingest_svc.series_states import NEVER, SeriesStates, Slots
+from ingest_svc.series_states import NEVER, UNKNOWN, SeriesStates, Slots
 from telemetry_store.columns import Kind
 from telemetry_store.merge import Index, Runs
 from telemetry_store.quality import PERFECT, STEPS, Codes, constant, pack
@@ -23,9 +23,7 @@ _NOTHING = np.empty(0, np.intp)
 _NO_STEPS = np.empty(0, np.int32)
 
 
-def judge(
-    runs: Runs, slots: Slots, states: SeriesStates, *, received_us: npt.NDArray[np.int64], anomalous: Index
-) -> Codes:
+def judge(runs: Runs, slots: Slots, states: SeriesStates, *, received_us: npt.NDArray[np.int64]) -> Codes:
     """Return how good samples are, and take them into the states of their series.
 
     Args:
@@ -33,7 +31,6 @@ def judge(
         slots: intp[r], of the runs' series.
         states: how the series were before.
         received_us: int64[r], when each run came, microseconds since the epoch; 0: it is not live.
-        anomalous: places of samples that are.
     """
     rules = states.rule_places[slots]
     parts: list[tuple[int, _Part]] = [
@@ -41,6 +38,7 @@ def judge(
         (_VALIDITY, _validity(runs, states.rules.minima[rules], states.rules.maxima[rules])),
         *_against_the_last(runs, slots, states, rules),
     ]
+    anomalous = _unusual(runs, slots, states, rules)
     _remember_last(runs, slots, states)
     parts = [(number, part) for number, part in parts if len(part[0])]
     if not parts and not len(anomalous):
@@ -135,6 +133,21 @@ def _since_the_last(
     return passed, values
 
 
+def _unusual(runs: Runs, slots: Slots, states: SeriesStates, rules: npt.NDArray[np.int32]) -> Index:
+    """Return the places of samples that are anomalies, and let their series' detector learn from all."""
+    looked_at = (slots != UNKNOWN) & np.isfinite(states.rules.anomaly_thresholds[rules])
+    if runs.kind not in _NUMBERS or not looked_at.any():
+        return _NOTHING
+    found = states.detector.score(
+        slots[looked_at].astype(np.int32),
+        runs.starts[looked_at],
+        runs.lengths[looked_at],
+        runs.times,
+        runs.values.astype(np.float64, copy=False),
+    )
+    return np.flatnonzero(found.anomalous)
+
+
 def _remember_last(runs: Runs, slots: Slots, states: SeriesStates) -> None:
     last_runs = np.append(runs.series[1:] != runs.series[:-1], True)
     places = (runs.starts + runs.lengths - 1)[last_runs]
@@ -154,7 +167,8 @@ def _samples_of(runs: Runs, chosen: npt.NDArray[np.bool_]) -> tuple[Index, Index
 
 def _steps(allowed: npt.NDArray[Any], found: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     """Return 20 where no more is found than allowed (above 0), and less in proportion to what is more."""
-    return (STEPS * (allowed / np.maximum(allowed, found))).astype(np.int32)
+    steps: npt.NDArray[np.int32] = (STEPS * (allowed / np.maximum(allowed, found))).astype(np.int32)
+    return steps
 
 
 def _less_than_perfect(places: Index, steps: npt.NDArray[np.int32]) -> _Part:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ingest_svc.detectors import robust
+from ingest_svc.detectors.robust import RobustDetector
 from ingest_svc.profile import QualityRules
 
 MAX_SERIES = 1_000_000
@@ -13,6 +15,8 @@ MAX_SERIES = 1_000_000
 UNKNOWN = 0
 _FIRST_SLOTS = 1_024
 NEVER = np.iinfo(np.int64).min  # The time of no sample.
+
+_STATE = 2 + robust.STATE  # Numbers that are saved of a series.
 
 Slots = npt.NDArray[np.intp]
 
@@ -44,11 +48,14 @@ class RuleColumns:
         maxima: float64[rules].
         intervals_us: int64[rules], 0 for none.
         max_rates: float64[rules].
+        anomaly_thresholds: float64[rules], infinite for none.
+        anomaly_half_lives: float64[rules].
     """
 
     def __init__(self) -> None:
         self._places: dict[QualityRules, int] = {}
         self._rules: list[QualityRules] = []
+        self.weights = np.empty((0, 4))
         self.place(QualityRules())  # Of UNKNOWN.
         self.complete()
 
@@ -63,12 +70,16 @@ class RuleColumns:
     def complete(self) -> None:
         """Bring the columns up to date."""
         rules = self._rules
+        if len(rules) == len(self.weights):
+            return
         self.weights = np.array([each.weights for each in rules])
         self.timely_us = np.array([each.timely_us for each in rules], np.int64)
         self.minima = np.array([each.minimum for each in rules])
         self.maxima = np.array([each.maximum for each in rules])
         self.intervals_us = np.array([each.interval_us for each in rules], np.int64)
         self.max_rates = np.array([each.max_rate for each in rules])
+        self.anomaly_thresholds = np.array([each.anomaly_threshold for each in rules])
+        self.anomaly_half_lives = np.array([each.anomaly_half_life for each in rules])
 
     def __len__(self) -> int:
         """Return how many rules are different."""
@@ -90,6 +101,7 @@ class SeriesStates:
         last_times: int64[slots], of the latest sample, microseconds since the epoch; NEVER: there
             is none.
         last_values: float64[slots], its value; NaN for none and for what is no number.
+        detector: of unusual values.
     """
 
     def __init__(self, *, most: int = MAX_SERIES) -> None:
@@ -103,6 +115,7 @@ class SeriesStates:
         self.rule_places = np.zeros(_FIRST_SLOTS, np.int32)
         self.last_times = np.full(_FIRST_SLOTS, NEVER, np.int64)
         self.last_values = np.full(_FIRST_SLOTS, np.nan)
+        self.detector = RobustDetector(_FIRST_SLOTS)
 
     def __len__(self) -> int:
         """Return how many series are known."""
@@ -115,14 +128,18 @@ class SeriesStates:
 
     def know(self, known: Iterable[KnownSeries]) -> None:
         """Take series in, or new rules for those that are; their state is then not looked at."""
-        different = len(self.rules)
+        places: dict[int, int] = {}
+        new: dict[int, Sequence[float] | None] = {}
         for series in known:
             slot = self._slots.get(series.series_id)
             if slot is None:
+                if len(self._slots) >= self._most:
+                    self._take_in(places, new)
+                    self._forget()
                 slot = self._add(series)
-            self.rule_places[slot] = self.rules.place(series.rules)
-        if len(self.rules) > different:
-            self.rules.complete()
+                new[slot] = series.state
+            places[slot] = self.rules.place(series.rules)
+        self._take_in(places, new)
 
     def meet(self, series_ids: npt.NDArray[np.int32]) -> Slots:
         """Return the slots of series that samples have come of, UNKNOWN for those that are not known."""
@@ -153,28 +170,43 @@ class SeriesStates:
         """Return (tenant, series id, state) of series that changed since they were returned last."""
         slots = np.flatnonzero(self._changed)[:most]
         self._changed[slots] = False
-        states = np.column_stack([self.last_times[slots], self.last_values[slots]])
+        states = np.column_stack([self.last_times[slots], self.last_values[slots], self.detector.rows(slots)])
         return [
             (*self._series[slot], state) for slot, state in zip(slots.tolist(), states.tolist(), strict=True)
         ]
 
     def _add(self, series: KnownSeries) -> int:
-        if len(self._slots) >= self._most:
-            self._forget()
         slot = len(self._series)
         if slot == len(self._met):
             self._grow(2 * slot)
         self._slots[series.series_id] = slot
         self._series.append((series.tenant, series.series_id))
-        self._met[slot] = self._round
-        self._restore(slot, series.state)
         return slot
 
-    def _restore(self, slot: int, state: Sequence[float] | None) -> None:
-        self._changed[slot] = False
-        self.last_times[slot], self.last_values[slot] = NEVER, np.nan
-        if state is not None and len(state) == 2 and np.isfinite(state[0]):
-            self.last_times[slot], self.last_values[slot] = int(state[0]), state[1]
+    def _take_in(self, places: dict[int, int], new: dict[int, Sequence[float] | None]) -> None:
+        """Enter rules and states of slots, and leave nothing of either."""
+        self.rules.complete()
+        slots = list(new)
+        self._met[slots] = self._round
+        self._changed[slots] = False
+        states = np.array([_whole(state) for state in new.values()]).reshape(len(slots), _STATE)
+        times = states[:, 0]
+        self.last_times[slots] = np.where(np.isnan(times), NEVER, np.nan_to_num(times).astype(np.int64))
+        self.last_values[slots] = states[:, 1]
+        self.detector.load(slots, np.nan_to_num(states[:, 2:]))
+        slots = list(places)
+        self.rule_places[slots] = list(places.values())
+        self._configure(np.array(slots, np.intp))
+        places.clear()
+        new.clear()
+
+    def _configure(self, slots: Slots) -> None:
+        rules = self.rule_places[slots]
+        self.detector.configure(
+            slots,
+            thresholds=self.rules.anomaly_thresholds[rules],
+            half_lives=self.rules.anomaly_half_lives[rules],
+        )
 
     def _grow(self, slots: int) -> None:
         for name in ("_met", "_changed", "rule_places", "last_times", "last_values"):
@@ -182,6 +214,7 @@ class SeriesStates:
             grown = np.zeros(slots, column.dtype)
             grown[: len(column)] = column
             setattr(self, name, grown)
+        self.detector.reserve(slots)
 
     def _forget(self) -> None:
         """Forget the half of the series that were not met for longest, and move the others together."""
@@ -191,5 +224,14 @@ class SeriesStates:
         for column in (self._met, self._changed, self.rule_places, self.last_times, self.last_values):
             column[1 : len(kept) + 1] = column[kept]
         self._changed[len(kept) + 1 :] = False
+        self.detector.load(range(1, len(kept) + 1), self.detector.rows(kept))
+        self._configure(np.arange(1, len(kept) + 1))
         self._series = [self._series[0], *(self._series[slot] for slot in kept.tolist())]
         self._slots = {series_id: slot for slot, (_, series_id) in enumerate(self._series) if slot}
+
+
+def _whole(state: Sequence[float] | None) -> Sequence[float]:
+    """Return a state that can be taken over: one of this form, or that of a series never met."""
+    if state is None or len(state) != _STATE or not np.isfinite([state[0], *state[2:]]).all():
+        return [np.nan] * _STATE
+    return state

@@ -55,6 +55,7 @@ class SeriesTable:
         series_ids: int32[places], ids of the store; meant only where the verdict is 0.
         conversions: float64[places, 2], scale and offset of doubles; None: all are stored as sent.
         bounds: float64[places, 2], least and greatest value that is not refused; None: none is.
+        defined: how many aliases are.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class SeriesTable:
         "_version",
         "bounds",
         "conversions",
+        "defined",
         "definition_ids",
         "kinds",
         "series_ids",
@@ -78,6 +80,7 @@ class SeriesTable:
         self.series_ids: npt.NDArray[np.int32] = _NO_SERIES
         self.conversions: npt.NDArray[np.float64] | None = None
         self.bounds: npt.NDArray[np.float64] | None = None
+        self.defined = 0
         self._definitions: list[SeriesDefinition | None] = []
         self._messages: dict[int, str] = {}
         self._unresolved: list[int] = []
@@ -229,6 +232,7 @@ class SeriesTable:
         )
         self.definition_ids[alias] = definition_id(definition)
         self.kinds[alias] = definition.kind
+        self.defined += 1
         self._unresolved.append(alias)
 
     def _grown(self, alias: int) -> int:

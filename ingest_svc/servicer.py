@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from opentelemetry.trace import SpanContext
 from ingest_svc import conversion
 from ingest_svc.applied import Applied
 from ingest_svc.intake import Door, Intake, Origin
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
@@ -37,11 +39,11 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
     Args:
         intake: makes of requests what the writer takes.
         writer: commits batches.
+        raw: keeps requests as they came.
         applied: tells when twins have applied them.
         backfills: declares backfills.
         clock: tells when a request was received.
         new_stream: makes a gateway stream of a principal.
-        on_answered: told of requests that are answered without the writer, and the answer.
     """
 
     def __init__(
@@ -49,19 +51,19 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         *,
         intake: Intake,
         writer: TelemetryWriter,
+        raw: RawTrail,
         applied: Applied,
         backfills: BackfillStore,
         clock: Clock,
         new_stream: Callable[[Principal], TelemetryStream],
-        on_answered: Callable[[WriteRequest, WriteResult], None],
     ) -> None:
         self._intake = intake
         self._writer = writer
+        self._raw = raw
         self._applied = applied
         self._backfills = backfills
         self._clock = clock
         self._new_stream = new_stream
-        self._on_answered = on_answered
         self._endings: set[asyncio.Task[None]] = set()
 
     async def IngestTelemetry(
@@ -76,11 +78,8 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             backfill_id=request.backfill_id,
             received_us=received_us,
         )
-        if batch.identity is None and not batch.samples:
-            # There is nothing to store and nothing to remember.
-            result = WriteResult(batch.outcome, duplicate=False)
-            self._on_answered(batch, result)
-        elif request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
+        batch = replace(batch, raw=self._raw.of_request(batch.tenant, request, readings, received_us))
+        if request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
             self._writer.submit(batch).add_done_callback(partial(_log_lost, batch))
             result = WriteResult(batch.outcome, duplicate=False)
         else:
@@ -101,9 +100,11 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         received_us = self._clock.now_us()
         message = conversion.to_message(request, arrival_us=received_us)
         identity = RequestIdentity(request.request_id) if request.request_id else None
-        batch = await self._intake.take_messages(
+        batch, taken = await self._intake.take_messages(
             Origin(current_principal(), identity, _span(), Door.UNARY), [message], received_us=received_us
         )
+        raw = self._raw.of_messages(batch.tenant, taken.contents([message]), received_us)
+        batch = replace(batch, raw=raw)
         return conversion.to_message_response(await self._writer.write(batch))
 
     async def CreateBackfill(

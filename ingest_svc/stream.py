@@ -18,6 +18,7 @@ from ingest_svc.definitions import Definitions
 from ingest_svc.flow import BatchFlow
 from ingest_svc.intake import Intake
 from ingest_svc.open_streams import LAST_ACKS_US, OpenStreams, notice_us
+from ingest_svc.raw_trail import RawTrail, StreamTrail
 from ingest_svc.responses import Acks, to_go_away, to_opened, to_throttle
 from meshkit import policy
 from meshkit.clock import MICROS_PER_SECOND, Clock
@@ -65,6 +66,7 @@ class TelemetryStream:
         principal: who opened the call.
         intake: makes of batches what the writer takes.
         writer: commits them.
+        raw: keeps them as they came.
         applied: tells when twins have applied them.
         credentials: verifies what Reauthenticate brings.
         streams: all those of this process.
@@ -97,6 +99,7 @@ class TelemetryStream:
         "_over",
         "_path",
         "_principal",
+        "_raw",
         "_reader",
         "_step_us",
         "_streams",
@@ -112,6 +115,7 @@ class TelemetryStream:
         principal: Principal,
         intake: Intake,
         writer: Writer,
+        raw: RawTrail,
         applied: Applied,
         credentials: Credentials,
         streams: OpenStreams,
@@ -121,6 +125,7 @@ class TelemetryStream:
         self._principal = principal
         self._intake = intake
         self._writer = writer
+        self._raw = raw
         self._applied = applied
         self._credentials = credentials
         self._streams = streams
@@ -367,6 +372,7 @@ class TelemetryStream:
         self._path = BatchPath(
             flow=self._flow,
             series=self._definitions.table,
+            trail=StreamTrail(trail=self._raw, tenant=tenant, series=self._definitions.table),
             intake=self._intake,
             writer=self._writer,
             clock=self._clock,

@@ -83,6 +83,13 @@ FutureWindowMinutes = Annotated[
         " an end reaches as far.",
     ),
 ]
+# The raw audit trail: ingest_svc keeps messages, maintenance ends them.
+RAW_MESSAGES = True
+RawMessages = Annotated[
+    bool, Field(description="Whether every message is kept as it was received, for the audit trail.")
+]
+RAW_MESSAGES_KEPT_DAYS = 7
+RawMessagesKeptDays = Annotated[int, Field(ge=1, le=3650, description="How many days raw messages are kept.")]
 METRIC_EXPORT_INTERVAL = 10_000
 MetricExportInterval = Annotated[
     int,

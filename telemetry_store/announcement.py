@@ -137,6 +137,8 @@ def _split(tenant: str, samples: KindColumns, max_bytes: int) -> Iterator[contra
         sizes += 4 * np.fromiter(map(len, samples.values), dtype=np.float64, count=len(samples)) + 8
     else:
         sizes += samples.values[:1].nbytes
+    if samples.quality is not None:
+        sizes += samples.quality.itemsize
     ends = np.cumsum(sizes)
     start = 0
     while start < len(samples):
@@ -153,6 +155,7 @@ def _group(tenant: str, samples: KindColumns, place: slice) -> contract.LatestSa
         kind=value_pb2.ValueKind.ValueType(samples.kind),
         series=samples.series[place].astype("<u4").tobytes(),
         times=samples.times[place].astype("<i8").tobytes(),
+        quality=b"" if samples.quality is None else samples.quality[place].astype("<i4").tobytes(),
     )
     if samples.kind is Kind.STRING:
         group.strings.extend(values.tolist())
@@ -184,8 +187,11 @@ def _columns(group: contract.LatestSamples) -> KindColumns:
     if len(series) and (series.min() == 0 or series.max() > _LARGEST_SERIES):
         raise ValueError("a series has a number that none has")
     times = np.frombuffer(group.times, dtype="<i8").astype(np.int64, copy=False)
+    quality = (
+        np.frombuffer(group.quality, dtype="<i4").astype(np.int32, copy=False) if group.quality else None
+    )
     # Raises when lengths or types disagree.
-    return KindColumns(kind, series.astype(np.int32), times, _values(kind, group))
+    return KindColumns(kind, series.astype(np.int32), times, _values(kind, group), quality)
 
 
 def _values(kind: Kind, group: contract.LatestSamples) -> npt.NDArray[Any]:

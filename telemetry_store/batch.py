@@ -13,6 +13,7 @@ from telemetry_store.copy import CopyPayload, encode
 from telemetry_store.cursors import CursorKey, Recorded
 from telemetry_store.merge import Runs, latest, merge
 from telemetry_store.quality import Codes
+from telemetry_store.raw_payload import compress
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import (
     DeadLetter,
@@ -22,6 +23,8 @@ from telemetry_store.requests import (
     WriteRequest,
     WriterIdentity,
 )
+
+LetterKey = tuple[str, int]  # tenant, dead letter id
 
 # Judges samples that are about to be stored: of runs, and when each part that was merged into them
 # came (int64[parts], microseconds since the epoch; 0: long before this batch), to int32[n] as in
@@ -50,14 +53,21 @@ class Batch:
         return Recorded(request.digest, request.refused_outcome if self.refused else request.outcome)
 
     @property
-    def samples(self) -> Sequence[KindColumns]:
-        """Return what is to be stored."""
-        return () if self.refused else self.request.samples
+    def records(self) -> Sequence[Recorded]:
+        """Return what is kept under each of `request_keys`."""
+        if isinstance(identity := self.request.identity, MessageIdentity):
+            return [Recorded(self.request.digest, outcome) for outcome in identity.outcomes]
+        return (self.record,)
 
     @property
     def dead_letters(self) -> Sequence[DeadLetter]:
-        """Return what is kept of what cannot be stored."""
+        """Return what is kept of what was refused."""
         return self.request.refused_dead_letters() if self.refused else self.request.dead_letters
+
+    @property
+    def samples(self) -> Sequence[KindColumns]:
+        """Return what is to be stored."""
+        return () if self.refused else self.request.samples
 
     @property
     def chunks(self) -> Sequence[MessageChunk]:
@@ -70,10 +80,21 @@ class Batch:
         return sum(len(columns) for columns in self.request.samples)
 
     @property
+    def raw_bytes(self) -> int:
+        """Return how many bytes its raw messages have, uncompressed."""
+        return sum(len(message.payload) for message in self.request.raw)
+
+    @property
     def cursor_key(self) -> CursorKey | None:
         """Return the writer's cursor, None without one."""
         identity = self.request.identity
         return (self.request.tenant, identity.writer_id) if isinstance(identity, WriterIdentity) else None
+
+    @property
+    def letter_key(self) -> LetterKey | None:
+        """Return the dead letter that the batch comes from, None when it comes from none."""
+        replay = self.request.replay
+        return (self.request.tenant, replay.dead_letter_id) if replay is not None else None
 
     @property
     def request_keys(self) -> Sequence[RequestKey]:
@@ -82,8 +103,8 @@ class Batch:
         match self.request.identity:
             case RequestIdentity(request_id):
                 return [(tenant, principal, request_id)]
-            case MessageIdentity(stream, sequences):
-                return [(tenant, principal, f"{stream}:{sequence}") for sequence in sequences]
+            case MessageIdentity() as messages:
+                return [(tenant, principal, messages.name(place)) for place in range(len(messages.sequences))]
             case _:
                 return ()
 
@@ -95,6 +116,7 @@ class Batch:
         left_out = np.array(sorted(messages), np.int32)
         kept = [np.flatnonzero(~np.isin(places, left_out)) for places in identity.samples]
         letters = [place for place, message in enumerate(identity.dead_letters) if message not in messages]
+        raw = [place for place, message in enumerate(identity.raw) if message not in messages]
         chunks = [place for place, message in enumerate(identity.chunks) if message not in messages]
         return Batch(
             replace(
@@ -103,10 +125,12 @@ class Batch:
                     identity,
                     samples=[places[chosen] for places, chosen in zip(identity.samples, kept, strict=True)],
                     dead_letters=[identity.dead_letters[place] for place in letters],
+                    raw=[identity.raw[place] for place in raw],
                     chunks=[identity.chunks[place] for place in chunks],
                 ),
                 samples=[columns.at(chosen) for columns, chosen in zip(request.samples, kept, strict=True)],
                 dead_letters=[request.dead_letters[place] for place in letters],
+                raw=[request.raw[place] for place in raw],
                 chunks=[request.chunks[place] for place in chunks],
             )
         )
@@ -128,6 +152,7 @@ class Prepared:
         samples: how many are stored.
         days: UTC days they touch, as days since 1970-01-01, ascending.
         latest: the latest sample of each of their series, by tenant and kind.
+        raw: payloads of their raw messages, compressed, in the order of the batches.
     """
 
     batches: tuple[Batch, ...]
@@ -136,6 +161,7 @@ class Prepared:
     samples: int
     days: tuple[int, ...]
     latest: tuple[TenantSamples, ...]
+    raw: tuple[bytes, ...]
 
 
 def prepare(batches: Sequence[Batch], judge: Judge | None = None) -> Prepared:
@@ -165,6 +191,7 @@ def prepare(batches: Sequence[Batch], judge: Judge | None = None) -> Prepared:
         samples=sum(len(runs.times) for runs, _ in merged),
         days=tuple(sorted(days)),
         latest=tuple(latest for runs, tenants in merged for latest in _latest(runs, tenants)),
+        raw=compress([message.payload for batch in batches for message in batch.request.raw]),
     )
 
 

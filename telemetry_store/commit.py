@@ -5,7 +5,7 @@ numbers taken, segments copied, cursors advanced, the commit recorded: docs/adr/
 and 0004 say why in this order.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -14,13 +14,14 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.errors import DomainError
-from telemetry_store import chunks, cursors, dead_letters, request_ids
+from telemetry_store import chunks, cursors, dead_letters, raw_messages, request_ids
 from telemetry_store.announcement import TenantSamples
-from telemetry_store.batch import Batch, Prepared
+from telemetry_store.batch import Batch, LetterKey, Prepared
 from telemetry_store.chunks import GroupChunks, MessageKey
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.copy import COLUMNS
 from telemetry_store.cursors import Cursor, CursorKey, Recorded
+from telemetry_store.device_sets import DeviceSetIds
 from telemetry_store.instances import take_numbers
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import MessageIdentity, WriteResult, WriterIdentity
@@ -74,10 +75,17 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A group that is stored, not yet committed; without a commit nothing was new."""
+    """A group that is stored, not yet committed; without a commit nothing was new.
+
+    Attributes:
+        answers: by batch; one without was skipped.
+        commit: what it holds.
+        dead_letters: how many are new, by reason and door.
+    """
 
     answers: dict[Batch, Answer]
     commit: Commit | None
+    dead_letters: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 async def store_group(
@@ -85,7 +93,9 @@ async def store_group(
     batches: Sequence[Batch],
     prepared: Prepared | None,
     prepare: Prepare,
+    *,
     instance: int,
+    device_sets: DeviceSetIds,
 ) -> Stored:
     """Do all of a group's work but its COMMIT.
 
@@ -95,6 +105,7 @@ async def store_group(
         prepared: rows of all batches, built in the hope that none is dropped, or None.
         prepare: builds the rows of those that are left.
         instance: this process's.
+        device_sets: ids of all sets of devices that their raw messages speak of.
 
     Raises:
         InstanceClosedError: nothing may be committed under this instance.
@@ -110,9 +121,12 @@ async def store_group(
         raise InstanceClosedError
     if prepared.rows:
         await _copy(connection, prepared, numbers)
-    await dead_letters.insert(
+    letters = await dead_letters.keep(connection, decision.taken)
+    await raw_messages.insert(
         connection,
-        ((batch.request.tenant, letter) for batch in decision.taken for letter in batch.dead_letters),
+        [batch.request for batch in decision.taken],
+        prepared.raw,
+        device_sets,
     )
     whole = await chunks.store(connection, decision.chunks, decision.taken) if decision.chunks else []
     if decision.advanced:
@@ -132,7 +146,7 @@ async def store_group(
     for batch in decision.taken:
         decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=False, commit=numbers)
     commit = Commit(numbers, prepared.samples, prepared.latest, traceparent, whole)
-    return Stored(decision.answers, commit)
+    return Stored(decision.answers, commit, letters)
 
 
 def _traceparent() -> str:
@@ -151,9 +165,10 @@ async def _decide(connection: Connection, batches: Sequence[Batch]) -> Decision:
             decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=True)
         batches = [batch for batch in batches if batch not in decision.answers]
     await _judge_sequences(connection, batches, decision)
+    await _claim_letters(connection, batches, decision)
     await _claim_request_ids(connection, batches, decision)
     for batch in batches:
-        if batch.request.identity is None:
+        if batch.request.identity is None and batch.request.replay is None:
             decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=False)
     decision.taken = [
         decision.left.get(batch, batch)
@@ -200,17 +215,33 @@ async def _known_sequences(
     return await cursors.recorded(connection, repeated) if repeated else {}
 
 
+async def _claim_letters(connection: Connection, batches: Sequence[Batch], decision: Decision) -> None:
+    first: dict[LetterKey, Batch] = {}
+    for batch in batches:
+        if (key := batch.letter_key) is not None:
+            first.setdefault(key, batch)
+    if not first:
+        return
+    claimed = await dead_letters.claim(connection, list(first.values()))
+    for batch in batches:
+        if (key := batch.letter_key) is not None:
+            is_ours = key in claimed and first[key] is batch
+            decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=not is_ours)
+
+
 async def _claim_request_ids(connection: Connection, batches: Sequence[Batch], decision: Decision) -> None:
     claims = [(batch, keys) for batch in batches if (keys := batch.request_keys)]
     if not claims:
         return
     # A message may have come more than once even within a batch.
     first: dict[RequestKey, tuple[Batch, int]] = {}
+    wanted: dict[RequestKey, Recorded] = {}
     for batch, keys in claims:
-        for place, key in enumerate(keys):
+        for place, (key, record) in enumerate(zip(keys, batch.records, strict=True)):
             first.setdefault(key, (batch, place))
+            wanted.setdefault(key, record)
     now: datetime = await connection.fetchval("SELECT now()")
-    known = await request_ids.claim(connection, {key: batch.record for key, (batch, _) in first.items()}, now)
+    known = await request_ids.claim(connection, wanted, now)
     for batch, keys in claims:
         if isinstance(batch.request.identity, MessageIdentity):
             repeated = {
@@ -221,7 +252,7 @@ async def _claim_request_ids(connection: Connection, batches: Sequence[Batch], d
                 decision.left[batch] = batch.without(repeated)
             continue
         (key,) = keys
-        record = known.get(key, first[key][0].record)
+        record = known.get(key, wanted[key])
         try:
             request_ids.check_digest(key[2], batch.request.digest, record)
         except DomainError as error:

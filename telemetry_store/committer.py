@@ -15,6 +15,7 @@ from telemetry_store.batch import Batch, Prepared
 from telemetry_store.commit import InstanceClosedError, Prepare, Stored, store_group
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.cursors import CursorKey
+from telemetry_store.device_sets import DeviceSetIds, DeviceSets
 from telemetry_store.held import HeldConnection, HeldProxy
 from telemetry_store.instances import Registration, was_committed
 
@@ -49,6 +50,7 @@ class Committer:
         self._prepare = prepare
         self._held = HeldConnection(pool=pool)
         self._existing: OrderedDict[CursorKey, None] = OrderedDict()
+        self._device_sets = DeviceSets()
 
     async def __aenter__(self) -> Self:
         """Connect when the first group comes."""
@@ -90,8 +92,9 @@ class Committer:
             instance = await self._registration.instance()
             connection = await self._held.get()
             await self._ensure_cursors(connection, batches)
+            device_sets = await self._device_sets.resolve(connection, [batch.request for batch in batches])
             try:
-                return await self._transact(connection, batches, prepared, instance)
+                return await self._transact(connection, batches, prepared, instance, device_sets)
             except InstanceClosedError:
                 _log.warning("instance was closed", instance=instance)
                 await self._registration.renew()
@@ -103,13 +106,16 @@ class Committer:
         batches: Sequence[Batch],
         prepared: Prepared | None,
         instance: int,
+        device_sets: DeviceSetIds,
     ) -> Stored:
         transaction = connection.transaction()
         try:
             # A BEGIN without an answer may have begun all the same. On such a connection the
             # next transaction would be a savepoint, and its "commit" would commit nothing.
             await transaction.start()
-            stored = await store_group(connection, batches, prepared, self._prepare, instance)
+            stored = await store_group(
+                connection, batches, prepared, self._prepare, instance=instance, device_sets=device_sets
+            )
         except Exception:
             await self._roll_back(transaction)
             raise

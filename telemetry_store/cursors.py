@@ -225,7 +225,8 @@ async def advance(connection: Connection, taken: Mapping[tuple[CursorKey, int], 
         FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[], $5::bytea[])
             AS taken (tenant_id, writer_id, sequence, digest, outcome)
         ON CONFLICT (tenant_id, writer_id, slot) DO UPDATE
-        SET sequence = excluded.sequence, digest = excluded.digest, outcome = excluded.outcome
+        SET sequence = excluded.sequence, digest = excluded.digest, outcome = excluded.outcome,
+            recorded_at = excluded.recorded_at
         """,
         [tenant for (tenant, _), _ in kept],
         [writer_id for (_, writer_id), _ in kept],

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from meshkit.db import Connection
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, POINT_WIDTH, Kind
+from telemetry_store.quality import NOT_JUDGED
 from telemetry_store.series import Position, Series
 
 _SERIES_OF_DEVICE = """
@@ -28,9 +29,9 @@ SELECT count(*) AS segments,
        string_agg(int8send(order_no), '') AS order_nos,
        string_agg(int4send(cardinality(times)), '') AS lengths,
        string_agg(substr(array_send(times), 21), '') AS times,
-       string_agg(substr(array_send({values}), 21), '') AS values
+       string_agg(substr(array_send({values}), 21), '') AS values{judged}
 FROM (
-    SELECT start_time, order_no, times, {values}
+    SELECT start_time, order_no, times, {values}, quality
     FROM telemetry.segment
     WHERE tenant_id = $1 AND series_id = $2 AND start_time >= $3 AND start_time < $4 AND end_time >= $5
       AND (start_time, order_no) > ($6, $7)
@@ -38,6 +39,9 @@ FROM (
     LIMIT $8
 ) AS found
 """
+_JUDGED = """,
+       string_agg(int4send(coalesce(cardinality(quality), 0)), '') AS judged,
+       string_agg(substr(array_send(quality), 21), '') AS quality"""
 _VALUE_COLUMNS = {
     Kind.DOUBLE: "doubles",
     Kind.INT: "ints",
@@ -45,8 +49,13 @@ _VALUE_COLUMNS = {
     Kind.STRING: "strings",
     Kind.POINT: "points",
 }
-_SEGMENTS_OF = {kind: _SEGMENTS.format(values=column) for kind, column in _VALUE_COLUMNS.items()}
+_SEGMENTS_OF = {
+    (kind, with_quality): _SEGMENTS.format(values=column, judged=_JUDGED if with_quality else "")
+    for kind, column in _VALUE_COLUMNS.items()
+    for with_quality in (False, True)
+}
 _TIME = np.dtype([("length", ">i4"), ("value", ">i8")])
+_CODE = np.dtype([("length", ">i4"), ("value", ">i4")])
 
 # Runs end at the hour: at 1 Hz a full one has this many samples, a first guess only.
 _LIKELY_RUN = 3_600
@@ -69,11 +78,13 @@ class SeriesHistory:
         series: whose.
         times: int64[n], microseconds since the epoch.
         values: as in KindColumns.
+        quality: int32[n], as in telemetry_store.quality; None when it was not asked for.
     """
 
     series: Series
     times: npt.NDArray[np.int64]
     values: npt.NDArray[Any]
+    quality: npt.NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,7 @@ async def read_history(
     end_us: int,
     position: Position | None,
     limit: int,
+    with_quality: bool = False,
 ) -> HistoryPage:
     """Read one page of a device's samples with start_us <= time < end_us.
 
@@ -109,6 +121,7 @@ async def read_history(
         end_us: microseconds since the epoch.
         position: where the page before ended; None: from the start.
         limit: most samples, over all series together.
+        with_quality: read how good samples are as well.
     """
     rows = await connection.fetch(_SERIES_OF_DEVICE, tenant, device_id, list(metrics) or None)
     histories: list[SeriesHistory] = []
@@ -125,13 +138,18 @@ async def read_history(
             return HistoryPage(histories, Position(row["metric"], kind, start - 1))
         series = Series(row["series_id"], row["tenant_id"], device_id, row["metric"], kind, row["unit"])
         fitting = min(limit, STRINGS_PER_PAGE) if kind is Kind.STRING else limit
-        times, values = await _read_series(connection, series, start, end_us, fitting + 1)
+        reading = _Reading(series.kind, start, end_us, with_quality=with_quality)
+        times, values, quality = await _read_series(connection, series, reading, fitting + 1)
         if kind is Kind.STRING:
             ends = _text_ends(values[:fitting])
             fitting = max(int(np.searchsorted(ends, text_left, side="right")), 0 if histories else 1)
             text_left -= int(ends[fitting - 1]) if fitting and len(ends) else 0
         if len(times[:fitting]):
-            histories.append(SeriesHistory(series, times[:fitting], values[:fitting]))
+            histories.append(
+                SeriesHistory(
+                    series, times[:fitting], values[:fitting], quality[:fitting] if with_quality else None
+                )
+            )
         if len(times) > fitting:
             after = int(times[fitting - 1]) if fitting else start - 1
             return HistoryPage(histories, Position(row["metric"], kind, after))
@@ -145,10 +163,10 @@ def _text_ends(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 async def _read_series(
-    connection: Connection, series: Series, start: int, end: int, limit: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
-    """Return the first samples of a series in [start, end), at most `limit`."""
-    reading = _Reading(series.kind, start, end)
+    connection: Connection, series: Series, reading: "_Reading", limit: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[np.int32]]:
+    """Return times, values and quality of the first samples of a series, at most `limit`."""
+    start, end = reading.start, reading.end
     window_start, length = start - start % MICROS_PER_HOUR, _WINDOW
     while window_start < end and reading.count < limit:
         window_end = min(end, window_start + length)
@@ -156,8 +174,8 @@ async def _read_series(
         await _read_window(connection, series, (window_start, window_end), reading, limit)
         length = _WINDOW if reading.count > before else length * _WINDOW_GROWTH
         window_start = window_end
-    times, values = reading.merged()
-    return times[:limit], values[:limit]
+    times, values, quality = reading.merged()
+    return times[:limit], values[:limit], quality[:limit]
 
 
 async def _read_window(
@@ -169,7 +187,7 @@ async def _read_window(
     rows = limit // _LIKELY_RUN + 2
     while True:
         row = await connection.fetchrow(
-            _SEGMENTS_OF[series.kind],
+            _SEGMENTS_OF[series.kind, reading.with_quality],
             series.tenant,
             series.series_id,
             window_start,
@@ -199,10 +217,11 @@ class _Reading:
     can hold another before them.
     """
 
-    def __init__(self, kind: Kind, start: int, end: int) -> None:
+    def __init__(self, kind: Kind, start: int, end: int, *, with_quality: bool) -> None:
         self.start = start
+        self.end = end
         self.count = 0
-        self._end = end
+        self.with_quality = with_quality
         self._decode = _DECODERS[kind]
         self._settled = start
         self._segments = 0
@@ -210,6 +229,7 @@ class _Reading:
         self._times: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._orders: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._values: npt.NDArray[Any] = self._decode(b"", 0)
+        self._quality: npt.NDArray[np.int32] = np.empty(0, np.int32)
 
     @property
     def samples_per_segment(self) -> float:
@@ -223,41 +243,57 @@ class _Reading:
         values = self._decode(row["values"], len(times))
         self._segments += len(lengths)
         self._samples += len(times)
-        self._times, self._orders, self._values = merge(
+        quality = _quality(row, lengths) if self.with_quality else np.full(len(times), NOT_JUDGED, np.int32)
+        self._times, self._orders, self._values, self._quality = merge(
             np.concatenate([self._times, times]),
             np.concatenate([self._orders, np.repeat(orders, lengths).astype(np.int64)]),
             np.concatenate([self._values, values]),
+            np.concatenate([self._quality, quality]),
         )
         return int(orders[-1])
 
     def settle(self, horizon: int) -> None:
         """Note that all samples before the horizon are read."""
         self._settled = horizon
-        first, last = np.searchsorted(self._times, (self.start, min(horizon, self._end)))
+        first, last = np.searchsorted(self._times, (self.start, min(horizon, self.end)))
         self.count = int(last - first)
 
-    def merged(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
-        """Return the certain samples."""
-        first, last = np.searchsorted(self._times, (self.start, min(self._settled, self._end)))
-        return self._times[first:last], self._values[first:last]
+    def merged(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[np.int32]]:
+        """Return times, values and quality of the certain samples."""
+        first, last = np.searchsorted(self._times, (self.start, min(self._settled, self.end)))
+        return self._times[first:last], self._values[first:last], self._quality[first:last]
 
 
 def merge(
-    times: npt.NDArray[np.int64], order_nos: npt.NDArray[np.int64], values: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[Any]]:
+    times: npt.NDArray[np.int64], order_nos: npt.NDArray[np.int64], *columns: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], ...]:
     """Return the samples by time, of equal times the one with the greatest order.
 
     Args:
         times: int64[n], in any order.
         order_nos: int64[n].
-        values: [n, …].
+        columns: what else there is of them, [n, …] each.
     """
     if bool(np.all(times[1:] > times[:-1])):
-        return times, order_nos, values
+        return times, order_nos, *columns
     ranked = np.lexsort((order_nos, times))
     ordered = times[ranked]
     kept = ranked[np.append(ordered[1:] != ordered[:-1], True)]
-    return times[kept], order_nos[kept], values[kept]
+    return tuple(column[kept] for column in (times, order_nos, *columns))
+
+
+def _quality(row: Any, lengths: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Return the quality of each sample of a row's segments, which hold none, one for all, or one each."""
+    judged = np.frombuffer(row["judged"], ">i4").astype(np.intp)
+    # Without any the sum is null; what was not judged finds its mark at the end.
+    codes = np.append(np.frombuffer(row["quality"] or b"", _CODE)["value"], NOT_JUDGED).astype(np.int32)
+    firsts = np.where(judged > 0, np.cumsum(judged) - judged, len(codes) - 1)
+    places = np.repeat(firsts, lengths)
+    each = np.repeat(judged == lengths, lengths)
+    ends = np.cumsum(lengths)
+    within = np.arange(len(places)) - np.repeat(ends - lengths, lengths)
+    found: npt.NDArray[np.int32] = codes[places + np.where(each, within, 0)]
+    return found
 
 
 def _doubles(payload: bytes, _count: int) -> npt.NDArray[Any]:

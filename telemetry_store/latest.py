@@ -24,6 +24,7 @@ from telemetry_store.feed import (
     snapshot,
 )
 from telemetry_store.latest_columns import LatestColumns
+from telemetry_store.quality import NOT_JUDGED
 from telemetry_store.series import Series
 
 CHECKPOINT = "latest"
@@ -38,7 +39,8 @@ SELECT DISTINCT ON (series_id)
     ints[cardinality(times)] AS int_value,
     bools[cardinality(times)] AS bool_value,
     strings[cardinality(times)] AS string_value,
-    points[3 * cardinality(times) - 2 :] AS point_value
+    points[3 * cardinality(times) - 2 :] AS point_value,
+    quality[cardinality(quality)] AS quality
 FROM telemetry.segment
 WHERE start_time >= $1 AND start_time < $2
   AND order_no BETWEEN $3 AND $4 AND order_no = ANY ($5::bigint[])
@@ -47,19 +49,21 @@ ORDER BY series_id, end_time DESC, order_no DESC
 
 _ADVANCE = f"""
 INSERT INTO telemetry.series_latest AS kept
-    (tenant_id, series_id, time, order_no, double_value, int_value, bool_value, string_value, point_value)
-SELECT tenant_id, series_id, time, order_no, double_value, int_value, bool_value, string_value, point_value
+    (tenant_id, series_id, time, order_no, double_value, int_value, bool_value, string_value, point_value,
+     quality)
+SELECT tenant_id, series_id, time, order_no, double_value, int_value, bool_value, string_value, point_value,
+    quality
 FROM ({_LAST_OF_COMMITS}) AS latest
 ON CONFLICT (tenant_id, series_id) DO UPDATE
 SET time = excluded.time, order_no = excluded.order_no, double_value = excluded.double_value,
     int_value = excluded.int_value, bool_value = excluded.bool_value,
-    string_value = excluded.string_value, point_value = excluded.point_value
+    string_value = excluded.string_value, point_value = excluded.point_value, quality = excluded.quality
 WHERE (excluded.time, excluded.order_no) > (kept.time, kept.order_no)
 """  # noqa: S608 - of constants
 
 _CHECKPOINT = """
 SELECT tenant_id, series_id, time, order_no, 0 AS instance, 0 AS commit_no,
-    double_value, int_value, bool_value, string_value, point_value
+    double_value, int_value, bool_value, string_value, point_value, quality
 FROM telemetry.series_latest
 """
 
@@ -181,6 +185,7 @@ def _group(tenant: str, kind: Kind, rows: Sequence[asyncpg.Record]) -> LatestCol
             np.array([row["series_id"] for row in rows], dtype=np.int32),
             np.array([row["time"] for row in rows], dtype=np.int64),
             np.array([row[value] for row in rows], dtype=VALUE_TYPES[kind]),
+            np.array([NOT_JUDGED if row["quality"] is None else row["quality"] for row in rows], np.int32),
         ),
         np.array([row["order_no"] for row in rows], dtype=np.int64),
         np.array([row["instance"] for row in rows], dtype=np.int32),

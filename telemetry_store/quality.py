@@ -27,11 +27,11 @@ Codes = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Quality of n samples that were judged, in columns.
+    """Quality of n samples, in columns.
 
     Attributes:
-        scores: int32[n], percent.
-        parts: int32[4, n], percent: completeness, validity, consistency, timeliness.
+        scores: int32[n], percent; NOT_JUDGED for those that were not.
+        parts: int32[4, n], likewise: completeness, validity, consistency, timeliness.
         anomalous: bool[n].
     """
 
@@ -57,12 +57,19 @@ def pack(
 
 
 def unpack(codes: Codes) -> Quality:
-    """Return what codes of samples that were judged stand for."""
+    """Return what codes stand for."""
+    judged = codes != NOT_JUDGED
+    parts = np.stack([(codes >> shift & 31) * _STEP_PERCENT for shift in _PART_SHIFTS])
     return Quality(
-        scores=codes & 127,
-        parts=np.stack([(codes >> shift & 31) * _STEP_PERCENT for shift in _PART_SHIFTS]),
-        anomalous=(codes & _ANOMALOUS) != 0,
+        scores=np.where(judged, codes & 127, NOT_JUDGED),
+        parts=np.where(judged, parts, NOT_JUDGED),
+        anomalous=judged & ((codes & _ANOMALOUS) != 0),
     )
+
+
+def score_of(code: int) -> tuple[int | None, bool]:
+    """Return the score that a code holds, None when nobody has judged, and whether it is an anomaly."""
+    return (None, False) if code == NOT_JUDGED else (code & 127, bool(code & _ANOMALOUS))
 
 
 def constant(code: int, samples: int) -> Codes:

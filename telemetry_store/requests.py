@@ -1,7 +1,10 @@
 """What a caller hands to the writer, and what it gets back."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +44,8 @@ class MessageIdentity:
         sequences: by message, its number in the stream.
         samples: by columns of the request's `samples`, int32[n]: places in `sequences`.
         dead_letters: by dead letter of the request, its place in `sequences`.
+        outcomes: by message, what is remembered of it; opaque to the store.
+        raw: by raw message of the request, its place in `sequences`.
         chunks: by chunk of the request, likewise.
     """
 
@@ -48,30 +53,111 @@ class MessageIdentity:
     sequences: Sequence[int]
     samples: Sequence[npt.NDArray[np.int32]]
     dead_letters: Sequence[int]
+    outcomes: Sequence[bytes]
+    raw: Sequence[int] = ()
     chunks: Sequence[int] = ()
+
+    def name(self, place: int) -> str:
+        """Return a message's name among all of its tenant, by its place in `sequences`."""
+        return f"{self.stream}:{self.sequences[place]}"
+
+
+class PayloadFormat(IntEnum):
+    """What the payload of a dead letter is; the numbers are the contract's."""
+
+    NONE = 0
+    MESSAGE = 1
+    READINGS = 2
+    COLUMNS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that cannot be processed, or not all of it.
+    """What was refused of a message or batch, and why.
 
     Attributes:
-        device_id: whose, None when nobody can tell.
+        device_ids: whose samples; empty when nobody can tell.
         principal: who sent it.
         received_us: when it came, microseconds since the epoch.
         reason: name of the ErrorReason, without its prefix.
         message: the same to read.
-        payload: as it came.
+        payload: a message as it came; of a batch a serialized twinmesh.ingest.v1.RefusedBatch.
+        payload_format: which of them it is.
+        sample_count: how many samples were refused, 0 when nobody can tell.
+        backfill_id: the backfill that the batch named, "" when none.
         trace_id: hexadecimal, "" outside of any trace.
     """
 
-    device_id: str | None
+    device_ids: Sequence[str]
     principal: str
     received_us: int
     reason: str
     message: str
     payload: bytes
+    payload_format: PayloadFormat
+    sample_count: int = 0
+    backfill_id: str = ""
     trace_id: str = ""
+
+
+class RawFormat(IntEnum):
+    """What the payload of a raw message is."""
+
+    BATCH = 1  # twinmesh.ingest.v1.Batch
+    SERIES_DEFS = 2  # twinmesh.ingest.v1.SeriesDefs
+    REQUEST = 3  # twinmesh.ingest.v1.IngestTelemetryRequest
+    MESSAGE = 4  # a device's own
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSet:
+    """Which devices a raw message speaks of.
+
+    Attributes:
+        device_ids: by the contract's pattern, ascending.
+        digest: 16 bytes, equal exactly for equal sets.
+    """
+
+    device_ids: tuple[str, ...]
+    digest: bytes
+
+    @classmethod
+    def of(cls, device_ids: Iterable[str]) -> Self:
+        """Return the set of these devices, each named any number of times."""
+        ids = tuple(sorted(set(device_ids)))
+        return cls(ids, hashlib.blake2b(",".join(ids).encode(), digest_size=16).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """A message as it was received, for the audit trail.
+
+    Attributes:
+        format: what the payload is.
+        received_us: when it was taken, microseconds since the epoch; near now, since the days that
+            messages are kept by are made ahead.
+        devices: of which it speaks.
+        payload: its bytes, uncompressed.
+    """
+
+    format: RawFormat
+    received_us: int
+    devices: DeviceSet
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A dead letter whose content is tried again.
+
+    Attributes:
+        dead_letter_id: which of the tenant.
+        replay_count: as it was read. When another replay has changed the letter since, nothing is
+            stored.
+    """
+
+    dead_letter_id: int
+    replay_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +220,12 @@ class WriteRequest:
         door: which way it came; opaque to the store.
         dead_letters: kept in the same commit.
         refused_dead_letters: makes those that are kept instead when PostgreSQL refuses the content.
-        chunks: likewise kept; one that cannot be makes the batch fail as transient.
+        replay: the dead letter that the content comes from, which ends in the same commit; what is in
+            `dead_letters` (one at most) takes its place. Instead of an identity.
+        chunks: kept until their messages are whole; one that cannot be makes the batch fail as transient.
         end: a message that came in chunks and ends in the same commit.
         received_us: when it came, microseconds since the epoch; 0: its samples are not live.
+        raw: kept in the same commit, also when PostgreSQL refuses the content.
     """
 
     tenant: str
@@ -150,9 +239,11 @@ class WriteRequest:
     door: str = ""
     dead_letters: Sequence[DeadLetter] = ()
     refused_dead_letters: Callable[[], Sequence[DeadLetter]] = tuple
+    replay: Replay | None = None
     chunks: Sequence[MessageChunk] = ()
     end: MessageEnd | None = None
     received_us: int = 0
+    raw: Sequence[RawMessage] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +252,7 @@ class WriteResult:
 
     Attributes:
         outcome: what is recorded of it.
-        duplicate: it was committed before, with this outcome.
+        duplicate: it was committed before, with this outcome; of a replay, another one was first.
         commit: which one made it durable; None when that is not known, as of a duplicate, or when
             nothing was committed.
     """

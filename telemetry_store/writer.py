@@ -37,6 +37,7 @@ _WINDOW_S = 0.004
 _SKIPPED_RETRY_S = 0.02
 _ALONE_FOR_S = 60.0
 _DRAIN_S = 15.0
+_BULK_BYTES = 64 * 1024  # From so many on raw messages are compressed in a thread.
 _WAITING_SAMPLES = 4_000_000
 _WAITING_BYTES = 256 * 1024 * 1024
 
@@ -207,7 +208,8 @@ class TelemetryWriter:
         full.cancel()
 
     async def _prepare(self, batches: Sequence[Batch]) -> Prepared:
-        if sum(batch.size for batch in batches) < BULK_SAMPLES:
+        samples, raw_bytes = sum(batch.size for batch in batches), sum(batch.raw_bytes for batch in batches)
+        if samples < BULK_SAMPLES and raw_bytes < _BULK_BYTES:
             return prepare(batches, self._judge)
         return await asyncio.get_running_loop().run_in_executor(self._thread, prepare, batches, self._judge)
 

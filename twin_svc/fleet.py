@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from telemetry_store.columns import POINT_WIDTH, Kind
 from telemetry_store.latest_columns import LatestColumns
+from telemetry_store.quality import NOT_JUDGED, score_of
 from telemetry_store.series import Point, Series, Value
 from twin_svc.twins import LOCATION, Device, MetricState, Twin
 
@@ -81,6 +82,7 @@ class Fleet:
             integer=(np.int64, 0, 1),
             point=(np.float64, math.nan, POINT_WIDTH),
             text=(np.object_, None, 1),
+            quality=(np.int32, NOT_JUDGED, 1),
         )
         self._devices = _Table(
             seen=(np.int64, NEVER, 1),
@@ -159,6 +161,7 @@ class Fleet:
         metrics["commit"][slots] = latest.commits[chosen]
         metrics["kind"][slots] = samples.kind
         metrics[_COLUMN_OF[samples.kind]][slots] = samples.values[chosen]
+        metrics["quality"][slots] = NOT_JUDGED if samples.quality is None else samples.quality[chosen]
         devices: Slots = metrics["device"][slots]
         np.maximum.at(self._devices["seen"], devices, samples.times[chosen])
         self._devices["version"][devices] = self.version
@@ -274,7 +277,8 @@ class Fleet:
         if unit is None:
             # A metric that the type has no more keeps its series' unit.
             unit = self._units[metrics["series"].item(slot)]
-        return MetricState(self._value(slot), metrics["time"].item(slot), unit)
+        score, anomalous = score_of(metrics["quality"].item(slot))
+        return MetricState(self._value(slot), metrics["time"].item(slot), unit, score, anomalous)
 
     def _value(self, slot: int) -> Value:
         metrics = self._metrics.columns

@@ -12,6 +12,7 @@ from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import invalid_field
 from telemetry_store.columns import Kind
 from telemetry_store.history import SeriesHistory
+from telemetry_store.quality import unpack
 from telemetry_store.series import Point, Value
 from twin_svc.history import EARLIEST_US, LATEST_US
 from twin_svc.twins import Twin
@@ -26,6 +27,7 @@ _CONNECTIVITY = {
     True: contract.CONNECTIVITY_ONLINE,
     False: contract.CONNECTIVITY_OFFLINE,
 }
+_QUALITY_PARTS = ("completeness", "validity", "consistency", "timeliness")
 # Little-endian as on the wire; a packed bool is one byte.
 _PACKED: dict[Kind, tuple[str, str]] = {
     Kind.DOUBLE: ("double_values", "<f8"),
@@ -47,6 +49,9 @@ def twin_message(twin: Twin, now_us: int) -> contract.Twin:
         _set_value(shown.value, state.value)
         _set_time(shown.time, state.time_us)
         shown.unit = state.unit
+        if state.quality_score is not None:
+            shown.quality_score = state.quality_score
+            shown.anomalous = state.anomalous
     if twin.location is not None and twin.location_time_us is not None:
         message.location.CopyFrom(_point(twin.location))
         _set_time(message.location_time, twin.location_time_us)
@@ -94,6 +99,13 @@ def history_message(history: SeriesHistory) -> contract.MetricHistory:
             for latitude, longitude, altitude in history.values.tolist()
         )
     message.MergeFromString(packed)
+    if history.quality is not None:
+        quality = unpack(history.quality)
+        columns = message.quality
+        columns.scores.extend(quality.scores.tolist())
+        for field, part in zip(_QUALITY_PARTS, quality.parts.tolist(), strict=True):
+            getattr(columns, field).extend(part)
+        columns.anomalous.extend(quality.anomalous.tolist())
     return message
 
 

@@ -19,7 +19,7 @@ from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.twin.v1 import twin_service_pb2_grpc as contract_grpc
 
 _TWINS_PER_PAGE, _MOST_TWINS = 100, 1_000
-_SAMPLES_PER_PAGE, _MOST_SAMPLES = 10_000, 100_000
+_SAMPLES_PER_PAGE, _MOST_SAMPLES, _MOST_JUDGED_SAMPLES = 10_000, 100_000, 50_000
 
 
 class TwinServicer(contract_grpc.TwinServiceServicer):
@@ -86,7 +86,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
     ) -> contract.QueryHistoryResponse:
         tenant = current_principal().tenant
         start, end = messages.time_bound(request, "start_time"), messages.time_bound(request, "end_time")
-        question = [request.id, sorted(request.metrics), start, end]
+        question = [request.id, sorted(request.metrics), start, end, request.include_quality]
         after = paging.decode(question, request.page_token)
         bookmark = None if after is None else bookmark_from_json(after)
         span = (
@@ -104,7 +104,12 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
                 start_us=span.start_us,
                 end_us=span.end_us,
                 position=bookmark.position if bookmark else None,
-                limit=paging.page_size(request.page_size, default=_SAMPLES_PER_PAGE, maximum=_MOST_SAMPLES),
+                limit=paging.page_size(
+                    request.page_size,
+                    default=_SAMPLES_PER_PAGE,
+                    maximum=_MOST_JUDGED_SAMPLES if request.include_quality else _MOST_SAMPLES,
+                ),
+                with_quality=request.include_quality,
             )
         token = (
             paging.encode(question, bookmark_to_json(Bookmark(span, page.position))) if page.position else ""

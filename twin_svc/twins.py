@@ -31,11 +31,21 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class MetricState:
-    """The latest sample of a metric; the time in microseconds since the epoch."""
+    """The latest sample of a metric.
+
+    Attributes:
+        value: its value.
+        time_us: microseconds since the epoch.
+        unit: of the value.
+        quality_score: percent, None: nobody has judged it.
+        anomalous: whether it is an anomaly.
+    """
 
     value: Value
     time_us: int
     unit: str
+    quality_score: int | None = None
+    anomalous: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class Bench(StrEnum):
     TWINS = "twins"
     MQTT = "mqtt"
     HOT_PATH = "hot_path"
+    ANOMALY = "anomaly"
 
 
 def bench(

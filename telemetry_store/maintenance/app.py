@@ -20,6 +20,7 @@ from telemetry_store.maintenance.partitions import (
     ensure_request_windows,
     ensure_segment_days,
 )
+from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
 from telemetry_store.maintenance.worker import Step, Worker
 
 SERVICE = "maintenance"
@@ -38,6 +39,12 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
         Step("dead_instances", 2, partial(close_dead_instances, pool)),
         Step("latest", 1, partial(keep_latest, pool)),
         Step("backfills", 60, partial(expire_backfills, pool)),
+        Step("raw_days", 300, partial(ensure_raw_days, pool)),
+        Step(
+            "raw_messages_kept",
+            300,
+            partial(expire_raw_messages, pool, kept=settings.raw_messages_kept, kept_by_tenant={}),
+        ),
     )
 
 

@@ -4,7 +4,13 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from meshkit.config import LATE_WINDOW_DAYS, LateWindowDays, ServiceSettings
+from meshkit.config import (
+    LATE_WINDOW_DAYS,
+    RAW_MESSAGES_KEPT_DAYS,
+    LateWindowDays,
+    RawMessagesKeptDays,
+    ServiceSettings,
+)
 
 
 class MaintenanceSettings(ServiceSettings):
@@ -14,8 +20,14 @@ class MaintenanceSettings(ServiceSettings):
     request_ids_kept_minutes: int = Field(
         60, ge=60, le=1440, description="How long a repeated request id is answered with the first outcome."
     )
+    raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
 
     @property
     def request_ids_kept(self) -> timedelta:
         """Return how long request ids are kept."""
         return timedelta(minutes=self.request_ids_kept_minutes)
+
+    @property
+    def raw_messages_kept(self) -> timedelta:
+        """Return how long raw messages are kept."""
+        return timedelta(days=self.raw_messages_kept_days)

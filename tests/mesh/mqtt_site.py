@@ -106,7 +106,7 @@ class MqttSite:
         """Return the dead letters that name a device, the oldest first."""
         rows = await self.database.fetch(
             "SELECT reason, message, principal, payload, trace_id FROM telemetry.dead_letter"
-            " WHERE device_id = $1 ORDER BY dead_letter_id",
+            " WHERE $1 = ANY (device_ids) ORDER BY dead_letter_id",
             device,
         )
         return [DeadLetter(*row) for row in rows]

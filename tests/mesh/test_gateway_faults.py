@@ -194,7 +194,7 @@ async def test_chunks_outlive_the_processes_that_took_them(fragile_site: Site) -
 
             await until(has_expired, "the message that is not whole expires")
             letters = await database.fetch(
-                "SELECT reason, message FROM telemetry.dead_letter WHERE device_id = ANY ($1)",
+                "SELECT reason, message FROM telemetry.dead_letter WHERE device_ids && $1",
                 list(of_doors.values()),
             )
             ((reason, message),) = letters

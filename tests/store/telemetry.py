@@ -9,6 +9,7 @@ from opentelemetry.trace import SpanContext
 
 from meshkit import db
 from meshkit.testing.database import TestDatabase
+from telemetry_store.batch import Judge
 from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.requests import WriteRequest
@@ -79,11 +80,11 @@ class Recorder:
 
 
 @asynccontextmanager
-async def recorder(database: TestDatabase) -> AsyncIterator[Recorder]:
+async def recorder(database: TestDatabase, *, judge: Judge | None = None) -> AsyncIterator[Recorder]:
     """An ingest process of its own: a new instance of the feed."""
     async with (
         db.pool(database.url("twinmesh_ingest"), application="recorder", max_size=4) as pool,
         SeriesCatalog(pool=pool) as catalog,
-        TelemetryWriter(pool=pool) as writer,
+        TelemetryWriter(pool=pool, judge=judge) as writer,
     ):
         yield Recorder(catalog=catalog, writer=writer)

@@ -23,6 +23,7 @@ from telemetry_store.requests import (
     MessageChunk,
     MessageEnd,
     MessageIdentity,
+    PayloadFormat,
     RequestIdentity,
     WriteRequest,
 )
@@ -65,7 +66,11 @@ def carrying(*parts: MessageChunk, tenant: str = "demo") -> WriteRequest:
 
 def ending(received: int = 3, *, letter: bool = False, content: str = "") -> WriteRequest:
     """Return the end of message m: a sample of its own, or a dead letter."""
-    letters = [DeadLetter("gw", "p", T0, "CHUNKS_MISSING", "why", b"what came")] if letter else []
+    letters = (
+        [DeadLetter(["gw"], "p", T0, "CHUNKS_MISSING", "why", b"what came", PayloadFormat.MESSAGE)]
+        if letter
+        else []
+    )
     identity = None if letter else RequestIdentity(chunks.request_id("gw", "m"))
     samples = [] if letter else [columns(Kind.INT, [(1, 1, 1)])]
     return replace(
@@ -226,11 +231,11 @@ async def test_chunks_of_a_batch_that_is_not_taken_are_not_kept(database: TestDa
     async with storing(database) as (writer, store):
         # A gap; and a message of a stream that is known.
         gap = replace(numbered(5), chunks=[chunk(0)])
-        identity = MessageIdentity("s", [7], [], [], chunks=[0])
+        identity = MessageIdentity("s", [7], [], [], [b""], chunks=[0])
         known = replace(carrying(chunk(1, b"first", message_id="n")), identity=identity)
         again = replace(
             carrying(chunk(2, message_id="o"), chunk(1, message_id="p")),
-            identity=replace(identity, sequences=[7, 8], chunks=[0, 1]),
+            identity=replace(identity, sequences=[7, 8], outcomes=[b"", b""], chunks=[0, 1]),
         )
         results = await asyncio.gather(
             writer.write(gap), writer.write(carrying(chunk(0))), return_exceptions=True
@@ -332,7 +337,9 @@ async def test_a_value_that_postgresql_refuses_ends_the_message_as_a_dead_letter
         bad = replace(
             ending(1),
             samples=[columns(Kind.STRING, [(1, 1, "a\0b")])],
-            refused_dead_letters=lambda: [DeadLetter("gw", "p", T0, "VALUE_REFUSED", "why", b"it")],
+            refused_dead_letters=lambda: [
+                DeadLetter(["gw"], "p", T0, "VALUE_REFUSED", "why", b"it", PayloadFormat.MESSAGE)
+            ],
         )
         await writer.write(bad)
         rows = await connection.fetch("SELECT reason FROM telemetry.dead_letter")

@@ -298,7 +298,7 @@ async def test_a_page_reads_its_series_by_index_and_its_days_only(
     await admin.close()
     async with tenant_transaction(query, "demo", isolation="repeatable_read") as connection:
         plan = await connection.fetch(
-            f"EXPLAIN {history._SEGMENTS_OF[Kind.DOUBLE]}",
+            f"EXPLAIN {history._SEGMENTS_OF[Kind.DOUBLE, True]}",
             "demo",
             7,
             day,

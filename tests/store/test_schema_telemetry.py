@@ -17,13 +17,16 @@ KEEP = {"SELECT", "INSERT", "UPDATE"}
 TABLE_RIGHTS = {
     "twinmesh_ingest": {
         "segment": {"INSERT"},
-        "dead_letter": {"INSERT"},
+        "dead_letter": {"SELECT", "INSERT", "DELETE"},
+        "raw_device_set": {"SELECT", "INSERT"},
+        "raw_message": {"SELECT", "INSERT"},
         "ingest_instance": KEEP,
         "ingest_commit": KEEP,
         "writer_cursor": KEEP,
         "writer_outcome": KEEP,
         "request_id": KEEP,
         "series": KEEP,
+        "detector_state": KEEP,
         "backfill": READ,
         "chunked_message": {*KEEP, "DELETE"},
         "message_chunk": {*READ, "INSERT", "DELETE"},
@@ -40,11 +43,27 @@ TABLE_RIGHTS = {
         "feed_consumer": {*KEEP, "DELETE"},
         "series_latest": KEEP,
         "backfill": {*READ, "DELETE"},
+        "dead_letter": {*READ, "DELETE"},
     },
 }
 COLUMN_RIGHTS = {
-    ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
-    for column in ("closed", "closed_at", "floor_commit_no")
+    *(
+        ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
+        for column in ("closed", "closed_at", "floor_commit_no")
+    ),
+    *(
+        ("twinmesh_ingest", "dead_letter", column, "UPDATE")
+        for column in (
+            "device_ids",
+            "reason",
+            "message",
+            "payload",
+            "payload_format",
+            "sample_count",
+            "replay_count",
+            "last_replay_at",
+        )
+    ),
 }
 SEQUENCE_RIGHTS = {
     ("twinmesh_ingest", "commit_order", "USAGE"),
@@ -53,9 +72,13 @@ SEQUENCE_RIGHTS = {
 }
 FUNCTION_RIGHTS = {
     ("twinmesh_ingest", "create_backfill"),
+    ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
+    ("twinmesh_maintenance", "ensure_raw_days"),
     ("twinmesh_maintenance", "ensure_request_windows"),
     ("twinmesh_maintenance", "ensure_segment_days"),
+    ("twinmesh_maintenance", "expire_raw_messages"),
+    ("twinmesh_maintenance", "raw_tenants"),
 }
 TENANT = (
     "(tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), ''::text) AS \"nullif\"))"
@@ -66,7 +89,10 @@ POLICIES = {
     },
     **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
     **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "segment")},
-    **{(table, "twinmesh_maintenance"): ("ALL", "true") for table in ("series_latest", "backfill")},
+    **{
+        (table, "twinmesh_maintenance"): ("ALL", "true")
+        for table in ("series_latest", "backfill", "dead_letter")
+    },
 }
 
 
@@ -157,6 +183,9 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "series_latest",
             "chunked_message",
             "message_chunk",
+            "raw_device_set",
+            "raw_message",
+            "detector_state",
         ),
         True,
     )

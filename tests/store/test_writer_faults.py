@@ -270,7 +270,7 @@ async def test_a_defect_fails_its_group_and_nothing_else(
 ) -> None:
     async with running_writer(database) as writer:
         with monkeypatch.context() as patch:
-            patch.setattr("telemetry_store.writer.prepare", lambda batches: 1 // 0)
+            patch.setattr("telemetry_store.writer.prepare", lambda *_: 1 // 0)
             with pytest.raises(ZeroDivisionError):
                 await writer.write(numbered(1))
         assert await writer.write(numbered(1)) == WriteResult(b"stored w 1", False)

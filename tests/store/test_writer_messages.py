@@ -15,7 +15,7 @@ from meshkit.errors import DomainError
 from meshkit.testing.database import TestDatabase
 from telemetry_store import request_ids
 from telemetry_store.columns import Kind
-from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest
+from telemetry_store.requests import DeadLetter, MessageIdentity, PayloadFormat, WriteRequest
 from telemetry_store.writer import TelemetryWriter
 from tests.store.writing import T0, admin, columns, reason_of, running_writer, until_blocked
 
@@ -52,6 +52,7 @@ def delivery(
             sequences=sequences,
             samples=[np.array(int_places, np.int32), np.array(string_places, np.int32)],
             dead_letters=letter_places,
+            outcomes=[f"message {sequence}".encode() for sequence in sequences],
         ),
         digest=b"",
         samples=[columns(Kind.INT, ints), columns(Kind.STRING, strings)],
@@ -63,7 +64,17 @@ def delivery(
 
 def letter(sequence: int, tag: str = "") -> DeadLetter:
     payload = f"{tag}{sequence}".encode()
-    return DeadLetter("pump-1", "mqtt", T0 + sequence, "MESSAGE_MALFORMED", "why", payload, "ab" * 16)
+    return DeadLetter(
+        ["pump-1"],
+        "mqtt",
+        T0 + sequence,
+        "MESSAGE_MALFORMED",
+        "why",
+        payload,
+        PayloadFormat.MESSAGE,
+        sample_count=2,
+        trace_id="ab" * 16,
+    )
 
 
 def ints_of(sequences: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -130,10 +141,14 @@ async def test_messages_are_stored_with_their_dead_letters_in_one_commit(databas
         assert row["received_at"] - datetime.fromtimestamp(0, row["received_at"].tzinfo) == timedelta(
             microseconds=T0 + 3
         )
-        kept = [
-            row[name] for name in ("tenant_id", "device_id", "principal", "reason", "message", "trace_id")
+        kept = [row[name] for name in ("tenant_id", "principal", "reason", "message", "trace_id")]
+        assert kept == ["demo", "mqtt", "MESSAGE_MALFORMED", "why", "ab" * 16]
+        assert (row["device_ids"], row["payload_format"], row["sample_count"]) == (["pump-1"], 1, 2)
+        assert (row["message_id"], row["writer_id"], row["request_id"]) == ("s1:3", None, None)
+        remembered = await connection.fetch("SELECT request_id, outcome FROM telemetry.request_id ORDER BY 1")
+        assert [tuple(each) for each in remembered] == [
+            (f"s1:{sequence}", f"message {sequence}".encode()) for sequence in range(1, 7)
         ]
-        assert kept == ["demo", "pump-1", "mqtt", "MESSAGE_MALFORMED", "why", "ab" * 16]
 
 
 async def test_messages_that_are_known_are_left_out_and_the_rest_is_stored(database: TestDatabase) -> None:
@@ -253,12 +268,11 @@ async def test_a_text_of_a_dead_letter_can_be_refused_as_well(database: TestData
         assert await holds(connection, [5])
 
 
-async def test_dead_letters_are_kept_apart_and_read_by_nobody_yet(database: TestDatabase) -> None:
+async def test_dead_letters_are_kept_apart_and_read_by_ingest_alone(database: TestDatabase) -> None:
     async with running_writer(database) as writer:
         await writer.write(delivery(3))
         await writer.write(delivery(3, tenant="acme"))
     for role in (
-        "twinmesh_ingest",
         "twinmesh_twin_query",
         "twinmesh_twin_feed",
         "twinmesh_asset",

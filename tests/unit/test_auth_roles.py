@@ -11,13 +11,14 @@ from twinmesh.asset.v1 import (
     profile_service_pb2,
 )
 from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2
-from twinmesh.ingest.v1 import ingest_service_pb2
+from twinmesh.ingest.v1 import dead_letter_service_pb2, ingest_service_pb2
 from twinmesh.mesh.v1 import health_service_pb2
 from twinmesh.twin.v1 import twin_service_pb2
 
 _CONTRACTS = [
     api_key_service_pb2,
     asset_service_pb2,
+    dead_letter_service_pb2,
     asset_type_service_pb2,
     device_service_pb2,
     device_type_service_pb2,

@@ -18,7 +18,7 @@ from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from meshkit.errors import dependency_unavailable
 from meshkit.tasks import background
 from meshkit.testing.clock import ManualClock
-from telemetry_store.requests import DeadLetter, RequestIdentity, WriteRequest, WriteResult
+from telemetry_store.requests import DeadLetter, PayloadFormat, RequestIdentity, WriteRequest, WriteResult
 
 NOW = 1_800_000_000_000_000
 PREFIX = "[7] 2026/01/31 12:00:00.000000 [ERR] 127.0.0.1:48560"
@@ -157,25 +157,27 @@ async def test_a_forbidden_publish_becomes_a_dead_letter_of_whose_device_it_was(
             "acme",
             "api_key:key7",
             DeadLetter(
-                device_id="pump-1",
+                device_ids=["pump-1"],
                 principal="api_key:key7",
                 received_us=NOW,
                 reason="PUBLISH_FORBIDDEN",
                 message="published to devices/pump-2/telemetry; "
                 "this log-in may only publish to devices/pump-1/telemetry",
                 payload=b"",
+                payload_format=PayloadFormat.NONE,
             ),
         ),
         (
             "other",
             "api_key:key8",
             DeadLetter(
-                device_id=None,
+                device_ids=[],
                 principal="api_key:key8",
                 received_us=NOW,
                 reason="PUBLISH_FORBIDDEN",
                 message="published to other/topic; this log-in may only publish for its tenant's devices",
                 payload=b"",
+                payload_format=PayloadFormat.NONE,
             ),
         ),
     ]
@@ -202,8 +204,8 @@ FORGED = violation(8, "forged", client="x").strip()
 )
 async def test_a_client_id_forges_nothing(world: World, client: str) -> None:
     found = await world.told(violation(7, "true", client=client))
-    assert [(letter.device_id, topic) for letter, topic in zip(found, topics(found), strict=True)] == [
-        ("pump-1", "true")
+    assert [(letter.device_ids, topic) for letter, topic in zip(found, topics(found), strict=True)] == [
+        (["pump-1"], "true")
     ]
 
 

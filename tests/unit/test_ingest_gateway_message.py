@@ -154,7 +154,7 @@ async def stored(
     world: World, *messages: DeviceMessage
 ) -> tuple[ingest_pb2.BatchResult, dict[str, list[float]]]:
     """Return what is told of messages, and the values to be stored by device."""
-    request = await world.intake.take_messages(origin(None), messages, received_us=NOW)
+    request, _ = await world.intake.take_messages(origin(None), messages, received_us=NOW)
     by_id = {series_id: key.device_id for key, series_id in world.series_ids.made.items()}
     found: dict[str, list[float]] = {}
     for columns in request.samples:

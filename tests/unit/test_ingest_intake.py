@@ -115,11 +115,13 @@ async def test_columns_that_disagree_are_recorded_as_refused(world: World) -> No
 
 async def test_refused_content_is_recorded(world: World) -> None:
     why = (ErrorReason.ERROR_REASON_INVALID_FIELD, "readings[0]: wrong")
-    refused = RefusedContent(why, samples=4, digest=b"d" * 32)
-    request = world.intake.refuse(origin(WriterIdentity("w", 9, 1)), refused)
+    refused = RefusedContent(why, samples=4, digest=b"d" * 32, payload=b"sent", device_ids=["pump-1"])
+    request = world.intake.refuse(origin(WriterIdentity("w", 9, 1)), refused, received_us=NOW)
     assert (request.digest, list(request.samples)) == (b"d" * 32, [])
     expected = ingest_pb2.BatchResult(sequence=9, reason=why[0], message=why[1], refused_samples=4)
     assert results(request) == (expected, expected)
+    (letter,) = request.dead_letters
+    assert (letter.reason, letter.payload, letter.sample_count) == ("INVALID_FIELD", b"sent", 4)
 
 
 async def test_an_unknown_alias_records_nothing(world: World) -> None:

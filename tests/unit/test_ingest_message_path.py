@@ -10,6 +10,7 @@ from ingest_svc.device_message import DeviceMessage
 from ingest_svc.message_intake import MessageIntake
 from ingest_svc.message_path import MessagePath
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.window import LiveWindow
 from meshkit.errors import InvalidArgument, Unavailable, dependency_unavailable
@@ -77,6 +78,7 @@ async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
                 live_window=LiveWindow(late_us=1_000_000, future_us=1_000_000),
             ),
             writer=writer,
+            raw=RawTrail(keeps=lambda _: False),
             clock=clock,
         )
 

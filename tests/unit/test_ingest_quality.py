@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ingest_svc.profile import QualityRules
 from ingest_svc.quality import judge
-from ingest_svc.series_states import UNKNOWN, KnownSeries, SeriesStates
-from telemetry_store.columns import Kind, KindColumns
+from ingest_svc.series_states import NEVER, UNKNOWN, KnownSeries, SeriesStates
+from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
 from telemetry_store.merge import merge
 from telemetry_store.quality import PERFECT, Codes, Quality, is_constant, unpack
 
@@ -22,6 +22,7 @@ RULES = {
     2: QualityRules(minimum=0.0, maximum=10.0),
     3: QualityRules(interval_us=SECOND),
     4: QualityRules(max_rate=2.0, weights=(0.0, 0.0, 1.0, 0.0)),
+    6: QualityRules(anomaly_threshold=math.inf),
     5: QualityRules((0.4, 0.3, 0.2, 0.1), 5 * SECOND, -1.0, 1.0, 2 * SECOND, 0.5),
 }
 NONE = np.empty(0, np.intp)
@@ -76,7 +77,7 @@ def known(*series: int) -> SeriesStates:
 
 
 def judged(
-    states: SeriesStates, samples: list[Sample], *, received_us: int = NOW, anomalous: list[int] | None = None
+    states: SeriesStates, samples: list[Sample], *, received_us: int = NOW
 ) -> tuple[list[tuple[int, int, float]], Codes]:
     """Return samples as they are stored, with (series, time, value), and their codes."""
     columns = KindColumns(
@@ -91,7 +92,6 @@ def judged(
         states.meet(runs.series),
         states,
         received_us=np.full(len(runs.series), received_us, np.int64),
-        anomalous=np.array(anomalous or [], np.intp),
     )
     series = np.repeat(runs.series, runs.lengths)
     return list(zip(series.tolist(), runs.times.tolist(), runs.values.tolist(), strict=True)), codes
@@ -132,11 +132,35 @@ def test_what_is_not_live_is_not_late() -> None:
     assert codes[0] == PERFECT
 
 
+def usual(series: int, seconds: range) -> list[Sample]:
+    return [(series, second, 20 + (second % 7) / 10) for second in seconds]
+
+
 def test_anomalies_are_flagged_and_cost_no_score() -> None:
-    _, codes = judged(known(1), [(1, 2, 0.0), (1, 1, 9.0), (1, 0, 0.0)], anomalous=[1])
+    states = known(1, 6)
+    judged(states, usual(1, range(300, 30, -1)) + usual(6, range(300, 30, -1)))
+    stored, codes = judged(states, [*usual(1, range(30, 10)), (1, 9, 90.0), (1, 8, 20.1), (6, 9, 90.0)])
     quality = unpack(codes)
-    assert quality.anomalous.tolist() == [False, True, False]
-    assert quality.scores.tolist() == [100] * 3
+    flagged = [
+        (series, value) for (series, _, value), found in zip(stored, quality.anomalous, strict=True) if found
+    ]
+    assert flagged == [(1, 90.0)]  # Of the other metric nothing is an anomaly.
+    assert set(quality.scores.tolist()) == {100}
+
+
+def test_integers_may_be_anomalies_and_text_is_not_looked_at() -> None:
+    states = known(1, 2)
+    for kind, series, value in ((Kind.INT, 1, 10**6), (Kind.STRING, 2, "broken")):
+        sent = [20 + second % 3 for second in range(200)]
+        values = [*(sent if kind is Kind.INT else map(str, sent)), value]
+        times = NOW + np.arange(len(values), dtype=np.int64) * SECOND
+        columns = KindColumns(
+            kind, np.full(len(values), series, np.int32), times, np.array(values, VALUE_TYPES[kind])
+        )
+        runs = merge([columns])
+        slots = states.meet(runs.series)
+        codes = judge(runs, slots, states, received_us=np.zeros(len(runs.series), np.int64))
+        assert np.flatnonzero(unpack(codes).anomalous).tolist() == ([200] if kind is Kind.INT else [])
 
 
 SAMPLES = st.lists(
@@ -174,12 +198,32 @@ def test_states_are_saved_once_and_go_on_elsewhere() -> None:
     states = known(3)
     judged(states, [(3, 10, 7.5)])
     saved = states.take_changed(10)
-    assert saved == [("acme", 3, [float(NOW - 10 * SECOND), 7.5])]
+    ((tenant, series, state),) = saved
+    assert (tenant, series, state[:2]) == ("acme", 3, [NOW - 10 * SECOND, 7.5])
     assert states.take_changed(10) == []
     elsewhere = SeriesStates()
-    elsewhere.know([KnownSeries(3, "acme", RULES[3], saved[0][2])])
+    elsewhere.know([KnownSeries(3, "acme", RULES[3], state)])
+    assert judged(elsewhere, [(3, 10, 7.5)])
+    assert elsewhere.take_changed(10) == []
     _, codes = judged(elsewhere, [(3, 0, 7.5)])
     assert parts_of(unpack(codes)) == [(10, 100, 100, 100)]
+
+
+def test_a_detector_goes_on_elsewhere() -> None:
+    states = known(1)
+    judged(states, usual(1, range(300, 10, -1)))
+    ((_, _, state),) = states.take_changed(1)
+    elsewhere = SeriesStates()
+    elsewhere.know([KnownSeries(1, "acme", RULES[1], state)])
+    _, codes = judged(elsewhere, [(1, 9, 90.0)])
+    assert unpack(codes).anomalous.tolist() == [True]
+
+
+@pytest.mark.parametrize("state", [[], [1.0], [math.nan] * 6, [1.0, 2.0, 3.0, math.inf, 5.0, 6.0], [0.0] * 7])
+def test_a_state_of_another_form_is_none(state: list[float]) -> None:
+    states = SeriesStates()
+    states.know([KnownSeries(3, "acme", RULES[3], state)])
+    assert states.last_times[states.meet(np.array([3], np.int32))].tolist() == [NEVER]
 
 
 def test_rules_change_and_the_memory_stays() -> None:

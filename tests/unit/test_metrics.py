@@ -101,10 +101,14 @@ def test_a_group_without_anything_new_is_no_commit(reader: InMemoryMetricReader)
     assert told(reader).keys() == {("twinmesh.ingest.samples", (("door", "unary"), ("outcome", "duplicate")))}
 
 
-def test_what_is_answered_without_a_commit_is_counted(reader: InMemoryMetricReader) -> None:
-    metrics = IngestMetrics(meter())
-    metrics.answered(request(Door.UNARY), result(refused=2))
-    assert samples(told(reader)) == {("unary", "refused"): 2}
+def test_dead_letters_are_counted_by_reason_and_door(reader: InMemoryMetricReader) -> None:
+    letters = {("METRIC_UNKNOWN", "unary"): 2, ("MESSAGE_MALFORMED", "mqtt"): 1}
+    IngestMetrics(meter()).group_stored(Stored({}, None, letters), 0.25)
+    name = "twinmesh.ingest.dead_letters"
+    assert told(reader) == {
+        (name, (("door", "mqtt"), ("reason", "MESSAGE_MALFORMED"))): 1,
+        (name, (("door", "unary"), ("reason", "METRIC_UNKNOWN"))): 2,
+    }
 
 
 class Sized(SimpleNamespace):

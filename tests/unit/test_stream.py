@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from ingest_svc.applied import Applied
 from ingest_svc.budget import Budget, Budgets
 from ingest_svc.open_streams import OpenStreams
+from ingest_svc.raw_trail import RawTrail
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.twin_frontiers import LISTENED_TICKS, TwinFrontiers
@@ -89,6 +90,7 @@ class Site:
         )
         self.stream = self.new_stream(self.principal)
         self.requests: asyncio.Queue[ingest_pb2.StreamTelemetryRequest] = asyncio.Queue()
+        self.keeps_raw = False
         self.reading = False
         self.cut_off_by: DomainError | None = None
         self.responses = self.stream.responses(self.sent(), cut_off=self.cut_off)
@@ -98,6 +100,7 @@ class Site:
             principal=principal,
             intake=self.world.intake,
             writer=self.writer,
+            raw=RawTrail(keeps=lambda _: self.keeps_raw),
             applied=Applied(frontiers=self.twins, last_commits=not_asked),
             credentials=NoCredentials(),
             streams=self.streams,
@@ -250,11 +253,11 @@ async def test_a_client_that_dies_while_a_response_is_blocked_leaves_nothing() -
     servicer = IngestServicer(
         intake=site.world.intake,
         writer=cast(Any, site.writer),
+        raw=RawTrail(keeps=lambda _: False),
         applied=cast(Any, None),
         backfills=cast(Any, None),
         clock=site.clock,
         new_stream=site.new_stream,
-        on_answered=lambda *_: None,
     )
     bind_principal(site.principal)
     responses = servicer.StreamTelemetry(site.sent(), Context())

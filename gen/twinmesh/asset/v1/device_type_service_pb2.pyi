@@ -413,6 +413,7 @@ class MetricDefinition(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     INTERVAL_FIELD_NUMBER: _builtins.int
     MAX_RATE_FIELD_NUMBER: _builtins.int
+    ANOMALY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, unique in its type; `location` is reserved."""
     kind: _value_pb2.ValueKind.ValueType
@@ -445,6 +446,12 @@ class MetricDefinition(_message.Message):
         judged.
         """
 
+    @_builtins.property
+    def anomaly(self) -> Global___AnomalyRules:
+        """How unusual values are found; absent: as the fields of AnomalyRules say. Kinds DOUBLE and INT
+        only.
+        """
+
     def __init__(
         self,
         *,
@@ -459,10 +466,11 @@ class MetricDefinition(_message.Message):
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         interval: _duration_pb2.Duration | None = ...,
         max_rate: _builtins.float | None = ...,
+        anomaly: Global___AnomalyRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_rate", b"_max_rate", "_maximum", b"_maximum", "_minimum", b"_minimum", "interval", b"interval", "max_rate", b"max_rate", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_rate", b"_max_rate", "_maximum", b"_maximum", "_minimum", b"_minimum", "anomaly", b"anomaly", "interval", b"interval", "max_rate", b"max_rate", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_rate", b"_max_rate", "_maximum", b"_maximum", "_minimum", b"_minimum", "aliases", b"aliases", "device_unit", b"device_unit", "display_name", b"display_name", "interval", b"interval", "kind", b"kind", "max_rate", b"max_rate", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "range_policy", b"range_policy", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_rate", b"_max_rate", "_maximum", b"_maximum", "_minimum", b"_minimum", "aliases", b"aliases", "anomaly", b"anomaly", "device_unit", b"device_unit", "display_name", b"display_name", "interval", b"interval", "kind", b"kind", "max_rate", b"max_rate", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "range_policy", b"range_policy", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_rate: _TypeAlias = _typing.Literal["max_rate"]  # noqa: Y015
     _WhichOneofArgType__max_rate: _TypeAlias = _typing.Literal["_max_rate", b"_max_rate"]  # noqa: Y015
@@ -478,6 +486,45 @@ class MetricDefinition(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum) -> _WhichOneofReturnType__minimum | None: ...
 
 Global___MetricDefinition: _TypeAlias = MetricDefinition  # noqa: Y015
+
+@_typing.final
+class AnomalyRules(_message.Message):
+    """AnomalyRules say from when on a value is an anomaly: by a robust z-score, which counts how many
+    standard deviations it is from what the series did so far.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISABLED_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    HALF_LIFE_FIELD_NUMBER: _builtins.int
+    disabled: _builtins.bool
+    """Nothing is an anomaly: right for switches, counters and what jumps by its nature."""
+    threshold: _builtins.float
+    """Standard deviations; absent: 5."""
+    half_life: _builtins.float
+    """After so many samples what was counts half; absent: 5,000."""
+    def __init__(
+        self,
+        *,
+        disabled: _builtins.bool = ...,
+        threshold: _builtins.float | None = ...,
+        half_life: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_half_life", b"_half_life", "_threshold", b"_threshold", "half_life", b"half_life", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_half_life", b"_half_life", "_threshold", b"_threshold", "disabled", b"disabled", "half_life", b"half_life", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__half_life: _TypeAlias = _typing.Literal["half_life"]  # noqa: Y015
+    _WhichOneofArgType__half_life: _TypeAlias = _typing.Literal["_half_life", b"_half_life"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__half_life) -> _WhichOneofReturnType__half_life | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___AnomalyRules: _TypeAlias = AnomalyRules  # noqa: Y015
 
 @_typing.final
 class CreateDeviceTypeRequest(_message.Message):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from twinmesh.type.v1 import value_pb2 as twinmesh_dot_type_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,twinmesh/ingest/v1/commit_announcement.proto\x12\x12twinmesh.ingest.v1\x1a\x1ctwinmesh/type/v1/value.proto\"\xef\x01\n\x12\x43ommitAnnouncement\x12\x1a\n\x08instance\x18\x01 \x01(\rR\x08instance\x12\x1b\n\tcommit_no\x18\x02 \x01(\x04R\x08\x63ommitNo\x12\x19\n\x08order_no\x18\x03 \x01(\x04R\x07orderNo\x12\x12\n\x04part\x18\x04 \x01(\rR\x04part\x12\x14\n\x05parts\x18\x05 \x01(\rR\x05parts\x12 \n\x0btraceparent\x18\x06 \x01(\tR\x0btraceparent\x12\x39\n\x06latest\x18\x07 \x03(\x0b\x32!.twinmesh.ingest.v1.LatestSamplesR\x06latest\"\xba\x01\n\rLatestSamples\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKindR\x04kind\x12\x16\n\x06series\x18\x03 \x01(\x0cR\x06series\x12\x14\n\x05times\x18\x04 \x01(\x0cR\x05times\x12\x18\n\x07numbers\x18\x05 \x01(\x0cR\x07numbers\x12\x18\n\x07strings\x18\x06 \x03(\tR\x07stringsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,twinmesh/ingest/v1/commit_announcement.proto\x12\x12twinmesh.ingest.v1\x1a\x1ctwinmesh/type/v1/value.proto\"\xef\x01\n\x12\x43ommitAnnouncement\x12\x1a\n\x08instance\x18\x01 \x01(\rR\x08instance\x12\x1b\n\tcommit_no\x18\x02 \x01(\x04R\x08\x63ommitNo\x12\x19\n\x08order_no\x18\x03 \x01(\x04R\x07orderNo\x12\x12\n\x04part\x18\x04 \x01(\rR\x04part\x12\x14\n\x05parts\x18\x05 \x01(\rR\x05parts\x12 \n\x0btraceparent\x18\x06 \x01(\tR\x0btraceparent\x12\x39\n\x06latest\x18\x07 \x03(\x0b\x32!.twinmesh.ingest.v1.LatestSamplesR\x06latest\"\xd4\x01\n\rLatestSamples\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKindR\x04kind\x12\x16\n\x06series\x18\x03 \x01(\x0cR\x06series\x12\x14\n\x05times\x18\x04 \x01(\x0cR\x05times\x12\x18\n\x07numbers\x18\x05 \x01(\x0cR\x07numbers\x12\x18\n\x07strings\x18\x06 \x03(\tR\x07strings\x12\x18\n\x07quality\x18\x07 \x01(\x0cR\x07qualityb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,5 +35,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITANNOUNCEMENT']._serialized_start=99
   _globals['_COMMITANNOUNCEMENT']._serialized_end=338
   _globals['_LATESTSAMPLES']._serialized_start=341
-  _globals['_LATESTSAMPLES']._serialized_end=527
+  _globals['_LATESTSAMPLES']._serialized_end=553
 # @@protoc_insertion_point(module_scope)

@@ -89,6 +89,7 @@ class LatestSamples(_message.Message):
     TIMES_FIELD_NUMBER: _builtins.int
     NUMBERS_FIELD_NUMBER: _builtins.int
     STRINGS_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose."""
     kind: _value_pb2.ValueKind.ValueType
@@ -101,6 +102,8 @@ class LatestSamples(_message.Message):
     """Values but for strings: float64; int64; a byte per bool; of points three float64
     (latitude, longitude, altitude, NaN when not known).
     """
+    quality: _builtins.bytes
+    """How good they are (telemetry_store/quality.py), int32; empty: nobody has judged them."""
     @_builtins.property
     def strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Values of kind STRING."""
@@ -114,10 +117,11 @@ class LatestSamples(_message.Message):
         times: _builtins.bytes = ...,
         numbers: _builtins.bytes = ...,
         strings: _abc.Iterable[_builtins.str] | None = ...,
+        quality: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "numbers", b"numbers", "series", b"series", "strings", b"strings", "tenant", b"tenant", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "numbers", b"numbers", "quality", b"quality", "series", b"series", "strings", b"strings", "tenant", b"tenant", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1026,6 +1026,7 @@ class BatchResult(_message.Message):
     REFUSED_SAMPLES_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch."""
     reason: _error_reason_pb2.ErrorReason.ValueType
@@ -1038,6 +1039,8 @@ class BatchResult(_message.Message):
     """Samples refused."""
     message: _builtins.str
     """The reason of the whole batch to read."""
+    trace_id: _builtins.str
+    """The trace in which the batch came, hexadecimal; empty when it came in none."""
     @_builtins.property
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
         """Why; the first 100, in the order of the batch."""
@@ -1051,10 +1054,11 @@ class BatchResult(_message.Message):
         refused_samples: _builtins.int = ...,
         refusals: _abc.Iterable[Global___Refusal] | None = ...,
         message: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_samples", b"stored_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_samples", b"stored_samples", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

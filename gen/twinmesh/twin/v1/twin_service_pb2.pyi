@@ -155,8 +155,14 @@ class MetricState(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
+    QUALITY_SCORE_FIELD_NUMBER: _builtins.int
+    ANOMALOUS_FIELD_NUMBER: _builtins.int
     unit: _builtins.str
     """Its unit, as the device's type says."""
+    quality_score: _builtins.int
+    """How good it is, in percent (asset.v1.QualityRules); absent: nobody has judged it."""
+    anomalous: _builtins.bool
+    """It is an anomaly."""
     @_builtins.property
     def value(self) -> _value_pb2.Value:
         """Its value."""
@@ -171,12 +177,16 @@ class MetricState(_message.Message):
         value: _value_pb2.Value | None = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         unit: _builtins.str = ...,
+        quality_score: _builtins.int | None = ...,
+        anomalous: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality_score", b"_quality_score", "quality_score", b"quality_score", "time", b"time", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "unit", b"unit", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality_score", b"_quality_score", "anomalous", b"anomalous", "quality_score", b"quality_score", "time", b"time", "unit", b"unit", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__quality_score: _TypeAlias = _typing.Literal["quality_score"]  # noqa: Y015
+    _WhichOneofArgType__quality_score: _TypeAlias = _typing.Literal["_quality_score", b"_quality_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_score) -> _WhichOneofReturnType__quality_score | None: ...
 
 Global___MetricState: _TypeAlias = MetricState  # noqa: Y015
 
@@ -278,12 +288,15 @@ class QueryHistoryRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_QUALITY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The device's id."""
     page_size: _builtins.int
     """At most this many samples; 0: 10,000; above 100,000 is taken as 100,000."""
     page_token: _builtins.str
     """next_page_token of the last answer, with the same question."""
+    include_quality: _builtins.bool
+    """Answer the quality of samples as well; then a page_size above 50,000 is taken as 50,000."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which metrics; empty: all that the device ever reported."""
@@ -305,10 +318,11 @@ class QueryHistoryRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        include_quality: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "id", b"id", "metrics", b"metrics", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "id", b"id", "include_quality", b"include_quality", "metrics", b"metrics", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,6 +373,7 @@ class MetricHistory(_message.Message):
     BOOL_VALUES_FIELD_NUMBER: _builtins.int
     STRING_VALUES_FIELD_NUMBER: _builtins.int
     POINT_VALUES_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
     """The metric."""
     kind: _value_pb2.ValueKind.ValueType
@@ -389,6 +404,10 @@ class MetricHistory(_message.Message):
     def point_values(self) -> _containers.RepeatedCompositeFieldContainer[_value_pb2.Point]:
         """Values of kind POINT."""
 
+    @_builtins.property
+    def quality(self) -> Global___QualityColumns:
+        """How good the samples are, when that was asked for."""
+
     def __init__(
         self,
         *,
@@ -401,14 +420,71 @@ class MetricHistory(_message.Message):
         bool_values: _abc.Iterable[_builtins.bool] | None = ...,
         string_values: _abc.Iterable[_builtins.str] | None = ...,
         point_values: _abc.Iterable[_value_pb2.Point] | None = ...,
+        quality: Global___QualityColumns | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quality", b"quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "double_values", b"double_values", "int_values", b"int_values", "kind", b"kind", "metric", b"metric", "point_values", b"point_values", "string_values", b"string_values", "times", b"times", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "double_values", b"double_values", "int_values", b"int_values", "kind", b"kind", "metric", b"metric", "point_values", b"point_values", "quality", b"quality", "string_values", b"string_values", "times", b"times", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MetricHistory: _TypeAlias = MetricHistory  # noqa: Y015
+
+@_typing.final
+class QualityColumns(_message.Message):
+    """QualityColumns say how good samples are, in percent, in columns of equal length
+    (asset.v1.QualityRules). Of a sample that nobody has judged all percentages are -1.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORES_FIELD_NUMBER: _builtins.int
+    COMPLETENESS_FIELD_NUMBER: _builtins.int
+    VALIDITY_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    TIMELINESS_FIELD_NUMBER: _builtins.int
+    ANOMALOUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The mean of the four parts, by the weights of when it was stored."""
+
+    @_builtins.property
+    def completeness(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Whether samples are missing before it."""
+
+    @_builtins.property
+    def validity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Whether its value is within the metric's range."""
+
+    @_builtins.property
+    def consistency(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Whether its value changed no faster than the metric can."""
+
+    @_builtins.property
+    def timeliness(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Whether it came in time."""
+
+    @_builtins.property
+    def anomalous(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """Whether it is an anomaly."""
+
+    def __init__(
+        self,
+        *,
+        scores: _abc.Iterable[_builtins.int] | None = ...,
+        completeness: _abc.Iterable[_builtins.int] | None = ...,
+        validity: _abc.Iterable[_builtins.int] | None = ...,
+        consistency: _abc.Iterable[_builtins.int] | None = ...,
+        timeliness: _abc.Iterable[_builtins.int] | None = ...,
+        anomalous: _abc.Iterable[_builtins.bool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomalous", b"anomalous", "completeness", b"completeness", "consistency", b"consistency", "scores", b"scores", "timeliness", b"timeliness", "validity", b"validity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QualityColumns: _TypeAlias = QualityColumns  # noqa: Y015
 
 @_typing.final
 class WatchTwinsRequest(_message.Message):

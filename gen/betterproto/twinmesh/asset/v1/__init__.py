@@ -4,6 +4,7 @@
 # This file has been @generated
 
 __all__ = (
+    "AnomalyRules",
     "Asset",
     "AssetServiceStub",
     "AssetType",
@@ -451,6 +452,32 @@ class UnknownChildren(betterproto2.Enum):
             "UNKNOWN_CHILDREN_REFUSE": 1,
             "UNKNOWN_CHILDREN_REGISTER": 2,
         }
+
+
+@dataclass(eq=False, repr=False)
+class AnomalyRules(betterproto2.Message):
+    """
+    AnomalyRules say from when on a value is an anomaly: by a robust z-score, which counts how many
+    standard deviations it is from what the series did so far.
+    """
+
+    disabled: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    Nothing is an anomaly: right for switches, counters and what jumps by its nature.
+    """
+
+    threshold: "float | None" = betterproto2.field(2, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    Standard deviations; absent: 5.
+    """
+
+    half_life: "float | None" = betterproto2.field(3, betterproto2.TYPE_DOUBLE, optional=True)
+    """
+    After so many samples what was counts half; absent: 5,000.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "AnomalyRules", AnomalyRules)
 
 
 @dataclass(eq=False, repr=False)
@@ -1602,6 +1629,12 @@ class MetricDefinition(betterproto2.Message):
     """
     Fastest plausible change, in `unit` per second; a faster one makes a sample less consistent.
     Absent: not judged. Kinds DOUBLE and INT only.
+    """
+
+    anomaly: "AnomalyRules | None" = betterproto2.field(12, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    How unusual values are found; absent: as the fields of AnomalyRules say. Kinds DOUBLE and INT
+    only.
     """
 
 

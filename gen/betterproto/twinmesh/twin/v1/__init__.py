@@ -19,6 +19,7 @@ __all__ = (
     "ListTwinsResponse",
     "MetricHistory",
     "MetricState",
+    "QualityColumns",
     "QueryHistoryRequest",
     "QueryHistoryResponse",
     "Snapshot",
@@ -408,6 +409,11 @@ class MetricHistory(betterproto2.Message):
     Values of kind POINT.
     """
 
+    quality: "QualityColumns | None" = betterproto2.field(10, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    How good the samples are, when that was asked for.
+    """
+
 
 default_message_pool.register_message("twinmesh.twin.v1", "MetricHistory", MetricHistory)
 
@@ -435,8 +441,59 @@ class MetricState(betterproto2.Message):
     Its unit, as the device's type says.
     """
 
+    quality_score: "int | None" = betterproto2.field(4, betterproto2.TYPE_INT32, optional=True)
+    """
+    How good it is, in percent (asset.v1.QualityRules); absent: nobody has judged it.
+    """
+
+    anomalous: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    It is an anomaly.
+    """
+
 
 default_message_pool.register_message("twinmesh.twin.v1", "MetricState", MetricState)
+
+
+@dataclass(eq=False, repr=False)
+class QualityColumns(betterproto2.Message):
+    """
+    QualityColumns say how good samples are, in percent, in columns of equal length
+    (asset.v1.QualityRules). Of a sample that nobody has judged all percentages are -1.
+    """
+
+    scores: "list[int]" = betterproto2.field(1, betterproto2.TYPE_SINT32, repeated=True)
+    """
+    The mean of the four parts, by the weights of when it was stored.
+    """
+
+    completeness: "list[int]" = betterproto2.field(2, betterproto2.TYPE_SINT32, repeated=True)
+    """
+    Whether samples are missing before it.
+    """
+
+    validity: "list[int]" = betterproto2.field(3, betterproto2.TYPE_SINT32, repeated=True)
+    """
+    Whether its value is within the metric's range.
+    """
+
+    consistency: "list[int]" = betterproto2.field(4, betterproto2.TYPE_SINT32, repeated=True)
+    """
+    Whether its value changed no faster than the metric can.
+    """
+
+    timeliness: "list[int]" = betterproto2.field(5, betterproto2.TYPE_SINT32, repeated=True)
+    """
+    Whether it came in time.
+    """
+
+    anomalous: "list[bool]" = betterproto2.field(6, betterproto2.TYPE_BOOL, repeated=True)
+    """
+    Whether it is an anomaly.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "QualityColumns", QualityColumns)
 
 
 @dataclass(eq=False, repr=False)
@@ -477,6 +534,11 @@ class QueryHistoryRequest(betterproto2.Message):
     page_token: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
     """
     next_page_token of the last answer, with the same question.
+    """
+
+    include_quality: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
+    """
+    Answer the quality of samples as well; then a page_size above 50,000 is taken as 50,000.
     """
 
 

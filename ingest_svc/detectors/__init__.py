@@ -1,0 +1,1 @@
+"""What tells whether a sample is unusual: pure numpy, bounded state, no I/O."""
