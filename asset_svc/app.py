@@ -100,6 +100,8 @@ def _registrations(pool: asyncpg.Pool, client: Client) -> list[Registration]:
         Registration(
             "twinmesh.asset.v1.ProfileService",
             profile_service_pb2_grpc.add_ProfileServiceServicer_to_server,
-            ProfileServicer(profiles=profiles, tenants=DeviceTenants(pool=pool), children=children),
+            ProfileServicer(
+                profiles=profiles, tenants=DeviceTenants(pool=pool), assets=assets, children=children
+            ),
         ),
     ]

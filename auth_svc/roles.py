@@ -19,11 +19,13 @@ _READ = frozenset(
     {
         "twin:read",
         "history:read",
+        "event:read",
         "device:read",
         "device_type:read",
         "asset:read",
         "asset_type:read",
         "dead_letter:read",
+        "raw_message:read",
     }
 )
 _WRITE = frozenset(
@@ -43,9 +45,9 @@ _PERMISSIONS = {
     Role.ADMIN: _READ | _WRITE | _API_KEYS | _REFLECTION,
     Role.OPERATOR: _READ | _WRITE | _REFLECTION,
     Role.ANALYST: _READ | _REFLECTION,
-    Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read"}) | _REFLECTION,
+    Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read", "raw_message:read"}) | _REFLECTION,
     Role.API_CLIENT: frozenset(
-        {"telemetry:write", "twin:read", "history:read", "device:read", "device_type:read"}
+        {"telemetry:write", "twin:read", "history:read", "event:read", "device:read", "device_type:read"}
     )
     | _REFLECTION,
 }

@@ -8,6 +8,7 @@ from nats.aio.client import Client
 from ingest_svc.announcer import Announcer
 from ingest_svc.applied import Applied
 from ingest_svc.assembler import Assembler
+from ingest_svc.asset_cache import AssetCache
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
@@ -24,8 +25,13 @@ from ingest_svc.open_streams import OpenStreams
 from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
+from ingest_svc.receipts import Receipts
+from ingest_svc.replay import Replays
 from ingest_svc.servicer import IngestServicer
-from ingest_svc.store import BackfillStore, CommitStore, StateStore
+from ingest_svc.servicers.dead_letters import DeadLetterServicer
+from ingest_svc.servicers.raw_messages import RawMessageServicer
+from ingest_svc.servicers.receipts import ReceiptServicer
+from ingest_svc.store import BackfillStore, CommitStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
@@ -40,8 +46,13 @@ from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.chunks import ChunkStore
 from telemetry_store.commit import Commit
+from telemetry_store.dead_letter_store import DeadLetterStore
+from telemetry_store.receipts import ReceiptStore
 from telemetry_store.writer import TelemetryWriter
+from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
+from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as raw_grpc
+from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
 
 SERVICE = "ingest_svc"
 
@@ -82,9 +93,12 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
         db.pool(settings.database_url, application=SERVICE) as pool,
+        # Apart, so that long answers hold none of the connections that commits need.
+        db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
         ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
         ChildCache(source=assets, clock=clock) as children,
+        AssetCache(source=assets, clock=clock) as known_assets,
         TwinFrontiers() as frontiers,
         bus.connection(
             settings.nats_url.get_secret_value(),
@@ -112,13 +126,18 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             children=children,
             series_finder=processing,
             chunks=chunks,
-            live_window=settings.live_window,
         )
         assembler = Assembler(
-            store=chunks, profiles=profiles, intake=message_intake, writer=writer, clock=clock
+            store=chunks,
+            profiles=profiles,
+            intake=message_intake,
+            writer=writer,
+            live_window=settings.live_window,
+            clock=clock,
         )
         intake = Intake(
             profiles=profiles,
+            assets=known_assets,
             series_finder=processing,
             backfills=backfills,
             live_window=settings.live_window,
@@ -134,6 +153,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             series=catalog.lookups,
             tenants=tenants.lookups,
             children=children.lookups,
+            assets=known_assets.lookups,
             tokens=verifier.lookups,
         )
 
@@ -166,8 +186,10 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             intake=message_intake,
             writer=writer,
             raw=raw,
+            live_window=settings.live_window,
             clock=clock,
         )
+        letters = DeadLetterStore(pool=pool)
         async with (
             background(assembler.run(), name="assembler"),
             _storing_messages(messages, settings, writer=writer, clock=clock),
@@ -178,7 +200,25 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         "twinmesh.ingest.v1.IngestService",
                         ingest_grpc.add_IngestServiceServicer_to_server,
                         servicer,
-                    )
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.DeadLetterService",
+                        dead_letter_grpc.add_DeadLetterServiceServicer_to_server,
+                        DeadLetterServicer(
+                            letters=letters,
+                            replays=Replays(letters=letters, intake=intake, messages=messages, writer=writer),
+                        ),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.ReceiptService",
+                        receipt_grpc.add_ReceiptServiceServicer_to_server,
+                        ReceiptServicer(receipts=Receipts(store=ReceiptStore(pool=pool))),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.RawMessageService",
+                        raw_grpc.add_RawMessageServiceServicer_to_server,
+                        RawMessageServicer(messages=RawMessageStore(pool=raw_pool), clock=clock),
+                    ),
                 ],
                 verifier=verifier,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},

@@ -17,9 +17,10 @@ from opentelemetry.trace import SpanKind
 from ingest_svc.conversion import to_result
 from ingest_svc.device_message import DeviceMessage
 from ingest_svc.message_intake import MessageIntake, TakenMessages, message_letter, message_letters
-from ingest_svc.message_path import INTERNAL, MessageWriter, counts
-from ingest_svc.outcome import VALUE_REFUSED, Outcome, Why
+from ingest_svc.message_path import MessageWriter, counts
+from ingest_svc.outcome import INTERNAL, VALUE_REFUSED, Outcome, Why
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.window import LiveWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.tasks import background
@@ -49,6 +50,7 @@ class Assembler:
         profiles: finds how gateways' messages are read.
         intake: reads messages and decides about what they say.
         writer: commits.
+        live_window: event times that are taken.
         clock: moves the window.
         expire_s: so long after its first chunk a message must be whole, in seconds.
     """
@@ -60,6 +62,7 @@ class Assembler:
         profiles: ProfileCache,
         intake: MessageIntake,
         writer: MessageWriter,
+        live_window: LiveWindow,
         clock: Clock,
         expire_s: float = EXPIRE_S,
     ) -> None:
@@ -67,6 +70,7 @@ class Assembler:
         self._profiles = profiles
         self._intake = intake
         self._writer = writer
+        self._live_window = live_window
         self._clock = clock
         self._expire_s = expire_s
         self._waiting: OrderedDict[MessageKey, None] = OrderedDict()
@@ -164,7 +168,10 @@ class Assembler:
         tenant, gateway_id, message_id = chunks.key
         message = _message(chunks)
         profiles = await self._profiles.find(tenant, [gateway_id])
-        taken = await self._intake.take(tenant, [message], profiles, now_us=self._clock.now_us())
+        now_us = self._clock.now_us()
+        taken = await self._intake.take(
+            tenant, [message], profiles, window=self._live_window.at(now_us), now_us=now_us
+        )
         refused = Outcome(refused_samples=taken.stored_samples + taken.refused_samples.total())
         letters = message_letters([message], taken, principal=chunks.principal, trace_id=current_trace_id())
         return WriteRequest(

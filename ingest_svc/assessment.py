@@ -13,7 +13,7 @@ from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why
 from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.reading import NUMBER, Reading, SentSample, SentValue
 from ingest_svc.window import TimeWindow
-from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
+from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.series import SeriesKey
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -72,12 +72,12 @@ class Assessment(Outcome):
             series_ids: int32[len(series)], the ids of `series` in order.
         """
         return [
-            KindColumns(
+            KindColumns.of(
                 kind=kind,
                 series=series_ids[np.array(samples.series, np.intp)],
                 times=np.array(samples.times, np.int64),
                 # None, an altitude that is not known, becomes NaN.
-                values=np.array(samples.values, VALUE_TYPES[kind]),
+                values=samples.values,
             )
             for kind, samples in self.samples.items()
         ]

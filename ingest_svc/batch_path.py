@@ -4,7 +4,7 @@ Batch ──▶ BatchFlow.take ──▶ Intake ──▶ Writer.submit ──�
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -14,6 +14,8 @@ from opentelemetry.trace import NonRecordingSpan, Span
 
 from ingest_svc import conversion
 from ingest_svc.columns import SentColumns
+from ingest_svc.event import InvalidEvent, SentEvent
+from ingest_svc.event_messages import to_stream_events
 from ingest_svc.flow import BatchFlow, Taken, is_transient
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.outcome import Outcome, RefusedContent
@@ -136,6 +138,7 @@ class BatchPath:
             content = conversion.to_content(batch)
             request = await self._take_content(
                 content,
+                to_stream_events(batch.events),
                 origin,
                 all_or_nothing=batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
                 received_us=received_us,
@@ -151,26 +154,33 @@ class BatchPath:
         """Return the request of a batch of messages, and the devices that they speak of."""
         messages = conversion.to_messages(batch, arrival_us=received_us)
         if isinstance(messages, RefusedContent):
-            return self._intake.refuse(origin, messages, received_us=received_us), messages
+            events = to_stream_events(batch.events)
+            return self._intake.refuse(origin, messages, events=events, received_us=received_us), messages
         request, taken = await self._intake.take_messages(origin, messages, received_us=received_us)
         return request, DeviceSet.of(device_id for devices in taken.devices for device_id in devices)
 
     async def _take_content(
         self,
         content: SentColumns | list[Reading] | RefusedContent,
+        events: Sequence[SentEvent | InvalidEvent],
         origin: Origin,
         *,
         all_or_nothing: bool,
         received_us: int,
     ) -> WriteRequest:
         if isinstance(content, RefusedContent):
-            return self._intake.refuse(origin, content, received_us=received_us)
+            return self._intake.refuse(origin, content, events=events, received_us=received_us)
         if isinstance(content, SentColumns):
             return await self._intake.take_columns(
-                origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us
+                origin,
+                content,
+                self._series,
+                events=events,
+                all_or_nothing=all_or_nothing,
+                received_us=received_us,
             )
         return await self._intake.take_readings(
-            origin, content, all_or_nothing=all_or_nothing, received_us=received_us
+            origin, content, events=events, all_or_nothing=all_or_nothing, received_us=received_us
         )
 
     def _trail_written(self, trail: BatchTrail, written: asyncio.Future[WriteResult]) -> None:

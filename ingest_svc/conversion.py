@@ -1,5 +1,7 @@
 """Between the contract's messages and the rules' plain data."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,16 +19,17 @@ from jsonpointer import JsonPointer
 
 from ingest_svc import device_message
 from ingest_svc.assessment import refuse_rest
-from ingest_svc.columns import SentColumns, digest_as_sent
+from ingest_svc.columns import SentColumns, UnreadableStrings, digest_as_sent
 from ingest_svc.dead_letters import devices_of
 from ingest_svc.device_message import ChunkPlace, DeviceMessage
-from ingest_svc.outcome import Outcome, Refusal, RefusedContent, Why
+from ingest_svc.outcome import EventRefusal, Outcome, Refusal, RefusedContent, Why
 from ingest_svc.profile import (
     FLAT,
     LOCATION,
     LOCATION_PROFILE,
     DeviceProfile,
     GatewayRules,
+    JointRules,
     MessageSchema,
     MetricProfile,
     QualityRules,
@@ -52,6 +55,7 @@ from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
 from twinmesh.ingest.v1 import dead_letter_service_pb2 as dead_letter_pb2
+from twinmesh.ingest.v1 import event_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -116,14 +120,7 @@ def _samples(message: ingest_pb2.Reading) -> list[SentSample]:
     # Keys and look-ups: upb's items() is written in Python and costs twice as much.
     values, numbers = message.values, message.numbers
     for metric in values:
-        value = values[metric]
-        kind = value.WhichOneof("kind")
-        if kind is None:
-            samples.append((metric, UNSET, None))
-            continue
-        samples.append(
-            (metric, _FORMS[kind], _point(value.point_value) if kind == _POINT else getattr(value, kind))
-        )
+        samples.append(to_sample(metric, values[metric]))
     for metric in numbers:
         samples.append((metric, NUMBER, numbers[metric]))
     if message.HasField("location"):
@@ -132,6 +129,14 @@ def _samples(message: ingest_pb2.Reading) -> list[SentSample]:
         # Maps have no order of their own. Equal metrics stay in the order above.
         samples.sort(key=_METRIC)
     return samples
+
+
+def to_sample(name: str, value: value_pb2.Value) -> SentSample:
+    """Return a value by its name."""
+    kind = value.WhichOneof("kind")
+    if kind is None:
+        return name, UNSET, None
+    return name, _FORMS[kind], _point(value.point_value) if kind == _POINT else getattr(value, kind)
 
 
 def _point(point: value_pb2.Point) -> SentPoint:
@@ -148,7 +153,9 @@ def _violations(
             yield FieldViolation(f"readings[{index}].time.nanos", "must be from 0 to 999999999")
 
 
-def to_identity(request: ingest_pb2.IngestTelemetryRequest) -> RequestIdentity | WriterIdentity | None:
+def to_identity(
+    request: ingest_pb2.IngestTelemetryRequest | ingest_pb2.IngestEventsRequest,
+) -> RequestIdentity | WriterIdentity | None:
     """Return what makes the request known when it comes again, None when nothing does."""
     if request.request_id:
         return RequestIdentity(request.request_id)
@@ -167,6 +174,9 @@ def to_result(outcome: Outcome, sequence: int, trace_id: str = "") -> ingest_pb2
         refusals=map(_told, outcome.refusals),
         message=outcome.message,
         trace_id=trace_id,
+        stored_events=outcome.stored_events,
+        refused_events=outcome.refused_events,
+        event_refusals=map(told_event, outcome.event_refusals),
     )
 
 
@@ -195,6 +205,13 @@ def to_response(
         refused_samples=result.refused_samples,
         refusals=refusals,
         duplicate=written.duplicate,
+    )
+
+
+def told_event(refusal: EventRefusal) -> event_pb2.EventRefusal:
+    """Return why an event is not stored, as the contract has it."""
+    return event_pb2.EventRefusal(
+        event_index=refusal.event_index, reason=refusal.reason, message=refusal.message
     )
 
 
@@ -311,8 +328,8 @@ def to_messages(batch: ingest_pb2.Batch, *, arrival_us: int) -> list[DeviceMessa
         for sent in batch.messages
     ]
     why: Why
-    if batch.readings or batch.HasField("columns"):
-        why = ErrorReason.ERROR_REASON_COLUMNS_INVALID, "a batch holds columns, readings or messages"
+    if batch.readings or batch.events or batch.HasField("columns"):
+        why = ErrorReason.ERROR_REASON_COLUMNS_INVALID, "messages are alone in their batch"
     else:
         try:
             if len(batch.messages) > MAX_MESSAGES:
@@ -390,8 +407,9 @@ def to_columns(message: ingest_pb2.Columns) -> SentColumns:
         values[Kind.INT] = np.array(message.int_values, np.int64)
     if message.bool_values:
         values[Kind.BOOL] = np.array(message.bool_values, np.bool_)
-    if message.string_values:
-        values[Kind.STRING] = np.array(message.string_values, np.object_)
+    codes, texts, unreadable = _strings(message)
+    if len(codes):
+        values[Kind.STRING] = codes
     if message.point_values:
         values[Kind.POINT] = np.array([_coordinates(point) for point in message.point_values], np.float64)
     return SentColumns(
@@ -399,7 +417,34 @@ def to_columns(message: ingest_pb2.Columns) -> SentColumns:
         run_lengths=np.array(message.run_lengths, np.uint32).astype(np.int64),
         times=np.array(message.times, np.int64),
         values=values,
+        texts=texts,
+        unreadable=unreadable,
     )
+
+
+def _strings(
+    message: ingest_pb2.Columns,
+) -> tuple[npt.NDArray[np.int32], Sequence[str], UnreadableStrings | None]:
+    """Return strings as codes, and the texts that they are places of."""
+    dictionary = list(message.string_dictionary)
+    codes = np.array(message.string_codes, np.uint32)
+    if not len(codes) and not dictionary:
+        texts = list(message.string_values)
+        return np.arange(len(texts), dtype=np.int32), texts, None
+    if message.string_values:
+        why = "string_values stand beside string_dictionary or string_codes; send one form"
+    elif len(codes) and (greatest := int(codes.max())) >= len(dictionary):
+        why = f"string_codes has {greatest}, string_dictionary has {len(dictionary)} texts"
+    else:
+        return codes.astype(np.int32), dictionary, None
+    sent = json.dumps([dictionary, codes.tolist(), list(message.string_values)], separators=(",", ":"))
+    digest = hashlib.sha256(sent.encode("ascii")).digest()
+    written = ingest_pb2.Columns(
+        string_values=message.string_values,
+        string_dictionary=message.string_dictionary,
+        string_codes=message.string_codes,
+    )
+    return np.empty(0, np.int32), (), UnreadableStrings(why, digest, written.SerializeToString())
 
 
 def _coordinates(point: value_pb2.Point) -> tuple[float, float, float]:
@@ -430,6 +475,7 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
             device.device_type_id,
             device.status != device_pb2.DEVICE_STATUS_DISABLED,
             *types[device.device_type_id],
+            asset_id=device.asset_id,
         )
         for device in answer.devices
     }
@@ -441,8 +487,8 @@ def _read_type(
 ) -> tuple[Mapping[str, MetricProfile], MessageSchema, Mapping[str, str], GatewayRules | None, bool]:
     """Return what a profile holds of a serialized device type: the same objects for all answers."""
     device_type = device_type_pb2.DeviceType.FromString(written)
-    quality = _quality(device_type.quality)
-    metrics = {metric.name: _metric(metric, quality) for metric in device_type.metrics}
+    quality, joint = _quality(device_type.quality), _joint(device_type)
+    metrics = {metric.name: _metric(metric, quality, joint) for metric in device_type.metrics}
     schema = device_type.message_schema
     gateway = None
     if device_type.processing_mode in _GATEWAY_MODES:
@@ -477,13 +523,28 @@ def _quality(rules: device_type_pb2.QualityRules) -> QualityRules:
     )
 
 
+def _joint(device_type: device_type_pb2.DeviceType) -> JointRules | None:
+    if not device_type.HasField("joint_anomaly"):
+        return None
+    rules = device_type.joint_anomaly
+    names = list(rules.metrics) or [
+        metric.name
+        for metric in device_type.metrics
+        if Kind(metric.kind) is Kind.DOUBLE and not metric.anomaly.disabled
+    ]
+    joint = JointRules(tuple(names))
+    return replace(joint, warm_up=rules.warm_up) if rules.HasField("warm_up") else joint
+
+
 def _threshold(rules: device_type_pb2.AnomalyRules) -> float:
     if rules.disabled:
         return math.inf
     return rules.threshold if rules.HasField("threshold") else QualityRules().anomaly_threshold
 
 
-def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> MetricProfile:
+def _metric(
+    metric: device_type_pb2.MetricDefinition, quality: QualityRules, joint: JointRules | None
+) -> MetricProfile:
     minimum = metric.minimum if metric.HasField("minimum") else -math.inf
     maximum = metric.maximum if metric.HasField("maximum") else math.inf
     refuses = metric.range_policy == device_type_pb2.RANGE_POLICY_REFUSE
@@ -502,5 +563,6 @@ def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> 
             anomaly_half_life=metric.anomaly.half_life
             if metric.anomaly.HasField("half_life")
             else quality.anomaly_half_life,
+            joint=joint if joint is not None and metric.name in joint.metrics else None,
         ),
     )

@@ -21,7 +21,7 @@ from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why, reason_name
 from ingest_svc.profile import DeviceProfile, GatewayRules
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
-from ingest_svc.window import LiveWindow
+from ingest_svc.window import TimeWindow
 from meshkit.errors import DomainError, ResourceExhausted
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import DeadLetter, MessageChunk, PayloadFormat
@@ -128,7 +128,6 @@ class MessageIntake:
         children: finds the devices behind gateways.
         series_finder: finds ids of series.
         chunks: knows which can be kept.
-        live_window: event times that are taken.
     """
 
     def __init__(
@@ -138,13 +137,11 @@ class MessageIntake:
         children: ChildCache,
         series_finder: SeriesFinder,
         chunks: ChunkChecks,
-        live_window: LiveWindow,
     ) -> None:
         self._profiles = profiles
         self._children = children
         self._series_finder = series_finder
         self._chunks = chunks
-        self._live_window = live_window
 
     async def take(
         self,
@@ -152,6 +149,7 @@ class MessageIntake:
         messages: Sequence[DeviceMessage],
         profiles: Mapping[str, DeviceProfile],
         *,
+        window: TimeWindow,
         now_us: int,
         unpack: bool = False,
         wait_when_full: bool = False,
@@ -162,7 +160,8 @@ class MessageIntake:
             tenant: whose.
             messages: in their order; of equal times the later one's value counts.
             profiles: of the devices that sent them, by id, as far as they exist.
-            now_us: moves the window, microseconds since the epoch.
+            window: event times that are taken.
+            now_us: microseconds since the epoch.
             unpack: a message may be the envelope of a chunk.
             wait_when_full: there is somebody who can send a chunk again later; else it is refused.
 
@@ -182,7 +181,7 @@ class MessageIntake:
             for place, message in enumerate(messages)
             if message.device_id in profiles
         }
-        taken, assessment = self._assess(contents, modes, now_us)
+        taken, assessment = self._assess(contents, modes, window, now_us)
         devices = [{message.device_id} for message in messages]
         for place, device_id in contents.named:
             devices[place].add(device_id)
@@ -253,15 +252,16 @@ class MessageIntake:
                 contents.refuse(place, chunk.gateway_id, (error.reason, error.message))
         contents.chunks = kept
 
+    @staticmethod
     def _assess(
-        self, contents: _Contents, modes: Mapping[int, bool], now_us: int
+        contents: _Contents, modes: Mapping[int, bool], window: TimeWindow, now_us: int
     ) -> tuple[TakenMessages, Assessment]:
         """Decide about readings; a message in mode ALL_OR_NOTHING of which something is refused is, whole."""
         taken = TakenMessages(
             refusals={place: list(of_message) for place, of_message in contents.refusals.items()},
             unread=Counter({place: len(of_message) for place, of_message in contents.refusals.items()}),
         )
-        assessment = self._judge(contents.readings, contents.profiles, now_us)
+        assessment = _judge(contents, window, now_us)
         refused = {contents.of_readings[refusal.reading_index] for refusal in assessment.refusals}
         spoiled = {place for place in refused | contents.refusals.keys() if modes.get(place, False)}
         if spoiled:
@@ -272,7 +272,7 @@ class MessageIntake:
             for place in lost:
                 taken.refusals.setdefault(place, []).append(Refusal(place, "", "", *BATCH_REFUSED))
             taken.refused_samples = lost
-            assessment = self._judge(contents.readings, contents.profiles, now_us)
+            assessment = _judge(contents, window, now_us)
         for refusal in assessment.refusals:
             place = _tell(taken, refusal, contents)
             samples = contents.readings[refusal.reading_index].samples
@@ -284,17 +284,16 @@ class MessageIntake:
         taken.stored_samples = assessment.stored_samples
         return taken, assessment
 
-    def _judge(
-        self, readings: Sequence[Reading], profiles: Mapping[str, DeviceProfile], now_us: int
-    ) -> Assessment:
-        return assess(
-            readings,
-            profiles=profiles,
-            window=self._live_window.at(now_us),
-            received_us=now_us,
-            all_or_nothing=False,
-            most_refusals=_UNBOUNDED,
-        )
+
+def _judge(contents: _Contents, window: TimeWindow, now_us: int) -> Assessment:
+    return assess(
+        contents.readings,
+        profiles=contents.profiles,
+        window=window,
+        received_us=now_us,
+        all_or_nothing=False,
+        most_refusals=_UNBOUNDED,
+    )
 
 
 def _open(

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanContext, SpanKind, format_trace_id
 from ingest_svc.conversion import to_result
 from ingest_svc.dead_letters import readable
 from ingest_svc.device_message import DeviceMessage
-from ingest_svc.intake import Door
+from ingest_svc.intake import Door, Origin
 from ingest_svc.message_intake import (
     REFUSALS_TOLD,
     MessageIntake,
@@ -25,11 +25,12 @@ from ingest_svc.message_intake import (
     message_letters,
     why_of,
 )
-from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why
+from ingest_svc.outcome import INTERNAL, VALUE_REFUSED, Outcome, Refusal, Why
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
 from ingest_svc.tenant_cache import TenantCache
+from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import tracer
@@ -39,10 +40,6 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 PRINCIPAL = "mqtt"
 _log = structlog.get_logger()
 _NOTHING = np.zeros(1, np.int64)
-INTERNAL: Why = (
-    ErrorReason.ERROR_REASON_INTERNAL,
-    "something failed inside; the trace id finds it",
-)
 _PASSING = (Unavailable, ResourceExhausted)
 
 
@@ -71,6 +68,7 @@ class MessagePath:
         intake: reads messages and decides about what they say.
         writer: commits.
         raw: keeps messages as they came.
+        live_window: event times that are taken.
         clock: moves the window.
     """
 
@@ -82,6 +80,7 @@ class MessagePath:
         intake: MessageIntake,
         writer: MessageWriter,
         raw: RawTrail,
+        live_window: LiveWindow,
         clock: Clock,
     ) -> None:
         self._tenants = tenants
@@ -89,6 +88,7 @@ class MessagePath:
         self._intake = intake
         self._writer = writer
         self._raw = raw
+        self._live_window = live_window
         self._clock = clock
         self._turn = asyncio.Lock()
 
@@ -177,8 +177,54 @@ class MessagePath:
         self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext
     ) -> asyncio.Future[WriteResult]:
         now_us = self._clock.now_us()
-        taken = await self._intake.take(tenant, found.messages, found.profiles, now_us=now_us, unpack=True)
+        taken = await self._intake.take(
+            tenant,
+            found.messages,
+            found.profiles,
+            window=self._live_window.at(now_us),
+            now_us=now_us,
+            unpack=True,
+        )
         return self._write(tenant, found.messages, taken, stream=stream, span=span)
+
+    async def replayed(self, message: DeviceMessage, origin: Origin, window: TimeWindow) -> WriteRequest:
+        """Return the request that stores what is good of a message that is a dead letter.
+
+        What was stored of it when it came is stored again, at the same times, where it shows once.
+
+        Args:
+            message: as it came.
+            origin: who replays it, and which letter.
+            window: event times that are taken.
+
+        Raises:
+            Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the device may report.
+        """
+        tenant = origin.principal.tenant
+        profiles = await self._profiles.find(tenant, [message.device_id])
+        taken = await self._intake.take(
+            tenant, [message], profiles, window=window, now_us=message.arrival_us, unpack=True
+        )
+        refused = TakenMessages.none_of(message, VALUE_REFUSED)
+        refused.refused_samples[0] = taken.stored_samples + taken.refused_samples[0]
+        letters = message_letters([message], taken, principal=PRINCIPAL, trace_id="")
+        whole = message_letters([message], refused, principal=PRINCIPAL, trace_id="")
+        return WriteRequest(
+            tenant=tenant,
+            principal=origin.principal.name,
+            identity=None,
+            digest=b"",
+            samples=taken.samples,
+            outcome=to_result(_outcome(message, taken, 0, taken.stored_samples), 0).SerializeToString(),
+            refused_outcome=to_result(_outcome(message, refused, 0, 0), 0).SerializeToString(),
+            span=origin.span,
+            door=origin.door,
+            dead_letters=list(letters.values()),
+            refused_dead_letters=lambda: list(whole.values()),
+            replay=origin.replay,
+            chunks=taken.chunks,
+            received_us=message.arrival_us,
+        )
 
     async def _bury(self, message: DeviceMessage, why: Why, stream: str, span: SpanContext) -> None:
         """Keep a message as a dead letter, and nothing of it as samples."""
@@ -245,7 +291,9 @@ def _outcomes(messages: Sequence[DeviceMessage], taken: TakenMessages, trace_id:
 
 
 def _outcome(message: DeviceMessage, taken: TakenMessages, place: int, stored_samples: int) -> Outcome:
-    """Return what became of a message of which something is refused."""
+    """Return what became of a message."""
+    if place not in taken.refusals:
+        return Outcome(stored_samples=stored_samples)
     refusals = taken.refusals[place]
     refused = taken.refused_samples[place]
     if not refused and not stored_samples:

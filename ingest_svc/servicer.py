@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
-from ingest_svc import conversion
+from ingest_svc import conversion, event_messages
 from ingest_svc.applied import Applied
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.raw_trail import RawTrail
@@ -106,6 +106,19 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         raw = self._raw.of_messages(batch.tenant, taken.contents([message]), received_us)
         batch = replace(batch, raw=raw)
         return conversion.to_message_response(await self._writer.write(batch))
+
+    async def IngestEvents(
+        self, request: ingest_pb2.IngestEventsRequest, context: Any
+    ) -> ingest_pb2.IngestEventsResponse:
+        received_us = self._clock.now_us()
+        batch = await self._intake.take_events(
+            Origin(current_principal(), conversion.to_identity(request), _span(), Door.UNARY),
+            event_messages.to_events(request.events),
+            all_or_nothing=request.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
+            backfill_id=request.backfill_id,
+            received_us=received_us,
+        )
+        return event_messages.to_events_response(await self._writer.write(batch))
 
     async def CreateBackfill(
         self, request: ingest_pb2.CreateBackfillRequest, context: Any

@@ -17,6 +17,7 @@ from telemetry_store.raw_payload import compress
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import (
     DeadLetter,
+    Event,
     MessageChunk,
     MessageIdentity,
     RequestIdentity,
@@ -68,6 +69,11 @@ class Batch:
     def samples(self) -> Sequence[KindColumns]:
         """Return what is to be stored."""
         return () if self.refused else self.request.samples
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """Return the events to be stored."""
+        return () if self.refused else self.request.events
 
     @property
     def chunks(self) -> Sequence[MessageChunk]:
@@ -204,7 +210,7 @@ def _latest(runs: Runs, tenants: Sequence[str]) -> Iterator[TenantSamples]:
     samples, origins = latest(runs)
     names, of_parts = np.unique(np.array(tenants, dtype=np.object_), return_inverse=True)
     if len(names) == 1:
-        yield names[0], samples
+        yield names[0], samples.compact()
         return
     # Sorted and cut: a look at all samples per tenant is too slow with many tenants. Small integers
     # are sorted by their digits.
@@ -212,4 +218,4 @@ def _latest(runs: Runs, tenants: Sequence[str]) -> Iterator[TenantSamples]:
     samples = samples.at(np.argsort(of_samples, kind="stable"))
     ends = np.cumsum(np.bincount(of_samples, minlength=len(names))).tolist()
     for tenant, start, end in zip(names.tolist(), [0, *ends], ends, strict=False):
-        yield tenant, samples.at(slice(start, end))
+        yield tenant, samples.at(slice(start, end)).compact()

@@ -14,7 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.errors import DomainError
-from telemetry_store import chunks, cursors, dead_letters, raw_messages, request_ids
+from telemetry_store import chunks, cursors, dead_letters, events, raw_messages, request_ids
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, LetterKey, Prepared
 from telemetry_store.chunks import GroupChunks, MessageKey
@@ -127,6 +127,11 @@ async def store_group(
         [batch.request for batch in decision.taken],
         prepared.raw,
         device_sets,
+    )
+    await events.insert(
+        connection,
+        ((batch.request.tenant, event) for batch in decision.taken for event in batch.events),
+        numbers,
     )
     whole = await chunks.store(connection, decision.chunks, decision.taken) if decision.chunks else []
     if decision.advanced:

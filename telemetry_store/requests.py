@@ -203,6 +203,31 @@ class MessageEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened on a device or an asset.
+
+    Attributes:
+        device_id: on which device, None when it was on the asset itself.
+        asset_id: on which asset, or on which one the device is; None: on none.
+        type: what happened.
+        severity: number of the contract's Severity.
+        time_us: when it happened, microseconds since the epoch.
+        received_us: when it came, likewise.
+        message: the same to read.
+        attributes: a JSON object; a double has a point, an int has none, a point is an object.
+    """
+
+    device_id: str | None
+    asset_id: str | None
+    type: str
+    severity: int
+    time_us: int
+    received_us: int
+    message: str
+    attributes: str
+
+
+@dataclass(frozen=True, slots=True)
 class WriteRequest:
     """One batch, to be committed whole or not at all, save for messages that are known.
 
@@ -219,6 +244,7 @@ class WriteRequest:
         span: the request's span; the commit's span links to it.
         door: which way it came; opaque to the store.
         dead_letters: kept in the same commit.
+        events: stored in the same commit, unless PostgreSQL refuses the content.
         refused_dead_letters: makes those that are kept instead when PostgreSQL refuses the content.
         replay: the dead letter that the content comes from, which ends in the same commit; what is in
             `dead_letters` (one at most) takes its place. Instead of an identity.
@@ -238,6 +264,7 @@ class WriteRequest:
     span: SpanContext | None = None
     door: str = ""
     dead_letters: Sequence[DeadLetter] = ()
+    events: Sequence[Event] = ()
     refused_dead_letters: Callable[[], Sequence[DeadLetter]] = tuple
     replay: Replay | None = None
     chunks: Sequence[MessageChunk] = ()

@@ -9,6 +9,8 @@ import typer
 from twinmesh_cli import (
     bench,
     config,
+    deadletters,
+    events,
     load,
     login,
     metrics,
@@ -55,6 +57,8 @@ app.command()(login.login)
 app.command()(login.logout)
 app.command()(load.load)
 app.command()(query.query)
+app.add_typer(deadletters.deadletters_app, name="deadletters")
+app.add_typer(events.events_app, name="events")
 app.command()(tail.tail)
 app.command()(simulate.simulate)
 app.command()(bench.bench)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from asset_svc.asset import Assets
 from asset_svc.children import Children
 from asset_svc.profile import Profiles, Tenants
 from twinmesh.asset.v1 import profile_service_pb2 as contract
@@ -14,12 +15,14 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
     Args:
         profiles: their rules.
         tenants: finds whose devices are.
+        assets: the rules of assets.
         children: the rules of devices behind gateways.
     """
 
-    def __init__(self, *, profiles: Profiles, tenants: Tenants, children: Children) -> None:
+    def __init__(self, *, profiles: Profiles, tenants: Tenants, assets: Assets, children: Children) -> None:
         self._profiles = profiles
         self._tenants = tenants
+        self._assets = assets
         self._children = children
 
     async def BatchGetProfiles(
@@ -48,3 +51,17 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
             request.tenant, request.gateway_id, request.names, register=request.register
         )
         return contract.BatchGetChildrenResponse(device_ids=found)
+
+    async def BatchCheckAssets(
+        self, request: contract.BatchCheckAssetsRequest, context: Any
+    ) -> contract.BatchCheckAssetsResponse:
+        return contract.BatchCheckAssetsResponse(
+            asset_ids=await self._assets.existing(request.tenant, request.asset_ids)
+        )
+
+    async def GetSubtree(
+        self, request: contract.GetSubtreeRequest, context: Any
+    ) -> contract.GetSubtreeResponse:
+        return contract.GetSubtreeResponse(
+            asset_ids=await self._assets.subtree(request.tenant, request.asset_id)
+        )

@@ -25,7 +25,11 @@ _PROTOCOL = EnumText(Protocol, "PROTOCOL_")
 _PROCESSING_MODE = EnumText(ProcessingMode, "PROCESSING_MODE_")
 _UNKNOWN_CHILDREN = EnumText(UnknownChildren, "UNKNOWN_CHILDREN_")
 _MESSAGE_MODE = EnumText(MessageMode, "MESSAGE_MODE_")
-_PARTS: tuple[Literal["message_schema", "quality"], ...] = ("message_schema", "quality")
+_PARTS: tuple[Literal["message_schema", "quality", "joint_anomaly"], ...] = (
+    "message_schema",
+    "quality",
+    "joint_anomaly",
+)
 
 
 def _to_dict(message: Message) -> dict[str, object]:
@@ -81,27 +85,29 @@ _TABLE = Table(
     insert="""
         INSERT INTO asset.device_type
             (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
-            quality, unknown_children, child_device_type_id, message_mode)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            quality, joint_anomaly, unknown_children, child_device_type_id, message_mode)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
         RETURNING version, create_time, update_time
     """,
     update="""
         UPDATE asset.device_type
         SET display_name = $3, protocol = $4, processing_mode = $5, metrics = $6, heartbeat = $7,
-            message_schema = $8, quality = $9, unknown_children = $10, child_device_type_id = $11,
-            message_mode = $12, version = version + 1, update_time = now()
+            message_schema = $8, quality = $9, joint_anomaly = $10, unknown_children = $11,
+            child_device_type_id = $12, message_mode = $13, version = version + 1, update_time = now()
         WHERE tenant_id = $1 AND id = $2
         RETURNING version, create_time, update_time
     """,
     find="""
         SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
-            unknown_children, child_device_type_id, message_mode, version, create_time, update_time
+            joint_anomaly, unknown_children, child_device_type_id, message_mode, version, create_time,
+            update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id = ANY ($2)
     """,
     page=r"""
         SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
-            unknown_children, child_device_type_id, message_mode, version, create_time, update_time
+            joint_anomaly, unknown_children, child_device_type_id, message_mode, version, create_time,
+            update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id > $2
             AND ($4::text = '' OR id LIKE lower($4) OR display_name COLLATE "pg_c_utf8" ILIKE $4)

@@ -13,6 +13,7 @@ from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.server import running_server
 from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
+from telemetry_store.maintenance.dead_letters import expire_dead_letters
 from telemetry_store.maintenance.instances import close_dead_instances
 from telemetry_store.maintenance.latest import keep_latest
 from telemetry_store.maintenance.partitions import (
@@ -39,6 +40,7 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
         Step("dead_instances", 2, partial(close_dead_instances, pool)),
         Step("latest", 1, partial(keep_latest, pool)),
         Step("backfills", 60, partial(expire_backfills, pool)),
+        Step("dead_letters", 60, partial(expire_dead_letters, pool, keep=settings.dead_letters_kept)),
         Step("raw_days", 300, partial(ensure_raw_days, pool)),
         Step(
             "raw_messages_kept",

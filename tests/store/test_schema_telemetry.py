@@ -20,6 +20,7 @@ TABLE_RIGHTS = {
         "dead_letter": {"SELECT", "INSERT", "DELETE"},
         "raw_device_set": {"SELECT", "INSERT"},
         "raw_message": {"SELECT", "INSERT"},
+        "event": {"INSERT"},
         "ingest_instance": KEEP,
         "ingest_commit": KEEP,
         "writer_cursor": KEEP,
@@ -34,7 +35,7 @@ TABLE_RIGHTS = {
     "twinmesh_twin_feed": dict.fromkeys(
         ("series", "segment", "series_latest", "ingest_instance", "ingest_commit", "feed_consumer"), READ
     ),
-    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest"), READ),
+    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest", "event"), READ),
     "twinmesh_maintenance": {
         "series": READ,
         "segment": READ,
@@ -85,7 +86,8 @@ TENANT = (
 )
 POLICIES = {
     **{
-        (table, "twinmesh_twin_query"): ("SELECT", TENANT) for table in ("series", "segment", "series_latest")
+        (table, "twinmesh_twin_query"): ("SELECT", TENANT)
+        for table in ("series", "segment", "series_latest", "event")
     },
     **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
     **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "segment")},
@@ -180,6 +182,7 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "request_id",
             "backfill",
             "dead_letter",
+            "event",
             "series_latest",
             "chunked_message",
             "message_chunk",

@@ -11,9 +11,14 @@ from twinmesh.asset.v1 import (
     profile_service_pb2,
 )
 from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2
-from twinmesh.ingest.v1 import dead_letter_service_pb2, ingest_service_pb2
+from twinmesh.ingest.v1 import (
+    dead_letter_service_pb2,
+    ingest_service_pb2,
+    raw_message_service_pb2,
+    receipt_service_pb2,
+)
 from twinmesh.mesh.v1 import health_service_pb2
-from twinmesh.twin.v1 import twin_service_pb2
+from twinmesh.twin.v1 import event_service_pb2, twin_service_pb2
 
 _CONTRACTS = [
     api_key_service_pb2,
@@ -22,9 +27,12 @@ _CONTRACTS = [
     asset_type_service_pb2,
     device_service_pb2,
     device_type_service_pb2,
+    event_service_pb2,
     health_service_pb2,
     ingest_service_pb2,
     profile_service_pb2,
+    receipt_service_pb2,
+    raw_message_service_pb2,
     session_service_pb2,
     twin_service_pb2,
 ]
@@ -57,6 +65,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
     assert permissions_of(Role.VIEWER) == {
         "twin:read",
         "history:read",
+        "event:read",
         "device:read",
         "device_type:read",
         "asset:read",
@@ -66,6 +75,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
         "telemetry:write",
         "twin:read",
         "history:read",
+        "event:read",
         "device:read",
         "device_type:read",
         "contract:read",

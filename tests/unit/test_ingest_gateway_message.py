@@ -14,6 +14,7 @@ from ingest_svc.assembler import ranges
 from ingest_svc.device_message import ChunkPlace, DeviceMessage, MalformedMessageError, MessageObject
 from ingest_svc.profile import DeviceProfile, GatewayRules, MessageSchema, MetricProfile
 from ingest_svc.reading import NUMBER, Reading
+from ingest_svc.window import TimeWindow
 from meshkit.errors import ResourceExhausted
 from telemetry_store.chunks import ChunkedMessage, Chunks
 from telemetry_store.columns import Kind
@@ -216,7 +217,9 @@ async def test_a_chunk_waits_where_there_is_somebody_to_wait(world: World) -> No
     part = hub({}, chunk=ChunkPlace("m", 0, 2, is_array=False))
     with pytest.raises(ResourceExhausted):
         await world.intake.take_messages(origin(None), [part], received_us=NOW)
-    taken = await world.messages.take("acme", [part], {"hub": HUB}, now_us=NOW)
+    taken = await world.messages.take(
+        "acme", [part], {"hub": HUB}, window=TimeWindow("all time", 0, 2**62), now_us=NOW
+    )
     assert [refusal.reason for refusal in taken.refusals[0]] == [ErrorReason.ERROR_REASON_CHUNK_STORAGE_FULL]
     assert taken.chunks == []
 

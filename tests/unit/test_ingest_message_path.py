@@ -75,10 +75,10 @@ async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
                 children=children,
                 series_finder=SeriesIds(),
                 chunks=ChunkChecks(),
-                live_window=LiveWindow(late_us=1_000_000, future_us=1_000_000),
             ),
             writer=writer,
             raw=RawTrail(keeps=lambda _: False),
+            live_window=LiveWindow(late_us=1_000_000, future_us=1_000_000),
             clock=clock,
         )
 

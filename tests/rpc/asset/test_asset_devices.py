@@ -30,15 +30,24 @@ from twinmesh.asset.v1.device_service_pb2 import (
 from twinmesh.asset.v1.device_type_service_pb2 import (
     PROCESSING_MODE_DIRECT,
     PROTOCOL_MQTT,
+    RANGE_POLICY_REFUSE,
+    AnomalyRules,
     CreateDeviceTypeRequest,
     DeleteDeviceTypeRequest,
     DeviceType,
     GetDeviceTypeRequest,
     ListDeviceTypesRequest,
     MetricDefinition,
+    QualityRules,
     UpdateDeviceTypeRequest,
 )
-from twinmesh.type.v1.value_pb2 import VALUE_KIND_DOUBLE, VALUE_KIND_INT, VALUE_KIND_POINT
+from twinmesh.type.v1.value_pb2 import (
+    VALUE_KIND_BOOL,
+    VALUE_KIND_DOUBLE,
+    VALUE_KIND_INT,
+    VALUE_KIND_POINT,
+    VALUE_KIND_STRING,
+)
 
 Code = grpc.StatusCode
 
@@ -91,16 +100,75 @@ async def test_a_metric_may_change_its_kind(caller: Caller) -> None:
     [
         ([{"name": "a"}, {"name": "b"}, {"name": "a"}], "device_type.metrics[2].name"),
         ([{"name": "a", "minimum": 2, "maximum": 1}], "device_type.metrics[0].minimum"),
+        ([{"name": "a"}, {"name": "b", "aliases": ["x", "a"]}], "device_type.metrics[1].aliases"),
+        ([{"name": "a", "aliases": ["b"]}, {"name": "b"}], "device_type.metrics[0].aliases"),
+        (
+            [{"name": "a", "aliases": ["x"]}, {"name": "b", "aliases": ["x"]}],
+            "device_type.metrics[1].aliases",
+        ),
+        ([{"name": "a", "aliases": ["x", "x"]}], "device_type.metrics[0].aliases"),
+        ([{"name": "a", "aliases": ["location"]}], "device_type.metrics[0].aliases[0]"),
+        ([{"name": "a", "range_policy": RANGE_POLICY_REFUSE}], "device_type.metrics[0].range_policy"),
+        ([{"name": "a", "max_rate": 0}], "device_type.metrics[0].max_rate"),
+        ([{"name": "a", "kind": VALUE_KIND_STRING, "maximum": 1}], "device_type.metrics[0].maximum"),
+        ([{"name": "a", "kind": VALUE_KIND_BOOL, "anomaly": {}}], "device_type.metrics[0].anomaly"),
+        ([{"name": "a", "anomaly": {"threshold": 0}}], "device_type.metrics[0].anomaly.threshold"),
+        ([{"name": "a", "unit": "bar", "device_unit": "°C"}], "device_type.metrics[0].device_unit"),
+        ([{"name": "a", "unit": "m", "device_unit": "cubits"}], "device_type.metrics[0].device_unit"),
+        (
+            [{"name": "a", "kind": VALUE_KIND_INT, "unit": "m", "device_unit": "mm"}],
+            "device_type.metrics[0].device_unit",
+        ),
     ],
 )
 async def test_metrics_make_sense_together(caller: Caller, metrics: list[dict[str, Any]], field: str) -> None:
     device_type = DeviceType(
-        id="pump", metrics=[MetricDefinition(kind=VALUE_KIND_DOUBLE, **each) for each in metrics]
+        id="pump", metrics=[MetricDefinition(**{"kind": VALUE_KIND_DOUBLE, **each}) for each in metrics]
     )
     told = await failure(
         caller.device_types.CreateDeviceType(CreateDeviceTypeRequest(device_type=device_type))
     )
     assert (told.code, told.reason, told.fields) == (Code.INVALID_ARGUMENT, "INVALID_FIELD", [field])
+
+
+async def test_rules_of_metrics_come_back_as_they_were_made(caller: Caller) -> None:
+    metric = MetricDefinition(
+        name="pressure",
+        kind=VALUE_KIND_DOUBLE,
+        unit="bar",
+        device_unit="psi",
+        aliases=["p1", "P"],
+        minimum=0,
+        maximum=10,
+        range_policy=RANGE_POLICY_REFUSE,
+        max_rate=0.5,
+        anomaly=AnomalyRules(threshold=6, half_life=100),
+    )
+    metric.interval.FromMilliseconds(500)
+    quality = QualityRules(timeliness_weight=0)
+    quality.timely_within.FromSeconds(5)
+    made = await caller.device_types.CreateDeviceType(
+        CreateDeviceTypeRequest(device_type=DeviceType(id="pump", metrics=[metric], quality=quality))
+    )
+    assert (list(made.metrics), made.quality) == ([metric], quality)
+    assert await caller.device_types.GetDeviceType(GetDeviceTypeRequest(id="pump")) == made
+    plain = DeviceType(id="pump", metrics=[metric])
+    changed = await caller.device_types.UpdateDeviceType(
+        UpdateDeviceTypeRequest(device_type=plain, update_mask=FieldMask(paths=["quality"]))
+    )
+    assert not changed.HasField("quality")
+
+
+async def test_some_part_of_the_quality_counts(caller: Caller) -> None:
+    weights: dict[str, Any] = {
+        f"{part}_weight": 0 for part in ("completeness", "validity", "consistency", "timeliness")
+    }
+    told = await failure(
+        caller.device_types.CreateDeviceType(
+            CreateDeviceTypeRequest(device_type=DeviceType(id="pump", quality=QualityRules(**weights)))
+        )
+    )
+    assert (told.code, told.fields) == (Code.INVALID_ARGUMENT, ["device_type.quality"])
 
 
 async def test_a_device_comes_back_as_it_was_made(caller: Caller) -> None:

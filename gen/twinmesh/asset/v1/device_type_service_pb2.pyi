@@ -200,6 +200,7 @@ class DeviceType(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     MESSAGE_SCHEMA_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
+    JOINT_ANOMALY_FIELD_NUMBER: _builtins.int
     UNKNOWN_CHILDREN_FIELD_NUMBER: _builtins.int
     CHILD_DEVICE_TYPE_ID_FIELD_NUMBER: _builtins.int
     MESSAGE_MODE_FIELD_NUMBER: _builtins.int
@@ -245,6 +246,10 @@ class DeviceType(_message.Message):
     def quality(self) -> Global___QualityRules:
         """How the quality of its samples is judged; absent: as the fields of QualityRules say."""
 
+    @_builtins.property
+    def joint_anomaly(self) -> Global___JointAnomalyRules:
+        """Metrics that are looked at together; absent: each is looked at by itself only."""
+
     def __init__(
         self,
         *,
@@ -259,17 +264,51 @@ class DeviceType(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         message_schema: Global___MessageSchema | None = ...,
         quality: Global___QualityRules | None = ...,
+        joint_anomaly: Global___JointAnomalyRules | None = ...,
         unknown_children: Global___UnknownChildren.ValueType = ...,
         child_device_type_id: _builtins.str = ...,
         message_mode: Global___MessageMode.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "message_schema", b"message_schema", "quality", b"quality", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "joint_anomaly", b"joint_anomaly", "message_schema", b"message_schema", "quality", b"quality", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_device_type_id", b"child_device_type_id", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "heartbeat", b"heartbeat", "id", b"id", "message_mode", b"message_mode", "message_schema", b"message_schema", "metrics", b"metrics", "processing_mode", b"processing_mode", "protocol", b"protocol", "quality", b"quality", "unknown_children", b"unknown_children", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_device_type_id", b"child_device_type_id", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "heartbeat", b"heartbeat", "id", b"id", "joint_anomaly", b"joint_anomaly", "message_mode", b"message_mode", "message_schema", b"message_schema", "metrics", b"metrics", "processing_mode", b"processing_mode", "protocol", b"protocol", "quality", b"quality", "unknown_children", b"unknown_children", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceType: _TypeAlias = DeviceType  # noqa: Y015
+
+@_typing.final
+class JointAnomalyRules(_message.Message):
+    """JointAnomalyRules say which metrics of a device are looked at together: samples of a time at
+    which they do not fit each other are anomalies (Hotelling's T² and Q). What is usual, a device
+    shows in its first rows, a row being the samples of one time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRICS_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    warm_up: _builtins.int
+    """How many rows, at least; absent: 400. Of more than eight metrics more are taken."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Two to 64 metrics of kind DOUBLE; empty: all of them whose anomalies are not disabled."""
+
+    def __init__(
+        self,
+        *,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        warm_up: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_warm_up", b"_warm_up", "warm_up", b"warm_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_warm_up", b"_warm_up", "metrics", b"metrics", "warm_up", b"warm_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__warm_up: _TypeAlias = _typing.Literal["warm_up"]  # noqa: Y015
+    _WhichOneofArgType__warm_up: _TypeAlias = _typing.Literal["_warm_up", b"_warm_up"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warm_up) -> _WhichOneofReturnType__warm_up | None: ...
+
+Global___JointAnomalyRules: _TypeAlias = JointAnomalyRules  # noqa: Y015
 
 @_typing.final
 class QualityRules(_message.Message):

@@ -47,6 +47,12 @@ class ProfileServiceStub:
     """BatchGetTenants answers whose devices those among the ids are that exist: topics
     carry a device's id alone. Ids that are absent are left out.
     """
+    BatchCheckAssets: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.BatchCheckAssetsRequest, _profile_service_pb2.BatchCheckAssetsResponse]
+    """BatchCheckAssets answers which of the ids are assets of the tenant."""
+    GetSubtree: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.GetSubtreeRequest, _profile_service_pb2.GetSubtreeResponse]
+    """GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+    NOT_FOUND when the asset is absent.
+    """
     BatchGetChildren: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetChildrenRequest, _profile_service_pb2.BatchGetChildrenResponse]
     """BatchGetChildren answers which devices a gateway's names for its children stand for, and
     registers those that do not exist when the gateway's type says so (unknown_children). It
@@ -73,6 +79,12 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
     BatchGetTenants: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetTenantsRequest, _profile_service_pb2.BatchGetTenantsResponse]  # type: ignore[assignment]
     """BatchGetTenants answers whose devices those among the ids are that exist: topics
     carry a device's id alone. Ids that are absent are left out.
+    """
+    BatchCheckAssets: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.BatchCheckAssetsRequest, _profile_service_pb2.BatchCheckAssetsResponse]  # type: ignore[assignment]
+    """BatchCheckAssets answers which of the ids are assets of the tenant."""
+    GetSubtree: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.GetSubtreeRequest, _profile_service_pb2.GetSubtreeResponse]  # type: ignore[assignment]
+    """GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+    NOT_FOUND when the asset is absent.
     """
     BatchGetChildren: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetChildrenRequest, _profile_service_pb2.BatchGetChildrenResponse]  # type: ignore[assignment]
     """BatchGetChildren answers which devices a gateway's names for its children stand for, and
@@ -112,6 +124,22 @@ class ProfileServiceServicer:
     ) -> _typing.Union[_profile_service_pb2.BatchGetTenantsResponse, _abc.Awaitable[_profile_service_pb2.BatchGetTenantsResponse]]:
         """BatchGetTenants answers whose devices those among the ids are that exist: topics
         carry a device's id alone. Ids that are absent are left out.
+        """
+
+    def BatchCheckAssets(
+        self,
+        request: _profile_service_pb2.BatchCheckAssetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profile_service_pb2.BatchCheckAssetsResponse, _abc.Awaitable[_profile_service_pb2.BatchCheckAssetsResponse]]:
+        """BatchCheckAssets answers which of the ids are assets of the tenant."""
+
+    def GetSubtree(
+        self,
+        request: _profile_service_pb2.GetSubtreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profile_service_pb2.GetSubtreeResponse, _abc.Awaitable[_profile_service_pb2.GetSubtreeResponse]]:
+        """GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+        NOT_FOUND when the asset is absent.
         """
 
     def BatchGetChildren(

@@ -157,9 +157,11 @@ class DeadLetter(_message.Message):
     payload_bytes: _builtins.int
     """Size of the payload."""
     payload: _builtins.bytes
-    """A device's message as it came. This and what follows only in GetDeadLetter."""
+    """A device's message as it came; of a batch, a serialized RefusedBatch when it holds a time
+    that JSON has no form for. This and what follows only in GetDeadLetter.
+    """
     text: _builtins.str
-    """The same as text, when it is UTF-8."""
+    """A device's message as text, when it is UTF-8."""
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Whose samples they are: the first 100 devices, in a list 20."""
@@ -436,7 +438,9 @@ class ReplayDeadLettersRequest(_message.Message):
     late, or of a backfill that has expired.
     """
     page_size: _builtins.int
-    """With a filter, how many to try at most; 100 unless stated, 1,000 at most."""
+    """With a filter, how many to try at most; 100 unless stated, 1,000 at most. Large letters
+    end a page before.
+    """
     page_token: _builtins.str
     """next_page_token of the call before, with the same filter."""
     @_builtins.property

@@ -11,6 +11,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from twinmesh.ingest.v1 import event_pb2 as _event_pb2
 from twinmesh.type.v1 import error_reason_pb2 as _error_reason_pb2
 from twinmesh.type.v1 import value_pb2 as _value_pb2
 import builtins as _builtins
@@ -308,6 +309,86 @@ class Refusal(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class IngestEventsRequest(_message.Message):
+    """One batch of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WRITER_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    BACKFILL_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes a retry harmless for one hour; unique among all requests of the caller."""
+    writer_id: _builtins.str
+    """Name of a writer that numbers its batches, of samples or events, without gaps."""
+    sequence: _builtins.int
+    """The batch's number: 1, then one more each time. At most 2^63-1."""
+    mode: Global___Mode.ValueType
+    """What one bad event does to the others."""
+    backfill_id: _builtins.str
+    """A declared backfill, whose range then replaces the live window."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
+        """What to store."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[_event_pb2.Event] | None = ...,
+        request_id: _builtins.str = ...,
+        writer_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        mode: Global___Mode.ValueType = ...,
+        backfill_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_id", b"backfill_id", "events", b"events", "mode", b"mode", "request_id", b"request_id", "sequence", b"sequence", "writer_id", b"writer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestEventsRequest: _TypeAlias = IngestEventsRequest  # noqa: Y015
+
+@_typing.final
+class IngestEventsResponse(_message.Message):
+    """What became of a batch of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORED_EVENTS_FIELD_NUMBER: _builtins.int
+    REFUSED_EVENTS_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    stored_events: _builtins.int
+    """Events stored."""
+    refused_events: _builtins.int
+    """Events refused."""
+    duplicate: _builtins.bool
+    """This is the outcome of the same request sent before; nothing was stored now."""
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.EventRefusal]:
+        """Why each of them was, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        stored_events: _builtins.int = ...,
+        refused_events: _builtins.int = ...,
+        refusals: _abc.Iterable[_event_pb2.EventRefusal] | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "refusals", b"refusals", "refused_events", b"refused_events", "stored_events", b"stored_events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestEventsResponse: _TypeAlias = IngestEventsResponse  # noqa: Y015
 
 @_typing.final
 class Chunk(_message.Message):
@@ -736,8 +817,9 @@ Global___SeriesDef: _TypeAlias = SeriesDef  # noqa: Y015
 
 @_typing.final
 class Batch(_message.Message):
-    """Batch is committed or refused whole under the writer's next sequence. It holds columns,
-    readings or messages; one with none of them stores nothing and uses up its sequence.
+    """Batch is committed or refused whole under the writer's next sequence. It holds columns
+    or readings, and events, or it holds messages; one with nothing stores nothing and uses up its
+    sequence.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -747,6 +829,7 @@ class Batch(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     READINGS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch's number: 1, then one more each time. At most 2^63-1."""
@@ -769,10 +852,16 @@ class Batch(_message.Message):
         """
 
     @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
+        """Events, at most 1,000. By the rules of Event; what breaks them is refused
+        (INVALID_FIELD). Mode ALL_OR_NOTHING holds for samples and events together.
+        """
+
+    @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceMessage]:
-        """Messages of devices and chunks of them, at most 1,000. By the rules of DeviceMessage; what
-        breaks them refuses the batch (INVALID_FIELD), as a recorded outcome. A chunk is durable
-        when its batch is; the message is stored when its last chunk is durable.
+        """Messages of devices and chunks of them, at most 1,000, and nothing beside them. By the rules
+        of DeviceMessage; what breaks them refuses the batch (INVALID_FIELD), as a recorded outcome. A
+        chunk is durable when its batch is; the message is stored when its last chunk is durable.
         """
 
     def __init__(
@@ -783,11 +872,12 @@ class Batch(_message.Message):
         traceparent: _builtins.str = ...,
         columns: Global___Columns | None = ...,
         readings: _abc.Iterable[Global___Reading] | None = ...,
+        events: _abc.Iterable[_event_pb2.Event] | None = ...,
         messages: _abc.Iterable[Global___DeviceMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "messages", b"messages", "mode", b"mode", "readings", b"readings", "sequence", b"sequence", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "events", b"events", "messages", b"messages", "mode", b"mode", "readings", b"readings", "sequence", b"sequence", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -810,6 +900,8 @@ class Columns(_message.Message):
     BOOL_VALUES_FIELD_NUMBER: _builtins.int
     STRING_VALUES_FIELD_NUMBER: _builtins.int
     POINT_VALUES_FIELD_NUMBER: _builtins.int
+    STRING_DICTIONARY_FIELD_NUMBER: _builtins.int
+    STRING_CODES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def series(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Alias per run."""
@@ -842,6 +934,17 @@ class Columns(_message.Message):
     def point_values(self) -> _containers.RepeatedCompositeFieldContainer[_value_pb2.Point]:
         """Values of runs of kind POINT."""
 
+    @_builtins.property
+    def string_dictionary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In place of string_values: the texts that string_codes name, best each once."""
+
+    @_builtins.property
+    def string_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Values of runs of kind STRING, each as its place in string_dictionary, from 0. The
+        content, and so the digest, is that of the texts. A code beyond the dictionary, or
+        string_values beside either, refuses the batch (COLUMNS_INVALID).
+        """
+
     def __init__(
         self,
         *,
@@ -853,10 +956,12 @@ class Columns(_message.Message):
         bool_values: _abc.Iterable[_builtins.bool] | None = ...,
         string_values: _abc.Iterable[_builtins.str] | None = ...,
         point_values: _abc.Iterable[_value_pb2.Point] | None = ...,
+        string_dictionary: _abc.Iterable[_builtins.str] | None = ...,
+        string_codes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "double_values", b"double_values", "int_values", b"int_values", "point_values", b"point_values", "run_lengths", b"run_lengths", "series", b"series", "string_values", b"string_values", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "double_values", b"double_values", "int_values", b"int_values", "point_values", b"point_values", "run_lengths", b"run_lengths", "series", b"series", "string_codes", b"string_codes", "string_dictionary", b"string_dictionary", "string_values", b"string_values", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1027,11 +1132,15 @@ class BatchResult(_message.Message):
     REFUSALS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    STORED_EVENTS_FIELD_NUMBER: _builtins.int
+    REFUSED_EVENTS_FIELD_NUMBER: _builtins.int
+    EVENT_REFUSALS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """Why a whole batch was refused: COLUMNS_INVALID, INVALID_FIELD, VALUE_REFUSED, or
-    OUTCOME_EXPIRED for a batch sent again too late; unspecified otherwise.
+    """Why a whole batch was refused: COLUMNS_INVALID, INVALID_FIELD, VALUE_REFUSED,
+    BATCH_REFUSED for one of mode ALL_OR_NOTHING that has a bad event, or OUTCOME_EXPIRED
+    for a batch sent again too late; unspecified otherwise.
     """
     stored_samples: _builtins.int
     """Samples stored."""
@@ -1041,9 +1150,19 @@ class BatchResult(_message.Message):
     """The reason of the whole batch to read."""
     trace_id: _builtins.str
     """The trace in which the batch came, hexadecimal; empty when it came in none."""
+    stored_events: _builtins.int
+    """Events stored."""
+    refused_events: _builtins.int
+    """Events refused."""
     @_builtins.property
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
         """Why; the first 100, in the order of the batch."""
+
+    @_builtins.property
+    def event_refusals(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.EventRefusal]:
+        """Why; the first 100, in the order of the batch. Those that tell why come before
+        BATCH_REFUSED.
+        """
 
     def __init__(
         self,
@@ -1055,10 +1174,13 @@ class BatchResult(_message.Message):
         refusals: _abc.Iterable[Global___Refusal] | None = ...,
         message: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        stored_events: _builtins.int = ...,
+        refused_events: _builtins.int = ...,
+        event_refusals: _abc.Iterable[_event_pb2.EventRefusal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_samples", b"stored_samples", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_refusals", b"event_refusals", "message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_events", b"refused_events", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_events", b"stored_events", "stored_samples", b"stored_samples", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

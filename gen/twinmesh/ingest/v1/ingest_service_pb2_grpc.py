@@ -45,6 +45,11 @@ class IngestServiceStub:
                 request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageResponse.FromString,
                 _registered_method=True)
+        self.IngestEvents = channel.unary_unary(
+                '/twinmesh.ingest.v1.IngestService/IngestEvents',
+                request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsResponse.FromString,
+                _registered_method=True)
         self.CreateBackfill = channel.unary_unary(
                 '/twinmesh.ingest.v1.IngestService/CreateBackfill',
                 request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.CreateBackfillRequest.SerializeToString,
@@ -99,6 +104,15 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IngestEvents(self, request, context):
+        """IngestEvents stores events in one transaction and answers when they are durable. They
+        are exactly once, refused and retried as readings are: identities, modes, errors and
+        the sequences of a writer are those of IngestTelemetry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateBackfill(self, request, context):
         """CreateBackfill declares that old recordings of a time range will be loaded, and
         makes room for them. Live telemetry outside of the live window is refused;
@@ -144,6 +158,11 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.IngestMessage,
                     request_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageRequest.FromString,
                     response_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageResponse.SerializeToString,
+            ),
+            'IngestEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.IngestEvents,
+                    request_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsRequest.FromString,
+                    response_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsResponse.SerializeToString,
             ),
             'CreateBackfill': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateBackfill,
@@ -211,6 +230,33 @@ class IngestService:
             '/twinmesh.ingest.v1.IngestService/IngestMessage',
             twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageRequest.SerializeToString,
             twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IngestEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.ingest.v1.IngestService/IngestEvents',
+            twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsRequest.SerializeToString,
+            twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,11 @@ class IngestServiceStub:
     RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
     DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
     """
+    IngestEvents: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestEventsRequest, _ingest_service_pb2.IngestEventsResponse]
+    """IngestEvents stores events in one transaction and answers when they are durable. They
+    are exactly once, refused and retried as readings are: identities, modes, errors and
+    the sequences of a writer are those of IngestTelemetry.
+    """
     CreateBackfill: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.CreateBackfillRequest, _ingest_service_pb2.Backfill]
     """CreateBackfill declares that old recordings of a time range will be loaded, and
     makes room for them. Live telemetry outside of the live window is refused;
@@ -123,6 +128,11 @@ class IngestServiceAsyncStub(IngestServiceStub):
     Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
     RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
     DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
+    """
+    IngestEvents: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestEventsRequest, _ingest_service_pb2.IngestEventsResponse]  # type: ignore[assignment]
+    """IngestEvents stores events in one transaction and answers when they are durable. They
+    are exactly once, refused and retried as readings are: identities, modes, errors and
+    the sequences of a writer are those of IngestTelemetry.
     """
     CreateBackfill: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.CreateBackfillRequest, _ingest_service_pb2.Backfill]  # type: ignore[assignment]
     """CreateBackfill declares that old recordings of a time range will be loaded, and
@@ -191,6 +201,16 @@ class IngestServiceServicer:
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
         RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
         DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
+        """
+
+    def IngestEvents(
+        self,
+        request: _ingest_service_pb2.IngestEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_service_pb2.IngestEventsResponse, _abc.Awaitable[_ingest_service_pb2.IngestEventsResponse]]:
+        """IngestEvents stores events in one transaction and answers when they are durable. They
+        are exactly once, refused and retried as readings are: identities, modes, errors and
+        the sequences of a writer are those of IngestTelemetry.
         """
 
     def CreateBackfill(

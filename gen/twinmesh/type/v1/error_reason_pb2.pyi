@@ -184,6 +184,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CHILD_UNKNOWN: _ErrorReason.ValueType  # 117
     """The gateway has no child of this name, and its type registers none. In a refusal."""
+    ERROR_REASON_ASSET_UNKNOWN: _ErrorReason.ValueType  # 127
+    """The asset does not exist in the caller's tenant. In a refusal."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -353,4 +355,6 @@ Metadata: limit_name, limit, used.
 """
 ERROR_REASON_CHILD_UNKNOWN: ErrorReason.ValueType  # 117
 """The gateway has no child of this name, and its type registers none. In a refusal."""
+ERROR_REASON_ASSET_UNKNOWN: ErrorReason.ValueType  # 127
+"""The asset does not exist in the caller's tenant. In a refusal."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -9,6 +9,8 @@ __all__ = (
     "AssetServiceStub",
     "AssetType",
     "AssetTypeServiceStub",
+    "BatchCheckAssetsRequest",
+    "BatchCheckAssetsResponse",
     "BatchCreateDevicesRequest",
     "BatchCreateDevicesResponse",
     "BatchGetChildrenRequest",
@@ -39,9 +41,12 @@ __all__ = (
     "GetAssetTypeRequest",
     "GetDeviceRequest",
     "GetDeviceTypeRequest",
+    "GetSubtreeRequest",
+    "GetSubtreeResponse",
     "HealthAlgorithm",
     "HealthInput",
     "HealthMethod",
+    "JointAnomalyRules",
     "ListAssetTypesRequest",
     "ListAssetTypesResponse",
     "ListAssetsRequest",
@@ -591,6 +596,43 @@ default_message_pool.register_message("twinmesh.asset.v1", "AssetType", AssetTyp
 
 
 @dataclass(eq=False, repr=False)
+class BatchCheckAssetsRequest(betterproto2.Message):
+    """
+    Which assets.
+    """
+
+    tenant: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose assets.
+    """
+
+    asset_ids: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Their ids.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "BatchCheckAssetsRequest", BatchCheckAssetsRequest)
+
+
+@dataclass(eq=False, repr=False)
+class BatchCheckAssetsResponse(betterproto2.Message):
+    """
+    Those that exist.
+    """
+
+    asset_ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    In no order.
+    """
+
+
+default_message_pool.register_message(
+    "twinmesh.asset.v1", "BatchCheckAssetsResponse", BatchCheckAssetsResponse
+)
+
+
+@dataclass(eq=False, repr=False)
 class BatchCreateDevicesRequest(betterproto2.Message):
     """
     What to add.
@@ -1096,6 +1138,13 @@ class DeviceType(betterproto2.Message):
     How the quality of its samples is judged; absent: as the fields of QualityRules say.
     """
 
+    joint_anomaly: "JointAnomalyRules | None" = betterproto2.field(
+        12, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Metrics that are looked at together; absent: each is looked at by itself only.
+    """
+
     unknown_children: "UnknownChildren" = betterproto2.field(
         20, betterproto2.TYPE_ENUM, default_factory=lambda: UnknownChildren(0)
     )
@@ -1180,6 +1229,41 @@ default_message_pool.register_message("twinmesh.asset.v1", "GetDeviceTypeRequest
 
 
 @dataclass(eq=False, repr=False)
+class GetSubtreeRequest(betterproto2.Message):
+    """
+    Which part of the hierarchy.
+    """
+
+    tenant: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose asset.
+    """
+
+    asset_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    The asset on top.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "GetSubtreeRequest", GetSubtreeRequest)
+
+
+@dataclass(eq=False, repr=False)
+class GetSubtreeResponse(betterproto2.Message):
+    """
+    An asset and what is below it.
+    """
+
+    asset_ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    In no order.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "GetSubtreeResponse", GetSubtreeResponse)
+
+
+@dataclass(eq=False, repr=False)
 class HealthAlgorithm(betterproto2.Message):
     """
     HealthAlgorithm: each input is scored 0 to 1 and the scores are combined.
@@ -1241,6 +1325,28 @@ class HealthInput(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.asset.v1", "HealthInput", HealthInput)
+
+
+@dataclass(eq=False, repr=False)
+class JointAnomalyRules(betterproto2.Message):
+    """
+    JointAnomalyRules say which metrics of a device are looked at together: samples of a time at
+    which they do not fit each other are anomalies (Hotelling's T² and Q). What is usual, a device
+    shows in its first rows, a row being the samples of one time.
+    """
+
+    metrics: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Two to 64 metrics of kind DOUBLE; empty: all of them whose anomalies are not disabled.
+    """
+
+    warm_up: "int | None" = betterproto2.field(2, betterproto2.TYPE_INT32, optional=True)
+    """
+    How many rows, at least; absent: 400. Of more than eight metrics more are taken.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "JointAnomalyRules", JointAnomalyRules)
 
 
 @dataclass(eq=False, repr=False)
@@ -2320,6 +2426,49 @@ class ProfileServiceStub(betterproto2_grpclib.ServiceStub):
             "/twinmesh.asset.v1.ProfileService/BatchGetTenants",
             message,
             BatchGetTenantsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def batch_check_assets(
+        self,
+        message: "BatchCheckAssetsRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "BatchCheckAssetsResponse":
+        """
+        BatchCheckAssets answers which of the ids are assets of the tenant.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.asset.v1.ProfileService/BatchCheckAssets",
+            message,
+            BatchCheckAssetsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def get_subtree(
+        self,
+        message: "GetSubtreeRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "GetSubtreeResponse":
+        """
+        GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+        NOT_FOUND when the asset is absent.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.asset.v1.ProfileService/GetSubtree",
+            message,
+            GetSubtreeResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
