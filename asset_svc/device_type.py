@@ -10,6 +10,7 @@ from twinmesh.asset.v1.device_type_service_pb2 import (
     PROCESSING_MODE_DIRECT,
     PROCESSING_MODE_UNSPECIFIED,
     RANGE_POLICY_REFUSE,
+    UNKNOWN_CHILDREN_REGISTER,
     DeviceType,
     MetricDefinition,
 )
@@ -62,6 +63,8 @@ class DeviceTypes(Resources[DeviceType, Rows[DeviceType]]):
                     f"{path}.message_schema.pointers[{name!r}]", f"the type defines no metric {name!r}"
                 )
 
+        if resource.unknown_children == UNKNOWN_CHILDREN_REGISTER and not resource.child_device_type_id:
+            raise invalid_field(f"{path}.child_device_type_id", "children that are registered need a type")
         if resource.HasField("joint_anomaly"):
             _check_joint(resource, f"{path}.joint_anomaly.metrics")
 

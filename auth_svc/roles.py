@@ -40,7 +40,7 @@ _WRITE = frozenset(
     }
 )
 
-# profile:read is nobody's: only services may read across tenants.
+# profile:read and profile:register are nobody's: only services may act across tenants.
 _PERMISSIONS = {
     Role.ADMIN: _READ | _WRITE | _API_KEYS | _REFLECTION,
     Role.OPERATOR: _READ | _WRITE | _REFLECTION,

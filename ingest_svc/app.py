@@ -1,20 +1,23 @@
 """The only place where ingest_svc's parts meet."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from nats.aio.client import Client
 
 from ingest_svc.announcer import Announcer
 from ingest_svc.applied import Applied
+from ingest_svc.assembler import Assembler
 from ingest_svc.asset_cache import AssetCache
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
+from ingest_svc.child_cache import ChildCache
 from ingest_svc.config import IngestSettings
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from ingest_svc.frontier_reports import follow_reports
 from ingest_svc.intake import Intake
+from ingest_svc.message_intake import MessageIntake
 from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
@@ -41,6 +44,8 @@ from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
+from telemetry_store.chunks import ChunkStore
+from telemetry_store.commit import Commit
 from telemetry_store.dead_letter_store import DeadLetterStore
 from telemetry_store.receipts import ReceiptStore
 from telemetry_store.writer import TelemetryWriter
@@ -64,13 +69,25 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     metrics = IngestMetrics(meter())
 
+    def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
+        profiles.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
+        children.forget(tenant, device_ids=device_ids)
+
+    def distrust() -> None:
+        profiles.distrust()
+        children.distrust()
+
     async def subscribe(client: Client) -> None:
-        await follow_changes(client, forget=profiles.forget, forget_all=profiles.distrust)
+        await follow_changes(client, forget=forget, forget_all=distrust)
         await follow_reports(client, frontiers=frontiers)
 
     def reconnected() -> None:
-        profiles.distrust()
+        distrust()
         frontiers.listen_anew()
+
+    def committed(commit: Commit) -> None:
+        announcer.announce(commit)
+        assembler.add(commit.whole)
 
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
@@ -80,6 +97,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
         ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
+        ChildCache(source=assets, clock=clock) as children,
         AssetCache(source=assets, clock=clock) as known_assets,
         TwinFrontiers() as frontiers,
         bus.connection(
@@ -94,7 +112,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         TelemetryWriter(
             pool=pool,
             judge=(processing := Processing(catalog=catalog, store=StateStore(pool=pool))).judge,
-            on_committed=announcer.announce,
+            on_committed=committed,
             on_group=metrics.group_stored,
         ) as writer,
         background(processing.keep_saving(), name="save-states"),
@@ -102,12 +120,28 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         backfills = BackfillStore(pool=pool)
+        chunks = ChunkStore(pool=pool)
+        message_intake = MessageIntake(
+            profiles=profiles,
+            children=children,
+            series_finder=processing,
+            chunks=chunks,
+        )
+        assembler = Assembler(
+            store=chunks,
+            profiles=profiles,
+            intake=message_intake,
+            writer=writer,
+            live_window=settings.live_window,
+            clock=clock,
+        )
         intake = Intake(
             profiles=profiles,
             assets=known_assets,
             series_finder=processing,
             backfills=backfills,
             live_window=settings.live_window,
+            messages=message_intake,
         )
         raw = RawTrail(keeps=lambda _: settings.raw_messages)
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
@@ -118,6 +152,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             profiles=profiles.lookups,
             series=catalog.lookups,
             tenants=tenants.lookups,
+            children=children.lookups,
             assets=known_assets.lookups,
             tokens=verifier.lookups,
         )
@@ -148,7 +183,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         messages = MessagePath(
             tenants=tenants,
             profiles=profiles,
-            series_finder=processing,
+            intake=message_intake,
             writer=writer,
             raw=raw,
             live_window=settings.live_window,
@@ -156,6 +191,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         )
         letters = DeadLetterStore(pool=pool)
         async with (
+            background(assembler.run(), name="assembler"),
             _storing_messages(messages, settings, writer=writer, clock=clock),
             running_server(
                 listen=settings.listen,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,16 @@ class Assessment(Outcome):
             )
             for kind, samples in self.samples.items()
         ]
+
+
+class SeriesFinder(Protocol):
+    """Where ids of series are found."""
+
+    async def resolve(
+        self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
+    ) -> npt.NDArray[np.int32]:
+        """Return the ids of series, as Processing does."""
+        ...
 
 
 def assess(

@@ -45,3 +45,16 @@ class AssetProfiles:
         """
         request = profile_pb2.BatchGetTenantsRequest(device_ids=device_ids)
         return (await call_dependency(self._stub.BatchGetTenants, request, peer=_PEER)).tenants
+
+    async def fetch_children(self, tenant: str, gateway_id: str, names: Sequence[str]) -> Mapping[str, str]:
+        """Return device ids by up to 10,000 of a gateway's names for its children.
+
+        Those that nobody knows are registered, if the gateway's type says so, and else left out.
+
+        Raises:
+            Unavailable: asset_svc does not answer, or not with children.
+        """
+        request = profile_pb2.BatchGetChildrenRequest(
+            tenant=tenant, gateway_id=gateway_id, names=names, register=True
+        )
+        return (await call_dependency(self._stub.BatchGetChildren, request, peer=_PEER)).device_ids

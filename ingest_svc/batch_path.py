@@ -26,7 +26,7 @@ from meshkit.clock import Clock
 from meshkit.errors import DomainError, InvalidArgument
 from meshkit.identity import Principal
 from meshkit.telemetry import remote_span, tracer
-from telemetry_store.requests import WriteRequest, WriteResult, WriterIdentity
+from telemetry_store.requests import DeviceSet, WriteRequest, WriteResult, WriterIdentity
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -131,19 +131,33 @@ class BatchPath:
             taken.span.get_span_context() if taken.span is not None else None,
             Door.STREAM,
         )
-        all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
-        content = conversion.to_content(batch)
-        request = await self._take_content(
-            content,
-            to_stream_events(batch.events),
-            origin,
-            all_or_nothing=all_or_nothing,
-            received_us=received_us,
-        )
+        content: SentColumns | list[Reading] | RefusedContent | DeviceSet
+        if batch.messages:
+            request, content = await self._take_messages(batch, origin, received_us)
+        else:
+            content = conversion.to_content(batch)
+            request = await self._take_content(
+                content,
+                to_stream_events(batch.events),
+                origin,
+                all_or_nothing=batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
+                received_us=received_us,
+            )
         if batch.sequence <= self._flow.last_committed:  # It is known, and so is its trail.
             return request, BatchTrail()
         trail = await self._trail.of_batch(batch, content, received_us)
         return replace(request, raw=trail.messages), trail
+
+    async def _take_messages(
+        self, batch: ingest_pb2.Batch, origin: Origin, received_us: int
+    ) -> tuple[WriteRequest, DeviceSet | RefusedContent]:
+        """Return the request of a batch of messages, and the devices that they speak of."""
+        messages = conversion.to_messages(batch, arrival_us=received_us)
+        if isinstance(messages, RefusedContent):
+            events = to_stream_events(batch.events)
+            return self._intake.refuse(origin, messages, events=events, received_us=received_us), messages
+        request, taken = await self._intake.take_messages(origin, messages, received_us=received_us)
+        return request, DeviceSet.of(device_id for devices in taken.devices for device_id in devices)
 
     async def _take_content(
         self,

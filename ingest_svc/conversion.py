@@ -11,18 +11,24 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import orjson
+from google.protobuf import struct_pb2
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from jsonpointer import JsonPointer
 
+from ingest_svc import device_message
 from ingest_svc.assessment import refuse_rest
 from ingest_svc.columns import SentColumns, UnreadableStrings, digest_as_sent
 from ingest_svc.dead_letters import devices_of
+from ingest_svc.device_message import ChunkPlace, DeviceMessage
 from ingest_svc.outcome import EventRefusal, Outcome, Refusal, RefusedContent, Why
 from ingest_svc.profile import (
     FLAT,
     LOCATION,
     LOCATION_PROFILE,
     DeviceProfile,
+    GatewayRules,
     JointRules,
     MessageSchema,
     MetricProfile,
@@ -55,14 +61,19 @@ from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MAX_READINGS = 10_000
+MAX_MESSAGES = 1_000
 _NANOS_PER_MICRO = 1_000
 _NANOS_PER_SECOND = 1_000_000_000
+_EXACT_NUMBERS = 2**53
 _MAX_VIOLATIONS = 100
 _DEVICE_TYPES = 1_000
 _TIME_UNITS_US: dict[int, int] = {
     device_type_pb2.TIME_UNIT_MILLISECONDS: 1_000,
     device_type_pb2.TIME_UNIT_MICROSECONDS: 1,
 }
+_MODES: dict[int, bool] = {ingest_pb2.MODE_PARTIAL: False, ingest_pb2.MODE_ALL_OR_NOTHING: True}
+_GATEWAY_MODES = (device_type_pb2.PROCESSING_MODE_DEMULTIPLEX, device_type_pb2.PROCESSING_MODE_CHUNKED)
+_CHILD_POINTER = "/id"
 _WEIGHTS: tuple[
     Literal["completeness_weight", "validity_weight", "consistency_weight", "timeliness_weight"], ...
 ] = ("completeness_weight", "validity_weight", "consistency_weight", "timeliness_weight")
@@ -215,6 +226,64 @@ def _told(refusal: Refusal) -> ingest_pb2.Refusal:
     )
 
 
+def to_message(request: ingest_pb2.IngestMessageRequest, *, arrival_us: int) -> DeviceMessage:
+    """Return the message of a request.
+
+    Raises:
+        InvalidArgument: INVALID_FIELD, a chunk is neither text nor an array.
+    """
+    payload, is_array = request.payload, False
+    if request.WhichOneof("content") == "json":
+        content = _plain(request.json)
+        if request.HasField("chunk") and isinstance(content, str):
+            payload = content.encode()
+        elif request.HasField("chunk") and not isinstance(content, list):
+            raise invalid_field(
+                "json", "a chunk is text, a piece of the message's, or an array of its elements"
+            )
+        else:
+            payload, is_array = orjson.dumps(content), isinstance(content, list)
+    return DeviceMessage(
+        request.device_id,
+        payload,
+        arrival_us,
+        all_or_nothing=_MODES.get(request.mode),
+        chunk=_chunk(request.chunk, is_array=is_array) if request.HasField("chunk") else None,
+    )
+
+
+def _plain(value: struct_pb2.Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "number_value":
+        number = value.number_value
+        if not math.isfinite(number):
+            raise invalid_field("json", "JSON has no NaN and no infinities")
+        return int(number) if number.is_integer() and abs(number) < _EXACT_NUMBERS else number
+    if kind == "struct_value":
+        return {name: _plain(field) for name, field in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [_plain(element) for element in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def _chunk(sent: ingest_pb2.Chunk, *, is_array: bool) -> ChunkPlace:
+    return ChunkPlace(sent.message_id, sent.index, sent.total, is_array)
+
+
+def to_message_response(written: WriteResult) -> ingest_pb2.IngestMessageResponse:
+    """Return the answer that says what became of a message."""
+    result = ingest_pb2.BatchResult.FromString(written.outcome)
+    refusals = list(result.refusals)
+    if result.reason:
+        refusals.append(ingest_pb2.Refusal(reason=result.reason, message=result.message))
+    return ingest_pb2.IngestMessageResponse(
+        stored_samples=result.stored_samples,
+        refused_samples=result.refused_samples,
+        refusals=refusals,
+        duplicate=written.duplicate,
+    )
+
+
 def to_definitions(messages: Iterable[ingest_pb2.SeriesDef]) -> list[tuple[int, SeriesDefinition]]:
     """Return definitions, each with its alias."""
     return [
@@ -241,14 +310,58 @@ def to_content(batch: ingest_pb2.Batch) -> SentColumns | list[Reading] | Refused
         return _refused(batch, (error.reason, error.message))
 
 
+def to_messages(batch: ingest_pb2.Batch, *, arrival_us: int) -> list[DeviceMessage] | RefusedContent:
+    """Return the messages of a stream's batch that has some; what is refused, is as by `to_content`.
+
+    Args:
+        batch: as sent.
+        arrival_us: when it came, microseconds since the epoch.
+    """
+    messages = [
+        DeviceMessage(
+            sent.device_id,
+            sent.payload,
+            arrival_us,
+            all_or_nothing=_MODES.get(batch.mode),
+            chunk=_chunk(sent.chunk, is_array=False) if sent.HasField("chunk") else None,
+        )
+        for sent in batch.messages
+    ]
+    why: Why
+    if batch.readings or batch.events or batch.HasField("columns"):
+        why = ErrorReason.ERROR_REASON_COLUMNS_INVALID, "messages are alone in their batch"
+    else:
+        try:
+            if len(batch.messages) > MAX_MESSAGES:
+                raise invalid_field("messages", f"must not have more than {MAX_MESSAGES} items")
+            _validate_each(batch.messages, "messages")
+        except InvalidArgument as error:
+            why = error.reason, error.message
+        else:
+            return messages
+    refused = _refused(batch, why)
+    return replace(
+        refused,
+        samples=len(messages) + refused.samples,
+        digest=device_message.digest(messages, beside=refused.digest),
+        # Nobody can send it again as it is.
+        payload_format=PayloadFormat.NONE,
+        device_ids=devices_of((*batch.readings, *batch.messages)),
+    )
+
+
 def _validate_readings(messages: Sequence[ingest_pb2.Reading]) -> None:
     if len(messages) > MAX_READINGS:
         raise invalid_field("readings", f"must not have more than {MAX_READINGS} items")
+    _validate_each(messages, "readings")
+
+
+def _validate_each(messages: Sequence[Message], field: str) -> None:
     for index, message in enumerate(messages):
         try:
             validate(message)
         except InvalidArgument as error:
-            raise InvalidArgument(f"readings[{index}].{error.message}", reason=error.reason) from error
+            raise InvalidArgument(f"{field}[{index}].{error.message}", reason=error.reason) from error
 
 
 def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
@@ -273,6 +386,7 @@ def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
         mode=batch.mode,
         readings=batch.readings,
         columns=batch.columns if batch.HasField("columns") else None,
+        messages=batch.messages,
     )
     return RefusedContent(
         why,
@@ -368,12 +482,20 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
 
 
 @lru_cache(maxsize=_DEVICE_TYPES)
-def _read_type(written: bytes) -> tuple[Mapping[str, MetricProfile], MessageSchema, Mapping[str, str]]:
+def _read_type(
+    written: bytes,
+) -> tuple[Mapping[str, MetricProfile], MessageSchema, Mapping[str, str], GatewayRules | None, bool]:
     """Return what a profile holds of a serialized device type: the same objects for all answers."""
     device_type = device_type_pb2.DeviceType.FromString(written)
     quality, joint = _quality(device_type.quality), _joint(device_type)
     metrics = {metric.name: _metric(metric, quality, joint) for metric in device_type.metrics}
     schema = device_type.message_schema
+    gateway = None
+    if device_type.processing_mode in _GATEWAY_MODES:
+        gateway = GatewayRules(
+            child=JsonPointer(schema.child_pointer or _CHILD_POINTER),
+            takes_chunks=device_type.processing_mode == device_type_pb2.PROCESSING_MODE_CHUNKED,
+        )
     return (
         {**metrics, LOCATION: replace(LOCATION_PROFILE, quality=quality)},
         MessageSchema(
@@ -383,6 +505,8 @@ def _read_type(written: bytes) -> tuple[Mapping[str, MetricProfile], MessageSche
             time_unit_us=_TIME_UNITS_US.get(schema.time_unit, FLAT.time_unit_us),
         ),
         {alias: metric.name for metric in device_type.metrics for alias in metric.aliases},
+        gateway,
+        device_type.message_mode == device_type_pb2.MESSAGE_MODE_ALL_OR_NOTHING,
     )
 
 

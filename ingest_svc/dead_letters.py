@@ -156,9 +156,9 @@ def readable(message: str) -> str:
     return message.replace("\0", "\\0")
 
 
-def devices_of(readings: Iterable[ingest_pb2.Reading]) -> list[str]:
-    """Return the ids of readings that may break every rule, as far as they have the form of one."""
-    named = dict.fromkeys(reading.device_id for reading in readings)
+def devices_of(content: Iterable[ingest_pb2.Reading | ingest_pb2.DeviceMessage]) -> list[str]:
+    """Return the device ids of what may break every rule, as far as they have the form of one."""
+    named = dict.fromkeys(sent.device_id for sent in content)
     return [device_id for device_id in named if _DEVICE_ID.fullmatch(device_id)]
 
 

@@ -7,22 +7,22 @@ from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 from opentelemetry.trace import SpanContext, format_trace_id
 
 from ingest_svc import columns as sent_columns
 from ingest_svc import dead_letters
 from ingest_svc import event as sent_events
 from ingest_svc import reading as sent_readings
-from ingest_svc.assessment import assess
+from ingest_svc.assessment import SeriesFinder, assess
 from ingest_svc.asset_cache import AssetCache
 from ingest_svc.columns import SentColumns
 from ingest_svc.conversion import to_result
 from ingest_svc.dead_letters import Arrival
+from ingest_svc.device_message import DeviceMessage
+from ingest_svc.device_message import digest as message_digest
 from ingest_svc.event import InvalidEvent, SentEvent
+from ingest_svc.message_intake import MessageIntake, TakenMessages, message_letter, message_letters
 from ingest_svc.outcome import BATCH_REFUSED, VALUE_REFUSED, Outcome, RefusedContent, Why
-from ingest_svc.profile import MetricProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
 from ingest_svc.series_table import SeriesTable
@@ -32,7 +32,6 @@ from meshkit.errors import InvalidArgument
 from meshkit.identity import Principal
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import DeadLetter, Event, Replay, RequestIdentity, WriteRequest, WriterIdentity
-from telemetry_store.series import SeriesKey
 
 _BACKFILL_PERMISSION = "telemetry:backfill"
 # So many series are resolved at a time; asset_svc takes no more devices at once, and
@@ -88,16 +87,6 @@ class Backfills(Protocol):
         ...
 
 
-class SeriesFinder(Protocol):
-    """Where ids of series are found."""
-
-    async def resolve(
-        self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
-    ) -> npt.NDArray[np.int32]:
-        """Return the ids of series, as Processing does."""
-        ...
-
-
 class Intake:
     """Takes batches: decides about their samples, and makes their outcomes.
 
@@ -111,6 +100,7 @@ class Intake:
         series_finder: finds ids of series.
         backfills: finds declared backfills.
         live_window: event times taken without a backfill.
+        messages: reads messages.
     """
 
     def __init__(
@@ -121,12 +111,14 @@ class Intake:
         series_finder: SeriesFinder,
         backfills: Backfills,
         live_window: LiveWindow,
+        messages: MessageIntake,
     ) -> None:
         self._profiles = profiles
         self._assets = assets
         self._series_finder = series_finder
         self._backfills = backfills
         self._live_window = live_window
+        self._messages = messages
 
     async def take_readings(
         self,
@@ -275,6 +267,49 @@ class Intake:
         if events:
             taken = await self._beside_events(origin, taken, events, window, arrival)
         return _request(origin, taken)
+
+    async def take_messages(
+        self, origin: Origin, messages: Sequence[DeviceMessage], *, received_us: int
+    ) -> tuple[WriteRequest, TakenMessages]:
+        """Return the request that stores what is good of messages and keeps chunks, and what they hold.
+
+        Args:
+            origin: where they come from.
+            messages: by the rules of the contract.
+            received_us: moves the live window, microseconds since the epoch.
+
+        Raises:
+            ResourceExhausted: CHUNK_STORAGE_FULL; nothing is recorded.
+            Unavailable: DEPENDENCY_UNAVAILABLE.
+        """
+        tenant, principal = origin.principal.tenant, origin.principal.name
+        profiles = await self._profiles.find(tenant, {message.device_id for message in messages})
+        taken = await self._messages.take(
+            tenant,
+            messages,
+            profiles,
+            window=self._live_window.at(received_us),
+            now_us=received_us,
+            wait_when_full=True,
+        )
+        letters = message_letters(messages, taken, principal=principal, trace_id=origin.trace_id)
+        request = _request(
+            origin,
+            _Taken(
+                message_digest(messages),
+                taken.outcome(),
+                taken.samples,
+                list(letters.values()),
+                live_us=received_us,
+            ),
+        )
+        whole = [
+            partial(message_letter, message, [VALUE_REFUSED], principal=principal, trace_id=origin.trace_id)
+            for message in messages
+        ]
+        return replace(
+            request, chunks=taken.chunks, refused_dead_letters=lambda: [letter() for letter in whole]
+        ), taken
 
     def refuse(
         self,

@@ -126,6 +126,19 @@ def kind_mismatch(metric: str, kind: Kind, sent: Kind) -> Why:
     return ErrorReason.ERROR_REASON_KIND_MISMATCH, f"metric {metric!r} is {kind.name}, not {sent.name}"
 
 
+def takes_no_chunks(device_type_id: str) -> Why:
+    """Say that messages of a type do not come in chunks."""
+    return (
+        ErrorReason.ERROR_REASON_CHUNK_INVALID,
+        f"device type {device_type_id!r} takes no chunks; its processing_mode is not CHUNKED",
+    )
+
+
+def child_unknown(name: str, gateway_id: str) -> Why:
+    """Say that a gateway has no child of a name."""
+    return ErrorReason.ERROR_REASON_CHILD_UNKNOWN, f"gateway {gateway_id!r} has no child {name!r}"
+
+
 def value_out_of_range(metric: str, bounds: tuple[float, float]) -> Why:
     """Say that a value is outside of what its device type takes."""
     minimum, maximum = bounds

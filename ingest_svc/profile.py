@@ -91,6 +91,19 @@ FLAT = MessageSchema(pointers=None, time=JsonPointer("/time"), time_unit_us=1_00
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayRules:
+    """How messages of a gateway are taken apart.
+
+    Attributes:
+        child: where in an object its name for the child stands that the object is of.
+        takes_chunks: its messages may come in chunks.
+    """
+
+    child: JsonPointer
+    takes_chunks: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceProfile:
     """A device of some tenant.
 
@@ -101,6 +114,8 @@ class DeviceProfile:
         message_schema: how its JSON messages are read.
         aliases: names of metrics by other names that devices use.
         asset_id: the asset that it is on, "" for none.
+        gateway: how its messages are taken apart; None: all they say is of itself.
+        all_or_nothing: mode of its messages, unless their sender says it.
     """
 
     device_type_id: str
@@ -108,6 +123,8 @@ class DeviceProfile:
     metrics: Mapping[str, MetricProfile]
     message_schema: MessageSchema = FLAT
     aliases: Mapping[str, str] = field(default_factory=dict)
+    gateway: GatewayRules | None = None
+    all_or_nothing: bool = False
     asset_id: str = ""
 
     def metric(self, name: str) -> MetricProfile | None:

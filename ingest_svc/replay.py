@@ -10,8 +10,9 @@ from opentelemetry.trace import SpanContext
 
 from ingest_svc import conversion
 from ingest_svc.columns import SentColumns
+from ingest_svc.device_message import DeviceMessage
 from ingest_svc.intake import Door, Intake, Origin
-from ingest_svc.message_path import DeviceMessage, MessagePath, MessageWriter
+from ingest_svc.message_path import MessagePath, MessageWriter
 from ingest_svc.outcome import INTERNAL, Outcome, RefusedContent, Why, reason_name
 from ingest_svc.series_table import SeriesTable
 from meshkit.errors import FailedPrecondition, PermissionDenied, ResourceExhausted, Unavailable

@@ -24,7 +24,7 @@ from meshkit import status
 from meshkit.clock import Clock
 from meshkit.errors import DomainError
 from meshkit.identity import Principal, current_principal
-from telemetry_store.requests import WriteRequest, WriteResult
+from telemetry_store.requests import RequestIdentity, WriteRequest, WriteResult
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
@@ -93,6 +93,19 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         ):
             response.ack_level = ingest_pb2.ACK_LEVEL_DURABLE
         return response
+
+    async def IngestMessage(
+        self, request: ingest_pb2.IngestMessageRequest, context: Any
+    ) -> ingest_pb2.IngestMessageResponse:
+        received_us = self._clock.now_us()
+        message = conversion.to_message(request, arrival_us=received_us)
+        identity = RequestIdentity(request.request_id) if request.request_id else None
+        batch, taken = await self._intake.take_messages(
+            Origin(current_principal(), identity, _span(), Door.UNARY), [message], received_us=received_us
+        )
+        raw = self._raw.of_messages(batch.tenant, taken.contents([message]), received_us)
+        batch = replace(batch, raw=raw)
+        return conversion.to_message_response(await self._writer.write(batch))
 
     async def IngestEvents(
         self, request: ingest_pb2.IngestEventsRequest, context: Any

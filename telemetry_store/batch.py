@@ -18,6 +18,7 @@ from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import (
     DeadLetter,
     Event,
+    MessageChunk,
     MessageIdentity,
     RequestIdentity,
     WriteRequest,
@@ -75,6 +76,11 @@ class Batch:
         return () if self.refused else self.request.events
 
     @property
+    def chunks(self) -> Sequence[MessageChunk]:
+        """Return the chunks to be kept."""
+        return () if self.refused else self.request.chunks
+
+    @property
     def size(self) -> int:
         """Return how many samples came with the request."""
         return sum(len(columns) for columns in self.request.samples)
@@ -117,6 +123,7 @@ class Batch:
         kept = [np.flatnonzero(~np.isin(places, left_out)) for places in identity.samples]
         letters = [place for place, message in enumerate(identity.dead_letters) if message not in messages]
         raw = [place for place, message in enumerate(identity.raw) if message not in messages]
+        chunks = [place for place, message in enumerate(identity.chunks) if message not in messages]
         return Batch(
             replace(
                 request,
@@ -125,10 +132,12 @@ class Batch:
                     samples=[places[chosen] for places, chosen in zip(identity.samples, kept, strict=True)],
                     dead_letters=[identity.dead_letters[place] for place in letters],
                     raw=[identity.raw[place] for place in raw],
+                    chunks=[identity.chunks[place] for place in chunks],
                 ),
                 samples=[columns.at(chosen) for columns, chosen in zip(request.samples, kept, strict=True)],
                 dead_letters=[request.dead_letters[place] for place in letters],
                 raw=[request.raw[place] for place in raw],
+                chunks=[request.chunks[place] for place in chunks],
             )
         )
 

@@ -189,6 +189,7 @@ class WaitingBatches:
 def _size(request: WriteRequest) -> int:
     size = _BATCH_BYTES + len(request.outcome) + len(request.refused_outcome)
     size += sum(len(letter.payload) for letter in request.dead_letters)
+    size += sum(len(chunk.payload) for chunk in request.chunks)
     size += sum(_EVENT_BYTES + len(event.message) + len(event.attributes) for event in request.events)
     size += sum(len(message.payload) for message in request.raw)
     return size + sum(columns.memory_bytes for columns in request.samples)

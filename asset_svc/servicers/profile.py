@@ -3,6 +3,7 @@
 from typing import Any
 
 from asset_svc.asset import Assets
+from asset_svc.children import Children
 from asset_svc.profile import Profiles, Tenants
 from twinmesh.asset.v1 import profile_service_pb2 as contract
 from twinmesh.asset.v1 import profile_service_pb2_grpc as contract_grpc
@@ -15,12 +16,14 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
         profiles: their rules.
         tenants: finds whose devices are.
         assets: the rules of assets.
+        children: the rules of devices behind gateways.
     """
 
-    def __init__(self, *, profiles: Profiles, tenants: Tenants, assets: Assets) -> None:
+    def __init__(self, *, profiles: Profiles, tenants: Tenants, assets: Assets, children: Children) -> None:
         self._profiles = profiles
         self._tenants = tenants
         self._assets = assets
+        self._children = children
 
     async def BatchGetProfiles(
         self, request: contract.BatchGetProfilesRequest, context: Any
@@ -40,6 +43,14 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
         self, request: contract.BatchGetTenantsRequest, context: Any
     ) -> contract.BatchGetTenantsResponse:
         return contract.BatchGetTenantsResponse(tenants=await self._tenants.find(request.device_ids))
+
+    async def BatchGetChildren(
+        self, request: contract.BatchGetChildrenRequest, context: Any
+    ) -> contract.BatchGetChildrenResponse:
+        found = await self._children.find(
+            request.tenant, request.gateway_id, request.names, register=request.register
+        )
+        return contract.BatchGetChildrenResponse(device_ids=found)
 
     async def BatchCheckAssets(
         self, request: contract.BatchCheckAssetsRequest, context: Any

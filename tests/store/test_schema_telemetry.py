@@ -29,6 +29,8 @@ TABLE_RIGHTS = {
         "series": KEEP,
         "detector_state": KEEP,
         "backfill": READ,
+        "chunked_message": {*KEEP, "DELETE"},
+        "message_chunk": {*READ, "INSERT", "DELETE"},
     },
     "twinmesh_twin_feed": dict.fromkeys(
         ("series", "segment", "series_latest", "ingest_instance", "ingest_commit", "feed_consumer"), READ
@@ -182,6 +184,8 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "dead_letter",
             "event",
             "series_latest",
+            "chunked_message",
+            "message_chunk",
             "raw_device_set",
             "raw_message",
             "detector_state",

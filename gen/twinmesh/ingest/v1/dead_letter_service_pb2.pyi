@@ -60,6 +60,7 @@ class RefusedBatch(_message.Message):
     READINGS_FIELD_NUMBER: _builtins.int
     SERIES_DEFS_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     mode: _ingest_service_pb2.Mode.ValueType
     """Mode of the batch. ALL_OR_NOTHING: this is the whole batch, and so it is replayed."""
     @_builtins.property
@@ -74,6 +75,10 @@ class RefusedBatch(_message.Message):
     def columns(self) -> _ingest_service_pb2.Columns:
         """Samples in columns."""
 
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_service_pb2.DeviceMessage]:
+        """Messages that break the contract's rules; nobody replays them."""
+
     def __init__(
         self,
         *,
@@ -81,10 +86,11 @@ class RefusedBatch(_message.Message):
         readings: _abc.Iterable[_ingest_service_pb2.Reading] | None = ...,
         series_defs: _abc.Iterable[_ingest_service_pb2.SeriesDef] | None = ...,
         columns: _ingest_service_pb2.Columns | None = ...,
+        messages: _abc.Iterable[_ingest_service_pb2.DeviceMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "mode", b"mode", "readings", b"readings", "series_defs", b"series_defs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "messages", b"messages", "mode", b"mode", "readings", b"readings", "series_defs", b"series_defs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -278,7 +279,9 @@ class Refusal(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     reading_index: _builtins.int
-    """Place in the batch's readings, from 0; in columns that of the first sample refused."""
+    """Place in the batch's readings or messages, from 0; in columns that of the first sample
+    refused.
+    """
     device_id: _builtins.str
     """The device."""
     metric: _builtins.str
@@ -386,6 +389,161 @@ class IngestEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IngestEventsResponse: _TypeAlias = IngestEventsResponse  # noqa: Y015
+
+@_typing.final
+class Chunk(_message.Message):
+    """Chunk is a message's place in a longer one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.str
+    """Name of the whole message, unique among the device's of the last hour."""
+    index: _builtins.int
+    """Which chunk this is, from 0."""
+    total: _builtins.int
+    """How many there are."""
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.str = ...,
+        index: _builtins.int = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "message_id", b"message_id", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+
+@_typing.final
+class DeviceMessage(_message.Message):
+    """DeviceMessage is a JSON message of a device, or a chunk of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """Whose: a device for itself, or a gateway for its children."""
+    payload: _builtins.bytes
+    """JSON as its type's message_schema says. Of a chunk a piece of that text: the message is all
+    of them one after the other.
+    """
+    @_builtins.property
+    def chunk(self) -> Global___Chunk:
+        """Set: the payload is a chunk of a longer message. The device's type must be CHUNKED."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        chunk: Global___Chunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "device_id", b"device_id", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceMessage: _TypeAlias = DeviceMessage  # noqa: Y015
+
+@_typing.final
+class IngestMessageRequest(_message.Message):
+    """One message of a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """Whose."""
+    payload: _builtins.bytes
+    """As DeviceMessage.payload."""
+    mode: Global___Mode.ValueType
+    """What one bad sample does to the others of the message; unspecified: as the device's type
+    says. The same in all chunks of a message.
+    """
+    request_id: _builtins.str
+    """Makes a retry harmless for one hour; unique among the caller's requests."""
+    @_builtins.property
+    def json(self) -> _struct_pb2.Value:
+        """The same as JSON in JSON, for people who type: whole numbers from 2^53 on lose digits. Of
+        a chunk text is a piece as in `payload`, and an array holds elements: the message is the
+        array of all chunks' elements.
+        """
+
+    @_builtins.property
+    def chunk(self) -> Global___Chunk:
+        """Set: this is a chunk of a longer message. The device's type must be CHUNKED."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        json: _struct_pb2.Value | None = ...,
+        chunk: Global___Chunk | None = ...,
+        mode: Global___Mode.ValueType = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content", b"content", "json", b"json", "payload", b"payload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content", b"content", "device_id", b"device_id", "json", b"json", "mode", b"mode", "payload", b"payload", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["payload", "json"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___IngestMessageRequest: _TypeAlias = IngestMessageRequest  # noqa: Y015
+
+@_typing.final
+class IngestMessageResponse(_message.Message):
+    """What became of a message. Of a chunk that is not refused both counts are 0: what becomes of
+    its samples is known when the message is whole.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORED_SAMPLES_FIELD_NUMBER: _builtins.int
+    REFUSED_SAMPLES_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    stored_samples: _builtins.int
+    """Samples stored."""
+    refused_samples: _builtins.int
+    """Samples refused; what cannot be read counts as one."""
+    duplicate: _builtins.bool
+    """This is the outcome of the same request sent before; nothing was stored now."""
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
+        """Why, the first 100."""
+
+    def __init__(
+        self,
+        *,
+        stored_samples: _builtins.int = ...,
+        refused_samples: _builtins.int = ...,
+        refusals: _abc.Iterable[Global___Refusal] | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "refusals", b"refusals", "refused_samples", b"refused_samples", "stored_samples", b"stored_samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestMessageResponse: _TypeAlias = IngestMessageResponse  # noqa: Y015
 
 @_typing.final
 class Backfill(_message.Message):
@@ -660,7 +818,8 @@ Global___SeriesDef: _TypeAlias = SeriesDef  # noqa: Y015
 @_typing.final
 class Batch(_message.Message):
     """Batch is committed or refused whole under the writer's next sequence. It holds columns
-    or readings, and events; one with nothing stores nothing and uses up its sequence.
+    or readings, and events, or it holds messages; one with nothing stores nothing and uses up its
+    sequence.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -671,10 +830,13 @@ class Batch(_message.Message):
     COLUMNS_FIELD_NUMBER: _builtins.int
     READINGS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch's number: 1, then one more each time. At most 2^63-1."""
     mode: Global___Mode.ValueType
-    """What one bad sample does to the others."""
+    """What one bad sample does to the others; in messages, to the others of its message, and
+    unspecified it is as the device's type says.
+    """
     traceparent: _builtins.str
     """W3C trace context of this batch; another form is as none."""
     @_builtins.property
@@ -695,6 +857,13 @@ class Batch(_message.Message):
         (INVALID_FIELD). Mode ALL_OR_NOTHING holds for samples and events together.
         """
 
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceMessage]:
+        """Messages of devices and chunks of them, at most 1,000, and nothing beside them. By the rules
+        of DeviceMessage; what breaks them refuses the batch (INVALID_FIELD), as a recorded outcome. A
+        chunk is durable when its batch is; the message is stored when its last chunk is durable.
+        """
+
     def __init__(
         self,
         *,
@@ -704,10 +873,11 @@ class Batch(_message.Message):
         columns: Global___Columns | None = ...,
         readings: _abc.Iterable[Global___Reading] | None = ...,
         events: _abc.Iterable[_event_pb2.Event] | None = ...,
+        messages: _abc.Iterable[Global___DeviceMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "events", b"events", "mode", b"mode", "readings", b"readings", "sequence", b"sequence", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "events", b"events", "messages", b"messages", "mode", b"mode", "readings", b"readings", "sequence", b"sequence", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1036,7 +1206,8 @@ class Throttle(_message.Message):
     limit_name: _builtins.str
     """Which limit: inflight_batches or inflight_bytes of this stream, which a client that
     keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
-    of the process; empty when the reason is another one.
+    of the process; gateway_open_messages or tenant_chunk_bytes (CHUNK_STORAGE_FULL); empty
+    when the reason is another one.
     """
     limit: _builtins.int
     """Its size."""
@@ -1045,8 +1216,8 @@ class Throttle(_message.Message):
     first_refused_sequence: _builtins.int
     """Batches from this one on are to be sent again."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """INGEST_BUSY for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
-    before the batch.
+    """INGEST_BUSY or CHUNK_STORAGE_FULL for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send
+    SeriesDefs again before the batch.
     """
     message: _builtins.str
     """The reason to read."""

@@ -50,6 +50,19 @@ class IngestServiceStub:
     RESOURCE_EXHAUSTED INGEST_BUSY and UNAVAILABLE DEPENDENCY_UNAVAILABLE, both to
     be retried with the same request_id or sequence after RetryInfo.
     """
+    IngestMessage: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestMessageRequest, _ingest_service_pb2.IngestMessageResponse]
+    """IngestMessage stores what one JSON message of a device says, read by its type's
+    message_schema, as if the device had published it by MQTT. A message of a gateway carries
+    readings of its children. It may come in chunks; a chunk is durable when this answers, and
+    the message is stored when its last one has come, in whatever order.
+
+    What cannot be stored is refused in the answer, and kept as a dead letter. With a
+    request_id (kept one hour) a repeated request is answered with the first one's outcome and
+    stores nothing; a chunk needs none, the same chunk counts once.
+    Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
+    RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+    DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
+    """
     IngestEvents: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestEventsRequest, _ingest_service_pb2.IngestEventsResponse]
     """IngestEvents stores events in one transaction and answers when they are durable. They
     are exactly once, refused and retried as readings are: identities, modes, errors and
@@ -102,6 +115,19 @@ class IngestServiceAsyncStub(IngestServiceStub):
     OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
     RESOURCE_EXHAUSTED INGEST_BUSY and UNAVAILABLE DEPENDENCY_UNAVAILABLE, both to
     be retried with the same request_id or sequence after RetryInfo.
+    """
+    IngestMessage: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestMessageRequest, _ingest_service_pb2.IngestMessageResponse]  # type: ignore[assignment]
+    """IngestMessage stores what one JSON message of a device says, read by its type's
+    message_schema, as if the device had published it by MQTT. A message of a gateway carries
+    readings of its children. It may come in chunks; a chunk is durable when this answers, and
+    the message is stored when its last one has come, in whatever order.
+
+    What cannot be stored is refused in the answer, and kept as a dead letter. With a
+    request_id (kept one hour) a repeated request is answered with the first one's outcome and
+    stores nothing; a chunk needs none, the same chunk counts once.
+    Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
+    RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+    DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
     """
     IngestEvents: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestEventsRequest, _ingest_service_pb2.IngestEventsResponse]  # type: ignore[assignment]
     """IngestEvents stores events in one transaction and answers when they are durable. They
@@ -157,6 +183,24 @@ class IngestServiceServicer:
         OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
         RESOURCE_EXHAUSTED INGEST_BUSY and UNAVAILABLE DEPENDENCY_UNAVAILABLE, both to
         be retried with the same request_id or sequence after RetryInfo.
+        """
+
+    def IngestMessage(
+        self,
+        request: _ingest_service_pb2.IngestMessageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_service_pb2.IngestMessageResponse, _abc.Awaitable[_ingest_service_pb2.IngestMessageResponse]]:
+        """IngestMessage stores what one JSON message of a device says, read by its type's
+        message_schema, as if the device had published it by MQTT. A message of a gateway carries
+        readings of its children. It may come in chunks; a chunk is durable when this answers, and
+        the message is stored when its last one has come, in whatever order.
+
+        What cannot be stored is refused in the answer, and kept as a dead letter. With a
+        request_id (kept one hour) a repeated request is answered with the first one's outcome and
+        stores nothing; a chunk needs none, the same chunk counts once.
+        Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
+        RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+        DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
         """
 
     def IngestEvents(

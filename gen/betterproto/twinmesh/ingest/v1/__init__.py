@@ -9,6 +9,7 @@ __all__ = (
     "Backfill",
     "Batch",
     "BatchResult",
+    "Chunk",
     "Close",
     "Columns",
     "CommitAnnouncement",
@@ -19,6 +20,7 @@ __all__ = (
     "DeadLetterCount",
     "DeadLetterFilter",
     "DeadLetterServiceStub",
+    "DeviceMessage",
     "Event",
     "EventRefusal",
     "GetDeadLetterRequest",
@@ -26,6 +28,8 @@ __all__ = (
     "GoAway",
     "IngestEventsRequest",
     "IngestEventsResponse",
+    "IngestMessageRequest",
+    "IngestMessageResponse",
     "IngestServiceStub",
     "IngestTelemetryRequest",
     "IngestTelemetryResponse",
@@ -380,7 +384,8 @@ default_message_pool.register_message("twinmesh.ingest.v1", "Backfill", Backfill
 class Batch(betterproto2.Message):
     """
     Batch is committed or refused whole under the writer's next sequence. It holds columns
-    or readings, and events; one with nothing stores nothing and uses up its sequence.
+    or readings, and events, or it holds messages; one with nothing stores nothing and uses up its
+    sequence.
     """
 
     sequence: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
@@ -390,7 +395,8 @@ class Batch(betterproto2.Message):
 
     mode: "Mode" = betterproto2.field(2, betterproto2.TYPE_ENUM, default_factory=lambda: Mode(0))
     """
-    What one bad sample does to the others.
+    What one bad sample does to the others; in messages, to the others of its message, and
+    unspecified it is as the device's type says.
     """
 
     traceparent: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -414,6 +420,13 @@ class Batch(betterproto2.Message):
     """
     Events, at most 1,000. By the rules of Event; what breaks them is refused
     (INVALID_FIELD). Mode ALL_OR_NOTHING holds for samples and events together.
+    """
+
+    messages: "list[DeviceMessage]" = betterproto2.field(20, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Messages of devices and chunks of them, at most 1,000, and nothing beside them. By the rules
+    of DeviceMessage; what breaks them refuses the batch (INVALID_FIELD), as a recorded outcome. A
+    chunk is durable when its batch is; the message is stored when its last chunk is durable.
     """
 
 
@@ -483,6 +496,31 @@ class BatchResult(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.ingest.v1", "BatchResult", BatchResult)
+
+
+@dataclass(eq=False, repr=False)
+class Chunk(betterproto2.Message):
+    """
+    Chunk is a message's place in a longer one.
+    """
+
+    message_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Name of the whole message, unique among the device's of the last hour.
+    """
+
+    index: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    Which chunk this is, from 0.
+    """
+
+    total: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    """
+    How many there are.
+    """
+
+
+default_message_pool.register_message("twinmesh.ingest.v1", "Chunk", Chunk)
 
 
 @dataclass(eq=False, repr=False)
@@ -879,6 +917,32 @@ default_message_pool.register_message("twinmesh.ingest.v1", "DeadLetterFilter", 
 
 
 @dataclass(eq=False, repr=False)
+class DeviceMessage(betterproto2.Message):
+    """
+    DeviceMessage is a JSON message of a device, or a chunk of one.
+    """
+
+    device_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose: a device for itself, or a gateway for its children.
+    """
+
+    payload: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    JSON as its type's message_schema says. Of a chunk a piece of that text: the message is all
+    of them one after the other.
+    """
+
+    chunk: "Chunk | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Set: the payload is a chunk of a longer message. The device's type must be CHUNKED.
+    """
+
+
+default_message_pool.register_message("twinmesh.ingest.v1", "DeviceMessage", DeviceMessage)
+
+
+@dataclass(eq=False, repr=False)
 class Event(betterproto2.Message):
     """
     Event is something that happened at one time. It is stored as it was sent, and never
@@ -1079,6 +1143,85 @@ class IngestEventsResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.ingest.v1", "IngestEventsResponse", IngestEventsResponse)
+
+
+@dataclass(eq=False, repr=False)
+class IngestMessageRequest(betterproto2.Message):
+    """
+    One message of a device.
+
+    Oneofs:
+        - content: What it says.
+    """
+
+    device_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose.
+    """
+
+    payload: "bytes | None" = betterproto2.field(2, betterproto2.TYPE_BYTES, optional=True, group="content")
+    """
+    As DeviceMessage.payload.
+    """
+
+    json: "___google__protobuf__.Value | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, optional=True, group="content"
+    )
+    """
+    The same as JSON in JSON, for people who type: whole numbers from 2^53 on lose digits. Of
+    a chunk text is a piece as in `payload`, and an array holds elements: the message is the
+    array of all chunks' elements.
+    """
+
+    chunk: "Chunk | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Set: this is a chunk of a longer message. The device's type must be CHUNKED.
+    """
+
+    mode: "Mode" = betterproto2.field(5, betterproto2.TYPE_ENUM, default_factory=lambda: Mode(0))
+    """
+    What one bad sample does to the others of the message; unspecified: as the device's type
+    says. The same in all chunks of a message.
+    """
+
+    request_id: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Makes a retry harmless for one hour; unique among the caller's requests.
+    """
+
+
+default_message_pool.register_message("twinmesh.ingest.v1", "IngestMessageRequest", IngestMessageRequest)
+
+
+@dataclass(eq=False, repr=False)
+class IngestMessageResponse(betterproto2.Message):
+    """
+    What became of a message. Of a chunk that is not refused both counts are 0: what becomes of
+    its samples is known when the message is whole.
+    """
+
+    stored_samples: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Samples stored.
+    """
+
+    refused_samples: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    Samples refused; what cannot be read counts as one.
+    """
+
+    refusals: "list[Refusal]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Why, the first 100.
+    """
+
+    duplicate: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    This is the outcome of the same request sent before; nothing was stored now.
+    """
+
+
+default_message_pool.register_message("twinmesh.ingest.v1", "IngestMessageResponse", IngestMessageResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -1782,7 +1925,8 @@ class Refusal(betterproto2.Message):
 
     reading_index: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)
     """
-    Place in the batch's readings, from 0; in columns that of the first sample refused.
+    Place in the batch's readings or messages, from 0; in columns that of the first sample
+    refused.
     """
 
     device_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -1840,6 +1984,11 @@ class RefusedBatch(betterproto2.Message):
     columns: "Columns | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
     """
     Samples in columns.
+    """
+
+    messages: "list[DeviceMessage]" = betterproto2.field(20, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Messages that break the contract's rules; nobody replays them.
     """
 
 
@@ -2103,7 +2252,8 @@ class Throttle(betterproto2.Message):
     """
     Which limit: inflight_batches or inflight_bytes of this stream, which a client that
     keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
-    of the process; empty when the reason is another one.
+    of the process; gateway_open_messages or tenant_chunk_bytes (CHUNK_STORAGE_FULL); empty
+    when the reason is another one.
     """
 
     limit: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -2132,8 +2282,8 @@ class Throttle(betterproto2.Message):
         6, betterproto2.TYPE_ENUM, default_factory=lambda: __type__v1__.ErrorReason(0)
     )
     """
-    INGEST_BUSY for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
-    before the batch.
+    INGEST_BUSY or CHUNK_STORAGE_FULL for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send
+    SeriesDefs again before the batch.
     """
 
     message: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
@@ -2312,6 +2462,37 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
             "/twinmesh.ingest.v1.IngestService/IngestTelemetry",
             message,
             IngestTelemetryResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def ingest_message(
+        self,
+        message: "IngestMessageRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "IngestMessageResponse":
+        """
+        IngestMessage stores what one JSON message of a device says, read by its type's
+        message_schema, as if the device had published it by MQTT. A message of a gateway carries
+        readings of its children. It may come in chunks; a chunk is durable when this answers, and
+        the message is stored when its last one has come, in whatever order.
+
+        What cannot be stored is refused in the answer, and kept as a dead letter. With a
+        request_id (kept one hour) a repeated request is answered with the first one's outcome and
+        stores nothing; a chunk needs none, the same chunk counts once.
+        Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
+        RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+        DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.ingest.v1.IngestService/IngestMessage",
+            message,
+            IngestMessageResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,

@@ -307,6 +307,31 @@ class ErrorReason(betterproto2.Enum):
     at once. INVALID_ARGUMENT (JSON: 413 or 431).
     """
 
+    CHUNK_INVALID = 114
+    """
+    A chunk disagrees with what came of its message before (total, mode, form, or content of
+    the same index), its message was stored with other content within the hour, it is too
+    large, or the device's type takes no chunks. In a refusal or dead letter.
+    """
+
+    CHUNKS_MISSING = 115
+    """
+    Chunks of a message did not come within 60 s of its first one. In a dead letter, which
+    names them and holds what came.
+    """
+
+    CHUNK_STORAGE_FULL = 116
+    """
+    The gateway has too many unfinished messages, or its tenant too many bytes of them; retry
+    after RetryInfo. RESOURCE_EXHAUSTED, in a Throttle, or in a dead letter (MQTT).
+    Metadata: limit_name, limit, used.
+    """
+
+    CHILD_UNKNOWN = 117
+    """
+    The gateway has no child of this name, and its type registers none. In a refusal.
+    """
+
     ASSET_UNKNOWN = 127
     """
     The asset does not exist in the caller's tenant. In a refusal.
@@ -368,6 +393,10 @@ class ErrorReason(betterproto2.Enum):
             100: "ERROR_REASON_RATE_LIMITED",
             101: "ERROR_REASON_ROUTE_NOT_FOUND",
             102: "ERROR_REASON_BODY_TOO_LARGE",
+            114: "ERROR_REASON_CHUNK_INVALID",
+            115: "ERROR_REASON_CHUNKS_MISSING",
+            116: "ERROR_REASON_CHUNK_STORAGE_FULL",
+            117: "ERROR_REASON_CHILD_UNKNOWN",
             127: "ERROR_REASON_ASSET_UNKNOWN",
         }
 
@@ -427,6 +456,10 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_RATE_LIMITED": 100,
             "ERROR_REASON_ROUTE_NOT_FOUND": 101,
             "ERROR_REASON_BODY_TOO_LARGE": 102,
+            "ERROR_REASON_CHUNK_INVALID": 114,
+            "ERROR_REASON_CHUNKS_MISSING": 115,
+            "ERROR_REASON_CHUNK_STORAGE_FULL": 116,
+            "ERROR_REASON_CHILD_UNKNOWN": 117,
             "ERROR_REASON_ASSET_UNKNOWN": 127,
         }
 
