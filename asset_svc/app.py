@@ -9,6 +9,7 @@ from nats.aio.client import Client
 from asset_svc.asset import Assets
 from asset_svc.asset_type import AssetTypes
 from asset_svc.changes import BusChanges
+from asset_svc.children import Children
 from asset_svc.config import AssetSettings
 from asset_svc.contract import PUBLIC_SERVICES
 from asset_svc.device import Devices
@@ -23,7 +24,7 @@ from asset_svc.stores.asset import AssetRows
 from asset_svc.stores.asset_type import AssetTypeRows
 from asset_svc.stores.device import DeviceRows
 from asset_svc.stores.device_type import DeviceTypeRows
-from asset_svc.stores.profile import ProfileRows
+from asset_svc.stores.profile import ChildRows, ProfileRows
 from asset_svc.stores.rows import TenantStore
 from asset_svc.stores.tenants import DeviceTenants
 from meshkit import bus, db
@@ -74,6 +75,7 @@ def _registrations(pool: asyncpg.Pool, client: Client) -> list[Registration]:
     assets = Assets(store=TenantStore(pool=pool, rows=AssetRows))
     # Devices and their types must belong together.
     profiles = Profiles(store=TenantStore(pool=pool, rows=ProfileRows, isolation="repeatable_read"))
+    children = Children(store=TenantStore(pool=pool, rows=ChildRows), changes=changes)
     return [
         Registration(
             "twinmesh.asset.v1.DeviceTypeService",
@@ -98,6 +100,8 @@ def _registrations(pool: asyncpg.Pool, client: Client) -> list[Registration]:
         Registration(
             "twinmesh.asset.v1.ProfileService",
             profile_service_pb2_grpc.add_ProfileServiceServicer_to_server,
-            ProfileServicer(profiles=profiles, tenants=DeviceTenants(pool=pool)),
+            ProfileServicer(
+                profiles=profiles, tenants=DeviceTenants(pool=pool), assets=assets, children=children
+            ),
         ),
     ]

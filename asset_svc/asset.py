@@ -1,10 +1,10 @@
 """Rules of assets and their hierarchy."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from asset_svc.resources import Resources, Rows
-from meshkit.errors import FailedPrecondition, invalid_field
+from meshkit.errors import FailedPrecondition, invalid_field, not_found
 from twinmesh.asset.v1.asset_service_pb2 import Asset
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -20,11 +20,36 @@ class AssetRows(Rows[Asset], Protocol):
         """
         ...
 
+    async def subtree(self, asset_id: str) -> Sequence[str]:
+        """Return an asset's id and those of all that is part of it; nothing when it is absent."""
+        ...
+
+    async def existing(self, asset_ids: Sequence[str]) -> Sequence[str]:
+        """Return those of the ids that are assets."""
+        ...
+
 
 class Assets(Resources[Asset, AssetRows]):
     """What the fleet is there for, as a forest."""
 
     resource = "asset"
+
+    async def existing(self, tenant: str, asset_ids: Sequence[str]) -> Sequence[str]:
+        """Return those of the ids that are assets of the tenant, in no order."""
+        async with self._store.transaction(tenant) as rows:
+            return await rows.existing(asset_ids)
+
+    async def subtree(self, tenant: str, asset_id: str) -> Sequence[str]:
+        """Return an asset's id and those of all that is part of it, in no order.
+
+        Raises:
+            NotFound: the tenant has no such asset.
+        """
+        async with self._store.transaction(tenant) as rows:
+            found = await rows.subtree(asset_id)
+        if not found:
+            raise not_found(self.resource, asset_id)
+        return found
 
     def _check(self, resource: Asset, *, path: str) -> None:
         if not resource.asset_type_id:

@@ -10,6 +10,7 @@ from twinmesh.asset.v1.device_type_service_pb2 import (
     PROCESSING_MODE_DIRECT,
     PROCESSING_MODE_UNSPECIFIED,
     RANGE_POLICY_REFUSE,
+    UNKNOWN_CHILDREN_REGISTER,
     DeviceType,
     MetricDefinition,
 )
@@ -17,6 +18,7 @@ from twinmesh.type.v1.value_pb2 import VALUE_KIND_DOUBLE, VALUE_KIND_INT
 
 _NANOS_PER_MICRO = 1000
 _NUMBERS = (VALUE_KIND_DOUBLE, VALUE_KIND_INT)
+_FEWEST_TOGETHER, _MOST_TOGETHER = 2, 64
 _LOCATION = "location"  # Every device may report it; no type defines it.
 
 
@@ -61,8 +63,29 @@ class DeviceTypes(Resources[DeviceType, Rows[DeviceType]]):
                     f"{path}.message_schema.pointers[{name!r}]", f"the type defines no metric {name!r}"
                 )
 
+        if resource.unknown_children == UNKNOWN_CHILDREN_REGISTER and not resource.child_device_type_id:
+            raise invalid_field(f"{path}.child_device_type_id", "children that are registered need a type")
+        if resource.HasField("joint_anomaly"):
+            _check_joint(resource, f"{path}.joint_anomaly.metrics")
+
     async def _announce(self, tenant: str, ids: Sequence[str]) -> None:
         await self._changes.device_types(tenant, ids)
+
+
+def _check_joint(device_type: DeviceType, at: str) -> None:
+    kinds = {metric.name: metric.kind for metric in device_type.metrics}
+    for name in device_type.joint_anomaly.metrics:
+        if kinds.get(name) != VALUE_KIND_DOUBLE:
+            raise invalid_field(at, f"the type defines no metric {name!r} of kind DOUBLE")
+    meant = device_type.joint_anomaly.metrics or [
+        metric.name
+        for metric in device_type.metrics
+        if metric.kind == VALUE_KIND_DOUBLE and not metric.anomaly.disabled
+    ]
+    if not _FEWEST_TOGETHER <= len(meant) <= _MOST_TOGETHER:
+        raise invalid_field(
+            at, f"{_FEWEST_TOGETHER} to {_MOST_TOGETHER} metrics are looked at together, not {len(meant)}"
+        )
 
 
 def _check_metric(metric: MetricDefinition, at: str) -> None:

@@ -21,11 +21,13 @@ _READ = frozenset(
     {
         "twin:read",
         "history:read",
+        "event:read",
         "device:read",
         "device_type:read",
         "asset:read",
         "asset_type:read",
         "dead_letter:read",
+        "raw_message:read",
     }
 )
 _WRITE = frozenset(
@@ -40,14 +42,14 @@ _WRITE = frozenset(
     }
 )
 
-# profile:read is nobody's: only services may read across tenants.
+# profile:read and profile:register are nobody's: only services may act across tenants.
 _PERMISSIONS = {
     Role.ADMIN: _READ | _WRITE | _API_KEYS | _POLICY_READ | _POLICY_WRITE | _REFLECTION,
     Role.OPERATOR: _READ | _WRITE | _POLICY_READ | _REFLECTION,
     Role.ANALYST: _READ | _REFLECTION,
-    Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read"}) | _REFLECTION,
+    Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read", "raw_message:read"}) | _REFLECTION,
     Role.API_CLIENT: frozenset(
-        {"telemetry:write", "twin:read", "history:read", "device:read", "device_type:read"}
+        {"telemetry:write", "twin:read", "history:read", "event:read", "device:read", "device_type:read"}
     )
     | _REFLECTION,
 }

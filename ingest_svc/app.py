@@ -1,16 +1,20 @@
 """The only place where ingest_svc's parts meet."""
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import asyncpg
 from nats.aio.client import Client
 
 from ingest_svc.announcer import Announcer
 from ingest_svc.applied import Applied
+from ingest_svc.assembler import Assembler
+from ingest_svc.asset_cache import AssetCache
 from ingest_svc.asset_client import AssetProfiles
 from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
+from ingest_svc.child_cache import ChildCache
 from ingest_svc.config import IngestSettings
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from ingest_svc.frontier_reports import follow_reports
@@ -18,6 +22,7 @@ from ingest_svc.ingest_policies import IngestPolicies
 from ingest_svc.intake import Intake
 from ingest_svc.limit_hits import LimitHits
 from ingest_svc.limiter import Limited, Limiter
+from ingest_svc.message_intake import MessageIntake
 from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
@@ -25,10 +30,15 @@ from ingest_svc.open_streams import OpenStreams
 from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
+from ingest_svc.receipts import Receipts
+from ingest_svc.replay import Replays
 from ingest_svc.servicer import IngestServicer
+from ingest_svc.servicers.dead_letters import DeadLetterServicer
 from ingest_svc.servicers.ingest_policy import IngestPolicyServicer
 from ingest_svc.servicers.limit import LimitServicer
-from ingest_svc.store import BackfillStore, CommitStore, StateStore
+from ingest_svc.servicers.raw_messages import RawMessageServicer
+from ingest_svc.servicers.receipts import ReceiptServicer
+from ingest_svc.store import BackfillStore, CommitStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
@@ -41,13 +51,20 @@ from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
+from telemetry_store.chunks import ChunkStore
+from telemetry_store.commit import Commit
+from telemetry_store.dead_letter_store import DeadLetterStore
 from telemetry_store.ingest_policies import IngestPolicyStore
 from telemetry_store.limit_hits import LimitHitStore
 from telemetry_store.limits import LimitStore
+from telemetry_store.receipts import ReceiptStore
 from telemetry_store.writer import TelemetryWriter
+from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh.ingest.v1 import limit_service_pb2_grpc as limit_grpc
+from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as raw_grpc
+from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
 
 SERVICE = "ingest_svc"
 
@@ -64,24 +81,36 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     metrics = IngestMetrics(meter())
 
+    def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
+        profiles.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
+        children.forget(tenant, device_ids=device_ids)
+
+    def distrust() -> None:
+        profiles.distrust()
+        children.distrust()
+
     async def subscribe(client: Client) -> None:
-        await follow_changes(client, forget=profiles.forget, forget_all=profiles.distrust)
+        await follow_changes(client, forget=forget, forget_all=distrust)
         await follow_reports(client, frontiers=frontiers)
 
     def reconnected() -> None:
-        profiles.distrust()
+        distrust()
         frontiers.listen_anew()
 
-    def limited(limit: Limited) -> None:
-        metrics.limited(limit.key.name)
-        hits.add(limit)
+    def committed(commit: Commit) -> None:
+        announcer.announce(commit)
+        assembler.add(commit.whole)
 
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
         db.pool(settings.database_url, application=SERVICE) as pool,
+        # Apart, so that long answers hold none of the connections that commits need.
+        db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
         ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
+        ChildCache(source=assets, clock=clock) as children,
+        AssetCache(source=assets, clock=clock) as known_assets,
         TwinFrontiers() as frontiers,
         bus.connection(
             settings.nats_url.get_secret_value(),
@@ -89,24 +118,20 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             on_connect=subscribe,
             on_reconnect=reconnected,
         ) as nats_client,
-        IngestPolicies(
-            source=(policy_store := IngestPolicyStore(pool=pool)),
-            live_window=settings.live_window,
-            keeps_raw=settings.raw_messages,
-        ) as policies,
-        LimitHits(sink=(hit_store := LimitHitStore(pool=pool)), clock=clock) as hits,
-        Limiter(
-            limits_of=policies.limits,
-            source=(limit_store := LimitStore(pool=pool, holder=uuid.uuid4())),
-            on_limited=limited,
-        ) as limiter,
+        _limits(
+            pool,
+            settings,
+            clock=clock,
+            counts=(limit_store := LimitStore(pool=pool, holder=uuid.uuid4())),
+            metrics=metrics,
+        ) as (policies, limiter),
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
         TelemetryWriter(
             pool=pool,
             judge=(processing := Processing(catalog=catalog, store=StateStore(pool=pool))).judge,
-            on_committed=announcer.announce,
+            on_committed=committed,
             on_group=metrics.group_stored,
         ) as writer,
         background(processing.keep_saving(), name="save-states"),
@@ -114,11 +139,29 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         backfills = BackfillStore(pool=pool)
+        chunks = ChunkStore(pool=pool)
+        message_intake = MessageIntake(
+            profiles=profiles,
+            children=children,
+            series_finder=processing,
+            chunks=chunks,
+        )
+        assembler = Assembler(
+            store=chunks,
+            profiles=profiles,
+            intake=message_intake,
+            limiter=limiter,
+            writer=writer,
+            live_window=policies.live_window,
+            clock=clock,
+        )
         intake = Intake(
             profiles=profiles,
+            assets=known_assets,
             series_finder=processing,
             backfills=backfills,
             live_window=policies.live_window,
+            messages=message_intake,
         )
         raw = RawTrail(keeps=policies.keeps_raw)
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
@@ -129,6 +172,8 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             profiles=profiles.lookups,
             series=catalog.lookups,
             tenants=tenants.lookups,
+            children=children.lookups,
+            assets=known_assets.lookups,
             tokens=verifier.lookups,
         )
 
@@ -160,14 +205,16 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         messages = MessagePath(
             tenants=tenants,
             profiles=profiles,
-            series_finder=processing,
+            intake=message_intake,
             limiter=limiter,
             writer=writer,
             raw=raw,
             live_window=policies.live_window,
             clock=clock,
         )
+        letters = DeadLetterStore(pool=pool)
         async with (
+            background(assembler.run(), name="assembler"),
             _storing_messages(messages, settings, writer=writer, clock=clock),
             running_server(
                 listen=settings.listen,
@@ -181,13 +228,33 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         "twinmesh.ingest.v1.IngestPolicyService",
                         policy_grpc.add_IngestPolicyServiceServicer_to_server,
                         IngestPolicyServicer(
-                            store=policy_store, policies=policies, live_window=settings.live_window
+                            store=IngestPolicyStore(pool=pool),
+                            policies=policies,
+                            live_window=settings.live_window,
                         ),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.LimitService",
                         limit_grpc.add_LimitServiceServicer_to_server,
-                        LimitServicer(hits=hit_store, usage=limit_store, policies=policies),
+                        LimitServicer(hits=LimitHitStore(pool=pool), usage=limit_store, policies=policies),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.DeadLetterService",
+                        dead_letter_grpc.add_DeadLetterServiceServicer_to_server,
+                        DeadLetterServicer(
+                            letters=letters,
+                            replays=Replays(letters=letters, intake=intake, messages=messages, writer=writer),
+                        ),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.ReceiptService",
+                        receipt_grpc.add_ReceiptServiceServicer_to_server,
+                        ReceiptServicer(receipts=Receipts(store=ReceiptStore(pool=pool))),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.RawMessageService",
+                        raw_grpc.add_RawMessageServiceServicer_to_server,
+                        RawMessageServicer(messages=RawMessageStore(pool=raw_pool), clock=clock),
                     ),
                 ],
                 verifier=verifier,
@@ -197,6 +264,33 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             ) as port,
         ):
             yield port
+
+
+@asynccontextmanager
+async def _limits(
+    pool: asyncpg.Pool,
+    settings: IngestSettings,
+    *,
+    counts: LimitStore,
+    metrics: IngestMetrics,
+    clock: Clock,
+) -> AsyncIterator[tuple[IngestPolicies, Limiter]]:
+    """Go by tenants' policies while the context is open."""
+
+    def limited(limit: Limited) -> None:
+        metrics.limited(limit.key.name)
+        hits.add(limit)
+
+    async with (
+        IngestPolicies(
+            source=IngestPolicyStore(pool=pool),
+            live_window=settings.live_window,
+            keeps_raw=settings.raw_messages,
+        ) as policies,
+        LimitHits(sink=LimitHitStore(pool=pool), clock=clock) as hits,
+        Limiter(limits_of=policies.limits, source=counts, on_limited=limited) as limiter,
+    ):
+        yield policies, limiter
 
 
 @asynccontextmanager

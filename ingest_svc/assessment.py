@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why
 from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.reading import NUMBER, Reading, SentSample, SentValue
 from ingest_svc.window import TimeWindow
-from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
+from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.series import SeriesKey
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -72,15 +72,25 @@ class Assessment(Outcome):
             series_ids: int32[len(series)], the ids of `series` in order.
         """
         return [
-            KindColumns(
+            KindColumns.of(
                 kind=kind,
                 series=series_ids[np.array(samples.series, np.intp)],
                 times=np.array(samples.times, np.int64),
                 # None, an altitude that is not known, becomes NaN.
-                values=np.array(samples.values, VALUE_TYPES[kind]),
+                values=samples.values,
             )
             for kind, samples in self.samples.items()
         ]
+
+
+class SeriesFinder(Protocol):
+    """Where ids of series are found."""
+
+    async def resolve(
+        self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
+    ) -> npt.NDArray[np.int32]:
+        """Return the ids of series, as Processing does."""
+        ...
 
 
 def assess(

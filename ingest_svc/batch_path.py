@@ -4,7 +4,7 @@ Batch ──▶ BatchFlow.take ──▶ Intake ──▶ Writer.submit ──�
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -14,9 +14,12 @@ from opentelemetry.trace import NonRecordingSpan, Span
 
 from ingest_svc import conversion
 from ingest_svc.columns import SentColumns
+from ingest_svc.event import InvalidEvent, SentEvent
+from ingest_svc.event_messages import to_stream_events
 from ingest_svc.flow import BatchFlow, Taken, is_transient
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.limiter import NO_CHARGE, Charge, Connection, Limiter, Sent
+from ingest_svc.message_intake import TakenMessages
 from ingest_svc.outcome import Outcome, RefusedContent
 from ingest_svc.raw_trail import BatchTrail, StreamTrail
 from ingest_svc.reading import Reading, samples_by_device
@@ -25,14 +28,14 @@ from meshkit.clock import Clock
 from meshkit.errors import DomainError, InvalidArgument
 from meshkit.identity import Principal
 from meshkit.telemetry import remote_span, tracer
-from telemetry_store.requests import WriteRequest, WriteResult, WriterIdentity
+from telemetry_store.requests import DeviceSet, WriteRequest, WriteResult, WriterIdentity
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MAX_BATCH_BYTES = 2 * 1024 * 1024
 # Told that an outcome has come, and why the stream must end; None as long as it need not.
 Answered = Callable[[Exception | None], object]
-_Content = SentColumns | list[Reading] | RefusedContent
+_Content = SentColumns | list[Reading] | RefusedContent | TakenMessages
 
 
 class BatchWriter(Protocol):
@@ -127,8 +130,7 @@ class BatchPath:
         taken.span = _span(batch)
         charge = NO_CHARGE
         try:
-            content = conversion.to_content(batch)
-            request, trail = await self._to_request(batch, content, taken, principal)
+            request, content, trail = await self._to_request(batch, taken, principal)
             charge = await self._admit(content, taken, principal)
             if taken.dropped:  # Meanwhile one before it has to come again, and so has this one.
                 charge.undo()
@@ -168,11 +170,11 @@ class BatchPath:
             if len(content.aliases) != len(content.run_lengths):
                 return {}  # Refused as a whole, and no device's.
             return self._series.samples_by_device(content.aliases, content.run_lengths)
-        return samples_by_device(content)
+        return samples_by_device(content.readings if isinstance(content, TakenMessages) else content)
 
     async def _to_request(
-        self, batch: ingest_pb2.Batch, content: _Content, taken: Taken, principal: Principal
-    ) -> tuple[WriteRequest, BatchTrail]:
+        self, batch: ingest_pb2.Batch, taken: Taken, principal: Principal
+    ) -> tuple[WriteRequest, _Content, BatchTrail]:
         received_us = self._clock.now_us()
         origin = Origin(
             principal,
@@ -180,31 +182,55 @@ class BatchPath:
             taken.span.get_span_context() if taken.span is not None else None,
             Door.STREAM,
         )
-        all_or_nothing = batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING
-        request = await self._take_content(
-            content, origin, all_or_nothing=all_or_nothing, received_us=received_us
-        )
+        content: _Content
+        if batch.messages:
+            request, content = await self._take_messages(batch, origin, received_us)
+        else:
+            content = sent = conversion.to_content(batch)
+            request = await self._take_content(
+                sent,
+                to_stream_events(batch.events),
+                origin,
+                all_or_nothing=batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
+                received_us=received_us,
+            )
         if batch.sequence <= self._flow.last_committed:  # It is known, and so is its trail.
-            return request, BatchTrail()
-        trail = await self._trail.of_batch(batch, content, received_us)
-        return replace(request, raw=trail.messages), trail
+            return request, content, BatchTrail()
+        trail = await self._trail.of_batch(batch, _named(content), received_us)
+        return replace(request, raw=trail.messages), content, trail
+
+    async def _take_messages(
+        self, batch: ingest_pb2.Batch, origin: Origin, received_us: int
+    ) -> tuple[WriteRequest, TakenMessages | RefusedContent]:
+        """Return the request of a batch of messages, and what becomes of them."""
+        messages = conversion.to_messages(batch, arrival_us=received_us)
+        if isinstance(messages, RefusedContent):
+            events = to_stream_events(batch.events)
+            return self._intake.refuse(origin, messages, events=events, received_us=received_us), messages
+        return await self._intake.take_messages(origin, messages, received_us=received_us)
 
     async def _take_content(
         self,
-        content: _Content,
+        content: SentColumns | list[Reading] | RefusedContent,
+        events: Sequence[SentEvent | InvalidEvent],
         origin: Origin,
         *,
         all_or_nothing: bool,
         received_us: int,
     ) -> WriteRequest:
         if isinstance(content, RefusedContent):
-            return self._intake.refuse(origin, content, received_us=received_us)
+            return self._intake.refuse(origin, content, events=events, received_us=received_us)
         if isinstance(content, SentColumns):
             return await self._intake.take_columns(
-                origin, content, self._series, all_or_nothing=all_or_nothing, received_us=received_us
+                origin,
+                content,
+                self._series,
+                events=events,
+                all_or_nothing=all_or_nothing,
+                received_us=received_us,
             )
         return await self._intake.take_readings(
-            origin, content, all_or_nothing=all_or_nothing, received_us=received_us
+            origin, content, events=events, all_or_nothing=all_or_nothing, received_us=received_us
         )
 
     def _trail_written(self, trail: BatchTrail, written: asyncio.Future[WriteResult]) -> None:
@@ -232,7 +258,15 @@ def _count(content: _Content) -> int:
         return content.samples
     if isinstance(content, SentColumns):
         return len(content)
-    return sum(len(reading.samples) for reading in content)
+    readings = content.readings if isinstance(content, TakenMessages) else content
+    return sum(len(reading.samples) for reading in readings)
+
+
+def _named(content: _Content) -> SentColumns | list[Reading] | RefusedContent | DeviceSet:
+    """Return what a batch holds, of messages the devices that they speak of."""
+    if not isinstance(content, TakenMessages):
+        return content
+    return DeviceSet.of(device_id for devices in content.devices for device_id in devices)
 
 
 def _span(batch: ingest_pb2.Batch) -> Span | None:

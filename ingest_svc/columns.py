@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,18 +48,37 @@ class SentColumns:
         run_lengths: int64[r], 0 to 2^32 - 1.
         times: int64[n], microseconds since 1970-01-01 UTC.
         values: by kind, those present, in the order of the kind's samples: float64[n],
-            int64[n], bool[n], object[n] of str, or float64[n, 3] of latitude, longitude
-            and altitude (NaN when absent, infinite when it was sent as NaN).
+            int64[n], bool[n], int32[n] of places in `texts`, or float64[n, 3] of latitude,
+            longitude and altitude (NaN when absent, infinite when it was sent as NaN).
+        texts: what the values of kind STRING are; some may be named by none, or be equal.
+        unreadable: what is wrong with the strings, whose values are then left out; None: nothing.
     """
 
     aliases: npt.NDArray[np.uint32]
     run_lengths: npt.NDArray[np.int64]
     times: npt.NDArray[np.int64]
     values: Mapping[Kind, npt.NDArray[Any]]
+    texts: Sequence[str] = ()
+    unreadable: "UnreadableStrings | None" = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.times)
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableStrings:
+    """Strings that are no content.
+
+    Attributes:
+        message: why.
+        digest: 32 bytes over what was sent.
+        written: the same as fields of a serialized Columns.
+    """
+
+    message: str
+    digest: bytes
+    written: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +137,8 @@ def check(columns: SentColumns, table: SeriesTable) -> None:
     samples = int(lengths.sum())
     if samples != len(columns.times):
         raise _invalid(f"run_lengths add up to {samples} samples, times has {len(columns.times)}")
+    if columns.unreadable is not None:
+        raise _invalid(columns.unreadable.message)
     # Exact, though the weights are doubles: no message holds 2^53 samples.
     of_kind = np.bincount(table.kinds[columns.aliases], weights=lengths, minlength=_KINDS)
     for kind in Kind:
@@ -216,15 +237,21 @@ def _spotless(columns: SentColumns, table: SeriesTable, window: TimeWindow) -> b
         table.verdicts[columns.aliases].any()
         or columns.times.min() < window.start_us
         or columns.times.max() >= window.end_us
-        or any(_bad(kind, values) is not None for kind, values in columns.values.items())
+        or any(_bad(columns, kind) is not None for kind in columns.values)
         or any(_out_of_range(columns, table, kind) is not None for kind in _BOUNDED)
     )
 
 
-def _bad(kind: Kind, values: npt.NDArray[Any]) -> _Mask | None:
+def _bad(columns: SentColumns, kind: Kind) -> _Mask | None:
     """Return which values break the contract's rules, None when none does."""
+    values = columns.values[kind]
+    if not len(values):
+        return None
+    if kind is Kind.STRING:
+        bad = _bad_texts(columns.texts)
+        return None if bad is None or not bad[values].any() else bad[values]
     find = _FIND_BAD.get(kind)
-    return None if find is None or not len(values) else find(values)
+    return None if find is None else find(values)
 
 
 _BOUNDED = (Kind.DOUBLE, Kind.INT)
@@ -235,8 +262,7 @@ def _bad_doubles(values: npt.NDArray[Any]) -> _Mask | None:
     return None if finite.all() else ~finite
 
 
-def _bad_strings(values: npt.NDArray[Any]) -> _Mask | None:
-    texts: list[str] = values.tolist()  # Much faster to go through than an array of objects.
+def _bad_texts(texts: Sequence[str]) -> _Mask | None:
     if _is_text("".join(texts)) and max(map(len, texts)) <= MAX_STRING:
         return None
     return np.array([len(text) > MAX_STRING or not _is_text(text) for text in texts], np.bool_)
@@ -259,7 +285,6 @@ def _bad_points(values: npt.NDArray[Any]) -> _Mask | None:
 
 _FIND_BAD: dict[Kind, Callable[[npt.NDArray[Any]], _Mask | None]] = {
     Kind.DOUBLE: _bad_doubles,
-    Kind.STRING: _bad_strings,
     Kind.POINT: _bad_points,
 }
 
@@ -270,9 +295,9 @@ def _reasons(columns: SentColumns, table: SeriesTable, window: TimeWindow) -> np
     outside = (columns.times < window.start_us) | (columns.times >= window.end_us)
     reasons[outside & (reasons == 0)] = _OUT_OF_WINDOW
     kinds = _sample_kinds(columns, table)
-    for kind, values in columns.values.items():
+    for kind in columns.values:
         for reason, bad in (
-            (_VALUE_INVALID, _bad(kind, values)),
+            (_VALUE_INVALID, _bad(columns, kind)),
             (_OUT_OF_RANGE, _out_of_range(columns, table, kind) if kind in _BOUNDED else None),
         ):
             if bad is not None:
@@ -362,6 +387,7 @@ def _chosen(columns: SentColumns, table: SeriesTable, chosen: _Mask) -> SentColu
         run_lengths=lengths[lengths > 0],
         times=columns.times[chosen],
         values={kind: values[chosen[kinds == kind]] for kind, values in columns.values.items()},
+        texts=columns.texts,
     )
 
 
@@ -371,7 +397,7 @@ def _accepted(columns: SentColumns, table: SeriesTable, accepted: _Mask | None) 
     present = {kind: values for kind, values in columns.values.items() if len(values)}
     if len(present) == 1 and accepted is None:
         ((kind, values),) = present.items()
-        return [KindColumns(kind, series, columns.times, values)]
+        return [KindColumns(kind, series, columns.times, values, texts=_texts(columns, kind))]
     kinds = _sample_kinds(columns, table)
     found: list[KindColumns] = []
     for kind, values in present.items():
@@ -380,8 +406,16 @@ def _accepted(columns: SentColumns, table: SeriesTable, accepted: _Mask | None) 
             values = values[accepted[of_kind]]  # noqa: PLW2901
             of_kind &= accepted
         if len(values):
-            found.append(KindColumns(kind, series[of_kind], columns.times[of_kind], values))
+            found.append(
+                KindColumns(
+                    kind, series[of_kind], columns.times[of_kind], values, texts=_texts(columns, kind)
+                )
+            )
     return found
+
+
+def _texts(columns: SentColumns, kind: Kind) -> Sequence[str]:
+    return columns.texts if kind is Kind.STRING else ()
 
 
 def digest(columns: SentColumns, table: SeriesTable, *, all_or_nothing: bool) -> bytes:
@@ -413,8 +447,10 @@ def _digest(columns: SentColumns, ids: npt.NDArray[np.uint64], *, all_or_nothing
     hashed.update(_bytes(columns.times))
     for kind, column in values:
         hashed.update(struct.pack("<BQ", kind, len(column)))
-        for part in _digested(kind, column):
+        for part in _digested(kind, column, columns.texts):
             hashed.update(part)
+    if columns.unreadable is not None:
+        hashed.update(columns.unreadable.digest)
     return hashed.digest()
 
 
@@ -428,11 +464,12 @@ def _joined(
     return ids[starts], np.add.reduceat(lengths, starts)
 
 
-def _digested(kind: Kind, values: npt.NDArray[Any]) -> Iterable[memoryview | bytes]:
+def _digested(kind: Kind, values: npt.NDArray[Any], texts: Sequence[str]) -> Iterable[memoryview | bytes]:
     if kind is Kind.STRING:
-        texts: list[str] = values.tolist()
-        yield _bytes(np.fromiter(map(len, texts), np.int64, count=len(texts)))  # characters
-        yield "".join(texts).encode(errors="surrogatepass")
+        # Whether a text was sent once or with each sample makes no difference.
+        lengths = np.fromiter(map(len, texts), np.int64, count=len(texts))
+        yield _bytes(lengths[values])  # characters
+        yield "".join(np.array(texts, np.object_)[values].tolist()).encode(errors="surrogatepass")
     elif kind is Kind.POINT:
         # NaN has many forms; which one stands for an absent altitude must not matter.
         yield _bytes(np.where(np.isnan(values), np.nan, values))

@@ -1,5 +1,7 @@
 """Between the contract's messages and the rules' plain data."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -9,18 +11,25 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import orjson
+from google.protobuf import struct_pb2
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from jsonpointer import JsonPointer
 
+from ingest_svc import device_message
 from ingest_svc.assessment import refuse_rest
-from ingest_svc.columns import SentColumns, digest_as_sent
+from ingest_svc.columns import SentColumns, UnreadableStrings, digest_as_sent
 from ingest_svc.dead_letters import devices_of
-from ingest_svc.outcome import Outcome, Refusal, RefusedContent, Why
+from ingest_svc.device_message import ChunkPlace, DeviceMessage
+from ingest_svc.outcome import EventRefusal, Outcome, Refusal, RefusedContent, Why
 from ingest_svc.profile import (
     FLAT,
     LOCATION,
     LOCATION_PROFILE,
     DeviceProfile,
+    GatewayRules,
+    JointRules,
     MessageSchema,
     MetricProfile,
     QualityRules,
@@ -46,19 +55,25 @@ from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
 from twinmesh.ingest.v1 import dead_letter_service_pb2 as dead_letter_pb2
+from twinmesh.ingest.v1 import event_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MAX_READINGS = 10_000
+MAX_MESSAGES = 1_000
 _NANOS_PER_MICRO = 1_000
 _NANOS_PER_SECOND = 1_000_000_000
+_EXACT_NUMBERS = 2**53
 _MAX_VIOLATIONS = 100
 _DEVICE_TYPES = 1_000
 _TIME_UNITS_US: dict[int, int] = {
     device_type_pb2.TIME_UNIT_MILLISECONDS: 1_000,
     device_type_pb2.TIME_UNIT_MICROSECONDS: 1,
 }
+_MODES: dict[int, bool] = {ingest_pb2.MODE_PARTIAL: False, ingest_pb2.MODE_ALL_OR_NOTHING: True}
+_GATEWAY_MODES = (device_type_pb2.PROCESSING_MODE_DEMULTIPLEX, device_type_pb2.PROCESSING_MODE_CHUNKED)
+_CHILD_POINTER = "/id"
 _WEIGHTS: tuple[
     Literal["completeness_weight", "validity_weight", "consistency_weight", "timeliness_weight"], ...
 ] = ("completeness_weight", "validity_weight", "consistency_weight", "timeliness_weight")
@@ -105,14 +120,7 @@ def _samples(message: ingest_pb2.Reading) -> list[SentSample]:
     # Keys and look-ups: upb's items() is written in Python and costs twice as much.
     values, numbers = message.values, message.numbers
     for metric in values:
-        value = values[metric]
-        kind = value.WhichOneof("kind")
-        if kind is None:
-            samples.append((metric, UNSET, None))
-            continue
-        samples.append(
-            (metric, _FORMS[kind], _point(value.point_value) if kind == _POINT else getattr(value, kind))
-        )
+        samples.append(to_sample(metric, values[metric]))
     for metric in numbers:
         samples.append((metric, NUMBER, numbers[metric]))
     if message.HasField("location"):
@@ -121,6 +129,14 @@ def _samples(message: ingest_pb2.Reading) -> list[SentSample]:
         # Maps have no order of their own. Equal metrics stay in the order above.
         samples.sort(key=_METRIC)
     return samples
+
+
+def to_sample(name: str, value: value_pb2.Value) -> SentSample:
+    """Return a value by its name."""
+    kind = value.WhichOneof("kind")
+    if kind is None:
+        return name, UNSET, None
+    return name, _FORMS[kind], _point(value.point_value) if kind == _POINT else getattr(value, kind)
 
 
 def _point(point: value_pb2.Point) -> SentPoint:
@@ -137,7 +153,9 @@ def _violations(
             yield FieldViolation(f"readings[{index}].time.nanos", "must be from 0 to 999999999")
 
 
-def to_identity(request: ingest_pb2.IngestTelemetryRequest) -> RequestIdentity | WriterIdentity | None:
+def to_identity(
+    request: ingest_pb2.IngestTelemetryRequest | ingest_pb2.IngestEventsRequest,
+) -> RequestIdentity | WriterIdentity | None:
     """Return what makes the request known when it comes again, None when nothing does."""
     if request.request_id:
         return RequestIdentity(request.request_id)
@@ -156,6 +174,9 @@ def to_result(outcome: Outcome, sequence: int, trace_id: str = "") -> ingest_pb2
         refusals=map(_told, outcome.refusals),
         message=outcome.message,
         trace_id=trace_id,
+        stored_events=outcome.stored_events,
+        refused_events=outcome.refused_events,
+        event_refusals=map(told_event, outcome.event_refusals),
     )
 
 
@@ -187,6 +208,13 @@ def to_response(
     )
 
 
+def told_event(refusal: EventRefusal) -> event_pb2.EventRefusal:
+    """Return why an event is not stored, as the contract has it."""
+    return event_pb2.EventRefusal(
+        event_index=refusal.event_index, reason=refusal.reason, message=refusal.message
+    )
+
+
 def _told(refusal: Refusal) -> ingest_pb2.Refusal:
     return ingest_pb2.Refusal(
         reading_index=refusal.reading_index,
@@ -195,6 +223,64 @@ def _told(refusal: Refusal) -> ingest_pb2.Refusal:
         reason=refusal.reason,
         message=refusal.message,
         sample_count=refusal.sample_count,
+    )
+
+
+def to_message(request: ingest_pb2.IngestMessageRequest, *, arrival_us: int) -> DeviceMessage:
+    """Return the message of a request.
+
+    Raises:
+        InvalidArgument: INVALID_FIELD, a chunk is neither text nor an array.
+    """
+    payload, is_array = request.payload, False
+    if request.WhichOneof("content") == "json":
+        content = _plain(request.json)
+        if request.HasField("chunk") and isinstance(content, str):
+            payload = content.encode()
+        elif request.HasField("chunk") and not isinstance(content, list):
+            raise invalid_field(
+                "json", "a chunk is text, a piece of the message's, or an array of its elements"
+            )
+        else:
+            payload, is_array = orjson.dumps(content), isinstance(content, list)
+    return DeviceMessage(
+        request.device_id,
+        payload,
+        arrival_us,
+        all_or_nothing=_MODES.get(request.mode),
+        chunk=_chunk(request.chunk, is_array=is_array) if request.HasField("chunk") else None,
+    )
+
+
+def _plain(value: struct_pb2.Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "number_value":
+        number = value.number_value
+        if not math.isfinite(number):
+            raise invalid_field("json", "JSON has no NaN and no infinities")
+        return int(number) if number.is_integer() and abs(number) < _EXACT_NUMBERS else number
+    if kind == "struct_value":
+        return {name: _plain(field) for name, field in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [_plain(element) for element in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def _chunk(sent: ingest_pb2.Chunk, *, is_array: bool) -> ChunkPlace:
+    return ChunkPlace(sent.message_id, sent.index, sent.total, is_array)
+
+
+def to_message_response(written: WriteResult) -> ingest_pb2.IngestMessageResponse:
+    """Return the answer that says what became of a message."""
+    result = ingest_pb2.BatchResult.FromString(written.outcome)
+    refusals = list(result.refusals)
+    if result.reason:
+        refusals.append(ingest_pb2.Refusal(reason=result.reason, message=result.message))
+    return ingest_pb2.IngestMessageResponse(
+        stored_samples=result.stored_samples,
+        refused_samples=result.refused_samples,
+        refusals=refusals,
+        duplicate=written.duplicate,
     )
 
 
@@ -224,14 +310,58 @@ def to_content(batch: ingest_pb2.Batch) -> SentColumns | list[Reading] | Refused
         return _refused(batch, (error.reason, error.message))
 
 
+def to_messages(batch: ingest_pb2.Batch, *, arrival_us: int) -> list[DeviceMessage] | RefusedContent:
+    """Return the messages of a stream's batch that has some; what is refused, is as by `to_content`.
+
+    Args:
+        batch: as sent.
+        arrival_us: when it came, microseconds since the epoch.
+    """
+    messages = [
+        DeviceMessage(
+            sent.device_id,
+            sent.payload,
+            arrival_us,
+            all_or_nothing=_MODES.get(batch.mode),
+            chunk=_chunk(sent.chunk, is_array=False) if sent.HasField("chunk") else None,
+        )
+        for sent in batch.messages
+    ]
+    why: Why
+    if batch.readings or batch.events or batch.HasField("columns"):
+        why = ErrorReason.ERROR_REASON_COLUMNS_INVALID, "messages are alone in their batch"
+    else:
+        try:
+            if len(batch.messages) > MAX_MESSAGES:
+                raise invalid_field("messages", f"must not have more than {MAX_MESSAGES} items")
+            _validate_each(batch.messages, "messages")
+        except InvalidArgument as error:
+            why = error.reason, error.message
+        else:
+            return messages
+    refused = _refused(batch, why)
+    return replace(
+        refused,
+        samples=len(messages) + refused.samples,
+        digest=device_message.digest(messages, beside=refused.digest),
+        # Nobody can send it again as it is.
+        payload_format=PayloadFormat.NONE,
+        device_ids=devices_of((*batch.readings, *batch.messages)),
+    )
+
+
 def _validate_readings(messages: Sequence[ingest_pb2.Reading]) -> None:
     if len(messages) > MAX_READINGS:
         raise invalid_field("readings", f"must not have more than {MAX_READINGS} items")
+    _validate_each(messages, "readings")
+
+
+def _validate_each(messages: Sequence[Message], field: str) -> None:
     for index, message in enumerate(messages):
         try:
             validate(message)
         except InvalidArgument as error:
-            raise InvalidArgument(f"readings[{index}].{error.message}", reason=error.reason) from error
+            raise InvalidArgument(f"{field}[{index}].{error.message}", reason=error.reason) from error
 
 
 def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
@@ -256,6 +386,7 @@ def _refused(batch: ingest_pb2.Batch, why: Why) -> RefusedContent:
         mode=batch.mode,
         readings=batch.readings,
         columns=batch.columns if batch.HasField("columns") else None,
+        messages=batch.messages,
     )
     return RefusedContent(
         why,
@@ -276,8 +407,9 @@ def to_columns(message: ingest_pb2.Columns) -> SentColumns:
         values[Kind.INT] = np.array(message.int_values, np.int64)
     if message.bool_values:
         values[Kind.BOOL] = np.array(message.bool_values, np.bool_)
-    if message.string_values:
-        values[Kind.STRING] = np.array(message.string_values, np.object_)
+    codes, texts, unreadable = _strings(message)
+    if len(codes):
+        values[Kind.STRING] = codes
     if message.point_values:
         values[Kind.POINT] = np.array([_coordinates(point) for point in message.point_values], np.float64)
     return SentColumns(
@@ -285,7 +417,34 @@ def to_columns(message: ingest_pb2.Columns) -> SentColumns:
         run_lengths=np.array(message.run_lengths, np.uint32).astype(np.int64),
         times=np.array(message.times, np.int64),
         values=values,
+        texts=texts,
+        unreadable=unreadable,
     )
+
+
+def _strings(
+    message: ingest_pb2.Columns,
+) -> tuple[npt.NDArray[np.int32], Sequence[str], UnreadableStrings | None]:
+    """Return strings as codes, and the texts that they are places of."""
+    dictionary = list(message.string_dictionary)
+    codes = np.array(message.string_codes, np.uint32)
+    if not len(codes) and not dictionary:
+        texts = list(message.string_values)
+        return np.arange(len(texts), dtype=np.int32), texts, None
+    if message.string_values:
+        why = "string_values stand beside string_dictionary or string_codes; send one form"
+    elif len(codes) and (greatest := int(codes.max())) >= len(dictionary):
+        why = f"string_codes has {greatest}, string_dictionary has {len(dictionary)} texts"
+    else:
+        return codes.astype(np.int32), dictionary, None
+    sent = json.dumps([dictionary, codes.tolist(), list(message.string_values)], separators=(",", ":"))
+    digest = hashlib.sha256(sent.encode("ascii")).digest()
+    written = ingest_pb2.Columns(
+        string_values=message.string_values,
+        string_dictionary=message.string_dictionary,
+        string_codes=message.string_codes,
+    )
+    return np.empty(0, np.int32), (), UnreadableStrings(why, digest, written.SerializeToString())
 
 
 def _coordinates(point: value_pb2.Point) -> tuple[float, float, float]:
@@ -316,18 +475,27 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
             device.device_type_id,
             device.status != device_pb2.DEVICE_STATUS_DISABLED,
             *types[device.device_type_id],
+            asset_id=device.asset_id,
         )
         for device in answer.devices
     }
 
 
 @lru_cache(maxsize=_DEVICE_TYPES)
-def _read_type(written: bytes) -> tuple[Mapping[str, MetricProfile], MessageSchema, Mapping[str, str]]:
+def _read_type(
+    written: bytes,
+) -> tuple[Mapping[str, MetricProfile], MessageSchema, Mapping[str, str], GatewayRules | None, bool]:
     """Return what a profile holds of a serialized device type: the same objects for all answers."""
     device_type = device_type_pb2.DeviceType.FromString(written)
-    quality = _quality(device_type.quality)
-    metrics = {metric.name: _metric(metric, quality) for metric in device_type.metrics}
+    quality, joint = _quality(device_type.quality), _joint(device_type)
+    metrics = {metric.name: _metric(metric, quality, joint) for metric in device_type.metrics}
     schema = device_type.message_schema
+    gateway = None
+    if device_type.processing_mode in _GATEWAY_MODES:
+        gateway = GatewayRules(
+            child=JsonPointer(schema.child_pointer or _CHILD_POINTER),
+            takes_chunks=device_type.processing_mode == device_type_pb2.PROCESSING_MODE_CHUNKED,
+        )
     return (
         {**metrics, LOCATION: replace(LOCATION_PROFILE, quality=quality)},
         MessageSchema(
@@ -337,6 +505,8 @@ def _read_type(written: bytes) -> tuple[Mapping[str, MetricProfile], MessageSche
             time_unit_us=_TIME_UNITS_US.get(schema.time_unit, FLAT.time_unit_us),
         ),
         {alias: metric.name for metric in device_type.metrics for alias in metric.aliases},
+        gateway,
+        device_type.message_mode == device_type_pb2.MESSAGE_MODE_ALL_OR_NOTHING,
     )
 
 
@@ -353,13 +523,28 @@ def _quality(rules: device_type_pb2.QualityRules) -> QualityRules:
     )
 
 
+def _joint(device_type: device_type_pb2.DeviceType) -> JointRules | None:
+    if not device_type.HasField("joint_anomaly"):
+        return None
+    rules = device_type.joint_anomaly
+    names = list(rules.metrics) or [
+        metric.name
+        for metric in device_type.metrics
+        if Kind(metric.kind) is Kind.DOUBLE and not metric.anomaly.disabled
+    ]
+    joint = JointRules(tuple(names))
+    return replace(joint, warm_up=rules.warm_up) if rules.HasField("warm_up") else joint
+
+
 def _threshold(rules: device_type_pb2.AnomalyRules) -> float:
     if rules.disabled:
         return math.inf
     return rules.threshold if rules.HasField("threshold") else QualityRules().anomaly_threshold
 
 
-def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> MetricProfile:
+def _metric(
+    metric: device_type_pb2.MetricDefinition, quality: QualityRules, joint: JointRules | None
+) -> MetricProfile:
     minimum = metric.minimum if metric.HasField("minimum") else -math.inf
     maximum = metric.maximum if metric.HasField("maximum") else math.inf
     refuses = metric.range_policy == device_type_pb2.RANGE_POLICY_REFUSE
@@ -378,5 +563,6 @@ def _metric(metric: device_type_pb2.MetricDefinition, quality: QualityRules) -> 
             anomaly_half_life=metric.anomaly.half_life
             if metric.anomaly.HasField("half_life")
             else quality.anomaly_half_life,
+            joint=joint if joint is not None and metric.name in joint.metrics else None,
         ),
     )

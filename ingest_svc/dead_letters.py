@@ -36,6 +36,7 @@ _COLUMNS = dead_letter_pb2.RefusedBatch.COLUMNS_FIELD_NUMBER
 _SERIES = ingest_pb2.Columns.SERIES_FIELD_NUMBER
 _RUN_LENGTHS = ingest_pb2.Columns.RUN_LENGTHS_FIELD_NUMBER
 _TIMES = ingest_pb2.Columns.TIMES_FIELD_NUMBER
+_CODES = ingest_pb2.Columns.STRING_CODES_FIELD_NUMBER
 _POINTS = ingest_pb2.Columns.POINT_VALUES_FIELD_NUMBER
 _NUMBERS: dict[Kind, tuple[int, str]] = {
     Kind.DOUBLE: (ingest_pb2.Columns.DOUBLE_VALUES_FIELD_NUMBER, "<f8"),
@@ -155,9 +156,9 @@ def readable(message: str) -> str:
     return message.replace("\0", "\\0")
 
 
-def devices_of(readings: Iterable[ingest_pb2.Reading]) -> list[str]:
-    """Return the ids of readings that may break every rule, as far as they have the form of one."""
-    named = dict.fromkeys(reading.device_id for reading in readings)
+def devices_of(content: Iterable[ingest_pb2.Reading | ingest_pb2.DeviceMessage]) -> list[str]:
+    """Return the device ids of what may break every rule, as far as they have the form of one."""
+    named = dict.fromkeys(sent.device_id for sent in content)
     return [device_id for device_id in named if _DEVICE_ID.fullmatch(device_id)]
 
 
@@ -246,11 +247,16 @@ def _written(columns: SentColumns, aliases: npt.NDArray[np.intp]) -> bytes:
     ]
     for kind, values in columns.values.items():
         if kind is Kind.STRING:
-            parts.append(ingest_pb2.Columns(string_values=values.tolist()).SerializeToString())
+            used, codes = np.unique(values, return_inverse=True)
+            texts = [columns.texts[place] for place in used.tolist()]
+            parts.append(ingest_pb2.Columns(string_dictionary=texts).SerializeToString())
+            parts.append(_packed(_CODES, codes, "<u4"))
         elif kind is Kind.POINT:
             parts.append(_points(values))
         else:
             parts.append(_packed(_NUMBERS[kind][0], values, _NUMBERS[kind][1]))
+    if columns.unreadable is not None:
+        parts.append(columns.unreadable.written)
     return b"".join(parts)
 
 
@@ -259,7 +265,7 @@ def _packed(number: int, array: npt.NDArray[Any], form: str) -> bytes:
 
 
 def _points(values: npt.NDArray[np.float64]) -> bytes:
-    """Return points as repeated messages; each is written with an altitude, and it is cut out where there is none."""
+    """Return points as repeated messages: all with an altitude, which is cut out where there is none."""
     coordinate = [("tag", "u1"), ("number", "<f8")]
     points = np.zeros(len(values), [("tag", "u1"), ("size", "u1"), ("coordinates", coordinate, (3,))])
     known = ~np.isnan(values[:, 2])

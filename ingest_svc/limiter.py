@@ -281,6 +281,15 @@ class Limiter:
         await self._have((), capacities, sent)
         return self._charge((), capacities)
 
+    def owe(self, sent: Sent) -> None:
+        """Count what cannot be sent back: it is paid off before anything else is let in."""
+        limits = self.limits_of(sent.tenant)
+        if limits is None:
+            return
+        for bucket, amount in self._tokens(limits, sent):
+            bucket.take(amount)
+        self._work.set()
+
     def connection_inflight_bytes(self, tenant: str, *, most: int) -> int:
         """Return how many bytes one stream of a tenant may have in flight, at most so many."""
         limits = self.limits_of(tenant)

@@ -1,11 +1,11 @@
-"""A device message's path: from its payload to the writer, or into a dead letter.
+"""A device message's path by MQTT: from its payload to the writer, or into a dead letter.
 
-messages ──▶ whose devices? ──▶ readings by the type's schema ──▶ assess ──▶ Writer, with dead letters
+messages ──▶ whose devices? ──▶ MessageIntake ──▶ Writer, with dead letters
 """
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,65 +13,38 @@ import numpy as np
 import structlog
 from opentelemetry.trace import SpanContext, SpanKind, format_trace_id
 
-from ingest_svc import device_message
-from ingest_svc.assessment import Assessment, assess
 from ingest_svc.conversion import to_result
 from ingest_svc.dead_letters import readable
-from ingest_svc.device_message import MalformedMessageError
+from ingest_svc.device_message import DeviceMessage
 from ingest_svc.ingest_policies import TenantLimits
-from ingest_svc.intake import Door, SeriesFinder
+from ingest_svc.intake import Door, Origin
 from ingest_svc.limiter import Charge, Limiter, Sent
-from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, Why, device_unknown, reason_name
+from ingest_svc.message_intake import (
+    REFUSALS_TOLD,
+    MessageIntake,
+    TakenMessages,
+    cut,
+    message_letters,
+    why_of,
+)
+from ingest_svc.outcome import INTERNAL, VALUE_REFUSED, Outcome, Refusal, Why
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
 from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.tenant_cache import TenantCache
-from ingest_svc.window import LiveWindow
+from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import tracer
-from telemetry_store.columns import KindColumns
 from telemetry_store.ingest_policies import SubjectKind
-from telemetry_store.requests import (
-    DeadLetter,
-    MessageIdentity,
-    PayloadFormat,
-    RawMessage,
-    WriteRequest,
-    WriteResult,
-)
+from telemetry_store.requests import MessageIdentity, WriteRequest, WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 PRINCIPAL = "mqtt"
 _log = structlog.get_logger()
-_REFUSALS_TOLD = 5  # in one dead letter
-_TEXT_TOLD = 256  # characters of each
-_UNBOUNDED = 2**62
 _NOTHING = np.zeros(1, np.int64)
-_INTERNAL: Why = (
-    ErrorReason.ERROR_REASON_INTERNAL,
-    "something failed inside; the trace id finds it",
-)
 _PASSING = (Unavailable, ResourceExhausted)
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceMessage:
-    """A message of a device.
-
-    Attributes:
-        device_id: whose, by the topic; only its own log-in may publish there.
-        payload: as it came.
-        arrival_us: when the broker got it, microseconds since the epoch; the same however
-            often it is delivered.
-        sequence: its number in the broker's stream; 0: it is in none, and nobody repeats it.
-    """
-
-    device_id: str
-    payload: bytes
-    arrival_us: int
-    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,60 +70,26 @@ class MessageWriter(Protocol):
 
 @dataclass(slots=True)
 class _TenantMessages:
-    """What one tenant's messages hold; places are those in `messages`, profiles of their devices."""
+    """One tenant's messages, and the profiles of their devices."""
 
     messages: list[DeviceMessage] = field(default_factory=list)
     profiles: dict[str, DeviceProfile] = field(default_factory=dict)
-    readings: list[Reading] = field(default_factory=list)
-    of_readings: list[int] = field(default_factory=list)
-    refusals: defaultdict[int, list[Why]] = field(default_factory=lambda: defaultdict(list))
-    refused_samples: Counter[int] = field(default_factory=Counter)
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Take in what the assessment refuses: a whole reading, or a value of one."""
-        place = self.of_readings[refusal.reading_index]
-        self.refusals[place].append(_why(refusal))
-        reading = self.readings[refusal.reading_index]
-        self.refused_samples[place] += 1 if refusal.metric else len(reading.samples)
-
-    def by_device(self) -> "list[_TenantMessages]":
-        """Return the messages of each device, with their readings."""
-        parts: defaultdict[str, _TenantMessages] = defaultdict(_TenantMessages)
-        for message in self.messages:
-            parts[message.device_id].messages.append(message)
-        for place, reading in zip(self.of_readings, self.readings, strict=True):
-            parts[self.messages[place].device_id].readings.append(reading)
-        return list(parts.values())
-
-    def without(self, left_out: set[int]) -> "_TenantMessages":
-        """Return it without some of its messages, by their ids as objects."""
-        kept = _TenantMessages()
-        for message in self.messages:
-            if id(message) not in left_out:
-                _take(kept, message, self.profiles.get(message.device_id))
-        return kept
-
-    def contents(self) -> Iterator[tuple[bytes, set[str]]]:
-        """Yield each message's payload, and the devices that it speaks of."""
-        devices = [{message.device_id} for message in self.messages]
-        for reading, place in zip(self.readings, self.of_readings, strict=True):
-            devices[place].add(reading.device_id)
-        for message, named in zip(self.messages, devices, strict=True):
-            yield message.payload, named
+    def without(self, left_out: set[str]) -> "_TenantMessages":
+        """Return it without the messages that some devices have sent."""
+        kept = [message for message in self.messages if message.device_id not in left_out]
+        return _TenantMessages(kept, self.profiles)
 
 
 @dataclass(slots=True, eq=False)
-class _Admitted:
+class _Admission:
     """What of a tenant's messages is let in, what for, and what is not."""
 
     tenant: str
     found: _TenantMessages
+    taken: TakenMessages = field(default_factory=TakenMessages)
     charges: list[Charge] = field(default_factory=list)
     postponed: list[Postponed] = field(default_factory=list)
-
-    def leave_out(self) -> None:
-        """Take what is postponed out of what is found."""
-        self.found = self.found.without({id(message) for each in self.postponed for message in each.messages})
 
     def submitted(self, written: asyncio.Future[WriteResult]) -> asyncio.Future[WriteResult]:
         """Have the charges settled by what becomes of the messages."""
@@ -172,7 +111,7 @@ class MessagePath:
     Args:
         tenants: finds whose devices are.
         profiles: finds what they may report, and how their messages are read.
-        series_finder: finds ids of series.
+        intake: reads messages and decides about what they say.
         limiter: lets messages in as far as limits allow.
         writer: commits.
         raw: keeps messages as they came.
@@ -185,7 +124,7 @@ class MessagePath:
         *,
         tenants: TenantCache,
         profiles: ProfileCache,
-        series_finder: SeriesFinder,
+        intake: MessageIntake,
         limiter: Limiter,
         writer: MessageWriter,
         raw: RawTrail,
@@ -194,7 +133,7 @@ class MessagePath:
     ) -> None:
         self._tenants = tenants
         self._profiles = profiles
-        self._series_finder = series_finder
+        self._intake = intake
         self._limiter = limiter
         self._writer = writer
         self._raw = raw
@@ -230,27 +169,12 @@ class MessagePath:
         try:
             # In their order: of equal times the later message's value counts.
             async with self._turn:
-                admitted = [
-                    _Admitted(tenant, found) for tenant, found in (await self._by_tenant(messages)).items()
+                admissions = [
+                    _Admission(tenant, found) for tenant, found in (await self._by_tenant(messages)).items()
                 ]
-                try:
-                    async with asyncio.TaskGroup() as tasks:
-                        for each in admitted:
-                            if (limits := self._limiter.limits_of(each.tenant)) is not None:
-                                tasks.create_task(self._admit(each, limits))
-                    written = [
-                        each.submitted(await self._submit(each.tenant, each.found, stream, span))
-                        for each in admitted
-                        if each.found.messages
-                    ]
-                except BaseException as error:
-                    for each in admitted:
-                        each.undo()
-                    if isinstance(error, BaseExceptionGroup):
-                        raise error.exceptions[0] from None
-                    raise
+                written = await self._submit(admissions, stream, span)
             await asyncio.gather(*written)
-            return [postponed for each in admitted for postponed in each.postponed]
+            return [postponed for each in admissions for postponed in each.postponed]
         except _PASSING:
             raise
         except Exception as error:
@@ -264,33 +188,8 @@ class MessagePath:
             refused = getattr(error, "reason", None) == ErrorReason.ERROR_REASON_VALUE_REFUSED
             if not refused:
                 _log.exception("message failed", device_id=message.device_id)
-            await self._bury(message, VALUE_REFUSED if refused else _INTERNAL, stream, span)
+            await self._bury(message, VALUE_REFUSED if refused else INTERNAL, stream, span)
             return []
-
-    async def _admit(self, admitted: _Admitted, limits: TenantLimits) -> None:
-        """Let a tenant's messages in as far as its limits allow: each device's, then the rest together."""
-        if limits.has_devices:
-            of_devices = limits.only(SubjectKind.DEVICE)
-            async with asyncio.TaskGroup() as tasks:
-                for part in admitted.found.by_device():
-                    tasks.create_task(self._admit_part(admitted, part, of_devices))
-        if admitted.postponed:
-            admitted.leave_out()
-        if (
-            admitted.found.messages
-            and limits.tenant is not None
-            and not await self._admit_part(admitted, admitted.found, limits.only(SubjectKind.TENANT))
-        ):
-            admitted.undo()
-            admitted.found = _TenantMessages()
-
-    async def _admit_part(self, admitted: _Admitted, part: _TenantMessages, limits: TenantLimits) -> bool:
-        try:
-            admitted.charges.append(await self._limiter.admit(limits, _sent(admitted.tenant, part)))
-        except ResourceExhausted as error:
-            admitted.postponed.append(Postponed(part.messages, error.retry_after_s or 0.0))
-            return False
-        return True
 
     async def _by_tenant(self, messages: Sequence[DeviceMessage]) -> Mapping[str, _TenantMessages]:
         tenants, profiles = await self._find({message.device_id for message in messages})
@@ -301,7 +200,10 @@ class MessagePath:
                 # Deleted since it logged in. There is no tenant that could be told.
                 _log.warning("message of an unknown device", device_id=message.device_id)
             else:
-                _take(found[tenant], message, profiles.get(message.device_id))
+                of_tenant = found[tenant]
+                of_tenant.messages.append(message)
+                if (profile := profiles.get(message.device_id)) is not None:
+                    of_tenant.profiles[message.device_id] = profile
         return found
 
     async def _find(self, device_ids: set[str]) -> tuple[dict[str, str], dict[str, DeviceProfile]]:
@@ -326,167 +228,217 @@ class MessagePath:
         return profiles
 
     async def _submit(
-        self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext
-    ) -> asyncio.Future[WriteResult]:
+        self, admissions: Sequence[_Admission], stream: str, span: SpanContext
+    ) -> list[asyncio.Future[WriteResult]]:
+        try:
+            for each in admissions:
+                each.taken = await self._take(each.tenant, each.found)
+            # Limits of several tenants are asked for together: each may take a round of the limiter.
+            async with asyncio.TaskGroup() as tasks:
+                for each in admissions:
+                    if (limits := self._limiter.limits_of(each.tenant)) is not None:
+                        tasks.create_task(self._admit(each, limits))
+            return [
+                each.submitted(
+                    self._write(each.tenant, each.found.messages, each.taken, stream=stream, span=span)
+                )
+                for each in admissions
+                if each.found.messages
+            ]
+        except BaseException as error:
+            for each in admissions:
+                each.undo()
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
+
+    async def _take(self, tenant: str, found: _TenantMessages) -> TakenMessages:
         now_us = self._clock.now_us()
-        assessment, samples = await self._assess(tenant, found, now_us)
-        trace_id = format_trace_id(span.trace_id) if span.is_valid else ""
-        letters = {place: _dead_letter(found, place, PRINCIPAL, trace_id) for place in sorted(found.refusals)}
-        # Of now, not of their arrival at the broker, where they may have waited for days.
-        raw = self._raw.of_messages(tenant, found.contents(), now_us)
-        return self._writer.submit(
-            WriteRequest(
-                tenant=tenant,
-                principal=PRINCIPAL,
-                identity=_identity(found, assessment, stream, list(letters), trace_id, raw=raw)
-                if stream
-                else None,
-                digest=b"",
-                samples=samples,
-                outcome=_counts(assessment),
-                refused_outcome=b"",
-                span=span,
-                door=Door.MQTT,
-                dead_letters=list(letters.values()),
-                raw=raw,
-                received_us=max(message.arrival_us for message in found.messages),
-            )
+        return await self._intake.take(
+            tenant,
+            found.messages,
+            found.profiles,
+            window=self._live_window(tenant).at(now_us),
+            now_us=now_us,
+            unpack=True,
         )
 
-    async def _assess(
-        self, tenant: str, found: _TenantMessages, now_us: int
-    ) -> tuple[Assessment, list[KindColumns]]:
-        """Decide about the readings of messages; returns what to store beside."""
-        assessment = assess(
-            found.readings,
-            profiles=found.profiles,
-            window=self._live_window(tenant).at(now_us),
-            received_us=now_us,
-            all_or_nothing=False,
-            most_refusals=_UNBOUNDED,
+    async def _admit(self, admission: _Admission, limits: TenantLimits) -> None:
+        """Let a tenant's messages in as far as its limits allow: each device's, then the rest together."""
+        if limits.has_devices:
+            of_devices = limits.only(SubjectKind.DEVICE)
+            async with asyncio.TaskGroup() as tasks:
+                for messages, readings in _by_sender(admission.found.messages, admission.taken):
+                    tasks.create_task(self._admit_part(admission, messages, readings, of_devices))
+        if admission.postponed:
+            senders = {each.messages[0].device_id for each in admission.postponed}
+            admission.found = admission.found.without(senders)
+            admission.taken = await self._take(admission.tenant, admission.found)
+        kept, said = admission.found.messages, admission.taken.readings
+        if (
+            kept
+            and limits.tenant is not None
+            and not await self._admit_part(admission, kept, said, limits.only(SubjectKind.TENANT))
+        ):
+            admission.undo()
+            admission.found = _TenantMessages()
+
+    async def _admit_part(
+        self,
+        admission: _Admission,
+        messages: Sequence[DeviceMessage],
+        readings: Sequence[Reading],
+        limits: TenantLimits,
+    ) -> bool:
+        devices = samples_by_device(readings)
+        sent = Sent(
+            tenant=admission.tenant,
+            principal="",
+            samples=devices.total(),
+            size=sum(len(message.payload) for message in messages),
+            devices=devices,
         )
-        for refusal in assessment.refusals:
-            found.refuse(refusal)
-        if not assessment.series:
-            return assessment, []
-        ids = await self._series_finder.resolve(tenant, assessment.series, assessment.metrics)
-        return assessment, assessment.columns(ids)
+        try:
+            admission.charges.append(await self._limiter.admit(limits, sent))
+        except ResourceExhausted as error:
+            admission.postponed.append(Postponed(messages, error.retry_after_s or 0.0))
+            return False
+        return True
+
+    async def replayed(self, message: DeviceMessage, origin: Origin, window: TimeWindow) -> WriteRequest:
+        """Return the request that stores what is good of a message that is a dead letter.
+
+        What was stored of it when it came is stored again, at the same times, where it shows once.
+
+        Args:
+            message: as it came.
+            origin: who replays it, and which letter.
+            window: event times that are taken.
+
+        Raises:
+            Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the device may report.
+        """
+        tenant = origin.principal.tenant
+        profiles = await self._profiles.find(tenant, [message.device_id])
+        taken = await self._intake.take(
+            tenant, [message], profiles, window=window, now_us=message.arrival_us, unpack=True
+        )
+        refused = TakenMessages.none_of(message, VALUE_REFUSED)
+        refused.refused_samples[0] = taken.stored_samples + taken.refused_samples[0]
+        letters = message_letters([message], taken, principal=PRINCIPAL, trace_id="")
+        whole = message_letters([message], refused, principal=PRINCIPAL, trace_id="")
+        return WriteRequest(
+            tenant=tenant,
+            principal=origin.principal.name,
+            identity=None,
+            digest=b"",
+            samples=taken.samples,
+            outcome=to_result(_outcome(message, taken, 0, taken.stored_samples), 0).SerializeToString(),
+            refused_outcome=to_result(_outcome(message, refused, 0, 0), 0).SerializeToString(),
+            span=origin.span,
+            door=origin.door,
+            dead_letters=list(letters.values()),
+            refused_dead_letters=lambda: list(whole.values()),
+            replay=origin.replay,
+            chunks=taken.chunks,
+            received_us=message.arrival_us,
+        )
 
     async def _bury(self, message: DeviceMessage, why: Why, stream: str, span: SpanContext) -> None:
         """Keep a message as a dead letter, and nothing of it as samples."""
         tenants = await self._tenants.find([message.device_id])
         if (tenant := tenants.get(message.device_id)) is not None:
-            found = _TenantMessages([message])
-            found.refusals[0].append(why)
-            await (await self._submit(tenant, found, stream, span))
+            taken = TakenMessages.none_of(message, why)
+            await self._write(tenant, [message], taken, stream=stream, span=span)
 
-
-def _sent(tenant: str, part: _TenantMessages) -> Sent:
-    devices = samples_by_device(part.readings)
-    return Sent(
-        tenant=tenant,
-        principal="",
-        samples=devices.total(),
-        size=sum(len(message.payload) for message in part.messages),
-        devices=devices,
-    )
-
-
-def _take(found: _TenantMessages, message: DeviceMessage, profile: DeviceProfile | None) -> None:
-    place = len(found.messages)
-    found.messages.append(message)
-    if profile is None:
-        found.refusals[place].append(device_unknown(message.device_id))
-        return
-    found.profiles[message.device_id] = profile
-    try:
-        readings = device_message.read(
-            message.device_id, message.payload, profile, arrival_us=message.arrival_us
+    def _write(
+        self,
+        tenant: str,
+        messages: Sequence[DeviceMessage],
+        taken: TakenMessages,
+        *,
+        stream: str,
+        span: SpanContext,
+    ) -> asyncio.Future[WriteResult]:
+        trace_id = format_trace_id(span.trace_id) if span.is_valid else ""
+        letters = message_letters(messages, taken, principal=PRINCIPAL, trace_id=trace_id)
+        # Of now, not of their arrival at the broker, where they may have waited for days.
+        raw = self._raw.of_messages(tenant, taken.contents(messages), self._clock.now_us())
+        identity = MessageIdentity(
+            stream=stream,
+            sequences=[message.sequence for message in messages],
+            samples=taken.of_samples,
+            dead_letters=list(letters),
+            raw=range(len(raw)),
+            outcomes=_outcomes(messages, taken, trace_id),
+            chunks=taken.of_chunks,
         )
-    except MalformedMessageError as error:
-        found.refusals[place].append((ErrorReason.ERROR_REASON_MESSAGE_MALFORMED, str(error)))
-        return
-    found.readings += readings
-    found.of_readings += [place] * len(readings)
+        return self._writer.submit(
+            WriteRequest(
+                tenant=tenant,
+                principal=PRINCIPAL,
+                identity=identity if stream else None,
+                digest=b"",
+                samples=taken.samples,
+                outcome=counts(taken),
+                refused_outcome=b"",
+                span=span,
+                door=Door.MQTT,
+                dead_letters=list(letters.values()),
+                chunks=taken.chunks,
+                raw=raw,
+                received_us=max(message.arrival_us for message in messages),
+            )
+        )
 
 
-def _identity(
-    found: _TenantMessages,
-    assessment: Assessment,
-    stream: str,
-    dead_letters: Sequence[int],
-    trace_id: str,
-    *,
-    raw: Sequence[RawMessage],
-) -> MessageIdentity:
-    of_readings = np.array(found.of_readings, np.int32)
-    samples = [of_readings[np.array(samples.readings, np.intp)] for samples in assessment.samples.values()]
-    stored = sum((np.bincount(places, minlength=len(found.messages)) for places in samples), _NOTHING)
-    return MessageIdentity(
-        stream=stream,
-        sequences=[message.sequence for message in found.messages],
-        samples=samples,
-        dead_letters=dead_letters,
-        raw=range(len(raw)),
-        outcomes=_outcomes(found, np.broadcast_to(stored, len(found.messages)).tolist(), trace_id),
-    )
+def _by_sender(
+    messages: Sequence[DeviceMessage], taken: TakenMessages
+) -> list[tuple[list[DeviceMessage], list[Reading]]]:
+    """Return the messages that each device has sent, with what they say."""
+    parts: defaultdict[str, tuple[list[DeviceMessage], list[Reading]]] = defaultdict(lambda: ([], []))
+    for message in messages:
+        parts[message.device_id][0].append(message)
+    for reading, place in zip(taken.readings, taken.of_readings, strict=True):
+        parts[messages[place].device_id][1].append(reading)
+    return list(parts.values())
 
 
-def _outcomes(found: _TenantMessages, stored: Sequence[int], trace_id: str) -> list[bytes]:
+def _outcomes(messages: Sequence[DeviceMessage], taken: TakenMessages, trace_id: str) -> list[bytes]:
     """Return what is remembered of each message; most messages of a fleet are alike."""
+    stored = sum((np.bincount(places, minlength=len(messages)) for places in taken.of_samples), _NOTHING)
+    stored_samples = np.broadcast_to(stored, len(messages)).tolist()
     alike = {
         samples: to_result(Outcome(stored_samples=samples), 0, trace_id).SerializeToString()
-        for samples in set(stored)
+        for samples in set(stored_samples)
     }
     return [
-        to_result(_outcome(found, place, samples), 0, trace_id).SerializeToString()
-        if place in found.refusals
+        to_result(_outcome(messages[place], taken, place, samples), 0, trace_id).SerializeToString()
+        if place in taken.refusals
         else alike[samples]
-        for place, samples in enumerate(stored)
+        for place, samples in enumerate(stored_samples)
     ]
 
 
-def _outcome(found: _TenantMessages, place: int, stored_samples: int) -> Outcome:
-    """Return what became of a message of which something is refused."""
-    whys = found.refusals[place]
-    refused = found.refused_samples[place]
-    if not refused:
+def _outcome(message: DeviceMessage, taken: TakenMessages, place: int, stored_samples: int) -> Outcome:
+    """Return what became of a message."""
+    if place not in taken.refusals:
+        return Outcome(stored_samples=stored_samples)
+    refusals = taken.refusals[place]
+    refused = taken.refused_samples[place]
+    if not refused and not stored_samples:
         # Nobody could count them: all of it is.
-        (reason, text), *_ = whys
+        reason, text = why_of(refusals[0])
         return Outcome(reason=reason, message=readable(text))
-    device_id = found.messages[place].device_id
-    told = [Refusal(0, device_id, "", reason, _cut(text)) for reason, text in whys[:_REFUSALS_TOLD]]
-    return Outcome(refusals=told, stored_samples=stored_samples, refused_samples=refused)
+    told = [
+        Refusal(0, refusal.device_id or message.device_id, "", reason, cut(text))
+        for refusal in refusals[:REFUSALS_TOLD]
+        for reason, text in [why_of(refusal)]
+    ]
+    return Outcome(told, stored_samples, refused + taken.unread[place])
 
 
-def _counts(assessment: Assessment) -> bytes:
+def counts(taken: TakenMessages) -> bytes:
     """Return an outcome that nobody is told, for those who count samples."""
-    counts = Outcome(stored_samples=assessment.stored_samples, refused_samples=assessment.refused_samples)
-    return to_result(counts, sequence=0).SerializeToString()
-
-
-def _why(refusal: Refusal) -> Why:
-    # Metrics stand in it as the device wrote them.
-    return refusal.reason, f"{refusal.metric!r}: {refusal.message}" if refusal.metric else refusal.message
-
-
-def _dead_letter(found: _TenantMessages, place: int, principal: str, trace_id: str) -> DeadLetter:
-    message, whys = found.messages[place], found.refusals[place]
-    told = [_cut(text) for _, text in whys[:_REFUSALS_TOLD]]
-    if len(whys) > _REFUSALS_TOLD:
-        told.append(f"and {len(whys) - _REFUSALS_TOLD} more")
-    return DeadLetter(
-        device_ids=[message.device_id],
-        principal=principal,
-        received_us=message.arrival_us,
-        reason=reason_name(whys[0][0]),
-        message="; ".join(told),
-        payload=message.payload,
-        payload_format=PayloadFormat.MESSAGE,
-        sample_count=found.refused_samples[place],
-        trace_id=trace_id,
-    )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _TEXT_TOLD else f"{text[: _TEXT_TOLD - 1]}…"
+    told = Outcome(stored_samples=taken.stored_samples, refused_samples=taken.refused_samples.total())
+    return to_result(told, sequence=0).SerializeToString()

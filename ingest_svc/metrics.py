@@ -38,6 +38,11 @@ class IngestMetrics:
             unit="{batch}",
             description="Batches, requests and streams that were sent back because of a tenant's limit.",
         )
+        self._events = meter.create_counter(
+            "twinmesh.ingest.events",
+            unit="{event}",
+            description="Events that were decided about for good.",
+        )
         self._dead_letters = meter.create_counter(
             "twinmesh.ingest.dead_letters",
             unit="{letter}",
@@ -123,13 +128,18 @@ class IngestMetrics:
 
     def _count(self, answers: Iterable[tuple[WriteRequest, WriteResult]]) -> None:
         samples: Counter[tuple[str, str]] = Counter()
+        events: Counter[tuple[str, str]] = Counter()
         for request, answer in answers:
             told = ingest_pb2.BatchResult.FromString(answer.outcome)
             if answer.duplicate:
                 samples[request.door, "duplicate"] += told.stored_samples + told.refused_samples
+                events[request.door, "duplicate"] += told.stored_events + told.refused_events
             else:
                 samples[request.door, "stored"] += told.stored_samples
                 samples[request.door, "refused"] += told.refused_samples
-        for (door, outcome), count in samples.items():
-            if count:
-                self._samples.add(count, {"door": door, "outcome": outcome})
+                events[request.door, "stored"] += told.stored_events
+                events[request.door, "refused"] += told.refused_events
+        for counter, counts in ((self._samples, samples), (self._events, events)):
+            for (door, outcome), count in counts.items():
+                if count:
+                    counter.add(count, {"door": door, "outcome": outcome})

@@ -26,7 +26,8 @@ from nats.js.api import ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageT
 from nats.js.errors import NotFoundError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from ingest_svc.message_path import DeviceMessage, Postponed
+from ingest_svc.device_message import DeviceMessage
+from ingest_svc.message_path import Postponed
 from meshkit import bus
 from meshkit.clock import Clock, from_datetime
 from meshkit.errors import ResourceExhausted, Unavailable

@@ -24,6 +24,10 @@ VALUE_REFUSED: Why = (
     ErrorReason.ERROR_REASON_VALUE_REFUSED,
     "the database refuses a value of this batch",
 )
+INTERNAL: Why = (
+    ErrorReason.ERROR_REASON_INTERNAL,
+    "something failed inside; the trace id finds it",
+)
 
 
 class Refusal(NamedTuple):
@@ -41,12 +45,20 @@ class Refusal(NamedTuple):
     sample_count: int = 0
 
 
+class EventRefusal(NamedTuple):
+    """Why an event, by its place in the batch's events, is not stored."""
+
+    event_index: int
+    reason: ErrorReason.ValueType
+    message: str
+
+
 @dataclass(slots=True)
 class Outcome:
     """What is told of a batch.
 
-    `refusals` are in the order of the batch, and only the first when there are many.
-    The two counts are exact: together they are all samples sent. `reason` and `message`
+    `refusals` and `event_refusals` are in the order of the batch, and only the first when
+    there are many. The counts are exact: together they are all that was sent. `reason` and `message`
     say why a batch was refused as a whole; unspecified and empty otherwise.
     """
 
@@ -55,6 +67,9 @@ class Outcome:
     refused_samples: int = 0
     reason: ErrorReason.ValueType = ErrorReason.ERROR_REASON_UNSPECIFIED
     message: str = ""
+    stored_events: int = 0
+    refused_events: int = 0
+    event_refusals: list[EventRefusal] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +103,11 @@ def device_unknown(device_id: str) -> Why:
     return ErrorReason.ERROR_REASON_DEVICE_UNKNOWN, f"device {device_id!r} does not exist"
 
 
+def asset_unknown(asset_id: str) -> Why:
+    """Say that an asset does not exist: in the same words whether it is absent or another tenant's."""
+    return ErrorReason.ERROR_REASON_ASSET_UNKNOWN, f"asset {asset_id!r} does not exist"
+
+
 def device_disabled(device_id: str) -> Why:
     """Say that a device is disabled."""
     return ErrorReason.ERROR_REASON_DEVICE_DISABLED, f"device {device_id!r} is disabled"
@@ -104,6 +124,19 @@ def metric_unknown(metric: str, device_type_id: str) -> Why:
 def kind_mismatch(metric: str, kind: Kind, sent: Kind) -> Why:
     """Say that values are not of their metric's kind."""
     return ErrorReason.ERROR_REASON_KIND_MISMATCH, f"metric {metric!r} is {kind.name}, not {sent.name}"
+
+
+def takes_no_chunks(device_type_id: str) -> Why:
+    """Say that messages of a type do not come in chunks."""
+    return (
+        ErrorReason.ERROR_REASON_CHUNK_INVALID,
+        f"device type {device_type_id!r} takes no chunks; its processing_mode is not CHUNKED",
+    )
+
+
+def child_unknown(name: str, gateway_id: str) -> Why:
+    """Say that a gateway has no child of a name."""
+    return ErrorReason.ERROR_REASON_CHILD_UNKNOWN, f"gateway {gateway_id!r} has no child {name!r}"
 
 
 def value_out_of_range(metric: str, bounds: tuple[float, float]) -> Why:

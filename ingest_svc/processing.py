@@ -6,41 +6,44 @@ The writer calls it from the threads that prepare rows, on merged runs (docs/adr
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
-from ingest_svc.profile import MetricProfile
+from ingest_svc import device_states, series_states
+from ingest_svc.profile import MetricProfile, QualityRules
 from ingest_svc.quality import judge
 from ingest_svc.series_states import KnownSeries, SeriesStates
 from meshkit.errors import Unavailable
 from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.merge import Runs
 from telemetry_store.quality import Codes
+from telemetry_store.saved_state import SavedState
 from telemetry_store.series import SeriesKey
 
 _log = structlog.get_logger()
 _SAVED_EVERY_S = 10.0
 # Of a million series that change all the time each is saved every few minutes.
 _SAVED_AT_ONCE = 20_000
+_SAVED_BYTES_AT_ONCE = 4 * 1024 * 1024  # of devices
 
 
 class StateStore(Protocol):
     """Where states of series are saved."""
 
-    async def load(self, tenant: str, series_ids: Sequence[int]) -> dict[int, Sequence[float]]:
-        """Return the states that were saved, by series id.
+    async def load(self, tenant: str, detector: str, subjects: Sequence[str]) -> dict[str, bytes]:
+        """Return the states that were saved, by subject.
 
         Raises:
             Unavailable: nobody can tell now.
         """
         ...
 
-    async def save(self, states: Sequence[tuple[str, int, Sequence[float]]]) -> None:
-        """Save states, each with its tenant and series id.
+    async def save(self, states: Sequence[SavedState]) -> None:
+        """Save states.
 
         Raises:
             Unavailable: they may be saved or not.
@@ -84,15 +87,10 @@ class Processing:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         ids = await self._catalog.resolve(tenant, keys)
-        found = [(series_id, metric.quality) for series_id, metric in zip(ids.tolist(), metrics, strict=True)]
-        known = {series_id: self._states.rules_of(series_id) for series_id, _ in found}
-        new = [series_id for series_id, rules in known.items() if rules is None]
-        saved = await self._saved(tenant, new) if new else {}
-        self._to_know.extend(
-            KnownSeries(series_id, tenant, rules, saved.get(series_id))
-            for series_id, rules in found
-            if known[series_id] != rules
-        )
+        found = list(zip(ids.tolist(), keys, (metric.quality for metric in metrics), strict=True))
+        changed = [each for each in found if self._states.rules_of(each[0]) != each[2]]
+        if changed:
+            await self._make_known(tenant, changed)
         return ids
 
     def judge(self, runs: Runs, received_us: npt.NDArray[np.int64]) -> Codes:
@@ -112,19 +110,45 @@ class Processing:
         """Save what has changed since it was saved last, as far as it is not too much at once."""
         with self._lock:
             changed = self._states.take_changed(_SAVED_AT_ONCE)
+            changed += self._states.devices.take_changed(_SAVED_BYTES_AT_ONCE)
         try:
             if changed:
                 await self._store.save(changed)
         except Unavailable as error:
-            _log.warning("states of series are not saved", series=len(changed), error=str(error))
+            _log.warning("states of detectors are not saved", states=len(changed), error=str(error))
+
+    async def _make_known(self, tenant: str, found: Sequence[tuple[int, SeriesKey, QualityRules]]) -> None:
+        new = {str(series_id) for series_id, _, _ in found if self._states.rules_of(series_id) is None}
+        devices = {
+            key.device_id
+            for _, key, rules in found
+            if rules.joint is not None
+            and not self._states.devices.knows((tenant, key.device_id), rules.joint)
+        }
+        saved = await self._saved(tenant, series_states.DETECTOR, new)
+        saved_devices = await self._saved(tenant, device_states.DETECTOR, devices)
+        self._to_know.extend(
+            KnownSeries(
+                series_id,
+                tenant,
+                key.device_id,
+                key.metric,
+                rules,
+                saved.get(str(series_id)),
+                saved_devices.get(key.device_id),
+            )
+            for series_id, key, rules in found
+        )
 
     def _know(self) -> None:
         waiting = len(self._to_know)
         if waiting:
             self._states.know([self._to_know.popleft() for _ in range(waiting)])
 
-    async def _saved(self, tenant: str, series_ids: Sequence[int]) -> dict[int, Sequence[float]]:
+    async def _saved(self, tenant: str, detector: str, subjects: Set[str]) -> dict[str, bytes]:
+        if not subjects:
+            return {}
         try:
-            return await self._store.load(tenant, series_ids)
+            return await self._store.load(tenant, detector, sorted(subjects))
         except Unavailable:
             return {}

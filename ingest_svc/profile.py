@@ -6,10 +6,23 @@ from dataclasses import dataclass, field
 
 from jsonpointer import JsonPointer
 
-from ingest_svc.detectors import robust
+from ingest_svc.detectors import multivariate, robust
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.units import Conversion
 from telemetry_store.columns import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class JointRules:
+    """Metrics of a device that are looked at together.
+
+    Attributes:
+        metrics: their names, in the order of a row.
+        warm_up: so many rows, at least, show what is usual.
+    """
+
+    metrics: tuple[str, ...]
+    warm_up: int = multivariate.DEFAULTS.warm_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +38,7 @@ class QualityRules:
         max_rate: fastest change, per second; infinite: not judged.
         anomaly_threshold: standard deviations from which on a value is an anomaly; infinite: none is.
         anomaly_half_life: samples after which what was counts half.
+        joint: metrics of the device, this one among them, that are looked at together; None: it is not.
     """
 
     weights: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
@@ -35,6 +49,7 @@ class QualityRules:
     max_rate: float = math.inf
     anomaly_threshold: float = robust.THRESHOLD
     anomaly_half_life: float = robust.HALF_LIFE
+    joint: JointRules | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +91,19 @@ FLAT = MessageSchema(pointers=None, time=JsonPointer("/time"), time_unit_us=1_00
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayRules:
+    """How messages of a gateway are taken apart.
+
+    Attributes:
+        child: where in an object its name for the child stands that the object is of.
+        takes_chunks: its messages may come in chunks.
+    """
+
+    child: JsonPointer
+    takes_chunks: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceProfile:
     """A device of some tenant.
 
@@ -85,6 +113,9 @@ class DeviceProfile:
         metrics: all that it may report, `location` included.
         message_schema: how its JSON messages are read.
         aliases: names of metrics by other names that devices use.
+        asset_id: the asset that it is on, "" for none.
+        gateway: how its messages are taken apart; None: all they say is of itself.
+        all_or_nothing: mode of its messages, unless their sender says it.
     """
 
     device_type_id: str
@@ -92,6 +123,9 @@ class DeviceProfile:
     metrics: Mapping[str, MetricProfile]
     message_schema: MessageSchema = FLAT
     aliases: Mapping[str, str] = field(default_factory=dict)
+    gateway: GatewayRules | None = None
+    all_or_nothing: bool = False
+    asset_id: str = ""
 
     def metric(self, name: str) -> MetricProfile | None:
         """Return the metric of a name or alias, None when there is none."""

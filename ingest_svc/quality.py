@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ingest_svc.series_states import NEVER, UNKNOWN, SeriesStates, Slots
+from ingest_svc.series_states import ALONE, NEVER, UNKNOWN, SeriesStates, Slots
 from telemetry_store.columns import Kind
 from telemetry_store.merge import Index, Runs
 from telemetry_store.quality import PERFECT, STEPS, Codes, constant, pack
@@ -38,7 +38,7 @@ def judge(runs: Runs, slots: Slots, states: SeriesStates, *, received_us: npt.ND
         (_VALIDITY, _validity(runs, states.rules.minima[rules], states.rules.maxima[rules])),
         *_against_the_last(runs, slots, states, rules),
     ]
-    anomalous = _unusual(runs, slots, states, rules)
+    anomalous = np.union1d(_unusual(runs, slots, states, rules), _not_fitting(runs, slots, states))
     _remember_last(runs, slots, states)
     parts = [(number, part) for number, part in parts if len(part[0])]
     if not parts and not len(anomalous):
@@ -146,6 +146,24 @@ def _unusual(runs: Runs, slots: Slots, states: SeriesStates, rules: npt.NDArray[
         runs.values.astype(np.float64, copy=False),
     )
     return np.flatnonzero(found.anomalous)
+
+
+def _not_fitting(runs: Runs, slots: Slots, states: SeriesStates) -> Index:
+    """Return the places of samples of times at which the metrics of their device do not fit each other."""
+    groups = states.joint_groups[slots]
+    found = [_NOTHING]
+    for group in np.unique(groups[groups != ALONE]).tolist() if runs.kind is Kind.DOUBLE else ():
+        places, of_runs = _samples_of(runs, groups == group)
+        series = slots[of_runs]
+        anomalous = states.devices.judge(
+            group,
+            states.joint_slots[series],
+            states.joint_columns[series],
+            runs.times[places],
+            runs.values[places],
+        )
+        found.append(places[anomalous])
+    return np.concatenate(found)
 
 
 def _remember_last(runs: Runs, slots: Slots, states: SeriesStates) -> None:

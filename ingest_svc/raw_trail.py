@@ -115,14 +115,14 @@ class StreamTrail:
     async def of_batch(
         self,
         batch: ingest_pb2.Batch,
-        content: SentColumns | Sequence[Reading] | RefusedContent,
+        content: SentColumns | Sequence[Reading] | RefusedContent | DeviceSet,
         received_us: int,
     ) -> BatchTrail:
         """Return what is kept of a batch.
 
         Args:
             batch: as it came; of columns that were read all aliases are defined.
-            content: what was read of it.
+            content: what was read of it; of messages the devices that they speak of.
             received_us: when it came, microseconds since the epoch.
         """
         if not self._trail.keeps(self._tenant):
@@ -176,8 +176,12 @@ class StreamTrail:
         )
 
     def _devices_of(
-        self, batch: ingest_pb2.Batch, content: SentColumns | Sequence[Reading] | RefusedContent
+        self,
+        batch: ingest_pb2.Batch,
+        content: SentColumns | Sequence[Reading] | RefusedContent | DeviceSet,
     ) -> DeviceSet:
+        if isinstance(content, DeviceSet):
+            return content
         if isinstance(content, SentColumns):
             return self._devices_behind(content.aliases)
         if isinstance(content, RefusedContent):
@@ -203,6 +207,8 @@ class StreamTrail:
         for alias in set(batch.columns.series):
             if alias < self._series.places and self._series.kinds[alias]:
                 yield self._series.definition(alias).device_id
-        for reading in batch.readings:
-            if _DEVICE_ID.fullmatch(reading.device_id):
-                yield reading.device_id
+        named = [reading.device_id for reading in batch.readings]
+        named += [message.device_id for message in batch.messages]
+        for device_id in named:
+            if _DEVICE_ID.fullmatch(device_id):
+                yield device_id

@@ -54,7 +54,7 @@ class Acks:
             result = ingest_pb2.BatchResult.FromString(taken.answer)
             self.batches += 1
             self.samples += result.stored_samples
-            if result.reason or result.refused_samples:
+            if result.reason or result.refused_samples or result.refused_events:
                 result.sequence = taken.sequence
                 del result.refusals[MAX_REFUSALS:]  # The unary door records more of them.
                 results.append(result)

@@ -1,6 +1,6 @@
 """What is known of series: what judges their samples, and how they were last. Arrays by slot, no I/O."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,9 @@ import numpy.typing as npt
 
 from ingest_svc.detectors import robust
 from ingest_svc.detectors.robust import RobustDetector
+from ingest_svc.device_states import DeviceStates
 from ingest_svc.profile import QualityRules
+from telemetry_store.saved_state import SavedState
 
 MAX_SERIES = 1_000_000
 # Stands for series that nobody has made known; nothing is remembered of it.
@@ -16,6 +18,12 @@ UNKNOWN = 0
 _FIRST_SLOTS = 1_024
 NEVER = np.iinfo(np.int64).min  # The time of no sample.
 
+DETECTOR = "series"
+ALONE = -1  # No group of devices.
+_COLUMNS = (
+    *("_met", "_changed", "rule_places", "last_times", "last_values"),
+    *("joint_groups", "joint_slots", "joint_columns"),
+)
 _STATE = 2 + robust.STATE  # Numbers that are saved of a series.
 
 Slots = npt.NDArray[np.intp]
@@ -28,14 +36,20 @@ class KnownSeries:
     Attributes:
         series_id: its id.
         tenant: whose.
+        device_id: of its device.
+        metric: its metric.
         rules: what its samples are judged by.
         state: how it was when somebody saved it; None: nobody did.
+        device_state: how its device was, when its metrics are looked at together; likewise.
     """
 
     series_id: int
     tenant: str
+    device_id: str
+    metric: str
     rules: QualityRules
-    state: Sequence[float] | None = None
+    state: bytes | None = None
+    device_state: bytes | None = None
 
 
 class RuleColumns:
@@ -102,6 +116,10 @@ class SeriesStates:
             is none.
         last_values: float64[slots], its value; NaN for none and for what is no number.
         detector: of unusual values.
+        devices: those whose metrics are looked at together.
+        joint_groups: int16[slots], the series' device's group in `devices`, ALONE for none.
+        joint_slots: int32[slots], its slot there.
+        joint_columns: int16[slots], which of its metrics the series is.
     """
 
     def __init__(self, *, most: int = MAX_SERIES) -> None:
@@ -116,6 +134,10 @@ class SeriesStates:
         self.last_times = np.full(_FIRST_SLOTS, NEVER, np.int64)
         self.last_values = np.full(_FIRST_SLOTS, np.nan)
         self.detector = RobustDetector(_FIRST_SLOTS)
+        self.devices = DeviceStates()
+        self.joint_groups = np.full(_FIRST_SLOTS, ALONE, np.int16)
+        self.joint_slots = np.zeros(_FIRST_SLOTS, np.int32)
+        self.joint_columns = np.zeros(_FIRST_SLOTS, np.int16)
 
     def __len__(self) -> int:
         """Return how many series are known."""
@@ -129,7 +151,7 @@ class SeriesStates:
     def know(self, known: Iterable[KnownSeries]) -> None:
         """Take series in, or new rules for those that are; their state is then not looked at."""
         places: dict[int, int] = {}
-        new: dict[int, Sequence[float] | None] = {}
+        new: dict[int, bytes | None] = {}
         for series in known:
             slot = self._slots.get(series.series_id)
             if slot is None:
@@ -139,6 +161,7 @@ class SeriesStates:
                 slot = self._add(series)
                 new[slot] = series.state
             places[slot] = self.rules.place(series.rules)
+            self._join(slot, series)
         self._take_in(places, new)
 
     def meet(self, series_ids: npt.NDArray[np.int32]) -> Slots:
@@ -166,14 +189,25 @@ class SeriesStates:
             self.last_values[slots] = values[newer]
         self._changed[slots] = True
 
-    def take_changed(self, most: int) -> list[tuple[str, int, list[float]]]:
-        """Return (tenant, series id, state) of series that changed since they were returned last."""
+    def take_changed(self, most: int) -> list[SavedState]:
+        """Return the states of series that changed since they were returned last, at most so many."""
         slots = np.flatnonzero(self._changed)[:most]
         self._changed[slots] = False
         states = np.column_stack([self.last_times[slots], self.last_values[slots], self.detector.rows(slots)])
         return [
-            (*self._series[slot], state) for slot, state in zip(slots.tolist(), states.tolist(), strict=True)
+            SavedState(tenant, DETECTOR, str(series_id), int(state[0]), state.astype("<f8").tobytes())
+            for (tenant, series_id), state in zip(
+                map(self._series.__getitem__, slots.tolist()), states, strict=True
+            )
         ]
+
+    def _join(self, slot: int, series: KnownSeries) -> None:
+        rules = series.rules.joint
+        place = None
+        if rules is not None:
+            place = self.devices.place((series.tenant, series.device_id), rules, series.device_state)
+            self.joint_columns[slot] = rules.metrics.index(series.metric)
+        self.joint_groups[slot], self.joint_slots[slot] = place or (ALONE, 0)
 
     def _add(self, series: KnownSeries) -> int:
         slot = len(self._series)
@@ -183,7 +217,7 @@ class SeriesStates:
         self._series.append((series.tenant, series.series_id))
         return slot
 
-    def _take_in(self, places: dict[int, int], new: dict[int, Sequence[float] | None]) -> None:
+    def _take_in(self, places: dict[int, int], new: dict[int, bytes | None]) -> None:
         """Enter rules and states of slots, and leave nothing of either."""
         self.rules.complete()
         slots = list(new)
@@ -209,7 +243,7 @@ class SeriesStates:
         )
 
     def _grow(self, slots: int) -> None:
-        for name in ("_met", "_changed", "rule_places", "last_times", "last_values"):
+        for name in _COLUMNS:
             column = getattr(self, name)
             grown = np.zeros(slots, column.dtype)
             grown[: len(column)] = column
@@ -221,7 +255,8 @@ class SeriesStates:
         used = len(self._series)
         oldest = np.argsort(self._met[1:used], kind="stable") + 1
         kept = np.sort(oldest[len(oldest) // 2 :])
-        for column in (self._met, self._changed, self.rule_places, self.last_times, self.last_values):
+        for name in _COLUMNS:
+            column = getattr(self, name)
             column[1 : len(kept) + 1] = column[kept]
         self._changed[len(kept) + 1 :] = False
         self.detector.load(range(1, len(kept) + 1), self.detector.rows(kept))
@@ -230,8 +265,10 @@ class SeriesStates:
         self._slots = {series_id: slot for slot, (_, series_id) in enumerate(self._series) if slot}
 
 
-def _whole(state: Sequence[float] | None) -> Sequence[float]:
+def _whole(state: bytes | None) -> npt.NDArray[np.float64]:
     """Return a state that can be taken over: one of this form, or that of a series never met."""
-    if state is None or len(state) != _STATE or not np.isfinite([state[0], *state[2:]]).all():
-        return [np.nan] * _STATE
-    return state
+    if state is not None and len(state) == _STATE * np.float64().nbytes:
+        numbers = np.frombuffer(state, "<f8").astype(np.float64)
+        if np.isfinite(numbers[[0, *range(2, _STATE)]]).all():
+            return numbers
+    return np.full(_STATE, np.nan)

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
-from ingest_svc import conversion
+from ingest_svc import conversion, event_messages
 from ingest_svc.applied import Applied
 from ingest_svc.intake import Door, Intake, Origin
 from ingest_svc.limiter import NO_CHARGE, Charge, Limiter, Sent
@@ -26,13 +26,16 @@ from meshkit import status
 from meshkit.clock import Clock
 from meshkit.errors import DomainError
 from meshkit.identity import Principal, current_principal
-from telemetry_store.requests import WriteRequest, WriteResult
+from telemetry_store.requests import RequestIdentity, WriteRequest, WriteResult
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 
 _log = structlog.get_logger()
 _APPLIED_WITHIN_S = 2.0
+_Request = (
+    ingest_pb2.IngestTelemetryRequest | ingest_pb2.IngestMessageRequest | ingest_pb2.IngestEventsRequest
+)
 
 
 class IngestServicer(ingest_grpc.IngestServiceServicer):
@@ -100,19 +103,49 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             response.ack_level = ingest_pb2.ACK_LEVEL_DURABLE
         return response
 
-    async def _admit(self, request: ingest_pb2.IngestTelemetryRequest, readings: Sequence[Reading]) -> Charge:
+    async def IngestMessage(
+        self, request: ingest_pb2.IngestMessageRequest, context: Any
+    ) -> ingest_pb2.IngestMessageResponse:
+        received_us = self._clock.now_us()
+        message = conversion.to_message(request, arrival_us=received_us)
+        identity = RequestIdentity(request.request_id) if request.request_id else None
+        batch, taken = await self._intake.take_messages(
+            Origin(current_principal(), identity, _span(), Door.UNARY), [message], received_us=received_us
+        )
+        raw = self._raw.of_messages(batch.tenant, taken.contents([message]), received_us)
+        batch = replace(batch, raw=raw)
+        charge = await self._admit(request, taken.readings)
+        return conversion.to_message_response(await self._submit(batch, charge))
+
+    async def IngestEvents(
+        self, request: ingest_pb2.IngestEventsRequest, context: Any
+    ) -> ingest_pb2.IngestEventsResponse:
+        received_us = self._clock.now_us()
+        batch = await self._intake.take_events(
+            Origin(current_principal(), conversion.to_identity(request), _span(), Door.UNARY),
+            event_messages.to_events(request.events),
+            all_or_nothing=request.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
+            backfill_id=request.backfill_id,
+            received_us=received_us,
+        )
+        charge = await self._admit(request)
+        return event_messages.to_events_response(await self._submit(batch, charge))
+
+    async def _admit(self, request: _Request, readings: Sequence[Reading] = ()) -> Charge:
         principal = current_principal()
         limits = self._limiter.limits_of(principal.tenant)
         if limits is None:
             return NO_CHARGE
+        # A message has no writer.
+        numbered = None if isinstance(request, ingest_pb2.IngestMessageRequest) else request
         sent = Sent(
             tenant=principal.tenant,
             principal=principal.name,
             samples=sum(len(reading.samples) for reading in readings),
             size=request.ByteSize(),
             devices=samples_by_device(readings) if limits.has_devices else {},
-            writer_id=request.writer_id,
-            sequence=request.sequence or None,
+            writer_id="" if numbered is None else numbered.writer_id,
+            sequence=None if numbered is None else numbered.sequence or None,
         )
         return await self._limiter.admit(limits, sent)
 

@@ -10,6 +10,15 @@ from meshkit.errors import FailedPrecondition, dependency_unavailable
 from telemetry_store.backfill import BackfillRow, create_backfill, find_backfill
 from telemetry_store.detector_states import load_states, save_states
 from telemetry_store.instances import last_commits
+from telemetry_store.raw_history import (
+    RawContent,
+    RawPlace,
+    RawQuery,
+    RawRow,
+    find_raw_message,
+    list_raw_messages,
+)
+from telemetry_store.saved_state import SavedState
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -50,7 +59,7 @@ class BackfillStore:
 
 
 class StateStore:
-    """Keeps what is remembered of series.
+    """Keeps what judges of samples remember.
 
     Args:
         pool: of the ingest role.
@@ -59,20 +68,20 @@ class StateStore:
     def __init__(self, *, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def load(self, tenant: str, series_ids: Sequence[int]) -> dict[int, Sequence[float]]:
-        """Return the states that were saved of series of a tenant, by series id.
+    async def load(self, tenant: str, detector: str, subjects: Sequence[str]) -> dict[str, bytes]:
+        """Return the states that were saved of subjects of a tenant, by subject.
 
         Raises:
             Unavailable: PostgreSQL is away.
         """
         try:
             async with self._pool.acquire() as connection:
-                return await load_states(connection, tenant, series_ids)
+                return await load_states(connection, tenant, detector, subjects)
         except DATABASE_ERRORS as error:
             raise dependency_unavailable("postgresql") from error
 
-    async def save(self, states: Sequence[tuple[str, int, Sequence[float]]]) -> None:
-        """Save states, each with its tenant and series id.
+    async def save(self, states: Sequence[SavedState]) -> None:
+        """Save states.
 
         Raises:
             Unavailable: PostgreSQL is away.
@@ -80,6 +89,43 @@ class StateStore:
         try:
             async with self._pool.acquire() as connection:
                 await save_states(connection, states)
+        except DATABASE_ERRORS as error:
+            raise dependency_unavailable("postgresql") from error
+
+
+class RawMessageStore:
+    """Reads the raw audit trail.
+
+    Args:
+        pool: of the ingest role.
+    """
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def page(
+        self, tenant: str, query: RawQuery, *, before: RawPlace | None, limit: int
+    ) -> Sequence[RawRow]:
+        """Return a tenant's messages, the newest first, as list_raw_messages does.
+
+        Raises:
+            Unavailable: PostgreSQL is away.
+        """
+        try:
+            async with self._pool.acquire() as connection:
+                return await list_raw_messages(connection, tenant, query, before=before, limit=limit)
+        except DATABASE_ERRORS as error:
+            raise dependency_unavailable("postgresql") from error
+
+    async def find(self, tenant: str, place: RawPlace) -> RawContent | None:
+        """Return a tenant's message, None when it has none there.
+
+        Raises:
+            Unavailable: PostgreSQL is away.
+        """
+        try:
+            async with self._pool.acquire() as connection:
+                return await find_raw_message(connection, tenant, place)
         except DATABASE_ERRORS as error:
             raise dependency_unavailable("postgresql") from error
 

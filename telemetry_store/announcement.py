@@ -134,7 +134,7 @@ def _split(tenant: str, samples: KindColumns, max_bytes: int) -> Iterator[contra
     sizes = np.full(len(samples), float(_SAMPLE_BYTES))
     if samples.kind is Kind.STRING:
         # A string's characters take up to four bytes, and its length up to four more.
-        sizes += 4 * np.fromiter(map(len, samples.values), dtype=np.float64, count=len(samples)) + 8
+        sizes += 4 * np.fromiter(map(len, samples.tolist()), dtype=np.float64, count=len(samples)) + 8
     else:
         sizes += samples.values[:1].nbytes
     if samples.quality is not None:
@@ -144,23 +144,22 @@ def _split(tenant: str, samples: KindColumns, max_bytes: int) -> Iterator[contra
     while start < len(samples):
         before = ends[start - 1] if start else 0.0
         end = max(int(np.searchsorted(ends, before + max_bytes, side="right")), start + 1)
-        yield _group(tenant, samples, slice(start, end))
+        yield _group(tenant, samples.at(slice(start, end)))
         start = end
 
 
-def _group(tenant: str, samples: KindColumns, place: slice) -> contract.LatestSamples:
-    values = samples.values[place]
+def _group(tenant: str, samples: KindColumns) -> contract.LatestSamples:
     group = contract.LatestSamples(
         tenant=tenant,
         kind=value_pb2.ValueKind.ValueType(samples.kind),
-        series=samples.series[place].astype("<u4").tobytes(),
-        times=samples.times[place].astype("<i8").tobytes(),
-        quality=b"" if samples.quality is None else samples.quality[place].astype("<i4").tobytes(),
+        series=samples.series.astype("<u4").tobytes(),
+        times=samples.times.astype("<i8").tobytes(),
+        quality=b"" if samples.quality is None else samples.quality.astype("<i4").tobytes(),
     )
     if samples.kind is Kind.STRING:
-        group.strings.extend(values.tolist())
+        group.strings.extend(samples.tolist())
     else:
-        group.numbers = values.astype(_NUMBERS[samples.kind]).tobytes()
+        group.numbers = samples.values.astype(_NUMBERS[samples.kind]).tobytes()
     return group
 
 
@@ -191,14 +190,14 @@ def _columns(group: contract.LatestSamples) -> KindColumns:
         np.frombuffer(group.quality, dtype="<i4").astype(np.int32, copy=False) if group.quality else None
     )
     # Raises when lengths or types disagree.
-    return KindColumns(kind, series.astype(np.int32), times, _values(kind, group), quality)
-
-
-def _values(kind: Kind, group: contract.LatestSamples) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any]
     if kind is Kind.STRING:
-        values = np.array(group.strings, dtype=np.object_)
-    elif kind is Kind.BOOL:
+        return KindColumns.of(kind, series.astype(np.int32), times, group.strings, quality)
+    return KindColumns(kind, series.astype(np.int32), times, _numbers(kind, group), quality)
+
+
+def _numbers(kind: Kind, group: contract.LatestSamples) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any]
+    if kind is Kind.BOOL:
         values = np.frombuffer(group.numbers, dtype=np.uint8).astype(np.bool_)
     else:
         values = np.frombuffer(group.numbers, dtype=_NUMBERS[kind])

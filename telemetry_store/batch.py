@@ -17,6 +17,8 @@ from telemetry_store.raw_payload import compress
 from telemetry_store.request_ids import RequestKey
 from telemetry_store.requests import (
     DeadLetter,
+    Event,
+    MessageChunk,
     MessageIdentity,
     RequestIdentity,
     WriteRequest,
@@ -69,6 +71,16 @@ class Batch:
         return () if self.refused else self.request.samples
 
     @property
+    def events(self) -> Sequence[Event]:
+        """Return the events to be stored."""
+        return () if self.refused else self.request.events
+
+    @property
+    def chunks(self) -> Sequence[MessageChunk]:
+        """Return the chunks to be kept."""
+        return () if self.refused else self.request.chunks
+
+    @property
     def size(self) -> int:
         """Return how many samples came with the request."""
         return sum(len(columns) for columns in self.request.samples)
@@ -111,6 +123,7 @@ class Batch:
         kept = [np.flatnonzero(~np.isin(places, left_out)) for places in identity.samples]
         letters = [place for place, message in enumerate(identity.dead_letters) if message not in messages]
         raw = [place for place, message in enumerate(identity.raw) if message not in messages]
+        chunks = [place for place, message in enumerate(identity.chunks) if message not in messages]
         return Batch(
             replace(
                 request,
@@ -119,10 +132,12 @@ class Batch:
                     samples=[places[chosen] for places, chosen in zip(identity.samples, kept, strict=True)],
                     dead_letters=[identity.dead_letters[place] for place in letters],
                     raw=[identity.raw[place] for place in raw],
+                    chunks=[identity.chunks[place] for place in chunks],
                 ),
                 samples=[columns.at(chosen) for columns, chosen in zip(request.samples, kept, strict=True)],
                 dead_letters=[request.dead_letters[place] for place in letters],
                 raw=[request.raw[place] for place in raw],
+                chunks=[request.chunks[place] for place in chunks],
             )
         )
 
@@ -195,7 +210,7 @@ def _latest(runs: Runs, tenants: Sequence[str]) -> Iterator[TenantSamples]:
     samples, origins = latest(runs)
     names, of_parts = np.unique(np.array(tenants, dtype=np.object_), return_inverse=True)
     if len(names) == 1:
-        yield names[0], samples
+        yield names[0], samples.compact()
         return
     # Sorted and cut: a look at all samples per tenant is too slow with many tenants. Small integers
     # are sorted by their digits.
@@ -203,4 +218,4 @@ def _latest(runs: Runs, tenants: Sequence[str]) -> Iterator[TenantSamples]:
     samples = samples.at(np.argsort(of_samples, kind="stable"))
     ends = np.cumsum(np.bincount(of_samples, minlength=len(names))).tolist()
     for tenant, start, end in zip(names.tolist(), [0, *ends], ends, strict=False):
-        yield tenant, samples.at(slice(start, end))
+        yield tenant, samples.at(slice(start, end)).compact()

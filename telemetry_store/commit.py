@@ -14,9 +14,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.errors import DomainError
-from telemetry_store import cursors, dead_letters, raw_messages, request_ids
+from telemetry_store import chunks, cursors, dead_letters, events, raw_messages, request_ids
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, LetterKey, Prepared
+from telemetry_store.chunks import GroupChunks, MessageKey
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.copy import COLUMNS
 from telemetry_store.cursors import Cursor, CursorKey, Recorded
@@ -42,6 +43,7 @@ class Decision:
         answers: by batch; a batch without one was skipped, its cursor being locked elsewhere.
         taken: batches to store, in arrival order.
         advanced: records by cursor and sequence, ascending per cursor.
+        chunks: what is known of their chunks, None when they have none.
     """
 
     answers: dict[Batch, Answer] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Decision:
     advanced: dict[tuple[CursorKey, int], Recorded] = field(default_factory=dict)
     # What is left of batches some of whose messages are known.
     left: dict[Batch, Batch] = field(default_factory=dict)
+    chunks: GroupChunks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,14 @@ class Commit:
         samples: how many it stores.
         latest: the latest sample of each series in it, by tenant and kind.
         traceparent: W3C trace context of its span, "" when it is not recorded.
+        whole: messages whose last chunk it holds.
     """
 
     numbers: CommitNumbers
     samples: int
     latest: Sequence[TenantSamples]
     traceparent: str
+    whole: Sequence[MessageKey] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,12 @@ async def store_group(
         prepared.raw,
         device_sets,
     )
+    await events.insert(
+        connection,
+        ((batch.request.tenant, event) for batch in decision.taken for event in batch.events),
+        numbers,
+    )
+    whole = await chunks.store(connection, decision.chunks, decision.taken) if decision.chunks else []
     if decision.advanced:
         await cursors.advance(connection, decision.advanced)
     traceparent = _traceparent()
@@ -139,7 +150,7 @@ async def store_group(
     )
     for batch in decision.taken:
         decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=False, commit=numbers)
-    commit = Commit(numbers, prepared.samples, prepared.latest, traceparent)
+    commit = Commit(numbers, prepared.samples, prepared.latest, traceparent, whole)
     return Stored(decision.answers, commit, letters)
 
 
@@ -152,7 +163,12 @@ def _traceparent() -> str:
 
 
 async def _decide(connection: Connection, batches: Sequence[Batch]) -> Decision:
-    decision = Decision()
+    decision = Decision(chunks=await chunks.judge(connection, batches))
+    if decision.chunks is not None:
+        decision.answers.update(decision.chunks.refused)
+        for batch in decision.chunks.ended:
+            decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=True)
+        batches = [batch for batch in batches if batch not in decision.answers]
     await _judge_sequences(connection, batches, decision)
     await _claim_letters(connection, batches, decision)
     await _claim_request_ids(connection, batches, decision)

@@ -12,13 +12,14 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from telemetry_store.columns import POINT_WIDTH, Kind
 from telemetry_store.merge import Index, Runs
-from telemetry_store.quality import Codes, is_constant
+from telemetry_store.quality import is_constant
 
 COLUMNS = (
     "tenant_id",
@@ -31,6 +32,7 @@ COLUMNS = (
     "bools",
     "strings",
     "points",
+    "codes",
     "quality",
     "instance",
     "commit_no",
@@ -40,6 +42,7 @@ _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 _TRAILER = struct.pack(">h", -1)
 _NULL = struct.pack(">i", -1)
 _INT8_OID = 20
+_INT2_OID = 21
 _INT4_OID = 23
 _TEXT_OID = 25
 _ELEMENTS = {  # oid, size, how numpy writes it
@@ -51,6 +54,7 @@ _ELEMENTS = {  # oid, size, how numpy writes it
 _VALUE_COLUMNS = (Kind.DOUBLE, Kind.INT, Kind.BOOL, Kind.STRING, Kind.POINT)  # in COLUMNS' order
 _NUMBERS = struct.Struct(">iiiqiq")  # instance, commit_no and order_no, each after its size
 _CHUNK_BYTES = 1 << 20
+_MOST_CODES = 2**15 - 1
 
 Rows = npt.NDArray[np.void]
 
@@ -98,7 +102,7 @@ def encode(merged: Iterable[tuple[Runs, Sequence[str]]]) -> CopyPayload:
         place = {name: number for number, name in enumerate(names)}
         run_tenants = np.array([place[name] for name in part_tenants])[runs.origins]
         if runs.kind is Kind.STRING:
-            texts.extend(_text_rows(runs, tenants[run_tenants]))
+            texts.extend(_text_rows(runs, tenants[run_tenants].tolist()))
         else:
             sizes = np.array([len(name) for name in tenants.tolist()])[run_tenants]
             judged = _judged(runs)
@@ -166,6 +170,7 @@ def _template(kind: Kind, tenant_size: int, length: int, judged: int) -> Rows:
     values = np.dtype([("size", ">i4"), ("element", form)])
     quality = np.dtype([("size", ">i4"), ("element", ">i4")])
     before, after = _nulls_around(kind)
+    after += _NULL  # No codes, which are of strings.
     quality_head = _array_head(_INT4_OID, judged, judged * quality.itemsize) if judged else _NULL
     row = np.zeros(
         1,
@@ -214,42 +219,98 @@ def _nulls_around(kind: Kind) -> tuple[bytes, bytes]:
     return _NULL * place, _NULL * (len(_VALUE_COLUMNS) - place - 1)
 
 
-def _text_rows(runs: Runs, tenants: npt.NDArray[np.bytes_]) -> Iterator[bytes]:
-    """Yield rows of strings without their numbers; strings have no common size, so one by one."""
+def _text_rows(runs: Runs, tenants: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield rows of strings without their numbers; they have no common size, so run by run."""
     before, after = _nulls_around(Kind.STRING)
-    times = np.zeros(len(runs.times), dtype=[("size", ">i4"), ("element", ">i8")])
-    times["size"] = 8
-    times["element"] = runs.times
-    strings = [value.encode() for value in runs.values.tolist()]
-    for series, tenant, start, length, judged in zip(
+    times = _elements(runs.times, ">i8")
+    coding = _coded(runs)
+    texts = {
+        place: len(text).to_bytes(4) + text
+        for place in np.unique(coding.texts).tolist()
+        for text in (runs.texts[place].encode(),)
+    }
+    text_ends, code_ends = np.cumsum(coding.text_counts).tolist(), np.cumsum(coding.code_counts).tolist()
+    places, codes = coding.texts.tolist(), _elements(coding.codes, ">i2")
+    text_start = code_start = 0
+    for series, tenant, start, length, judged, text_end, code_end in zip(
         runs.series.tolist(),
-        tenants.tolist(),
+        tenants,
         runs.starts.tolist(),
         runs.lengths.tolist(),
         _judged(runs).tolist(),
+        text_ends,
+        code_ends,
         strict=True,
     ):
         end = start + length
-        body = b"".join([part for text in strings[start:end] for part in (len(text).to_bytes(4), text)])
+        body = b"".join([texts[place] for place in places[text_start:text_end]])
         yield b"".join(
             [
                 struct.pack(">hi", len(COLUMNS), len(tenant)),
                 tenant,
                 struct.pack(">ii", 4, series),
                 struct.pack(">iqiq", 8, int(runs.times[start]), 8, int(runs.times[end - 1])),
-                _array_head(_INT8_OID, length, length * times.itemsize),
-                times[start:end].tobytes(),
+                _array(_INT8_OID, times[start:end]),
                 before,
-                _array_head(_TEXT_OID, length, len(body)),
+                _array_head(_TEXT_OID, text_end - text_start, len(body)),
                 body,
                 after,
-                _NULL if runs.quality is None else _quality(runs.quality[start : start + judged]),
+                _array(_INT2_OID, codes[code_start:code_end]) if code_end > code_start else _NULL,
+                _NULL
+                if runs.quality is None
+                else _array(_INT4_OID, _elements(runs.quality[start : start + judged], ">i4")),
             ]
         )
+        text_start, code_start = text_end, code_end
 
 
-def _quality(codes: Codes) -> bytes:
-    elements = np.empty(len(codes), dtype=[("size", ">i4"), ("element", ">i4")])
-    elements["size"] = 4
-    elements["element"] = codes
-    return _array_head(_INT4_OID, len(codes), elements.nbytes) + elements.tobytes()
+@dataclass(frozen=True, slots=True)
+class _Coding:
+    """Texts and codes of each run's row, one run's after the other's.
+
+    Attributes:
+        texts: places in the runs' texts.
+        text_counts: intp[r], how many each row has.
+        codes: int16, each a place in its row's texts, from 1 as SQL counts.
+        code_counts: intp[r]; 0: the row has one text for all of its samples, or one for each.
+    """
+
+    texts: Index
+    text_counts: Index
+    codes: npt.NDArray[np.int16]
+    code_counts: Index
+
+
+def _coded(runs: Runs) -> _Coding:
+    """Return what rows of strings hold: few texts once each, many as they are."""
+    of_samples = np.repeat(np.arange(len(runs.starts)), runs.lengths)
+    pairs, places = np.unique(of_samples * len(runs.texts) + runs.values, return_inverse=True)
+    distinct = np.bincount(pairs // len(runs.texts), minlength=len(runs.starts))
+    first = np.cumsum(distinct) - distinct
+    plain = (distinct == runs.lengths) | (distinct > _MOST_CODES)
+    has_codes = ~plain & (distinct > 1)
+    text_counts = np.where(plain, runs.lengths, distinct)
+    # Texts of each row: those of its samples in a plain one, otherwise its distinct ones.
+    texts = np.empty(int(text_counts.sum()), np.intp)
+    in_plain = np.repeat(plain, text_counts)
+    texts[in_plain] = runs.values[plain[of_samples]]
+    texts[~in_plain] = (pairs % len(runs.texts))[~np.repeat(plain, distinct)]
+    codes = places - first[of_samples] + 1
+    return _Coding(
+        texts,
+        text_counts,
+        codes[has_codes[of_samples]].astype(np.int16),
+        np.where(has_codes, runs.lengths, 0),
+    )
+
+
+def _elements(values: npt.NDArray[Any], form: str) -> npt.NDArray[np.void]:
+    """Return values as elements of an array, each after its size."""
+    elements = np.empty(len(values), dtype=[("size", ">i4"), ("element", form)])
+    elements["size"] = elements.dtype["element"].itemsize
+    elements["element"] = values
+    return elements
+
+
+def _array(oid: int, elements: npt.NDArray[np.void]) -> bytes:
+    return _array_head(oid, len(elements), elements.nbytes) + elements.tobytes()

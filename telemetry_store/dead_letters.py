@@ -77,7 +77,8 @@ async def claim(connection: Connection, replays: Sequence[Batch]) -> set[LetterK
         """
         SELECT held.tenant_id, held.dead_letter_id
         FROM telemetry.dead_letter AS held
-        JOIN unnest($1::text[], $2::bigint[], $3::integer[]) AS wanted (tenant_id, dead_letter_id, replay_count)
+        JOIN unnest($1::text[], $2::bigint[], $3::integer[])
+            AS wanted (tenant_id, dead_letter_id, replay_count)
             USING (tenant_id, dead_letter_id, replay_count)
         FOR UPDATE OF held SKIP LOCKED
         """,

@@ -29,9 +29,9 @@ SELECT count(*) AS segments,
        string_agg(int8send(order_no), '') AS order_nos,
        string_agg(int4send(cardinality(times)), '') AS lengths,
        string_agg(substr(array_send(times), 21), '') AS times,
-       string_agg(substr(array_send({values}), 21), '') AS values{judged}
+       string_agg(substr(array_send({values}), 21), '') AS values{further}
 FROM (
-    SELECT start_time, order_no, times, {values}, quality
+    SELECT start_time, order_no, times, {values}, codes, quality
     FROM telemetry.segment
     WHERE tenant_id = $1 AND series_id = $2 AND start_time >= $3 AND start_time < $4 AND end_time >= $5
       AND (start_time, order_no) > ($6, $7)
@@ -49,8 +49,16 @@ _VALUE_COLUMNS = {
     Kind.STRING: "strings",
     Kind.POINT: "points",
 }
+# How many texts a row has, how many codes, and these.
+_CODES = """,
+       string_agg(int4send(cardinality(strings)), '') AS text_counts,
+       string_agg(int4send(coalesce(cardinality(codes), 0)), '') AS code_counts,
+       coalesce(string_agg(substr(array_send(codes), 21), ''), '') AS codes"""
 _SEGMENTS_OF = {
-    (kind, with_quality): _SEGMENTS.format(values=column, judged=_JUDGED if with_quality else "")
+    (kind, with_quality): _SEGMENTS.format(
+        values=column,
+        further=(_CODES if kind is Kind.STRING else "") + (_JUDGED if with_quality else ""),
+    )
     for kind, column in _VALUE_COLUMNS.items()
     for with_quality in (False, True)
 }
@@ -77,7 +85,7 @@ class SeriesHistory:
     Attributes:
         series: whose.
         times: int64[n], microseconds since the epoch.
-        values: as in KindColumns.
+        values: as in KindColumns, of strings object[n] of str.
         quality: int32[n], as in telemetry_store.quality; None when it was not asked for.
     """
 
@@ -222,13 +230,15 @@ class _Reading:
         self.end = end
         self.count = 0
         self.with_quality = with_quality
-        self._decode = _DECODERS[kind]
+        self._kind = kind
         self._settled = start
         self._segments = 0
         self._samples = 0
         self._times: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._orders: npt.NDArray[np.int64] = np.empty(0, np.int64)
-        self._values: npt.NDArray[Any] = self._decode(b"", 0)
+        self._values: npt.NDArray[Any] = (
+            np.empty(0, np.object_) if kind is Kind.STRING else _DECODERS[kind](b"")
+        )
         self._quality: npt.NDArray[np.int32] = np.empty(0, np.int32)
 
     @property
@@ -240,7 +250,10 @@ class _Reading:
         lengths = np.frombuffer(row["lengths"], ">i4")
         orders = np.frombuffer(row["order_nos"], ">i8")
         times = np.frombuffer(row["times"], _TIME)["value"].astype(np.int64)
-        values = self._decode(row["values"], len(times))
+        if self._kind is Kind.STRING:
+            values = _strings(row, lengths.astype(np.intp))
+        else:
+            values = _DECODERS[self._kind](row["values"])
         self._segments += len(lengths)
         self._samples += len(times)
         quality = _quality(row, lengths) if self.with_quality else np.full(len(times), NOT_JUDGED, np.int32)
@@ -296,36 +309,48 @@ def _quality(row: Any, lengths: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     return found
 
 
-def _doubles(payload: bytes, _count: int) -> npt.NDArray[Any]:
+def _doubles(payload: bytes) -> npt.NDArray[Any]:
     return np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", ">f8")]))["value"].astype(np.float64)
 
 
-def _ints(payload: bytes, _count: int) -> npt.NDArray[Any]:
+def _ints(payload: bytes) -> npt.NDArray[Any]:
     return np.frombuffer(payload, _TIME)["value"].astype(np.int64)
 
 
-def _bools(payload: bytes, _count: int) -> npt.NDArray[Any]:
+def _bools(payload: bytes) -> npt.NDArray[Any]:
     return np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", "?")]))["value"].copy()
 
 
-def _strings(payload: bytes, count: int) -> npt.NDArray[Any]:
-    values = np.empty(count, np.object_)
+def _points(payload: bytes) -> npt.NDArray[Any]:
+    return _doubles(payload).reshape(-1, POINT_WIDTH)
+
+
+_DECODERS: dict[Kind, Callable[[bytes], npt.NDArray[Any]]] = {
+    Kind.DOUBLE: _doubles,
+    Kind.INT: _ints,
+    Kind.BOOL: _bools,
+    Kind.POINT: _points,
+}
+
+
+def _strings(row: Any, lengths: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    """Return the strings of segments: of each by its codes, or the one for all, or one for each sample."""
+    text_counts = np.frombuffer(row["text_counts"], ">i4").astype(np.intp)
+    has_codes = np.repeat(np.frombuffer(row["code_counts"], ">i4") > 0, lengths)
+    codes = np.frombuffer(row["codes"], np.dtype([("length", ">i4"), ("value", ">i2")]))["value"]
+    starts = np.cumsum(lengths) - lengths
+    places = np.arange(len(has_codes)) - np.repeat(starts, lengths)
+    places[np.repeat(text_counts == 1, lengths)] = 0
+    places[has_codes] = codes - np.intp(1)
+    places += np.repeat(np.cumsum(text_counts) - text_counts, lengths)
+    return _texts(row["values"], int(text_counts.sum()))[places]
+
+
+def _texts(payload: bytes, count: int) -> npt.NDArray[Any]:
+    texts = np.empty(count, np.object_)
     place = 0
     for index in range(count):
         (length,) = struct.unpack_from(">i", payload, place)
         place += 4 + length
-        values[index] = payload[place - length : place].decode()
-    return values
-
-
-def _points(payload: bytes, _count: int) -> npt.NDArray[Any]:
-    return _doubles(payload, 0).reshape(-1, POINT_WIDTH)
-
-
-_DECODERS: dict[Kind, Callable[[bytes, int], npt.NDArray[Any]]] = {
-    Kind.DOUBLE: _doubles,
-    Kind.INT: _ints,
-    Kind.BOOL: _bools,
-    Kind.STRING: _strings,
-    Kind.POINT: _points,
-}
+        texts[index] = payload[place - length : place].decode()
+    return texts

@@ -12,7 +12,7 @@ import asyncpg
 import numpy as np
 
 from meshkit.db import Connection
-from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
+from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.feed import (
     COMMITS_PER_READ,
     Commit,
@@ -38,7 +38,7 @@ SELECT DISTINCT ON (series_id)
     doubles[cardinality(times)] AS double_value,
     ints[cardinality(times)] AS int_value,
     bools[cardinality(times)] AS bool_value,
-    strings[cardinality(times)] AS string_value,
+    strings[coalesce(codes[cardinality(times)], cardinality(strings))] AS string_value,
     points[3 * cardinality(times) - 2 :] AS point_value,
     quality[cardinality(quality)] AS quality
 FROM telemetry.segment
@@ -180,11 +180,11 @@ def _group(tenant: str, kind: Kind, rows: Sequence[asyncpg.Record]) -> LatestCol
     value = next(name for name, holds in _VALUE_COLUMNS.items() if holds is kind)
     return LatestColumns(
         tenant,
-        KindColumns(
+        KindColumns.of(
             kind,
             np.array([row["series_id"] for row in rows], dtype=np.int32),
             np.array([row["time"] for row in rows], dtype=np.int64),
-            np.array([row[value] for row in rows], dtype=VALUE_TYPES[kind]),
+            [row[value] for row in rows],
             np.array([NOT_JUDGED if row["quality"] is None else row["quality"] for row in rows], np.int32),
         ),
         np.array([row["order_no"] for row in rows], dtype=np.int64),

@@ -28,6 +28,7 @@ class Runs:
         times: int64[n].
         values: as in KindColumns.
         quality: int32[n], likewise.
+        texts: likewise, each once and each that of a sample that was merged.
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class Runs:
     times: npt.NDArray[np.int64]
     values: npt.NDArray[Any]
     quality: npt.NDArray[np.int32] | None = None
+    texts: Sequence[str] = ()
 
 
 def merge(parts: Sequence[KindColumns]) -> Runs:
@@ -54,7 +56,11 @@ def merge(parts: Sequence[KindColumns]) -> Runs:
     """
     series = np.concatenate([part.series for part in parts])
     times = np.concatenate([part.times for part in parts])
-    values = np.concatenate([part.values for part in parts])
+    texts: Sequence[str] = ()
+    if parts[0].kind is Kind.STRING:
+        values, texts = _joined_strings(parts)
+    else:
+        values = np.concatenate([part.values for part in parts])
     part_ends = np.cumsum([len(part) for part in parts])
 
     stretches = np.flatnonzero(np.append(True, (series[1:] != series[:-1]) | (times[1:] < times[:-1])))
@@ -93,7 +99,23 @@ def merge(parts: Sequence[KindColumns]) -> Runs:
         lengths=np.diff(starts, append=len(times)),
         times=times,
         values=values[arrivals],
+        texts=texts,
     )
+
+
+def _joined_strings(parts: Sequence[KindColumns]) -> tuple[npt.NDArray[np.int32], list[str]]:
+    """Return the codes of all parts, of texts that all parts share."""
+    places: dict[str, int] = {}
+    codes = []
+    for part in parts:
+        used = np.zeros(len(part.texts), np.bool_)
+        used[part.values] = True
+        joined = np.zeros(len(part.texts), np.int32)
+        joined[used] = [
+            places.setdefault(part.texts[place], len(places)) for place in np.flatnonzero(used).tolist()
+        ]
+        codes.append(joined[part.values])
+    return np.concatenate(codes), list(places)
 
 
 def latest(runs: Runs) -> tuple[KindColumns, Index]:
@@ -107,7 +129,9 @@ def latest(runs: Runs) -> tuple[KindColumns, Index]:
     last = np.append(runs.series[1:] != runs.series[:-1], True)
     places = (runs.starts + runs.lengths - 1)[last]
     quality = None if runs.quality is None else runs.quality[places]
-    columns = KindColumns(runs.kind, runs.series[last], runs.times[places], runs.values[places], quality)
+    columns = KindColumns(
+        runs.kind, runs.series[last], runs.times[places], runs.values[places], quality, runs.texts
+    )
     return columns, runs.origins[last]
 
 

@@ -76,6 +76,21 @@ async def claim(
     return known
 
 
+async def find(connection: Connection, keys: Sequence[RequestKey]) -> dict[RequestKey, Recorded]:
+    """Return records of those ids that are known, and claim nothing."""
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT ON (tenant_id, principal, request_id)
+            kept.tenant_id, kept.principal, kept.request_id, kept.digest, kept.outcome
+        FROM telemetry.request_id AS kept
+        JOIN unnest($1::text[], $2::text[], $3::text[]) AS wanted (tenant_id, principal, request_id)
+            USING (tenant_id, principal, request_id)
+        """,
+        *_columns(keys),
+    )
+    return _by_key(rows)
+
+
 def _columns(keys: Sequence[RequestKey]) -> tuple[list[str], list[str], list[str]]:
     return [key[0] for key in keys], [key[1] for key in keys], [key[2] for key in keys]
 

@@ -46,6 +46,7 @@ class MessageIdentity:
         dead_letters: by dead letter of the request, its place in `sequences`.
         outcomes: by message, what is remembered of it; opaque to the store.
         raw: by raw message of the request, its place in `sequences`.
+        chunks: by chunk of the request, likewise.
     """
 
     stream: str
@@ -54,6 +55,7 @@ class MessageIdentity:
     dead_letters: Sequence[int]
     outcomes: Sequence[bytes]
     raw: Sequence[int] = ()
+    chunks: Sequence[int] = ()
 
     def name(self, place: int) -> str:
         """Return a message's name among all of its tenant, by its place in `sequences`."""
@@ -159,6 +161,73 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageChunk:
+    """A chunk of a message, kept until all of them have come.
+
+    Attributes:
+        gateway_id: whose message.
+        message_id: its name among the gateway's.
+        index: which chunk, from 0.
+        total: how many it has, at most 10,000.
+        is_array: its chunks are JSON arrays of its elements, without spaces around them; else pieces
+            of its text.
+        all_or_nothing: its mode; None: as the gateway's type says once all have come.
+        arrival_us: when the chunk came, microseconds since the epoch.
+        payload: as it came.
+    """
+
+    gateway_id: str
+    message_id: str
+    index: int
+    total: int
+    is_array: bool
+    all_or_nothing: bool | None
+    arrival_us: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MessageEnd:
+    """The end of a message that came in chunks, which go with it.
+
+    Attributes:
+        gateway_id: whose message.
+        message_id: its name.
+        received: how many chunks there were. When there are others now, nothing is committed, and the
+            answer is that of a duplicate.
+    """
+
+    gateway_id: str
+    message_id: str
+    received: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened on a device or an asset.
+
+    Attributes:
+        device_id: on which device, None when it was on the asset itself.
+        asset_id: on which asset, or on which one the device is; None: on none.
+        type: what happened.
+        severity: number of the contract's Severity.
+        time_us: when it happened, microseconds since the epoch.
+        received_us: when it came, likewise.
+        message: the same to read.
+        attributes: a JSON object; a double has a point, an int has none, a point is an object.
+    """
+
+    device_id: str | None
+    asset_id: str | None
+    type: str
+    severity: int
+    time_us: int
+    received_us: int
+    message: str
+    attributes: str
+
+
+@dataclass(frozen=True, slots=True)
 class WriteRequest:
     """One batch, to be committed whole or not at all, save for messages that are known.
 
@@ -175,9 +244,12 @@ class WriteRequest:
         span: the request's span; the commit's span links to it.
         door: which way it came; opaque to the store.
         dead_letters: kept in the same commit.
+        events: stored in the same commit, unless PostgreSQL refuses the content.
         refused_dead_letters: makes those that are kept instead when PostgreSQL refuses the content.
         replay: the dead letter that the content comes from, which ends in the same commit; what is in
             `dead_letters` (one at most) takes its place. Instead of an identity.
+        chunks: kept until their messages are whole; one that cannot be makes the batch fail as transient.
+        end: a message that came in chunks and ends in the same commit.
         received_us: when it came, microseconds since the epoch; 0: its samples are not live.
         raw: kept in the same commit, also when PostgreSQL refuses the content.
     """
@@ -192,8 +264,11 @@ class WriteRequest:
     span: SpanContext | None = None
     door: str = ""
     dead_letters: Sequence[DeadLetter] = ()
+    events: Sequence[Event] = ()
     refused_dead_letters: Callable[[], Sequence[DeadLetter]] = tuple
     replay: Replay | None = None
+    chunks: Sequence[MessageChunk] = ()
+    end: MessageEnd | None = None
     received_us: int = 0
     raw: Sequence[RawMessage] = ()
 

@@ -14,6 +14,7 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 _GROUP_SAMPLES = 500_000
 _GROUP_BATCHES = 4_096
 _BATCH_BYTES = 512  # Of a batch without samples.
+_EVENT_BYTES = 512  # Of an event without its texts.
 _BUSY_RETRY_S = 0.5
 
 
@@ -188,5 +189,7 @@ class WaitingBatches:
 def _size(request: WriteRequest) -> int:
     size = _BATCH_BYTES + len(request.outcome) + len(request.refused_outcome)
     size += sum(len(letter.payload) for letter in request.dead_letters)
+    size += sum(len(chunk.payload) for chunk in request.chunks)
+    size += sum(_EVENT_BYTES + len(event.message) + len(event.attributes) for event in request.events)
     size += sum(len(message.payload) for message in request.raw)
     return size + sum(columns.memory_bytes for columns in request.samples)

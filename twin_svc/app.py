@@ -25,9 +25,9 @@ from twin_svc.follower import FeedFollower
 from twin_svc.frontier_reports import FrontierReporter
 from twin_svc.metrics import TwinMetrics
 from twin_svc.registry import DeviceRegistry
-from twin_svc.servicer import TwinServicer
+from twin_svc.servicer import EventServicer, TwinServicer
 from twin_svc.watches import Watches
-from twinmesh.twin.v1 import twin_service_pb2_grpc
+from twinmesh.twin.v1 import event_service_pb2_grpc, twin_service_pb2_grpc
 
 SERVICE = "twin_svc"
 
@@ -85,11 +85,12 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             forget_all()
             follower.look()
 
+        tenant_snapshot = partial(db.tenant_transaction, query_pool, isolation="repeatable_read")
         servicer = TwinServicer(
             fleet=fleet,
             registry=registry,
             watches=watches,
-            tenant_snapshot=partial(db.tenant_transaction, query_pool, isolation="repeatable_read"),
+            tenant_snapshot=tenant_snapshot,
             clock=clock,
             future_us=settings.future_window_minutes * 60 * MICROS_PER_SECOND,
         )
@@ -109,7 +110,12 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                         "twinmesh.twin.v1.TwinService",
                         twin_service_pb2_grpc.add_TwinServiceServicer_to_server,
                         servicer,
-                    )
+                    ),
+                    Registration(
+                        "twinmesh.twin.v1.EventService",
+                        event_service_pb2_grpc.add_EventServiceServicer_to_server,
+                        EventServicer(registry=registry, assets=source, tenant_snapshot=tenant_snapshot),
+                    ),
                 ],
                 verifier=verifier,
                 checks={

@@ -1,6 +1,6 @@
-"""asset_svc as the twins see it: the source of devices."""
+"""asset_svc as the twins see it: the source of devices, and of the hierarchy of assets."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import grpc
 
@@ -18,7 +18,7 @@ _PEER = "asset_svc"
 
 
 class AssetDevices:
-    """Reads devices from asset_svc with this service's own identity."""
+    """Reads devices and assets from asset_svc with this service's own identity."""
 
     def __init__(self, *, channel: grpc.aio.Channel) -> None:
         self._stub = profile_grpc.ProfileServiceStub(channel)
@@ -50,6 +50,21 @@ class AssetDevices:
                 raise
             raise unavailable(_PEER, error) from error
         return DevicePage(list(_devices(answer.devices, answer.device_types)), answer.next_page_token)
+
+    async def subtree(self, tenant: str, asset_id: str) -> Collection[str]:
+        """Return an asset's id and those of all that is part of it.
+
+        Raises:
+            NotFound: the tenant has no such asset.
+            Unavailable: asset_svc does not answer, or not with assets.
+        """
+        request = profile_pb2.GetSubtreeRequest(tenant=tenant, asset_id=asset_id)
+        try:
+            return (await call(self._stub.GetSubtree, request, peer=_PEER)).asset_ids
+        except DomainError as error:
+            if error.reason == ErrorReason.ERROR_REASON_NOT_FOUND:
+                raise
+            raise unavailable(_PEER, error) from error
 
 
 def _devices(

@@ -160,7 +160,9 @@ class Fleet:
         metrics["instance"][slots] = latest.instances[chosen]
         metrics["commit"][slots] = latest.commits[chosen]
         metrics["kind"][slots] = samples.kind
-        metrics[_COLUMN_OF[samples.kind]][slots] = samples.values[chosen]
+        told = samples.at(chosen)
+        values = np.array(told.tolist(), np.object_) if told.kind is Kind.STRING else told.values
+        metrics[_COLUMN_OF[samples.kind]][slots] = values
         metrics["quality"][slots] = NOT_JUDGED if samples.quality is None else samples.quality[chosen]
         devices: Slots = metrics["device"][slots]
         np.maximum.at(self._devices["seen"], devices, samples.times[chosen])

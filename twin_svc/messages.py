@@ -1,5 +1,6 @@
 """Between the contract's messages and the twins' own types."""
 
+import json
 import math
 from typing import Any, Literal
 
@@ -11,14 +12,16 @@ from meshkit import wire
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import invalid_field
 from telemetry_store.columns import Kind
+from telemetry_store.events import StoredEvent
 from telemetry_store.history import SeriesHistory
 from telemetry_store.quality import unpack
 from telemetry_store.series import Point, Value
 from twin_svc.history import EARLIEST_US, LATEST_US
 from twin_svc.twins import Twin
 from twin_svc.watch import Area, Selection
+from twinmesh.twin.v1 import event_service_pb2 as event_pb2
 from twinmesh.twin.v1 import twin_service_pb2 as contract
-from twinmesh.type.v1 import value_pb2
+from twinmesh.type.v1 import severity_pb2, value_pb2
 
 _NANOS_PER_SECOND = 1_000_000_000
 _INTERVAL_S = 0.1
@@ -109,7 +112,28 @@ def history_message(history: SeriesHistory) -> contract.MetricHistory:
     return message
 
 
-def time_bound(message: contract.QueryHistoryRequest, field: Literal["start_time", "end_time"]) -> int | None:
+def event_message(stored: StoredEvent) -> event_pb2.Event:
+    """Return an event as the contract has it."""
+    event = stored.event
+    message = event_pb2.Event(
+        id=stored.event_id,
+        device_id=event.device_id or "",
+        asset_id=event.asset_id or "",
+        type=event.type,
+        severity=severity_pb2.Severity.ValueType(event.severity),
+        message=event.message,
+    )
+    for name, value in json.loads(event.attributes).items():
+        _set_value(message.attributes[name], _point_or(value))
+    _set_time(message.time, event.time_us)
+    _set_time(message.receive_time, event.received_us)
+    return message
+
+
+def time_bound(
+    message: contract.QueryHistoryRequest | event_pb2.ListEventsRequest,
+    field: Literal["start_time", "end_time"],
+) -> int | None:
     """Return a bound of a time range in microseconds since the epoch, None when it is absent.
 
     Event times are whole microseconds: a bound between two of them means the later one.
@@ -124,6 +148,14 @@ def time_bound(message: contract.QueryHistoryRequest, field: Literal["start_time
     if not (0 <= timestamp.nanos < _NANOS_PER_SECOND and EARLIEST_US <= micros <= LATEST_US):
         raise invalid_field(field, "must be a time in the years 1 to 9999")
     return micros
+
+
+def _point_or(value: Any) -> Value:
+    """Return an attribute's value from its JSON, in which points are objects."""
+    if isinstance(value, dict):
+        return Point(value["latitude"], value["longitude"], value.get("altitude"))
+    attribute: Value = value
+    return attribute
 
 
 def _packed_field(field: str, array: npt.NDArray[Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""TwinService: the contract's side of twins and history."""
+"""TwinService and EventService: the contract's side of twins, history and events."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -9,17 +9,22 @@ from meshkit.clock import Clock
 from meshkit.db import Connection
 from meshkit.errors import DomainError
 from meshkit.identity import current_principal
+from telemetry_store.events import EventFilter, read_newest
 from telemetry_store.history import read_history
 from twin_svc import messages, tokens, watch_messages
+from twin_svc.events import AssetSource, event_range, first_place, place_from_json, wanted_assets
 from twin_svc.fleet import Fleet
 from twin_svc.history import Bookmark, bookmark_from_json, bookmark_to_json, time_range
 from twin_svc.registry import DeviceRegistry
 from twin_svc.watches import Watches
+from twinmesh.twin.v1 import event_service_pb2 as event_contract
+from twinmesh.twin.v1 import event_service_pb2_grpc as event_contract_grpc
 from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.twin.v1 import twin_service_pb2_grpc as contract_grpc
 
 _TWINS_PER_PAGE, _MOST_TWINS = 100, 1_000
 _SAMPLES_PER_PAGE, _MOST_SAMPLES, _MOST_JUDGED_SAMPLES = 10_000, 100_000, 50_000
+_EVENTS_PER_PAGE, _MOST_EVENTS = 100, 1_000
 
 
 class TwinServicer(contract_grpc.TwinServiceServicer):
@@ -139,3 +144,69 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
             if has_begun:
                 yield watch_messages.end_response(error, resume_token)
             raise
+
+
+class EventServicer(event_contract_grpc.EventServiceServicer):
+    """Serves events from the telemetry store.
+
+    Args:
+        registry: which devices a tenant has.
+        assets: what is part of an asset.
+        tenant_snapshot: opens a REPEATABLE READ transaction that sees one tenant.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: DeviceRegistry,
+        assets: AssetSource,
+        tenant_snapshot: Callable[[str], AbstractAsyncContextManager[Connection]],
+    ) -> None:
+        self._registry = registry
+        self._assets = assets
+        self._tenant_snapshot = tenant_snapshot
+
+    async def ListEvents(
+        self, request: event_contract.ListEventsRequest, context: Any
+    ) -> event_contract.ListEventsResponse:
+        tenant = current_principal().tenant
+        start, end = messages.time_bound(request, "start_time"), messages.time_bound(request, "end_time")
+        span = event_range(start, end)
+        question = [
+            request.device_id,
+            request.asset_id,
+            request.include_descendants,
+            sorted(request.types),
+            request.minimum_severity,
+            start,
+            end,
+        ]
+        after = paging.decode(question, request.page_token)
+        place = first_place(span) if after is None else place_from_json(after)
+        size = paging.page_size(request.page_size, default=_EVENTS_PER_PAGE, maximum=_MOST_EVENTS)
+        if request.device_id:
+            await self._registry.get(tenant, request.device_id)
+        wanted = EventFilter(
+            device_id=request.device_id or None,
+            asset_ids=await wanted_assets(
+                self._assets, tenant, request.asset_id, descendants=request.include_descendants
+            ),
+            types=request.types or None,
+            severity=request.minimum_severity,
+            start_us=span.start_us,
+        )
+        async with self._tenant_snapshot(tenant) as connection:
+            found = await read_newest(
+                connection,
+                tenant=tenant,
+                wanted=wanted,
+                before=(place.time_us, place.event_id),
+                limit=size + 1,
+            )
+        page = found[:size]
+        return event_contract.ListEventsResponse(
+            events=[messages.event_message(stored) for stored in page],
+            next_page_token=paging.encode(question, [page[-1].event.time_us, page[-1].event_id])
+            if len(found) > size
+            else "",
+        )

@@ -9,12 +9,15 @@ import typer
 from twinmesh_cli import (
     bench,
     config,
+    deadletters,
+    events,
     limits,
     load,
     login,
     metrics,
     migrations,
     query,
+    raw,
     restart,
     simulate,
     status,
@@ -57,6 +60,9 @@ app.command()(login.logout)
 app.add_typer(limits.limits_app, name="limits")
 app.command()(load.load)
 app.command()(query.query)
+app.add_typer(raw.raw_app, name="raw")
+app.add_typer(deadletters.deadletters_app, name="deadletters")
+app.add_typer(events.events_app, name="events")
 app.command()(tail.tail)
 app.command()(simulate.simulate)
 app.command()(bench.bench)

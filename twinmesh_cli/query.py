@@ -32,7 +32,8 @@ _PAGE = 100_000  # the largest that the server gives
 _CHART_LINES = 10
 
 
-def _time(text: str) -> datetime:
+def parsed_time(text: str) -> datetime:
+    """Return the time that an option states."""
     try:
         return parse_time(text)
     except ValueError:
@@ -52,10 +53,12 @@ def query(
     metric: Annotated[list[str] | None, typer.Option(help="Metric; repeatable. Without any: all.")] = None,
     start: Annotated[
         datetime | None,
-        typer.Option(parser=_time, metavar="TIME", help="From then on, ISO 8601; 24 hours before the end."),
+        typer.Option(
+            parser=parsed_time, metavar="TIME", help="From then on, ISO 8601; 24 hours before the end."
+        ),
     ] = None,
     end: Annotated[
-        datetime | None, typer.Option(parser=_time, metavar="TIME", help="Before then, ISO 8601; now.")
+        datetime | None, typer.Option(parser=parsed_time, metavar="TIME", help="Before then, ISO 8601; now.")
     ] = None,
     form: Annotated[Form, typer.Option("--as", help="How to show it.")] = Form.TABLE,
     limit: Annotated[int, typer.Option(min=1, help="At most this many samples.")] = 100_000,

@@ -1,1 +1,1 @@
-ALTER TABLE asset.device_type DROP COLUMN quality;
+ALTER TABLE asset.device_type DROP COLUMN joint_anomaly, DROP COLUMN quality;

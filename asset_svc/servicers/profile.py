@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from asset_svc.asset import Assets
+from asset_svc.children import Children
 from asset_svc.profile import Profiles, Tenants
 from twinmesh.asset.v1 import profile_service_pb2 as contract
 from twinmesh.asset.v1 import profile_service_pb2_grpc as contract_grpc
@@ -13,11 +15,15 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
     Args:
         profiles: their rules.
         tenants: finds whose devices are.
+        assets: the rules of assets.
+        children: the rules of devices behind gateways.
     """
 
-    def __init__(self, *, profiles: Profiles, tenants: Tenants) -> None:
+    def __init__(self, *, profiles: Profiles, tenants: Tenants, assets: Assets, children: Children) -> None:
         self._profiles = profiles
         self._tenants = tenants
+        self._assets = assets
+        self._children = children
 
     async def BatchGetProfiles(
         self, request: contract.BatchGetProfilesRequest, context: Any
@@ -37,3 +43,25 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
         self, request: contract.BatchGetTenantsRequest, context: Any
     ) -> contract.BatchGetTenantsResponse:
         return contract.BatchGetTenantsResponse(tenants=await self._tenants.find(request.device_ids))
+
+    async def BatchGetChildren(
+        self, request: contract.BatchGetChildrenRequest, context: Any
+    ) -> contract.BatchGetChildrenResponse:
+        found = await self._children.find(
+            request.tenant, request.gateway_id, request.names, register=request.register
+        )
+        return contract.BatchGetChildrenResponse(device_ids=found)
+
+    async def BatchCheckAssets(
+        self, request: contract.BatchCheckAssetsRequest, context: Any
+    ) -> contract.BatchCheckAssetsResponse:
+        return contract.BatchCheckAssetsResponse(
+            asset_ids=await self._assets.existing(request.tenant, request.asset_ids)
+        )
+
+    async def GetSubtree(
+        self, request: contract.GetSubtreeRequest, context: Any
+    ) -> contract.GetSubtreeResponse:
+        return contract.GetSubtreeResponse(
+            asset_ids=await self._assets.subtree(request.tenant, request.asset_id)
+        )

@@ -1,5 +1,7 @@
 """Table asset.asset."""
 
+from collections.abc import Sequence
+
 import asyncpg
 
 from asset_svc.stores.columns import containing
@@ -98,6 +100,19 @@ _ANCESTORS = """
 """
 
 
+_SUBTREE = """
+    WITH RECURSIVE below (id) AS (
+        SELECT id FROM asset.asset WHERE tenant_id = $1 AND id = $2
+        UNION
+        SELECT child.id
+        FROM asset.asset AS child
+        JOIN below ON child.tenant_id = $1 AND child.parent_id = below.id
+    )
+    SELECT id FROM below
+"""
+_EXISTING = "SELECT id FROM asset.asset WHERE tenant_id = $1 AND id = ANY ($2)"
+
+
 class AssetRows(TableRows[Asset]):
     """One tenant's assets, inside of a transaction."""
 
@@ -113,3 +128,11 @@ class AssetRows(TableRows[Asset]):
         await self._connection.execute(_LOCK_HIERARCHY, self._tenant)
         rows = await self._connection.fetch(_ANCESTORS, self._tenant, asset_id)
         return {row["id"] for row in rows}
+
+    async def subtree(self, asset_id: str) -> list[str]:
+        """Return an asset's id and those of all that is part of it; nothing when it is absent."""
+        return [row["id"] for row in await self._connection.fetch(_SUBTREE, self._tenant, asset_id)]
+
+    async def existing(self, asset_ids: Sequence[str]) -> list[str]:
+        """Return those of the ids that are assets."""
+        return [row["id"] for row in await self._connection.fetch(_EXISTING, self._tenant, asset_ids)]

@@ -14,14 +14,22 @@ from meshkit.db import Connection
 from twinmesh.asset.v1.device_type_service_pb2 import (
     DeviceType,
     ListDeviceTypesRequest,
+    MessageMode,
     MetricDefinition,
     ProcessingMode,
     Protocol,
+    UnknownChildren,
 )
 
 _PROTOCOL = EnumText(Protocol, "PROTOCOL_")
 _PROCESSING_MODE = EnumText(ProcessingMode, "PROCESSING_MODE_")
-_PARTS: tuple[Literal["message_schema", "quality"], ...] = ("message_schema", "quality")
+_UNKNOWN_CHILDREN = EnumText(UnknownChildren, "UNKNOWN_CHILDREN_")
+_MESSAGE_MODE = EnumText(MessageMode, "MESSAGE_MODE_")
+_PARTS: tuple[Literal["message_schema", "quality", "joint_anomaly"], ...] = (
+    "message_schema",
+    "quality",
+    "joint_anomaly",
+)
 
 
 def _to_dict(message: Message) -> dict[str, object]:
@@ -40,6 +48,9 @@ def _values(device_type: DeviceType) -> tuple[object, ...]:
             json.dumps(_to_dict(getattr(device_type, part))) if device_type.HasField(part) else None
             for part in _PARTS
         ),
+        _UNKNOWN_CHILDREN.text(device_type.unknown_children),
+        device_type.child_device_type_id or None,
+        _MESSAGE_MODE.text(device_type.message_mode),
     )
 
 
@@ -54,6 +65,9 @@ def _from_row(row: asyncpg.Record) -> DeviceType:
         protocol=_PROTOCOL.value(row["protocol"]),
         processing_mode=_PROCESSING_MODE.value(row["processing_mode"]),
         metrics=[ParseDict(metric, MetricDefinition()) for metric in json.loads(row["metrics"])],
+        unknown_children=_UNKNOWN_CHILDREN.value(row["unknown_children"]),
+        child_device_type_id=row["child_device_type_id"] or "",
+        message_mode=_MESSAGE_MODE.value(row["message_mode"]),
     )
     heartbeat: timedelta | None = row["heartbeat"]
     if heartbeat is not None:
@@ -71,26 +85,29 @@ _TABLE = Table(
     insert="""
         INSERT INTO asset.device_type
             (tenant_id, id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema,
-             quality)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+            quality, joint_anomaly, unknown_children, child_device_type_id, message_mode)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
         RETURNING version, create_time, update_time
     """,
     update="""
         UPDATE asset.device_type
         SET display_name = $3, protocol = $4, processing_mode = $5, metrics = $6, heartbeat = $7,
-            message_schema = $8, quality = $9, version = version + 1, update_time = now()
+            message_schema = $8, quality = $9, joint_anomaly = $10, unknown_children = $11,
+            child_device_type_id = $12, message_mode = $13, version = version + 1, update_time = now()
         WHERE tenant_id = $1 AND id = $2
         RETURNING version, create_time, update_time
     """,
     find="""
         SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
-            version, create_time, update_time
+            joint_anomaly, unknown_children, child_device_type_id, message_mode, version, create_time,
+            update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id = ANY ($2)
     """,
     page=r"""
         SELECT id, display_name, protocol, processing_mode, metrics, heartbeat, message_schema, quality,
-            version, create_time, update_time
+            joint_anomaly, unknown_children, child_device_type_id, message_mode, version, create_time,
+            update_time
         FROM asset.device_type
         WHERE tenant_id = $1 AND id > $2
             AND ($4::text = '' OR id LIKE lower($4) OR display_name COLLATE "pg_c_utf8" ILIKE $4)

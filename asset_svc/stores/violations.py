@@ -21,6 +21,7 @@ class Reference:
 
 
 _REFERENCES = {
+    "device_type_child_type_fkey": Reference("child_device_type_id", "device_type", "types of gateways"),
     "asset_asset_type_fkey": Reference("asset_type_id", "asset_type", "assets"),
     "asset_parent_fkey": Reference("parent_id", "asset", "assets"),
     "device_device_type_fkey": Reference("device_type_id", "device_type", "devices"),

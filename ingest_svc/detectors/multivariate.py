@@ -140,6 +140,11 @@ class MultivariateDetector:
         self.reserve(capacity)
 
     @property
+    def metrics(self) -> int:
+        """Return how many metrics a device has."""
+        return self._metrics
+
+    @property
     def capacity(self) -> int:
         """Return how many slots there are."""
         return len(self._count)

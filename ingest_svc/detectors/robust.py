@@ -172,8 +172,10 @@ class RobustDetector:
         shift = np.add.reduceat(z, firsts) / lengths * scale
         spread = np.add.reduceat(np.abs(z), firsts) / lengths * scale
         location = self._location[slots]
-        rough = scale == 0
-        if rough.any():
+        rough = np.flatnonzero(scale == 0)
+        if len(rough):
+            rough = rough[(count[rough] == 0) | _leaves(location[rough], pieces.at(rough), values)]
+        if len(rough):
             location[rough], shift[rough], spread[rough] = _first_look(
                 pieces.at(rough), values, location[rough], count[rough]
             )
@@ -188,6 +190,13 @@ class RobustDetector:
         self._scale[slots] = scale
         self._count[slots] = count + lengths
         self._last_us[slots] = times[starts + lengths - 1]
+
+
+def _leaves(location: Floats, pieces: Ranges, values: Floats) -> npt.NDArray[np.bool_]:
+    """Say which pieces are not all at their location: a constant series is left alone."""
+    others = values[pieces.places(len(values))] != np.repeat(location, pieces.lengths)
+    left: npt.NDArray[np.bool_] = np.logical_or.reduceat(others, pieces.firsts())
+    return left
 
 
 def _first_look(

@@ -1,1 +1,1 @@
-"""Servicers of the smaller services; IngestService's is ingest_svc.servicer."""
+"""The contract's side of services beside IngestService: each rpc converts, calls, and converts back."""

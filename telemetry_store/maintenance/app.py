@@ -13,6 +13,7 @@ from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.server import running_server
 from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
+from telemetry_store.maintenance.dead_letters import expire_dead_letters
 from telemetry_store.maintenance.instances import close_dead_instances
 from telemetry_store.maintenance.latest import keep_latest
 from telemetry_store.maintenance.limits import forget_limit_hits, forget_unused_limits
@@ -43,6 +44,7 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
         Step("backfills", 60, partial(expire_backfills, pool)),
         Step("limit_hits", 300, partial(forget_limit_hits, pool)),
         Step("unused_limits", 300, partial(forget_unused_limits, pool)),
+        Step("dead_letters", 60, partial(expire_dead_letters, pool, keep=settings.dead_letters_kept)),
         Step("raw_days", 300, partial(ensure_raw_days, pool)),
         Step(
             "raw_messages_kept",

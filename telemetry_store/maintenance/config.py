@@ -20,7 +20,13 @@ class MaintenanceSettings(ServiceSettings):
     request_ids_kept_minutes: int = Field(
         60, ge=60, le=1440, description="How long a repeated request id is answered with the first outcome."
     )
+    dead_letters_kept_days: int = Field(30, ge=1, le=3650, description="How long dead letters are kept.")
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
+
+    @property
+    def dead_letters_kept(self) -> timedelta:
+        """Return how long dead letters are kept."""
+        return timedelta(days=self.dead_letters_kept_days)
 
     @property
     def request_ids_kept(self) -> timedelta:

@@ -136,7 +136,9 @@ async def stored_samples(database_url: str, devices: Sequence[str]) -> Counter[S
     try:
         rows = await connection.fetch(
             "SELECT series.device_id, series.metric, segment.times, "
-            "segment.doubles, segment.ints, segment.bools, segment.strings, segment.points "
+            "segment.doubles, segment.ints, segment.bools, segment.points, "
+            "(SELECT array_agg(strings[coalesce(codes[place], least(place, cardinality(strings)))] "
+            "ORDER BY place) FROM generate_subscripts(times, 1) AS place WHERE strings IS NOT NULL) "
             "FROM telemetry.segment JOIN telemetry.series USING (tenant_id, series_id) "
             "WHERE series.device_id = ANY($1)",
             devices,
@@ -146,7 +148,7 @@ async def stored_samples(database_url: str, devices: Sequence[str]) -> Counter[S
     found: Counter[Sample] = Counter()
     for device_id, metric, times, *columns in rows:
         (values,) = (column for column in columns if column is not None)
-        if columns[-1] is not None:
+        if columns[3] is not None:
             values = _points(values)
         found.update(
             Sample(device_id, metric, time_us, value) for time_us, value in zip(times, values, strict=True)

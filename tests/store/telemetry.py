@@ -16,13 +16,6 @@ from telemetry_store.requests import WriteRequest
 from telemetry_store.series import Point, SeriesKey, Value
 from telemetry_store.writer import TelemetryWriter
 
-_TYPES = {
-    Kind.DOUBLE: np.float64,
-    Kind.INT: np.int64,
-    Kind.BOOL: np.bool_,
-    Kind.STRING: np.object_,
-    Kind.POINT: np.float64,
-}
 _KINDS = {float: Kind.DOUBLE, int: Kind.INT, bool: Kind.BOOL, str: Kind.STRING, Point: Kind.POINT}
 
 
@@ -58,11 +51,11 @@ class Recorder:
             chosen = [place for place, sample in enumerate(samples) if sample.kind is kind]
             if chosen:
                 columns.append(
-                    KindColumns(
+                    KindColumns.of(
                         kind=kind,
                         series=ids[chosen],
                         times=np.array([samples[place].time_us for place in chosen], np.int64),
-                        values=np.array([samples[place].value for place in chosen], _TYPES[kind]),
+                        values=[samples[place].value for place in chosen],
                     )
                 )
         await self._writer.write(

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from meshkit import db
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.db import tenant_transaction
+from meshkit.migrate import migrate_down, migrations_of
 from meshkit.testing.database import TestDatabase
 from telemetry_store import history
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.history import HistoryPage, read_history
+from telemetry_store.migrations import OWNER
 from telemetry_store.series import Point, Position, Value
 from tests.store.telemetry import Sent, recorder
+from tests.store.writing import admin
 
 NOW = int(time.time()) * 1_000_000
 HOUR = NOW - NOW % MICROS_PER_HOUR
@@ -312,3 +315,64 @@ async def test_a_page_reads_its_series_by_index_and_its_days_only(
     assert "Index Scan using" in text, text
     assert "series_id_start_time_idx" in text, text
     assert text.count(" on segment_") == 1, text
+
+
+_TEXTS = st.sampled_from(["", "on", "off", "läuft ✓"]) | st.text(
+    st.characters(codec="utf-8", exclude_characters="\0"), max_size=3
+)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    commits=st.lists(
+        st.lists(st.tuples(st.integers(0, 20), _TEXTS), min_size=1, max_size=25), min_size=1, max_size=4
+    )
+)
+async def test_strings_come_back_however_rows_hold_them(
+    database: TestDatabase, query: asyncpg.Pool, commits: list[list[tuple[int, str]]]
+) -> None:
+    device_id = uuid.uuid4().hex
+    expected: dict[int, str] = {}
+    async with recorder(database) as writer:
+        for samples in commits:
+            sent = [Sent(device_id, "state", HOUR + offset, text) for offset, text in samples]
+            await writer.commit("demo", sent)
+            expected.update((HOUR + offset, text) for offset, text in samples)
+    page = await read(query, device_id=device_id)
+    assert rows(page) == {("state", Kind.STRING): sorted(expected.items())}
+
+
+async def test_strings_of_before_rows_had_codes_are_read_beside_others(
+    database: TestDatabase, query: asyncpg.Pool
+) -> None:
+    texts = ["on", "on", "off", "", "on"]
+    async with recorder(database) as writer:
+        for start in (0, 10, 20):
+            sent = [Sent("pump-1", "state", HOUR + start + place, text) for place, text in enumerate(texts)]
+            await writer.commit("demo", sent)
+        await writer.commit("demo", [Sent("pump-1", "state", HOUR + 30 + place, "on") for place in range(3)])
+    async with admin(database) as connection:
+        await connection.execute(
+            "UPDATE telemetry.segment SET strings = $2, codes = NULL WHERE start_time = $1", HOUR + 10, texts
+        )
+        held = await connection.fetch(
+            "SELECT cardinality(strings) AS texts, codes FROM telemetry.segment ORDER BY start_time"
+        )
+    codes = [1, 1, 2, 3, 1]
+    assert [tuple(row) for row in held] == [(3, codes), (5, None), (3, codes), (1, None)]
+    expected = [(HOUR + start + place, text) for start in (0, 10, 20) for place, text in enumerate(texts)]
+    expected += [(HOUR + 30 + place, "on") for place in range(3)]
+    assert rows(await read(query)) == {("state", Kind.STRING): expected}
+
+
+async def test_states_go_back_with_the_migration(database: TestDatabase) -> None:
+    texts = ["on", "on", "off", "on"]
+    async with recorder(database) as writer:
+        for start, values in ((0, texts), (10, ["on", "on"]), (20, ["a", "b"])):
+            sent = [Sent("pump-1", "state", HOUR + start + place, text) for place, text in enumerate(values)]
+            await writer.commit("demo", sent)
+    steps = {migration.name: migration.version for migration in migrations_of(OWNER)}
+    async with admin(database) as connection:
+        await migrate_down(connection, OWNER, to_version=steps["events_and_states"] - 1)
+        rows = await connection.fetch("SELECT strings FROM telemetry.segment ORDER BY start_time")
+    assert [row["strings"] for row in rows] == [texts, ["on", "on"], ["a", "b"]]

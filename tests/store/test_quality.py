@@ -22,6 +22,7 @@ from telemetry_store.history import SeriesHistory, read_history
 from telemetry_store.latest_columns import LatestColumns
 from telemetry_store.merge import Runs
 from telemetry_store.quality import NOT_JUDGED, PERFECT, Codes, constant, pack, score_of, unpack
+from telemetry_store.saved_state import SavedState
 from telemetry_store.series import Point, Value
 from tests.store.telemetry import Sent, recorder
 
@@ -154,15 +155,16 @@ def _qualities(found: list[LatestColumns]) -> set[tuple[int, int]]:
     return result
 
 
-async def test_states_of_series_are_kept_by_tenant_and_the_newest_stays(database: TestDatabase) -> None:
-    async with (
-        db.pool(database.url("twinmesh_ingest"), application="ingest") as pool,
-        pool.acquire() as connection,
-    ):
-        await save_states(connection, [("demo", 7, [2.0, 0.1]), ("other", 7, [1.0, float("nan")])])
-        await save_states(connection, [("demo", 7, [1.0, 5.0]), ("demo", 8, [1e300])])
-        assert await load_states(connection, "demo", [7, 8, 9]) == {7: [2.0, 0.1], 8: [1e300]}
-        (state,) = (await load_states(connection, "other", [7])).values()
-        assert str(state) == "[1.0, nan]"
-        await save_states(connection, [("demo", 7, [3.0])])
-        assert await load_states(connection, "demo", [7]) == {7: [3.0]}
+async def test_states_of_detectors_are_kept_by_tenant_and_the_newest_stays(database: TestDatabase) -> None:
+    def state(tenant: str, subject: str, time_us: int, content: bytes) -> SavedState:
+        return SavedState(tenant, "series", subject, time_us, content)
+
+    pool = db.pool(database.url("twinmesh_ingest"), application="ingest")
+    async with pool as opened, opened.acquire() as connection:
+        await save_states(connection, [state("demo", "7", 2, b"second"), state("other", "7", 1, b"first")])
+        await save_states(connection, [state("demo", "7", 1, b"first"), state("demo", "8", 1, b"")])
+        assert await load_states(connection, "demo", "series", ["7", "8", "9"]) == {"7": b"second", "8": b""}
+        assert await load_states(connection, "other", "series", ["7"]) == {"7": b"first"}
+        assert await load_states(connection, "demo", "device", ["7"]) == {}
+        await save_states(connection, [state("demo", "7", 3, b"third")])
+        assert await load_states(connection, "demo", "series", ["7"]) == {"7": b"third"}

@@ -20,6 +20,7 @@ TABLE_RIGHTS = {
         "dead_letter": {"SELECT", "INSERT", "DELETE"},
         "raw_device_set": {"SELECT", "INSERT"},
         "raw_message": {"SELECT", "INSERT"},
+        "event": {"INSERT"},
         "ingest_instance": KEEP,
         "ingest_commit": KEEP,
         "writer_cursor": KEEP,
@@ -32,11 +33,13 @@ TABLE_RIGHTS = {
         "limit_bucket": READ,
         "limit_lease": READ,
         "backfill": READ,
+        "chunked_message": {*KEEP, "DELETE"},
+        "message_chunk": {*READ, "INSERT", "DELETE"},
     },
     "twinmesh_twin_feed": dict.fromkeys(
         ("series", "segment", "series_latest", "ingest_instance", "ingest_commit", "feed_consumer"), READ
     ),
-    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest"), READ),
+    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest", "event"), READ),
     "twinmesh_maintenance": {
         "series": READ,
         "segment": READ,
@@ -95,7 +98,8 @@ TENANT = (
 )
 POLICIES = {
     **{
-        (table, "twinmesh_twin_query"): ("SELECT", TENANT) for table in ("series", "segment", "series_latest")
+        (table, "twinmesh_twin_query"): ("SELECT", TENANT)
+        for table in ("series", "segment", "series_latest", "event")
     },
     **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
     **{
@@ -193,7 +197,10 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "request_id",
             "backfill",
             "dead_letter",
+            "event",
             "series_latest",
+            "chunked_message",
+            "message_chunk",
             "raw_device_set",
             "raw_message",
             "detector_state",

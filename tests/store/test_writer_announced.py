@@ -23,7 +23,7 @@ def latest_of(commit: Commit) -> set[tuple[str, int, int, object]]:
         (tenant, series, time_us - T0, value)
         for tenant, samples in commit.latest
         for series, time_us, value in zip(
-            samples.series.tolist(), samples.times.tolist(), samples.values.tolist(), strict=True
+            samples.series.tolist(), samples.times.tolist(), samples.tolist(), strict=True
         )
     }
 
@@ -142,7 +142,7 @@ def test_the_latest_of_a_group_is_that_of_a_model(sent: list[tuple[str, list[tup
         Latest(tenant, series, time_us - T0, 0, value)
         for tenant, samples_ in prepared.latest
         for series, time_us, value in zip(
-            samples_.series.tolist(), samples_.times.tolist(), samples_.values.tolist(), strict=True
+            samples_.series.tolist(), samples_.times.tolist(), samples_.tolist(), strict=True
         )
     ]
     assert sorted(found, key=lambda one: one.series_id) == [expected[series] for series in sorted(expected)]

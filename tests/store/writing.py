@@ -12,7 +12,7 @@ import numpy as np
 from meshkit import db
 from meshkit.errors import DomainError
 from meshkit.testing.database import TestDatabase
-from telemetry_store.columns import MICROS_PER_HOUR, VALUE_TYPES, Kind, KindColumns
+from telemetry_store.columns import MICROS_PER_HOUR, Kind, KindColumns
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriterIdentity
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -23,11 +23,11 @@ T0 = (time.time_ns() // 1000 // MICROS_PER_HOUR - 1) * MICROS_PER_HOUR
 
 def columns(kind: Kind, samples: Sequence[tuple[int, int, Any]]) -> KindColumns:
     """Return samples of (series, microseconds after T0, value)."""
-    return KindColumns(
+    return KindColumns.of(
         kind,
         np.array([series for series, _, _ in samples], dtype=np.int32),
         np.array([T0 + offset for _, offset, _ in samples], dtype=np.int64),
-        np.array([value for _, _, value in samples], dtype=VALUE_TYPES[kind]),
+        [value for _, _, value in samples],
     )
 
 

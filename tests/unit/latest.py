@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
+from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.latest_columns import LatestColumns
 from telemetry_store.series import Point, Value
 
@@ -53,11 +53,11 @@ def columns(samples: Iterable[Latest]) -> list[LatestColumns]:
     return [
         LatestColumns(
             tenant,
-            KindColumns(
+            KindColumns.of(
                 kind,
                 _column((one.series_id for one in group), np.int32),
                 _column((one.time_us for one in group), np.int64),
-                np.array([one.value for one in group], dtype=VALUE_TYPES[kind]),
+                [one.value for one in group],
             ),
             _column((one.order_no for one in group), np.int64),
             _column((one.instance for one in group), np.int32),
@@ -75,7 +75,7 @@ def samples(latest: Iterable[LatestColumns]) -> list[Latest]:
         for series_id, time_us, value, order_no, instance, commit_no in zip(
             one.samples.series.tolist(),
             one.samples.times.tolist(),
-            one.samples.values.tolist(),
+            one.samples.tolist(),
             one.orders.tolist(),
             one.instances.tolist(),
             one.commits.tolist(),

@@ -16,9 +16,11 @@ from twinmesh.ingest.v1 import (
     ingest_policy_service_pb2,
     ingest_service_pb2,
     limit_service_pb2,
+    raw_message_service_pb2,
+    receipt_service_pb2,
 )
 from twinmesh.mesh.v1 import health_service_pb2
-from twinmesh.twin.v1 import twin_service_pb2
+from twinmesh.twin.v1 import event_service_pb2, twin_service_pb2
 
 _CONTRACTS = [
     api_key_service_pb2,
@@ -27,11 +29,14 @@ _CONTRACTS = [
     asset_type_service_pb2,
     device_service_pb2,
     device_type_service_pb2,
+    event_service_pb2,
     health_service_pb2,
     ingest_policy_service_pb2,
     ingest_service_pb2,
     limit_service_pb2,
     profile_service_pb2,
+    receipt_service_pb2,
+    raw_message_service_pb2,
     session_service_pb2,
     twin_service_pb2,
 ]
@@ -68,6 +73,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
     assert permissions_of(Role.VIEWER) == {
         "twin:read",
         "history:read",
+        "event:read",
         "device:read",
         "device_type:read",
         "asset:read",
@@ -77,6 +83,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
         "telemetry:write",
         "twin:read",
         "history:read",
+        "event:read",
         "device:read",
         "device_type:read",
         "contract:read",

@@ -148,6 +148,17 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
         RobustDetector(1).configure([0], **settings)
 
 
+@pytest.mark.parametrize("seen", [0, _NORMAL])
+def test_what_leaves_the_range_of_doubles_is_not_learned(seen: int) -> None:
+    detector = RobustDetector(1)
+    if seen:
+        judge(detector, noise(seen))
+    judge(detector, [-1.7e308, 1.7e308, -1.7e308, 1.7e308], start=seen)
+    assert np.isfinite(detector.rows([0])).all()
+    judge(detector, noise(5_000), start=seen + 4)
+    assert judge(detector, [100.0], start=seen + 5_004).anomalous.all()
+
+
 def test_no_samples_are_no_scores() -> None:
     none = np.zeros(0, np.int32)
     found = warm().score(none, none.astype(np.intp), none.astype(np.intp), none.astype(np.int64), np.zeros(0))

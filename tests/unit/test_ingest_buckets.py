@@ -168,6 +168,22 @@ def test_a_bucket_that_owes_is_not_forgotten() -> None:
     assert bucket.is_idle(3.0)
 
 
+def test_what_was_taken_without_asking_is_paid_off_first() -> None:
+    store, bucket = Store(100.0), SharedBucket(KEY, 100.0, now_s=0.0)
+    bucket.take(150)
+    passed_s = []
+    for turn in range(1, 60):
+        now_s = turn * 0.05
+        bucket.need(1)
+        bucket.granted(store.take(bucket.ask(now_s), now_s), now_s)
+        if bucket.has(1):
+            bucket.take(1)
+            passed_s.append(now_s)
+    # One passes while the bucket holds something; it owes the rest, a second's worth, before the next.
+    assert passed_s[0] == 0.05
+    assert 1.0 <= passed_s[1] <= 1.2
+
+
 def test_a_steady_sender_waits_for_no_round() -> None:
     """Once its pace is known, what it needs is there before it comes."""
     store, bucket = Store(100_000.0), SharedBucket(KEY, 100_000.0, now_s=0.0)

@@ -17,6 +17,7 @@ from ingest_svc.columns import (
     MAX_REFUSALS,
     AssessedColumns,
     SentColumns,
+    UnreadableStrings,
     assess,
     check,
     digest,
@@ -26,7 +27,7 @@ from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.series_table import SeriesDefinition, SeriesTable, definition_id
 from ingest_svc.window import TimeWindow
 from meshkit.errors import FailedPrecondition, InvalidArgument
-from telemetry_store.columns import Kind
+from telemetry_store.columns import Kind, coded
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 NOW = 1_700_000_000_000_000
@@ -35,7 +36,6 @@ TYPES: dict[Kind, Any] = {
     Kind.DOUBLE: np.float64,
     Kind.INT: np.int64,
     Kind.BOOL: np.bool_,
-    Kind.STRING: np.object_,
     Kind.POINT: np.float64,
 }
 NAN, INF = math.nan, math.inf
@@ -99,11 +99,14 @@ def sent(runs: Sequence[Run]) -> SentColumns:
     values: dict[Kind, list[Any]] = {}
     for run in runs:
         values.setdefault(run.kind, []).extend(value for _, value in run.samples)
+    codes, texts = coded(values.pop(Kind.STRING, []))
+    columns = {kind: np.array(column, TYPES[kind]) for kind, column in values.items()}
     return SentColumns(
         aliases=np.array([run.alias for run in runs], np.uint32),
         run_lengths=np.array([len(run.samples) for run in runs], np.int64),
         times=np.array([time_us for run in runs for time_us, _ in run.samples], np.int64),
-        values={kind: np.array(column, TYPES[kind]) for kind, column in values.items()},
+        values={**columns, Kind.STRING: codes} if texts else columns,
+        texts=texts,
     )
 
 
@@ -172,9 +175,7 @@ def stored(assessed: AssessedColumns) -> dict[Kind, list[tuple[int, int, Any]]]:
     found: dict[Kind, list[tuple[int, int, Any]]] = {}
     for columns in assessed.samples:
         assert columns.kind not in found
-        rows = zip(
-            columns.series.tolist(), columns.times.tolist(), map(plain, columns.values.tolist()), strict=True
-        )
+        rows = zip(columns.series.tolist(), columns.times.tolist(), map(plain, columns.tolist()), strict=True)
         found[columns.kind] = list(rows)
     return found
 
@@ -251,6 +252,7 @@ def lengths(*values: int) -> Any:
             changed(values={**sent(ONE_OF_EACH).values, Kind.POINT: np.zeros((3, 3))}),
             "kind POINT have 2 samples, point_values has 3",
         ),
+        (changed(unreadable=UnreadableStrings("string_codes has 2", bytes(32))), "string_codes has 2"),
         (SentColumns(np.empty(0, np.uint32), lengths(), np.zeros(1, np.int64), {}), "0 samples, times has 1"),
         (
             SentColumns(
@@ -391,3 +393,24 @@ def test_the_canonical_form_stays() -> None:
     written += struct.pack("<BQ2q", 4, 2, 5, 0) + "läuft".encode()
     written += struct.pack("<BQ3d", 5, 1, 1.0, 2.0, NAN)
     assert digest_of(runs) == hashlib.sha256(written).digest()
+
+
+def test_texts_that_are_no_samples_value_refuse_nothing() -> None:
+    state = 10 * Kind.STRING
+    columns = SentColumns(
+        aliases=np.array([state], np.uint32),
+        run_lengths=np.array([3], np.int64),
+        times=np.array([NOW, NOW + 1, NOW + 2]),
+        values={Kind.STRING: np.array([1, 2, 1], np.int32)},
+        texts=["bad\0", "on", "off"],
+    )
+    assessed = assess(columns, TABLE, window=WINDOW, all_or_nothing=False)
+    (samples,) = assessed.samples
+    assert (assessed.refused_samples, samples.tolist()) == (0, ["on", "off", "on"])
+    bad = replace(columns, values={Kind.STRING: np.array([1, 0, 2], np.int32)})
+    assessed = assess(bad, TABLE, window=WINDOW, all_or_nothing=False)
+    (samples,) = assessed.samples
+    assert [(refusal.reading_index, name(refusal.reason)) for refusal in assessed.refusals] == [
+        (1, "VALUE_INVALID")
+    ]
+    assert samples.tolist() == ["on", "off"]

@@ -2,14 +2,17 @@
 
 import hashlib
 import math
+import random
 import struct
 from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ingest_svc.columns import SentColumns
+from ingest_svc.columns import SentColumns, digest_as_sent
 from ingest_svc.conversion import MAX_READINGS, to_content, to_definitions, to_response, to_result
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, RefusedContent
 from ingest_svc.reading import NUMBER, Reading
@@ -53,15 +56,58 @@ def test_columns_become_arrays() -> None:
         Kind.DOUBLE: np.float64,
         Kind.INT: np.int64,
         Kind.BOOL: np.bool_,
-        Kind.STRING: np.object_,
+        Kind.STRING: np.int32,
         Kind.POINT: np.float64,
     }
     np.testing.assert_array_equal(columns.values[Kind.DOUBLE], [1.5, math.nan])
     assert columns.values[Kind.INT].tolist() == [-(2**63), 2**63 - 1]
     assert columns.values[Kind.BOOL].tolist() == [True, False]
-    assert columns.values[Kind.STRING].tolist() == ["läuft", ""]
+    assert [columns.texts[code] for code in columns.values[Kind.STRING]] == ["läuft", ""]
     # An altitude that was sent as NaN is not an absent one.
     np.testing.assert_array_equal(columns.values[Kind.POINT], [[1, 2, math.nan], [1, 2, 3], [0, 0, math.inf]])
+
+
+def strings(**columns: Any) -> SentColumns:
+    content = to_content(over_the_wire(ingest_pb2.Batch(columns=ingest_pb2.Columns(**columns))))
+    assert isinstance(content, SentColumns)
+    return content
+
+
+@given(st.lists(st.text(max_size=3) | st.sampled_from(["on", "off"]), min_size=1), st.randoms())
+def test_strings_are_the_same_in_either_form(texts: list[str], chance: random.Random) -> None:
+    samples = {"series": [1], "run_lengths": [len(texts)], "times": range(len(texts))}
+    dictionary = [*set(texts), *set(texts), "unused"]
+    chance.shuffle(dictionary)
+    places = [
+        chance.choice([place for place, known in enumerate(dictionary) if known == text]) for text in texts
+    ]
+    plain = strings(**samples, string_values=texts)
+    coded = strings(**samples, string_dictionary=dictionary, string_codes=places)
+    assert coded.unreadable is None
+    assert [coded.texts[code] for code in coded.values[Kind.STRING]] == texts
+    digest = digest_as_sent(plain, all_or_nothing=False)
+    assert digest_as_sent(coded, all_or_nothing=False) == digest
+    places[-1] = dictionary.index("unused")
+    other = strings(**samples, string_dictionary=dictionary, string_codes=places)
+    assert (digest_as_sent(other, all_or_nothing=False) == digest) == (texts[-1] == "unused")
+
+
+def test_strings_without_a_meaning_are_told() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"string_dictionary": ["a", "b"], "string_codes": [0, 2]}, "string_codes has 2, "),
+        ({"string_codes": [0]}, "string_dictionary has 0 texts"),
+        ({"string_dictionary": ["a"], "string_codes": [2**32 - 1]}, "string_codes has 4294967295, "),
+        ({"string_values": ["a"], "string_dictionary": ["a"], "string_codes": [0]}, "send one form"),
+        ({"string_values": ["a"], "string_dictionary": ["a"]}, "send one form"),
+    ]
+    digests = set()
+    for columns, message in cases:
+        sent = strings(**columns)
+        assert sent.unreadable is not None
+        assert message in sent.unreadable.message
+        digests.add(digest_as_sent(sent, all_or_nothing=False))
+        assert digest_as_sent(strings(**columns), all_or_nothing=False) in digests
+    assert len(digests) == len(cases)
 
 
 @pytest.mark.parametrize("batch", [ingest_pb2.Batch(), ingest_pb2.Batch(columns=ingest_pb2.Columns())])

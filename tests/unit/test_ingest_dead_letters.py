@@ -17,7 +17,7 @@ from ingest_svc.reading import NUMBER, Reading
 from ingest_svc.series_table import SeriesDefinition, SeriesTable
 from ingest_svc.window import TimeWindow
 from meshkit.identity import Principal, PrincipalKind
-from telemetry_store.columns import Kind
+from telemetry_store.columns import Kind, coded
 from telemetry_store.requests import DeadLetter, PayloadFormat, Replay, WriteRequest
 from tests.unit.ingest_world import NOW, OFF, World
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -192,11 +192,16 @@ def columns_of(runs: list[tuple[int, list[tuple[int, Any]]]]) -> SentColumns:
     values: dict[Kind, list[Any]] = {}
     for alias, samples in runs:
         values.setdefault(DEFINITIONS[alias].kind, []).extend(value for _, value in samples)
+    codes, texts = coded(values.pop(Kind.STRING, []))
+    columns = {
+        kind: np.array([_cell(each) for each in of_kind], _TYPES[kind]) for kind, of_kind in values.items()
+    }
     return SentColumns(
         np.array([alias for alias, _ in runs], np.uint32),
         np.array([len(samples) for _, samples in runs], np.int64),
         np.array([time for _, samples in runs for time, _ in samples], np.int64),
-        {kind: np.array([_cell(each) for each in of_kind], _TYPES[kind]) for kind, of_kind in values.items()},
+        {**columns, Kind.STRING: codes} if texts else columns,
+        texts,
     )
 
 
@@ -210,6 +215,7 @@ def samples_of(letter: DeadLetter) -> list[tuple[Any, ...]]:
     definitions = dict(conversion.to_definitions(batch.series_defs))
     columns = conversion.to_columns(batch.columns)
     left = {kind: iter(values.tolist()) for kind, values in columns.values.items()}
+    left[Kind.STRING] = iter([columns.texts[code] for code in left.get(Kind.STRING, ())])
     times = iter(columns.times.tolist())
     found = []
     for alias, length in zip(columns.aliases.tolist(), columns.run_lengths.tolist(), strict=True):
@@ -282,3 +288,18 @@ async def test_columns_whose_lengths_disagree_are_kept_as_they_are(world: World)
         series=[0, 0], run_lengths=[0, 2], times=[5], int_values=[1, 2, 3]
     )
     assert [each.device_id for each in kept.series_defs] == ["pump-1"]
+
+
+async def test_columns_are_kept_in_the_unit_in_which_they_were_sent(world: World) -> None:
+    world.table.define([(1, SeriesDefinition("pump-1", "x", Kind.DOUBLE, "°F"))])
+    columns = SentColumns(
+        np.array([1], np.uint32), np.array([2]), np.array([5, NOW]), {Kind.DOUBLE: np.array([212.0, 50.0])}
+    )
+    request = await world.taking(columns)
+    assert request.samples[0].values.tolist() == pytest.approx([10.0])
+    (letter,) = request.dead_letters
+    kept = RefusedBatch.FromString(letter.payload)
+    assert list(kept.columns.double_values) == [212.0]
+    assert [each.unit for each in kept.series_defs] == ["°F"]
+    (whole,) = request.refused_dead_letters()
+    assert list(RefusedBatch.FromString(whole.payload).columns.double_values) == [212.0, 50.0]

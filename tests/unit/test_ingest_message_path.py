@@ -5,7 +5,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 
-from ingest_svc.message_path import DeviceMessage, MessagePath
+from ingest_svc.child_cache import ChildCache
+from ingest_svc.device_message import DeviceMessage
+from ingest_svc.message_intake import MessageIntake
+from ingest_svc.message_path import MessagePath
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
 from ingest_svc.tenant_cache import TenantCache
@@ -13,7 +16,7 @@ from ingest_svc.window import LiveWindow
 from meshkit.errors import InvalidArgument, Unavailable, dependency_unavailable
 from meshkit.testing.clock import ManualClock
 from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
-from tests.unit.ingest_world import NOW, Assets, SeriesIds, unlimited
+from tests.unit.ingest_world import NOW, Assets, ChunkChecks, SeriesIds, unlimited
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -61,12 +64,18 @@ async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
     clock = ManualClock(NOW)
     async with (
         TenantCache(source=_Tenants(), clock=clock) as tenants,
-        ProfileCache(source=Assets(), clock=clock) as profiles,
+        ProfileCache(source=(assets := Assets()), clock=clock) as profiles,
+        ChildCache(source=assets, clock=clock) as children,
     ):
         yield MessagePath(
             tenants=tenants,
             profiles=profiles,
-            series_finder=SeriesIds(),
+            intake=MessageIntake(
+                profiles=profiles,
+                children=children,
+                series_finder=SeriesIds(),
+                chunks=ChunkChecks(),
+            ),
             limiter=unlimited(),
             writer=writer,
             raw=RawTrail(keeps=lambda _: False),

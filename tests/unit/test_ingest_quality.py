@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ingest_svc.profile import QualityRules
 from ingest_svc.quality import judge
 from ingest_svc.series_states import NEVER, UNKNOWN, KnownSeries, SeriesStates
-from telemetry_store.columns import VALUE_TYPES, Kind, KindColumns
+from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.merge import merge
 from telemetry_store.quality import PERFECT, Codes, Quality, is_constant, unpack
 
@@ -70,9 +70,13 @@ class Model:
         return found
 
 
-def known(*series: int) -> SeriesStates:
+def series(number: int, rules: QualityRules, state: bytes | None = None) -> KnownSeries:
+    return KnownSeries(number, "acme", "pump-1", f"m{number}", rules, state)
+
+
+def known(*numbers: int) -> SeriesStates:
     states = SeriesStates()
-    states.know([KnownSeries(number, "acme", RULES[number]) for number in series])
+    states.know([series(number, RULES[number]) for number in numbers])
     return states
 
 
@@ -154,10 +158,7 @@ def test_integers_may_be_anomalies_and_text_is_not_looked_at() -> None:
         sent = [20 + second % 3 for second in range(200)]
         values = [*(sent if kind is Kind.INT else map(str, sent)), value]
         times = NOW + np.arange(len(values), dtype=np.int64) * SECOND
-        columns = KindColumns(
-            kind, np.full(len(values), series, np.int32), times, np.array(values, VALUE_TYPES[kind])
-        )
-        runs = merge([columns])
+        runs = merge([KindColumns.of(kind, np.full(len(values), series, np.int32), times, values)])
         slots = states.meet(runs.series)
         codes = judge(runs, slots, states, received_us=np.zeros(len(runs.series), np.int64))
         assert np.flatnonzero(unpack(codes).anomalous).tolist() == ([200] if kind is Kind.INT else [])
@@ -198,11 +199,14 @@ def test_states_are_saved_once_and_go_on_elsewhere() -> None:
     states = known(3)
     judged(states, [(3, 10, 7.5)])
     saved = states.take_changed(10)
-    ((tenant, series, state),) = saved
-    assert (tenant, series, state[:2]) == ("acme", 3, [NOW - 10 * SECOND, 7.5])
+    (found,) = saved
+    assert (found.tenant, found.detector, found.subject, found.time_us) == (
+        *("acme", "series", "3", NOW - 10 * SECOND),
+    )
+    state = found.state
     assert states.take_changed(10) == []
     elsewhere = SeriesStates()
-    elsewhere.know([KnownSeries(3, "acme", RULES[3], state)])
+    elsewhere.know([series(3, RULES[3], state)])
     assert judged(elsewhere, [(3, 10, 7.5)])
     assert elsewhere.take_changed(10) == []
     _, codes = judged(elsewhere, [(3, 0, 7.5)])
@@ -212,17 +216,20 @@ def test_states_are_saved_once_and_go_on_elsewhere() -> None:
 def test_a_detector_goes_on_elsewhere() -> None:
     states = known(1)
     judged(states, usual(1, range(300, 10, -1)))
-    ((_, _, state),) = states.take_changed(1)
+    (saved,) = states.take_changed(1)
     elsewhere = SeriesStates()
-    elsewhere.know([KnownSeries(1, "acme", RULES[1], state)])
+    elsewhere.know([series(1, RULES[1], saved.state)])
     _, codes = judged(elsewhere, [(1, 9, 90.0)])
     assert unpack(codes).anomalous.tolist() == [True]
 
 
-@pytest.mark.parametrize("state", [[], [1.0], [math.nan] * 6, [1.0, 2.0, 3.0, math.inf, 5.0, 6.0], [0.0] * 7])
-def test_a_state_of_another_form_is_none(state: list[float]) -> None:
+@pytest.mark.parametrize(
+    "numbers", [[], [1.0], [math.nan] * 6, [1.0, 2.0, 3.0, math.inf, 5.0, 6.0], [0.0] * 7]
+)
+def test_a_state_of_another_form_is_none(numbers: list[float]) -> None:
+    state = np.array(numbers).tobytes()
     states = SeriesStates()
-    states.know([KnownSeries(3, "acme", RULES[3], state)])
+    states.know([series(3, RULES[3], state)])
     assert states.last_times[states.meet(np.array([3], np.int32))].tolist() == [NEVER]
 
 
@@ -230,9 +237,9 @@ def test_rules_change_and_the_memory_stays() -> None:
     states = known(3)
     judged(states, [(3, 10, 0.0)])
     assert states.rules_of(3) is RULES[3]
-    states.know([KnownSeries(3, "acme", RULES[2], [0.0, 0.0])])
+    states.know([series(3, RULES[2], bytes(48))])
     assert states.rules_of(3) is RULES[2]
-    states.know([KnownSeries(3, "acme", RULES[3])])
+    states.know([series(3, RULES[3])])
     _, codes = judged(states, [(3, 0, 0.0)])
     assert parts_of(unpack(codes)) == [(10, 100, 100, 100)]
 
@@ -240,17 +247,20 @@ def test_rules_change_and_the_memory_stays() -> None:
 def test_series_not_met_for_longest_are_forgotten() -> None:
     states = SeriesStates(most=4)
     for number in (1, 2, 3, 4):
-        states.know([KnownSeries(number, "acme", RULES[3])])
+        states.know([series(number, RULES[3])])
         judged(states, [(number, 10, float(number))])
     judged(states, [(1, 9, 1.0)])
-    states.know([KnownSeries(5, "acme", RULES[3])])
+    states.know([series(5, RULES[3])])
     assert [number for number in range(1, 6) if states.rules_of(number) is not None] == [1, 4, 5]
-    assert {series: state[1] for _, series, state in states.take_changed(10)} == {1: 1.0, 4: 4.0}
+    assert {(found.subject, found.time_us) for found in states.take_changed(10)} == {
+        ("1", NOW - 9 * SECOND),
+        ("4", NOW - 10 * SECOND),
+    }
 
 
 def test_room_grows_with_the_series() -> None:
     states = SeriesStates()
-    states.know([KnownSeries(number, "acme", RULES[3]) for number in range(1, 3_000)])
+    states.know([series(number, RULES[3]) for number in range(1, 3_000)])
     slots = states.meet(np.arange(1, 3_000, dtype=np.int32))
     assert len(set(slots.tolist())) == 2_999
     assert (states.last_times[slots] < 0).all()

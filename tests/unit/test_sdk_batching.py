@@ -50,7 +50,9 @@ def samples_of(batch: ingest_pb2.Batch, kinds: dict[int, Kind]) -> dict[int, Sam
         Kind.DOUBLE: iter(columns.double_values),
         Kind.INT: iter(columns.int_values),
         Kind.BOOL: iter(columns.bool_values),
-        Kind.STRING: iter(columns.string_values),
+        Kind.STRING: iter(
+            columns.string_values or [columns.string_dictionary[code] for code in columns.string_codes]
+        ),
         Kind.POINT: iter(
             (point.latitude, point.longitude, point.altitude if point.HasField("altitude") else None)
             for point in columns.point_values
@@ -114,6 +116,17 @@ def test_what_goes_in_comes_out_in_the_order_of_each_series(
             times, column = times[taken:], column[taken:]
     seal()
     assert found == expected
+
+
+def test_states_are_sent_as_codes_of_a_dictionary() -> None:
+    buffer = SampleBuffer(max_bytes=_MAX_BYTES)
+    buffer.extend(0, Kind.STRING, np.arange(99), encoded_strings(["on", "off", "läuft"] * 33))
+    columns = ingest_pb2.Batch.FromString(encode(1, buffer.take())).columns
+    assert (list(columns.string_dictionary), list(columns.string_values)) == (["on", "off", "läuft"], [])
+    assert list(columns.string_codes) == [0, 1, 2] * 33
+    buffer.extend(0, Kind.STRING, np.arange(3), encoded_strings(["a", "b", "c"]))
+    columns = ingest_pb2.Batch.FromString(encode(2, buffer.take())).columns
+    assert (list(columns.string_values), len(columns.string_codes)) == (["a", "b", "c"], 0)
 
 
 def test_a_full_batch_uses_its_size() -> None:

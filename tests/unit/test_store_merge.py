@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind, KindColumns
 from telemetry_store.copy import COLUMNS, CopyPayload, encode
-from telemetry_store.merge import merge
+from telemetry_store.merge import latest, merge
 
 Sample = tuple[int, int, Any]  # series, time, value
 Row = tuple[str, int, int, int, list[int], Kind, list[Any]]
@@ -25,14 +25,8 @@ _VALUES: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.DOUBLE: _FLOAT,
     Kind.INT: _INT64,
     Kind.BOOL: st.booleans(),
-    Kind.STRING: st.text(max_size=8),
+    Kind.STRING: st.text(max_size=8) | st.sampled_from(["", "on", "off"]),
     Kind.POINT: st.tuples(_FLOAT, _FLOAT, _FLOAT),
-}
-_DTYPES: dict[Kind, Any] = {
-    Kind.DOUBLE: np.float64,
-    Kind.INT: np.int64,
-    Kind.BOOL: np.bool_,
-    Kind.STRING: object,
 }
 # Few series and times near hour and day boundaries, so that samples meet.
 _TIMES = st.builds(
@@ -44,16 +38,11 @@ _TENANTS = ("demo", "a", "acme", "größe")
 
 
 def columns(kind: Kind, samples: Sequence[Sample]) -> KindColumns:
-    if kind is Kind.POINT:
-        values = np.array([value for *_, value in samples], dtype=np.float64).reshape(len(samples), 3)
-    else:
-        values = np.empty(len(samples), dtype=_DTYPES[kind])
-        values[:] = [value for *_, value in samples]
-    return KindColumns(
+    return KindColumns.of(
         kind,
         np.array([series for series, *_ in samples], dtype=np.int32),
         np.array([time for _, time, _ in samples], dtype=np.int64),
-        values,
+        [value for *_, value in samples],
     )
 
 
@@ -152,6 +141,21 @@ def _array(data: bytes, oid: int, form: str | None) -> list[Any]:
     ]
 
 
+def expanded(texts: list[str], codes: bytes | None, samples: int) -> list[str]:
+    """Return a row's strings, each text of which must stand in it once if that is worth it."""
+    if codes is not None:
+        places = _array(codes, 21, "h")
+        assert set(places) == set(range(1, len(texts) + 1))
+        assert 1 < len(set(texts)) == len(texts) < samples == len(places)
+        return [texts[place - 1] for place in places]
+    if len(texts) < samples:
+        assert len(texts) == 1
+        return texts * samples
+    assert len(texts) == samples
+    assert len(set(texts)) == samples or len(set(texts)) > 32_767
+    return texts
+
+
 def decoded(payload: CopyPayload) -> Iterator[Row]:
     """Read the COPY stream back, checking all that is not a row's content."""
     reader = _Reader(b"".join(payload.stamped(instance=7, commit_no=2**40, order_no=-(2**60))))
@@ -173,6 +177,10 @@ def decoded(payload: CopyPayload) -> Iterator[Row]:
             "points": (Kind.POINT, 701, "d"),
         }[set_columns[0]]
         values = _array(row[set_columns[0]] or b"", oid, form)
+        if kind is Kind.STRING:
+            values = expanded(values, row["codes"], len(_array(row["times"] or b"", 20, "q")))
+        else:
+            assert row["codes"] is None
         if kind is Kind.POINT:
             values = [tuple(values[place : place + 3]) for place in range(0, len(values), 3)]
         yield (
@@ -194,6 +202,37 @@ def test_rows_are_the_last_of_equal_samples_in_runs_within_an_hour(kind: Kind, d
     runs = merge([columns(kind, samples) for _, samples in parts])
     rows = list(decoded(encode([(runs, [tenant for tenant, _ in parts])])))
     assert sorted(rows, key=lambda row: row[1:3]) == expected_rows(kind, parts)
+
+
+@given(data=st.data())
+def test_strings_make_the_same_rows_however_they_are_coded(data: st.DataObject) -> None:
+    parts = data.draw(parts_of(Kind.STRING))
+    coded = []
+    for _, samples in parts:
+        plain = columns(Kind.STRING, samples)
+        # With texts that nobody uses, which may have no UTF-8 form, and each text several times.
+        texts = ["\ud800", *plain.texts, *reversed(plain.texts)]
+        chosen = [
+            data.draw(st.sampled_from([place for place, text in enumerate(texts) if text == value]))
+            for value in plain.tolist()
+        ]
+        codes = np.array(chosen, np.int32)
+        coded.append(KindColumns(Kind.STRING, plain.series, plain.times, codes, texts=texts))
+    runs = merge(coded)
+    assert len(set(runs.texts)) == len(runs.texts)
+    rows = list(decoded(encode([(runs, [tenant for tenant, _ in parts])])))
+    assert sorted(rows, key=lambda row: row[1:3]) == expected_rows(Kind.STRING, parts)
+    last, _ = latest(runs)
+    kept = last.compact()
+    assert kept.tolist() == last.tolist()
+    assert set(kept.texts) == set(kept.tolist())
+
+
+def test_more_texts_than_codes_reach_stand_for_themselves() -> None:
+    samples = [(1, place, str(place % 32_768)) for place in range(32_770)]
+    runs = merge([columns(Kind.STRING, samples)])
+    ((*_, values),) = decoded(encode([(runs, ["demo"])]))
+    assert values == [text for *_, text in samples]
 
 
 @given(parts=gateway_parts())

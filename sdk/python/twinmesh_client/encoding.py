@@ -18,6 +18,7 @@ _Type = descriptor_pb2.FieldDescriptorProto
 _FIELDS = {
     "PackedColumns": {
         "series": 1, "run_lengths": 2, "times": 3, "double_values": 4, "int_values": 5, "bool_values": 6,
+        "string_codes": 10,
     },
     "PackedBatch": {"columns": 4},
 }  # fmt: skip
@@ -26,6 +27,8 @@ _FIELDS = {
 BATCH_BYTES = 96  # Tags and lengths of all fields, and the sequence.
 RUN_BYTES = 8
 _TIME_BYTES = 8
+_TEXT_BYTES = 4  # Tag and length.
+_FIELD_BYTES = 6  # Likewise, of a packed column.
 _POINT = np.dtype(
     [
         ("tag", "u1"), ("size", "u1"),
@@ -39,7 +42,7 @@ SAMPLE_BYTES = {
     Kind.DOUBLE: _TIME_BYTES + 8,
     Kind.INT: _TIME_BYTES + 8,
     Kind.BOOL: _TIME_BYTES + 1,
-    Kind.STRING: _TIME_BYTES + 4,  # And its own bytes.
+    Kind.STRING: _TIME_BYTES + _TEXT_BYTES,  # And its own bytes.
     Kind.POINT: _TIME_BYTES + _POINT.itemsize,
 }
 
@@ -70,8 +73,16 @@ def encode(sequence: int, columns: BatchColumns) -> bytes:
         series=_packed(columns.aliases, "<u4"),
         run_lengths=_packed(columns.run_lengths, "<u4"),
         times=_packed(columns.times, "<i8"),
-        string_values=columns.strings,
     )
+    texts = dict.fromkeys(columns.strings)
+    # Codes never take more than was reckoned with: as many bytes as stand beside each text.
+    if sum(map(len, texts)) + len(texts) * _TEXT_BYTES + _FIELD_BYTES <= sum(map(len, columns.strings)):
+        places = dict(zip(texts, range(len(texts)), strict=True))
+        codes = np.fromiter(map(places.__getitem__, columns.strings), np.uint32, len(columns.strings))
+        packed.string_dictionary.extend(texts)
+        packed.string_codes = _packed(codes, "<u4")
+    else:
+        packed.string_values.extend(columns.strings)
     if Kind.DOUBLE in of_kind:
         packed.double_values = _packed(of_kind[Kind.DOUBLE], "<f8")
     if Kind.INT in of_kind:
@@ -112,7 +123,8 @@ def _message_classes() -> dict[str, Any]:
                 name=field_name, number=number, type=_Type.TYPE_BYTES, label=_Type.LABEL_OPTIONAL
             )
     columns, batch = file.message_type
-    columns.field.add(name="string_values", number=7, type=_Type.TYPE_BYTES, label=_Type.LABEL_REPEATED)
+    for field_name, number in (("string_values", 7), ("string_dictionary", 9)):
+        columns.field.add(name=field_name, number=number, type=_Type.TYPE_BYTES, label=_Type.LABEL_REPEATED)
     batch.field.add(name="sequence", number=1, type=_Type.TYPE_UINT64, label=_Type.LABEL_OPTIONAL)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)

@@ -9,6 +9,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from meshkit.testing.calls import failure
 from tests.rpc.asset.conftest import Caller
+from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
 from twinmesh.asset.v1.asset_service_pb2 import (
     Asset,
     CreateAssetRequest,
@@ -181,3 +182,34 @@ async def test_many_writers_cannot_close_a_cycle_together(caller: Caller) -> Non
     assert len(refused) == 1, answers
     assert isinstance(refused[0], grpc.aio.AioRpcError)
     assert refused[0].code() == Code.FAILED_PRECONDITION
+
+
+async def test_services_learn_what_is_part_of_an_asset(caller: Caller, profiles: Any) -> None:
+    await add_type(caller)
+    for asset_id, parent_id in [("hall", ""), ("line", "hall"), ("pump", "line"), ("yard", "")]:
+        await add(caller, asset_id, parent_id=parent_id)
+
+    async def subtree(asset_id: str, tenant: str = "demo") -> list[str]:
+        request = profile_pb2.GetSubtreeRequest(tenant=tenant, asset_id=asset_id)
+        return sorted((await profiles.GetSubtree(request)).asset_ids)
+
+    assert await subtree("hall") == ["hall", "line", "pump"]
+    assert await subtree("yard") == ["yard"]
+    await update(caller, "parent_id", id="line", parent_id="yard")
+    assert await subtree("hall") == ["hall"]
+    assert await subtree("yard") == ["line", "pump", "yard"]
+    for asset_id, tenant in [("absent", "demo"), ("hall", "rival")]:
+        told = await failure(subtree(asset_id, tenant))
+        assert (told.code, told.reason) == (Code.NOT_FOUND, "NOT_FOUND")
+
+
+async def test_services_learn_which_assets_exist(caller: Caller, profiles: Any) -> None:
+    await add_type(caller)
+    await add(caller, "hall")
+
+    async def existing(tenant: str) -> list[str]:
+        request = profile_pb2.BatchCheckAssetsRequest(tenant=tenant, asset_ids=["hall", "absent", "hall"])
+        return list((await profiles.BatchCheckAssets(request)).asset_ids)
+
+    assert await existing("demo") == ["hall"]
+    assert await existing("rival") == []

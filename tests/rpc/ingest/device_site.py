@@ -12,7 +12,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from auth_svc.nats_tokens import LoginAnswers, LoginRequest
-from ingest_svc.message_path import DeviceMessage, Postponed
+from ingest_svc.device_message import DeviceMessage
+from ingest_svc.message_path import Postponed
 from ingest_svc.mqtt import running_mqtt
 from meshkit import nats_server
 from meshkit.clock import SystemClock

@@ -44,20 +44,47 @@ METRICS = {
 
 
 class FakeAssets(profile_grpc.ProfileServiceServicer):
-    """A stand-in for asset_svc: devices by tenant, all of type `pump`."""
+    """A stand-in for asset_svc: devices by tenant, of type `pump` unless a test adds another one."""
 
     def __init__(self) -> None:
+        self.types: dict[str, device_type_pb2.DeviceType] = {}  # beside pump
+        self.children: dict[tuple[str, str], str] = {}  # by gateway and logical id
+        self.children_asked: list[list[str]] = []
         self.devices: dict[str, dict[str, device_pb2.Device]] = {}
+        self.assets = {TENANT: {"hall", "line-1"}, "other": {"elsewhere"}}
         self.asked: list[list[str]] = []
         self.refusing = False
         self.answering = asyncio.Event()
         self.answering.set()
         self._tokens = ServiceTokens(service="asset_svc", mesh_secret=bytes(range(32)), clock=SystemClock())
 
-    def add(self, device_id: str, *, tenant: str = TENANT, disabled: bool = False) -> None:
+    def add(
+        self,
+        device_id: str,
+        *,
+        tenant: str = TENANT,
+        disabled: bool = False,
+        asset_id: str = "",
+        device_type: str = "pump",
+    ) -> None:
         status = device_pb2.DEVICE_STATUS_DISABLED if disabled else device_pb2.DEVICE_STATUS_ACTIVE
         self.devices.setdefault(tenant, {})[device_id] = device_pb2.Device(
-            id=device_id, device_type_id="pump", status=status
+            id=device_id, device_type_id=device_type, status=status, asset_id=asset_id
+        )
+
+    def add_child(self, device_id: str, gateway_id: str, logical_id: str) -> None:
+        self.add(device_id)
+        self.children[gateway_id, logical_id] = device_id
+
+    async def BatchGetChildren(
+        self, request: profile_pb2.BatchGetChildrenRequest, context: Any
+    ) -> profile_pb2.BatchGetChildrenResponse:
+        assert request.register
+        self.children_asked.append(sorted(request.names))
+        await self.answering.wait()
+        of_gateway = {name: self.children.get((request.gateway_id, name)) for name in request.names}
+        return profile_pb2.BatchGetChildrenResponse(
+            device_ids={name: device_id for name, device_id in of_gateway.items() if device_id is not None}
         )
 
     async def BatchGetProfiles(
@@ -80,7 +107,7 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
         )
         return profile_pb2.BatchGetProfilesResponse(
             devices=[of_tenant[device_id] for device_id in request.device_ids if device_id in of_tenant],
-            device_types=[pump],
+            device_types=[pump, *self.types.values()],
         )
 
     async def BatchGetTenants(
@@ -96,6 +123,19 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
                 if device_id in wanted
             }
         )
+
+    async def BatchCheckAssets(
+        self, request: profile_pb2.BatchCheckAssetsRequest, context: Any
+    ) -> profile_pb2.BatchCheckAssetsResponse:
+        await self.answering.wait()
+        if self.refusing:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "refused")
+        return profile_pb2.BatchCheckAssetsResponse(
+            asset_ids=self.assets.get(request.tenant, set()).intersection(request.asset_ids)
+        )
+
+    async def GetSubtree(self, request: Any, context: Any) -> profile_pb2.GetSubtreeResponse:
+        raise NotImplementedError
 
     async def ListProfiles(self, request: Any, context: Any) -> profile_pb2.ListProfilesResponse:
         raise NotImplementedError
@@ -178,7 +218,9 @@ class Ingest:
         try:
             rows = await connection.fetch(
                 "SELECT series.device_id, series.metric, segment.times, "
-                "segment.doubles, segment.ints, segment.bools, segment.strings, segment.points "
+                "segment.doubles, segment.ints, segment.bools, segment.points, "
+                "(SELECT array_agg(strings[coalesce(codes[place], least(place, cardinality(strings)))] "
+                "ORDER BY place) FROM generate_subscripts(times, 1) AS place WHERE strings IS NOT NULL) "
                 "FROM telemetry.segment JOIN telemetry.series USING (tenant_id, series_id) "
                 "WHERE tenant_id = $1 ORDER BY segment.order_no, segment.start_time",
                 tenant,
@@ -188,7 +230,7 @@ class Ingest:
         found: dict[tuple[str, str, int], Any] = {}
         for device_id, metric, times, *columns in rows:
             (values,) = (column for column in columns if column is not None)
-            if columns[-1] is not None:
+            if columns[3] is not None:
                 values = [tuple(values[at : at + 3]) for at in range(0, len(values), 3)]
             for time_us, value in zip(times, values, strict=True):
                 found[device_id, metric, time_us] = value
@@ -199,6 +241,22 @@ class Ingest:
         connection = await asyncpg.connect(self.database.admin_url)
         try:
             return await connection.fetchval(query, *arguments)
+        finally:
+            await connection.close()
+
+    async def fetch_rows(self, query: str) -> list[asyncpg.Record]:
+        """Ask PostgreSQL for rows, as its owner."""
+        connection = await asyncpg.connect(self.database.admin_url)
+        try:
+            return list(await connection.fetch(query))
+        finally:
+            await connection.close()
+
+    async def execute(self, statement: str) -> None:
+        """Have PostgreSQL do something, as its owner."""
+        connection = await asyncpg.connect(self.database.admin_url)
+        try:
+            await connection.execute(statement)
         finally:
             await connection.close()
 

@@ -175,9 +175,7 @@ async def test_an_outage_lasts_until_nothing_waits(
 
 
 async def test_strings_take_room_by_their_length(bus: Client, heard: Heard) -> None:
-    text = KindColumns(
-        Kind.STRING, np.array([1], np.int32), np.array([1]), np.array(["x" * 4_000], dtype=np.object_)
-    )
+    text = KindColumns.of(Kind.STRING, np.array([1], np.int32), np.array([1]), ["x" * 4_000])
     async with Announcer(bus=bus, max_waiting_bytes=4_000) as announcer:
         announcer.announce(Commit(CommitNumbers(7, 1, 1), 1, [("demo", text)], ""))
         announcer.announce(commit(2, 1))
@@ -186,9 +184,7 @@ async def test_strings_take_room_by_their_length(bus: Client, heard: Heard) -> N
 
 
 async def test_a_commit_that_cannot_be_announced_harms_no_other(bus: Client, heard: Heard) -> None:
-    half = KindColumns(
-        Kind.STRING, np.array([1], np.int32), np.array([1]), np.array(["\ud800"], dtype=np.object_)
-    )
+    half = KindColumns.of(Kind.STRING, np.array([1], np.int32), np.array([1]), ["\ud800"])
     async with Announcer(bus=bus) as announcer:
         announcer.announce(Commit(CommitNumbers(7, 1, 1), 1, [("demo", half)], ""))
         announcer.announce(commit(2, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -11,9 +12,10 @@ from google.rpc import error_details_pb2
 
 from meshkit.status import status_of
 from tests.rpc.ingest.neighbours import Ingest, reading, refused, until
-from tests.rpc.ingest.streaming import Client, columns, locked_cursor, opened, streaming
+from tests.rpc.ingest.streaming import NOW_US, Client, columns, locked_cursor, opened, streaming
 from twinmesh.ingest.v1 import ingest_policy_service_pb2 as policy_pb2
 from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
+from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import limit_service_pb2 as limit_pb2
 from twinmesh.ingest.v1 import limit_service_pb2_grpc as limit_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -122,6 +124,25 @@ async def test_each_subject_has_limits_of_its_own(
         throttle = await throttled(client, 1)
         assert (throttle.limit_name, throttle.limit) == (name, 1)
         assert throttle.retry_after.ToMilliseconds() >= 250
+
+
+async def test_messages_are_limited_like_readings(ingest: Ingest) -> None:
+    await limit(ingest, policy_pb2.Limit(subject_kind=DEVICE, samples_per_second=1))
+
+    async def send(device_id: str) -> None:
+        payload = json.dumps([{"time": NOW_US / 1e6 + each, "count": each} for each in range(5)]).encode()
+        await ingest.stub.IngestMessage(
+            ingest_pb2.IngestMessageRequest(device_id=device_id, payload=payload), metadata=ingest.caller()
+        )
+
+    await send("pump-1")
+    told = await refused(send("pump-1"))
+    assert (told.reason, told.metadata["subject"]) == ("LIMIT_EXCEEDED", "pump-1")
+    async with opened(ingest) as client:
+        message = ingest_pb2.DeviceMessage(device_id="pump-1", payload=b'{"count": 9}')
+        await client.batch(1, messages=[message])
+        assert (await throttled(client, 1)).limit_name == "device_samples_per_second"
+    await send("pump-2")
 
 
 async def test_only_the_device_that_is_limited_is_held_back(ingest: Ingest) -> None:

@@ -61,8 +61,8 @@ class World:
         connection = await asyncpg.connect(self.database.admin_url)
         try:
             rows = await connection.fetch(
-                "SELECT device_ids[1] AS device_id, principal, reason, message, payload FROM telemetry.dead_letter "
-                "WHERE tenant_id = $1 ORDER BY dead_letter_id",
+                "SELECT device_ids[1] AS device_id, principal, reason, message, payload "
+                "FROM telemetry.dead_letter WHERE tenant_id = $1 ORDER BY dead_letter_id",
                 tenant,
             )
         finally:

@@ -123,6 +123,8 @@ def _lengths() -> dict[str, ingest_pb2.Columns]:
         "a value too few": columns(1.0, times=[NOW_US, NOW_US], lengths=(2,)),
         "a value of another kind": columns(1.0, int_values=[1]),
         "a run without samples": columns(1.0, aliases=(0, 0), lengths=(1, 0)),
+        "a code beyond the dictionary": columns(1.0, string_dictionary=["on"], string_codes=[1]),
+        "strings in both forms": columns(1.0, string_values=["on"], string_dictionary=["on"]),
         "a sum beyond 32 bits": columns(1.0, aliases=(0, 0), lengths=(2**32 - 1, 2)),
     }
 

@@ -1,5 +1,7 @@
 """The gateway stream: what is opened, taken, acknowledged and stored, and how it ends."""
 
+from typing import Any
+
 import grpc
 
 from meshkit.clock import SystemClock
@@ -86,6 +88,26 @@ async def test_every_kind_is_stored(ingest: Ingest) -> None:
         "state": "läuft",
         "inlet": (1, 2, 3),
     }
+
+
+async def test_strings_may_come_as_codes_of_a_dictionary(ingest: Ingest) -> None:
+    shape: dict[str, Any] = {"series": [0], "run_lengths": [5], "times": range(NOW_US, NOW_US + 5)}
+    texts = ["on", "off", "on", "on", "läuft"]
+    coded = ingest_pb2.Columns(
+        **shape, string_dictionary=["läuft", "on", "unused", "off"], string_codes=[1, 3, 1, 1, 0]
+    )
+    async with streaming(ingest) as client:
+        await client.open()
+        await client.define(("pump-1", "state"), kind=value_pb2.VALUE_KIND_STRING)
+        await client.batch(1, coded)
+        # The same content in the other form is a duplicate.
+        await client.batch(1, ingest_pb2.Columns(**shape, string_values=texts))
+        await client.batch(2)
+        assert await client.durable(2) == []
+    stored = await ingest.samples()
+    assert [stored["pump-1", "state", NOW_US + place] for place in range(5)] == texts
+    row = "SELECT strings || codes::text[] FROM telemetry.segment"
+    assert await ingest.fetch_value(row) == ["läuft", "on", "off", "2", "3", "2", "2", "1"]
 
 
 async def test_half_closing_acknowledges_what_was_taken(ingest: Ingest) -> None:

@@ -15,6 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from nats.aio.client import Client
 
+from meshkit import status
+from meshkit.errors import not_found
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.database import TestDatabase
 from twin_svc.app import app
@@ -29,10 +31,14 @@ MESH_SECRET = base64.urlsafe_b64encode(bytes(range(32))).decode()
 
 
 class FakeProfiles(profile_grpc.ProfileServiceServicer):
-    """asset_svc: `devices` by tenant, all of a type that measures pressure in bar."""
+    """asset_svc: `devices` by tenant, all of a type that measures pressure in bar.
+
+    `subtrees` are by tenant and asset.
+    """
 
     def __init__(self) -> None:
         self.devices: dict[str, set[str]] = {}
+        self.subtrees: dict[tuple[str, str], list[str]] = {}
         self.asked = 0
 
     async def BatchGetProfiles(
@@ -43,6 +49,15 @@ class FakeProfiles(profile_grpc.ProfileServiceServicer):
         return profile_service_pb2.BatchGetProfilesResponse(
             devices=[_device(one) for one in request.device_ids if one in known], device_types=[_pump()]
         )
+
+    async def GetSubtree(
+        self, request: profile_service_pb2.GetSubtreeRequest, context: Any
+    ) -> profile_service_pb2.GetSubtreeResponse:
+        found = self.subtrees.get((request.tenant, request.asset_id))
+        if found is None:
+            error = not_found("asset", request.asset_id)
+            await context.abort_with_status(rpc_status.to_status(status.to_status(error)))
+        return profile_service_pb2.GetSubtreeResponse(asset_ids=found)
 
     async def ListProfiles(
         self, request: profile_service_pb2.ListProfilesRequest, context: Any

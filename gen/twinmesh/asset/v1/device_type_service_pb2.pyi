@@ -23,6 +23,58 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _UnknownChildren:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnknownChildrenEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnknownChildren.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNKNOWN_CHILDREN_UNSPECIFIED: _UnknownChildren.ValueType  # 0
+    """As REFUSE."""
+    UNKNOWN_CHILDREN_REFUSE: _UnknownChildren.ValueType  # 1
+    """What is said of them is refused (CHILD_UNKNOWN)."""
+    UNKNOWN_CHILDREN_REGISTER: _UnknownChildren.ValueType  # 2
+    """They are registered behind the gateway, up to 10,000, as devices of the type's
+    child_device_type_id with an id made of the gateway's id and theirs.
+    """
+
+class UnknownChildren(_UnknownChildren, metaclass=_UnknownChildrenEnumTypeWrapper):
+    """UnknownChildren says what becomes of children that a gateway speaks of and nobody has registered."""
+
+UNKNOWN_CHILDREN_UNSPECIFIED: UnknownChildren.ValueType  # 0
+"""As REFUSE."""
+UNKNOWN_CHILDREN_REFUSE: UnknownChildren.ValueType  # 1
+"""What is said of them is refused (CHILD_UNKNOWN)."""
+UNKNOWN_CHILDREN_REGISTER: UnknownChildren.ValueType  # 2
+"""They are registered behind the gateway, up to 10,000, as devices of the type's
+child_device_type_id with an id made of the gateway's id and theirs.
+"""
+Global___UnknownChildren: _TypeAlias = UnknownChildren  # noqa: Y015
+
+class _MessageMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MessageModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MESSAGE_MODE_UNSPECIFIED: _MessageMode.ValueType  # 0
+    """As PARTIAL."""
+    MESSAGE_MODE_PARTIAL: _MessageMode.ValueType  # 1
+    """Good samples are stored."""
+    MESSAGE_MODE_ALL_OR_NOTHING: _MessageMode.ValueType  # 2
+    """All are stored or none."""
+
+class MessageMode(_MessageMode, metaclass=_MessageModeEnumTypeWrapper):
+    """MessageMode says what one bad sample of a message does to its others."""
+
+MESSAGE_MODE_UNSPECIFIED: MessageMode.ValueType  # 0
+"""As PARTIAL."""
+MESSAGE_MODE_PARTIAL: MessageMode.ValueType  # 1
+"""Good samples are stored."""
+MESSAGE_MODE_ALL_OR_NOTHING: MessageMode.ValueType  # 2
+"""All are stored or none."""
+Global___MessageMode: _TypeAlias = MessageMode  # noqa: Y015
+
 class _TimeUnit:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -148,6 +200,10 @@ class DeviceType(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     MESSAGE_SCHEMA_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
+    JOINT_ANOMALY_FIELD_NUMBER: _builtins.int
+    UNKNOWN_CHILDREN_FIELD_NUMBER: _builtins.int
+    CHILD_DEVICE_TYPE_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_MODE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by the creator; unique in the tenant; small letters, digits and inner hyphens."""
     display_name: _builtins.str
@@ -158,6 +214,12 @@ class DeviceType(_message.Message):
     """How its messages are taken apart."""
     etag: _builtins.str
     """Version of what was read; changes with every write."""
+    unknown_children: Global___UnknownChildren.ValueType
+    """DEMULTIPLEX and CHUNKED: what becomes of children that nobody has registered."""
+    child_device_type_id: _builtins.str
+    """REGISTER: the type of the children; it must exist."""
+    message_mode: Global___MessageMode.ValueType
+    """What one bad sample of a message does to the message's others, unless its sender says it."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricDefinition]:
         """What it measures. A reading with any other metric is refused, save for
@@ -184,6 +246,10 @@ class DeviceType(_message.Message):
     def quality(self) -> Global___QualityRules:
         """How the quality of its samples is judged; absent: as the fields of QualityRules say."""
 
+    @_builtins.property
+    def joint_anomaly(self) -> Global___JointAnomalyRules:
+        """Metrics that are looked at together; absent: each is looked at by itself only."""
+
     def __init__(
         self,
         *,
@@ -198,14 +264,51 @@ class DeviceType(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         message_schema: Global___MessageSchema | None = ...,
         quality: Global___QualityRules | None = ...,
+        joint_anomaly: Global___JointAnomalyRules | None = ...,
+        unknown_children: Global___UnknownChildren.ValueType = ...,
+        child_device_type_id: _builtins.str = ...,
+        message_mode: Global___MessageMode.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "message_schema", b"message_schema", "quality", b"quality", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "joint_anomaly", b"joint_anomaly", "message_schema", b"message_schema", "quality", b"quality", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "heartbeat", b"heartbeat", "id", b"id", "message_schema", b"message_schema", "metrics", b"metrics", "processing_mode", b"processing_mode", "protocol", b"protocol", "quality", b"quality", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_device_type_id", b"child_device_type_id", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "heartbeat", b"heartbeat", "id", b"id", "joint_anomaly", b"joint_anomaly", "message_mode", b"message_mode", "message_schema", b"message_schema", "metrics", b"metrics", "processing_mode", b"processing_mode", "protocol", b"protocol", "quality", b"quality", "unknown_children", b"unknown_children", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceType: _TypeAlias = DeviceType  # noqa: Y015
+
+@_typing.final
+class JointAnomalyRules(_message.Message):
+    """JointAnomalyRules say which metrics of a device are looked at together: samples of a time at
+    which they do not fit each other are anomalies (Hotelling's T² and Q). What is usual, a device
+    shows in its first rows, a row being the samples of one time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRICS_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    warm_up: _builtins.int
+    """How many rows, at least; absent: 400. Of more than eight metrics more are taken."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Two to 64 metrics of kind DOUBLE; empty: all of them whose anomalies are not disabled."""
+
+    def __init__(
+        self,
+        *,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        warm_up: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_warm_up", b"_warm_up", "warm_up", b"warm_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_warm_up", b"_warm_up", "metrics", b"metrics", "warm_up", b"warm_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__warm_up: _TypeAlias = _typing.Literal["warm_up"]  # noqa: Y015
+    _WhichOneofArgType__warm_up: _TypeAlias = _typing.Literal["_warm_up", b"_warm_up"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warm_up) -> _WhichOneofReturnType__warm_up | None: ...
+
+Global___JointAnomalyRules: _TypeAlias = JointAnomalyRules  # noqa: Y015
 
 @_typing.final
 class QualityRules(_message.Message):
@@ -268,8 +371,8 @@ Global___QualityRules: _TypeAlias = QualityRules  # noqa: Y015
 class MessageSchema(_message.Message):
     """MessageSchema says where in a JSON message of a device its time and values stand.
 
-    A message is one JSON object, or an array of up to 1,000 of them, each with values of
-    one time. Without pointers an object is flat: each key is a metric, save for `time`,
+    A message is one JSON object, or an array of up to 1,000 of them (of a DEMULTIPLEX or
+    CHUNKED type 10,000), each with values of one time. Without pointers an object is flat: each key is a metric, save for `time`,
     which is the event time; a key that the type does not define is refused
     (METRIC_UNKNOWN). With pointers only what they name is read, as far as it is there. A
     null is no value. A location is an object of latitude, longitude and, if known, altitude.
@@ -300,12 +403,18 @@ class MessageSchema(_message.Message):
     POINTERS_FIELD_NUMBER: _builtins.int
     TIME_POINTER_FIELD_NUMBER: _builtins.int
     TIME_UNIT_FIELD_NUMBER: _builtins.int
+    CHILD_POINTER_FIELD_NUMBER: _builtins.int
     time_pointer: _builtins.str
     """JSON pointer of the event time, empty: "/time". Without a time in it a message is of
     when it arrived.
     """
     time_unit: Global___TimeUnit.ValueType
     """Unit of times that are numbers; a time that is a string is read by RFC 3339."""
+    child_pointer: _builtins.str
+    """DEMULTIPLEX and CHUNKED: JSON pointer, in each object, of the logical id or the device id
+    of the child that it is of (text or a whole number), empty: "/id". The rest of the object
+    is read by the schema of the child's own type. An object without it is of the gateway.
+    """
     @_builtins.property
     def pointers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """JSON pointer (RFC 6901) by metric, `location` among them, such as "/env/temp"."""
@@ -316,10 +425,11 @@ class MessageSchema(_message.Message):
         pointers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         time_pointer: _builtins.str = ...,
         time_unit: Global___TimeUnit.ValueType = ...,
+        child_pointer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pointers", b"pointers", "time_pointer", b"time_pointer", "time_unit", b"time_unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_pointer", b"child_pointer", "pointers", b"pointers", "time_pointer", b"time_pointer", "time_unit", b"time_unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

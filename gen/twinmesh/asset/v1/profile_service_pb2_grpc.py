@@ -51,6 +51,21 @@ class ProfileServiceStub:
                 request_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsResponse.FromString,
                 _registered_method=True)
+        self.BatchCheckAssets = channel.unary_unary(
+                '/twinmesh.asset.v1.ProfileService/BatchCheckAssets',
+                request_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchCheckAssetsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchCheckAssetsResponse.FromString,
+                _registered_method=True)
+        self.GetSubtree = channel.unary_unary(
+                '/twinmesh.asset.v1.ProfileService/GetSubtree',
+                request_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.GetSubtreeRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.GetSubtreeResponse.FromString,
+                _registered_method=True)
+        self.BatchGetChildren = channel.unary_unary(
+                '/twinmesh.asset.v1.ProfileService/BatchGetChildren',
+                request_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetChildrenRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetChildrenResponse.FromString,
+                _registered_method=True)
 
 
 class ProfileServiceServicer:
@@ -83,6 +98,32 @@ class ProfileServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchCheckAssets(self, request, context):
+        """BatchCheckAssets answers which of the ids are assets of the tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSubtree(self, request, context):
+        """GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+        NOT_FOUND when the asset is absent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGetChildren(self, request, context):
+        """BatchGetChildren answers which devices a gateway's names for its children stand for, and
+        registers those that do not exist when the gateway's type says so (unknown_children). It
+        has at most 10,000 children then; names beyond that, and those that are unknown and not
+        registered, are left out, as all are of a gateway that is absent. Safe to retry: the same
+        name is registered once. What was read is stale as BatchGetProfiles says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProfileServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +141,21 @@ def add_ProfileServiceServicer_to_server(servicer, server):
                     servicer.BatchGetTenants,
                     request_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsRequest.FromString,
                     response_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsResponse.SerializeToString,
+            ),
+            'BatchCheckAssets': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCheckAssets,
+                    request_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchCheckAssetsRequest.FromString,
+                    response_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchCheckAssetsResponse.SerializeToString,
+            ),
+            'GetSubtree': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSubtree,
+                    request_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.GetSubtreeRequest.FromString,
+                    response_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.GetSubtreeResponse.SerializeToString,
+            ),
+            'BatchGetChildren': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetChildren,
+                    request_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetChildrenRequest.FromString,
+                    response_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetChildrenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -185,6 +241,87 @@ class ProfileService:
             '/twinmesh.asset.v1.ProfileService/BatchGetTenants',
             twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsRequest.SerializeToString,
             twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCheckAssets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.asset.v1.ProfileService/BatchCheckAssets',
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchCheckAssetsRequest.SerializeToString,
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchCheckAssetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSubtree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.asset.v1.ProfileService/GetSubtree',
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.GetSubtreeRequest.SerializeToString,
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.GetSubtreeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetChildren(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.asset.v1.ProfileService/BatchGetChildren',
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetChildrenRequest.SerializeToString,
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetChildrenResponse.FromString,
             options,
             channel_credentials,
             insecure,

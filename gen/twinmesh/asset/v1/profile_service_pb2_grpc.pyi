@@ -47,6 +47,19 @@ class ProfileServiceStub:
     """BatchGetTenants answers whose devices those among the ids are that exist: topics
     carry a device's id alone. Ids that are absent are left out.
     """
+    BatchCheckAssets: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.BatchCheckAssetsRequest, _profile_service_pb2.BatchCheckAssetsResponse]
+    """BatchCheckAssets answers which of the ids are assets of the tenant."""
+    GetSubtree: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.GetSubtreeRequest, _profile_service_pb2.GetSubtreeResponse]
+    """GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+    NOT_FOUND when the asset is absent.
+    """
+    BatchGetChildren: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetChildrenRequest, _profile_service_pb2.BatchGetChildrenResponse]
+    """BatchGetChildren answers which devices a gateway's names for its children stand for, and
+    registers those that do not exist when the gateway's type says so (unknown_children). It
+    has at most 10,000 children then; names beyond that, and those that are unknown and not
+    registered, are left out, as all are of a gateway that is absent. Safe to retry: the same
+    name is registered once. What was read is stale as BatchGetProfiles says.
+    """
 
 @_typing.type_check_only
 class ProfileServiceAsyncStub(ProfileServiceStub):
@@ -66,6 +79,19 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
     BatchGetTenants: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetTenantsRequest, _profile_service_pb2.BatchGetTenantsResponse]  # type: ignore[assignment]
     """BatchGetTenants answers whose devices those among the ids are that exist: topics
     carry a device's id alone. Ids that are absent are left out.
+    """
+    BatchCheckAssets: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.BatchCheckAssetsRequest, _profile_service_pb2.BatchCheckAssetsResponse]  # type: ignore[assignment]
+    """BatchCheckAssets answers which of the ids are assets of the tenant."""
+    GetSubtree: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.GetSubtreeRequest, _profile_service_pb2.GetSubtreeResponse]  # type: ignore[assignment]
+    """GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+    NOT_FOUND when the asset is absent.
+    """
+    BatchGetChildren: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetChildrenRequest, _profile_service_pb2.BatchGetChildrenResponse]  # type: ignore[assignment]
+    """BatchGetChildren answers which devices a gateway's names for its children stand for, and
+    registers those that do not exist when the gateway's type says so (unknown_children). It
+    has at most 10,000 children then; names beyond that, and those that are unknown and not
+    registered, are left out, as all are of a gateway that is absent. Safe to retry: the same
+    name is registered once. What was read is stale as BatchGetProfiles says.
     """
 
 class ProfileServiceServicer:
@@ -98,6 +124,34 @@ class ProfileServiceServicer:
     ) -> _typing.Union[_profile_service_pb2.BatchGetTenantsResponse, _abc.Awaitable[_profile_service_pb2.BatchGetTenantsResponse]]:
         """BatchGetTenants answers whose devices those among the ids are that exist: topics
         carry a device's id alone. Ids that are absent are left out.
+        """
+
+    def BatchCheckAssets(
+        self,
+        request: _profile_service_pb2.BatchCheckAssetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profile_service_pb2.BatchCheckAssetsResponse, _abc.Awaitable[_profile_service_pb2.BatchCheckAssetsResponse]]:
+        """BatchCheckAssets answers which of the ids are assets of the tenant."""
+
+    def GetSubtree(
+        self,
+        request: _profile_service_pb2.GetSubtreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profile_service_pb2.GetSubtreeResponse, _abc.Awaitable[_profile_service_pb2.GetSubtreeResponse]]:
+        """GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+        NOT_FOUND when the asset is absent.
+        """
+
+    def BatchGetChildren(
+        self,
+        request: _profile_service_pb2.BatchGetChildrenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profile_service_pb2.BatchGetChildrenResponse, _abc.Awaitable[_profile_service_pb2.BatchGetChildrenResponse]]:
+        """BatchGetChildren answers which devices a gateway's names for its children stand for, and
+        registers those that do not exist when the gateway's type says so (unknown_children). It
+        has at most 10,000 children then; names beyond that, and those that are unknown and not
+        registered, are left out, as all are of a gateway that is absent. Safe to retry: the same
+        name is registered once. What was read is stale as BatchGetProfiles says.
         """
 
 def add_ProfileServiceServicer_to_server(servicer: ProfileServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -60,6 +60,7 @@ class RefusedBatch(_message.Message):
     READINGS_FIELD_NUMBER: _builtins.int
     SERIES_DEFS_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     mode: _ingest_service_pb2.Mode.ValueType
     """Mode of the batch. ALL_OR_NOTHING: this is the whole batch, and so it is replayed."""
     @_builtins.property
@@ -74,6 +75,10 @@ class RefusedBatch(_message.Message):
     def columns(self) -> _ingest_service_pb2.Columns:
         """Samples in columns."""
 
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_service_pb2.DeviceMessage]:
+        """Messages that break the contract's rules; nobody replays them."""
+
     def __init__(
         self,
         *,
@@ -81,10 +86,11 @@ class RefusedBatch(_message.Message):
         readings: _abc.Iterable[_ingest_service_pb2.Reading] | None = ...,
         series_defs: _abc.Iterable[_ingest_service_pb2.SeriesDef] | None = ...,
         columns: _ingest_service_pb2.Columns | None = ...,
+        messages: _abc.Iterable[_ingest_service_pb2.DeviceMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "mode", b"mode", "readings", b"readings", "series_defs", b"series_defs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "messages", b"messages", "mode", b"mode", "readings", b"readings", "series_defs", b"series_defs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -151,9 +157,11 @@ class DeadLetter(_message.Message):
     payload_bytes: _builtins.int
     """Size of the payload."""
     payload: _builtins.bytes
-    """A device's message as it came. This and what follows only in GetDeadLetter."""
+    """A device's message as it came; of a batch, a serialized RefusedBatch when it holds a time
+    that JSON has no form for. This and what follows only in GetDeadLetter.
+    """
     text: _builtins.str
-    """The same as text, when it is UTF-8."""
+    """A device's message as text, when it is UTF-8."""
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Whose samples they are: the first 100 devices, in a list 20."""
@@ -430,7 +438,9 @@ class ReplayDeadLettersRequest(_message.Message):
     late, or of a backfill that has expired.
     """
     page_size: _builtins.int
-    """With a filter, how many to try at most; 100 unless stated, 1,000 at most."""
+    """With a filter, how many to try at most; 100 unless stated, 1,000 at most. Large letters
+    end a page before.
+    """
     page_token: _builtins.str
     """next_page_token of the call before, with the same filter."""
     @_builtins.property

@@ -26,13 +26,15 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
+from twinmesh.ingest.v1 import event_pb2 as twinmesh_dot_ingest_dot_v1_dot_event__pb2
 from twinmesh.type.v1 import error_reason_pb2 as twinmesh_dot_type_dot_v1_dot_error__reason__pb2
 from twinmesh.type.v1 import value_pb2 as twinmesh_dot_type_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinmesh/ingest/v1/ingest_service.proto\x12\x12twinmesh.ingest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\x1a#twinmesh/type/v1/error_reason.proto\x1a\x1ctwinmesh/type/v1/value.proto\"\xb7\x04\n\x07Reading\x12L\n\tdevice_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x08\x64\x65viceId\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12o\n\x06values\x18\x03 \x03(\x0b\x32\'.twinmesh.ingest.v1.Reading.ValuesEntryB.\xbaH+\x9a\x01(\x10\x80\x08\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$R\x06values\x12\x33\n\x08location\x18\x04 \x01(\x0b\x32\x17.twinmesh.type.v1.PointR\x08location\x12x\n\x07numbers\x18\x05 \x03(\x0b\x32(.twinmesh.ingest.v1.Reading.NumbersEntryB4\xbaH1\x9a\x01.\x10\x80\x08\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$*\x04\x12\x02@\x01R\x07numbers\x1aR\n\x0bValuesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12-\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.ValueR\x05value:\x02\x38\x01\x1a:\n\x0cNumbersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"\xb4\x05\n\x16IngestTelemetryRequest\x12H\n\x08readings\x18\x01 \x03(\x0b\x32\x1b.twinmesh.ingest.v1.ReadingB\x0f\xe2\x41\x01\x02\xbaH\x08\x92\x01\x05\x08\x01\x10\x90NR\x08readings\x12:\n\nrequest_id\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12<\n\twriter_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9_.:-]{0,128}$R\x08writerId\x12+\n\x08sequence\x18\x04 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\x08sequence\x12\x36\n\x04mode\x18\x05 \x01(\x0e\x32\x18.twinmesh.ingest.v1.ModeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04mode\x12\x43\n\tack_level\x18\x06 \x01(\x0e\x32\x1c.twinmesh.ingest.v1.AckLevelB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x08\x61\x63kLevel\x12\x39\n\x0b\x62\x61\x63kfill_id\x18\x07 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{0,64}$R\nbackfillId:\xf0\x01\xbaH\xec\x01\x1at\n\x0cone_identity\x12\x35send request_id, or writer_id with sequence, not both\x1a-this.request_id == \'\' || this.writer_id == \'\'\x1at\n\x0fwriter_sequence\x12+writer_id and sequence (from 1) go together\x1a\x34(this.writer_id == \'\') == (this.sequence == uint(0))\"\xfb\x01\n\x17IngestTelemetryResponse\x12\x39\n\tack_level\x18\x01 \x01(\x0e\x32\x1c.twinmesh.ingest.v1.AckLevelR\x08\x61\x63kLevel\x12%\n\x0estored_samples\x18\x02 \x01(\x03R\rstoredSamples\x12\'\n\x0frefused_samples\x18\x03 \x01(\x03R\x0erefusedSamples\x12\x37\n\x08refusals\x18\x04 \x03(\x0b\x32\x1b.twinmesh.ingest.v1.RefusalR\x08refusals\x12\x1c\n\tduplicate\x18\x05 \x01(\x08R\tduplicate\"\xd7\x01\n\x07Refusal\x12#\n\rreading_index\x18\x01 \x01(\x05R\x0creadingIndex\x12\x1b\n\tdevice_id\x18\x02 \x01(\tR\x08\x64\x65viceId\x12\x16\n\x06metric\x18\x03 \x01(\tR\x06metric\x12\x35\n\x06reason\x18\x04 \x01(\x0e\x32\x1d.twinmesh.type.v1.ErrorReasonR\x06reason\x12\x18\n\x07message\x18\x05 \x01(\tR\x07message\x12!\n\x0csample_count\x18\x06 \x01(\x03R\x0bsampleCount\"\xc9\x01\n\x08\x42\x61\x63kfill\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12;\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"\xb1\x01\n\x15\x43reateBackfillRequest\x12P\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x15\xe2\x41\x01\x02\xbaH\x0e\xb2\x01\x08\x32\x06\x08\x80\xbb\xfa\xac\x02\xc8\x01\x01R\tstartTime\x12\x46\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0f\xe2\x41\x01\x02\xbaH\x08\xb2\x01\x02\x38\x01\xc8\x01\x01R\x07\x65ndTime\"\xca\x02\n\x16StreamTelemetryRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x18.twinmesh.ingest.v1.OpenH\x00R\x04open\x12\x41\n\x0bseries_defs\x18\x02 \x01(\x0b\x32\x1e.twinmesh.ingest.v1.SeriesDefsH\x00R\nseriesDefs\x12\x31\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x19.twinmesh.ingest.v1.BatchH\x00R\x05\x62\x61tch\x12L\n\x0ereauthenticate\x18\x04 \x01(\x0b\x32\".twinmesh.ingest.v1.ReauthenticateH\x00R\x0ereauthenticate\x12\x31\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x19.twinmesh.ingest.v1.CloseH\x00R\x05\x63loseB\t\n\x07message\"\xfa\x01\n\x17StreamTelemetryResponse\x12\x34\n\x06opened\x18\x01 \x01(\x0b\x32\x1a.twinmesh.ingest.v1.OpenedH\x00R\x06opened\x12+\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x17.twinmesh.ingest.v1.AckH\x00R\x03\x61\x63k\x12:\n\x08throttle\x18\x03 \x01(\x0b\x32\x1c.twinmesh.ingest.v1.ThrottleH\x00R\x08throttle\x12\x35\n\x07go_away\x18\x04 \x01(\x0b\x32\x1a.twinmesh.ingest.v1.GoAwayH\x00R\x06goAwayB\t\n\x07message\"\xbf\x02\n\x04Open\x12@\n\twriter_id\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9_.:-]{1,128}$R\x08writerId\x12\x43\n\tack_level\x18\x02 \x01(\x0e\x32\x1c.twinmesh.ingest.v1.AckLevelB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x08\x61\x63kLevel\x12=\n\nsession_id\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{0,64}$R\tsessionId\x12\x16\n\x06resume\x18\x04 \x01(\x08R\x06resume:Y\xbaHV\x1aT\n\x0eresume_session\x12\x1bresume goes with session_id\x1a%!this.resume || this.session_id != \'\'\"J\n\nSeriesDefs\x12<\n\x04\x64\x65\x66s\x18\x01 \x03(\x0b\x32\x1d.twinmesh.ingest.v1.SeriesDefB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x04\x64\x65\x66s\"\x94\x02\n\tSeriesDef\x12\x1f\n\x05\x61lias\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x10\xa0\x8d\x06R\x05\x61lias\x12H\n\tdevice_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x08\x64\x65viceId\x12>\n\x06metric\x18\x03 \x01(\tB&\xbaH#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$R\x06metric\x12?\n\x04kind\x18\x04 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKindB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04kind\x12\x1b\n\x04unit\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18 R\x04unit\"\x9d\x02\n\x05\x42\x61tch\x12\x31\n\x08sequence\x18\x01 \x01(\x04\x42\x15\xe2\x41\x01\x02\xbaH\x0e\x32\x0c\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7f(\x01R\x08sequence\x12\x36\n\x04mode\x18\x02 \x01(\x0e\x32\x18.twinmesh.ingest.v1.ModeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04mode\x12)\n\x0btraceparent\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x0btraceparent\x12=\n\x07\x63olumns\x18\x04 \x01(\x0b\x32\x1b.twinmesh.ingest.v1.ColumnsB\x06\xbaH\x03\xd8\x01\x03R\x07\x63olumns\x12?\n\x08readings\x18\x05 \x03(\x0b\x32\x1b.twinmesh.ingest.v1.ReadingB\x06\xbaH\x03\xd8\x01\x03R\x08readings\"\x9e\x02\n\x07\x43olumns\x12\x16\n\x06series\x18\x01 \x03(\x07R\x06series\x12\x1f\n\x0brun_lengths\x18\x02 \x03(\x07R\nrunLengths\x12\x14\n\x05times\x18\x03 \x03(\x10R\x05times\x12#\n\rdouble_values\x18\x04 \x03(\x01R\x0c\x64oubleValues\x12\x1d\n\nint_values\x18\x05 \x03(\x10R\tintValues\x12\x1f\n\x0b\x62ool_values\x18\x06 \x03(\x08R\nboolValues\x12#\n\rstring_values\x18\x07 \x03(\tR\x0cstringValues\x12:\n\x0cpoint_values\x18\x08 \x03(\x0b\x32\x17.twinmesh.type.v1.PointR\x0bpointValues\"2\n\x0eReauthenticate\x12 \n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80@R\x05token\"\x07\n\x05\x43lose\"\xaa\x03\n\x06Opened\x12\x14\n\x05\x65poch\x18\x01 \x01(\x04R\x05\x65poch\x12\x36\n\x17last_committed_sequence\x18\x02 \x01(\x04R\x15lastCommittedSequence\x12&\n\x0fmax_batch_bytes\x18\x03 \x01(\rR\rmaxBatchBytes\x12\x30\n\x14max_inflight_batches\x18\x04 \x01(\rR\x12maxInflightBatches\x12,\n\x12max_inflight_bytes\x18\x05 \x01(\x04R\x10maxInflightBytes\x12I\n\x13max_stream_lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x11maxStreamLifetime\x12;\n\x0bserver_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nserverTime\x12#\n\routcomes_kept\x18\x08 \x01(\rR\x0coutcomesKept\x12\x1d\n\nmax_series\x18\t \x01(\rR\tmaxSeries\"\xbd\x01\n\x03\x41\x63k\x12)\n\x10\x61\x63\x63\x65pted_through\x18\x01 \x01(\x04R\x0f\x61\x63\x63\x65ptedThrough\x12\'\n\x0f\x64urable_through\x18\x02 \x01(\x04R\x0e\x64urableThrough\x12\x39\n\x07results\x18\x03 \x03(\x0b\x32\x1f.twinmesh.ingest.v1.BatchResultR\x07results\x12\'\n\x0f\x61pplied_through\x18\x04 \x01(\x04R\x0e\x61ppliedThrough\"\x9e\x02\n\x0b\x42\x61tchResult\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12\x35\n\x06reason\x18\x02 \x01(\x0e\x32\x1d.twinmesh.type.v1.ErrorReasonR\x06reason\x12%\n\x0estored_samples\x18\x03 \x01(\x03R\rstoredSamples\x12\'\n\x0frefused_samples\x18\x04 \x01(\x03R\x0erefusedSamples\x12\x37\n\x08refusals\x18\x05 \x03(\x0b\x32\x1b.twinmesh.ingest.v1.RefusalR\x08refusals\x12\x18\n\x07message\x18\x06 \x01(\tR\x07message\x12\x19\n\x08trace_id\x18\x07 \x01(\tR\x07traceId\"\x96\x02\n\x08Throttle\x12\x1d\n\nlimit_name\x18\x01 \x01(\tR\tlimitName\x12\x14\n\x05limit\x18\x02 \x01(\x04R\x05limit\x12\x12\n\x04used\x18\x03 \x01(\x04R\x04used\x12:\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\x12\x34\n\x16\x66irst_refused_sequence\x18\x05 \x01(\x04R\x14\x66irstRefusedSequence\x12\x35\n\x06reason\x18\x06 \x01(\x0e\x32\x1d.twinmesh.type.v1.ErrorReasonR\x06reason\x12\x18\n\x07message\x18\x07 \x01(\tR\x07message\"?\n\x06GoAway\x12\x35\n\x08\x64rain_by\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x64rainBy*G\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x10\n\x0cMODE_PARTIAL\x10\x01\x12\x17\n\x13MODE_ALL_OR_NOTHING\x10\x02*k\n\x08\x41\x63kLevel\x12\x19\n\x15\x41\x43K_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x43K_LEVEL_ACCEPTED\x10\x01\x12\x15\n\x11\x41\x43K_LEVEL_DURABLE\x10\x02\x12\x15\n\x11\x41\x43K_LEVEL_APPLIED\x10\x03\x32\xbb\x03\n\rIngestService\x12\x97\x01\n\x0fIngestTelemetry\x12*.twinmesh.ingest.v1.IngestTelemetryRequest\x1a+.twinmesh.ingest.v1.IngestTelemetryResponse\"+\xd2\xe7\x18\x0ftelemetry:write\x82\xd3\xe4\x93\x02\x12\"\r/v1/telemetry:\x01*\x12\x89\x01\n\x0e\x43reateBackfill\x12).twinmesh.ingest.v1.CreateBackfillRequest\x1a\x1c.twinmesh.ingest.v1.Backfill\".\xd2\xe7\x18\x12telemetry:backfill\x82\xd3\xe4\x93\x02\x12\"\r/v1/backfills:\x01*\x12\x83\x01\n\x0fStreamTelemetry\x12*.twinmesh.ingest.v1.StreamTelemetryRequest\x1a+.twinmesh.ingest.v1.StreamTelemetryResponse\"\x13\xd2\xe7\x18\x0ftelemetry:write(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinmesh/ingest/v1/ingest_service.proto\x12\x12twinmesh.ingest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\x1a\x1etwinmesh/ingest/v1/event.proto\x1a#twinmesh/type/v1/error_reason.proto\x1a\x1ctwinmesh/type/v1/value.proto\"\xb7\x04\n\x07Reading\x12L\n\tdevice_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x08\x64\x65viceId\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12o\n\x06values\x18\x03 \x03(\x0b\x32\'.twinmesh.ingest.v1.Reading.ValuesEntryB.\xbaH+\x9a\x01(\x10\x80\x08\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$R\x06values\x12\x33\n\x08location\x18\x04 \x01(\x0b\x32\x17.twinmesh.type.v1.PointR\x08location\x12x\n\x07numbers\x18\x05 \x03(\x0b\x32(.twinmesh.ingest.v1.Reading.NumbersEntryB4\xbaH1\x9a\x01.\x10\x80\x08\"#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$*\x04\x12\x02@\x01R\x07numbers\x1aR\n\x0bValuesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12-\n\x05value\x18\x02 \x01(\x0b\x32\x17.twinmesh.type.v1.ValueR\x05value:\x02\x38\x01\x1a:\n\x0cNumbersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"\xb4\x05\n\x16IngestTelemetryRequest\x12H\n\x08readings\x18\x01 \x03(\x0b\x32\x1b.twinmesh.ingest.v1.ReadingB\x0f\xe2\x41\x01\x02\xbaH\x08\x92\x01\x05\x08\x01\x10\x90NR\x08readings\x12:\n\nrequest_id\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12<\n\twriter_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9_.:-]{0,128}$R\x08writerId\x12+\n\x08sequence\x18\x04 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\x08sequence\x12\x36\n\x04mode\x18\x05 \x01(\x0e\x32\x18.twinmesh.ingest.v1.ModeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04mode\x12\x43\n\tack_level\x18\x06 \x01(\x0e\x32\x1c.twinmesh.ingest.v1.AckLevelB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x08\x61\x63kLevel\x12\x39\n\x0b\x62\x61\x63kfill_id\x18\x07 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{0,64}$R\nbackfillId:\xf0\x01\xbaH\xec\x01\x1at\n\x0cone_identity\x12\x35send request_id, or writer_id with sequence, not both\x1a-this.request_id == \'\' || this.writer_id == \'\'\x1at\n\x0fwriter_sequence\x12+writer_id and sequence (from 1) go together\x1a\x34(this.writer_id == \'\') == (this.sequence == uint(0))\"\xfb\x01\n\x17IngestTelemetryResponse\x12\x39\n\tack_level\x18\x01 \x01(\x0e\x32\x1c.twinmesh.ingest.v1.AckLevelR\x08\x61\x63kLevel\x12%\n\x0estored_samples\x18\x02 \x01(\x03R\rstoredSamples\x12\'\n\x0frefused_samples\x18\x03 \x01(\x03R\x0erefusedSamples\x12\x37\n\x08refusals\x18\x04 \x03(\x0b\x32\x1b.twinmesh.ingest.v1.RefusalR\x08refusals\x12\x1c\n\tduplicate\x18\x05 \x01(\x08R\tduplicate\"\xd7\x01\n\x07Refusal\x12#\n\rreading_index\x18\x01 \x01(\x05R\x0creadingIndex\x12\x1b\n\tdevice_id\x18\x02 \x01(\tR\x08\x64\x65viceId\x12\x16\n\x06metric\x18\x03 \x01(\tR\x06metric\x12\x35\n\x06reason\x18\x04 \x01(\x0e\x32\x1d.twinmesh.type.v1.ErrorReasonR\x06reason\x12\x18\n\x07message\x18\x05 \x01(\tR\x07message\x12!\n\x0csample_count\x18\x06 \x01(\x03R\x0bsampleCount\"\xe6\x04\n\x13IngestEventsRequest\x12\x42\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.twinmesh.ingest.v1.EventB\x0f\xe2\x41\x01\x02\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07R\x06\x65vents\x12:\n\nrequest_id\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12<\n\twriter_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9_.:-]{0,128}$R\x08writerId\x12+\n\x08sequence\x18\x04 \x01(\x04\x42\x0f\xbaH\x0c\x32\n\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\x08sequence\x12\x36\n\x04mode\x18\x05 \x01(\x0e\x32\x18.twinmesh.ingest.v1.ModeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04mode\x12\x39\n\x0b\x62\x61\x63kfill_id\x18\x06 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^[a-z0-9-]{0,64}$R\nbackfillId:\xf0\x01\xbaH\xec\x01\x1at\n\x0cone_identity\x12\x35send request_id, or writer_id with sequence, not both\x1a-this.request_id == \'\' || this.writer_id == \'\'\x1at\n\x0fwriter_sequence\x12+writer_id and sequence (from 1) go together\x1a\x34(this.writer_id == \'\') == (this.sequence == uint(0))\"\xbe\x01\n\x14IngestEventsResponse\x12#\n\rstored_events\x18\x01 \x01(\x03R\x0cstoredEvents\x12%\n\x0erefused_events\x18\x02 \x01(\x03R\rrefusedEvents\x12<\n\x08refusals\x18\x03 \x03(\x0b\x32 .twinmesh.ingest.v1.EventRefusalR\x08refusals\x12\x1c\n\tduplicate\x18\x04 \x01(\x08R\tduplicate\"\xc2\x01\n\x05\x43hunk\x12>\n\nmessage_id\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xbaH\x18r\x16\x32\x14^[\\x21-\\x7e]{1,128}$R\tmessageId\x12\x14\n\x05index\x18\x02 \x01(\rR\x05index\x12 \n\x05total\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x90N(\x01R\x05total:A\xbaH>\x1a<\n\x0b\x63hunk_index\x12\x14index is below total\x1a\x17this.index < this.total\"\xb6\x01\n\rDeviceMessage\x12L\n\tdevice_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x08\x64\x65viceId\x12&\n\x07payload\x18\x02 \x01(\x0c\x42\x0c\xbaH\tz\x07\x10\x01\x18\x80\x80\x80\x01R\x07payload\x12/\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x19.twinmesh.ingest.v1.ChunkR\x05\x63hunk\"\xf3\x02\n\x14IngestMessageRequest\x12L\n\tdevice_id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x08\x64\x65viceId\x12(\n\x07payload\x18\x02 \x01(\x0c\x42\x0c\xbaH\tz\x07\x10\x01\x18\x80\x80\x80\x01H\x00R\x07payload\x12,\n\x04json\x18\x03 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00R\x04json\x12/\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x19.twinmesh.ingest.v1.ChunkR\x05\x63hunk\x12\x36\n\x04mode\x18\x05 \x01(\x0e\x32\x18.twinmesh.ingest.v1.ModeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04mode\x12:\n\nrequest_id\x18\x06 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^[\\x21-\\x7e]{0,128}$R\trequestIdB\x10\n\x07\x63ontent\x12\x05\xbaH\x02\x08\x01\"\xbe\x01\n\x15IngestMessageResponse\x12%\n\x0estored_samples\x18\x01 \x01(\x03R\rstoredSamples\x12\'\n\x0frefused_samples\x18\x02 \x01(\x03R\x0erefusedSamples\x12\x37\n\x08refusals\x18\x03 \x03(\x0b\x32\x1b.twinmesh.ingest.v1.RefusalR\x08refusals\x12\x1c\n\tduplicate\x18\x04 \x01(\x08R\tduplicate\"\xc9\x01\n\x08\x42\x61\x63kfill\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12;\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"\xb1\x01\n\x15\x43reateBackfillRequest\x12P\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x15\xe2\x41\x01\x02\xbaH\x0e\xb2\x01\x08\x32\x06\x08\x80\xbb\xfa\xac\x02\xc8\x01\x01R\tstartTime\x12\x46\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0f\xe2\x41\x01\x02\xbaH\x08\xb2\x01\x02\x38\x01\xc8\x01\x01R\x07\x65ndTime\"\xca\x02\n\x16StreamTelemetryRequest\x12.\n\x04open\x18\x01 \x01(\x0b\x32\x18.twinmesh.ingest.v1.OpenH\x00R\x04open\x12\x41\n\x0bseries_defs\x18\x02 \x01(\x0b\x32\x1e.twinmesh.ingest.v1.SeriesDefsH\x00R\nseriesDefs\x12\x31\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x19.twinmesh.ingest.v1.BatchH\x00R\x05\x62\x61tch\x12L\n\x0ereauthenticate\x18\x04 \x01(\x0b\x32\".twinmesh.ingest.v1.ReauthenticateH\x00R\x0ereauthenticate\x12\x31\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x19.twinmesh.ingest.v1.CloseH\x00R\x05\x63loseB\t\n\x07message\"\xfa\x01\n\x17StreamTelemetryResponse\x12\x34\n\x06opened\x18\x01 \x01(\x0b\x32\x1a.twinmesh.ingest.v1.OpenedH\x00R\x06opened\x12+\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x17.twinmesh.ingest.v1.AckH\x00R\x03\x61\x63k\x12:\n\x08throttle\x18\x03 \x01(\x0b\x32\x1c.twinmesh.ingest.v1.ThrottleH\x00R\x08throttle\x12\x35\n\x07go_away\x18\x04 \x01(\x0b\x32\x1a.twinmesh.ingest.v1.GoAwayH\x00R\x06goAwayB\t\n\x07message\"\xbf\x02\n\x04Open\x12@\n\twriter_id\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9_.:-]{1,128}$R\x08writerId\x12\x43\n\tack_level\x18\x02 \x01(\x0e\x32\x1c.twinmesh.ingest.v1.AckLevelB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x08\x61\x63kLevel\x12=\n\nsession_id\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[A-Za-z0-9_.:-]{0,64}$R\tsessionId\x12\x16\n\x06resume\x18\x04 \x01(\x08R\x06resume:Y\xbaHV\x1aT\n\x0eresume_session\x12\x1bresume goes with session_id\x1a%!this.resume || this.session_id != \'\'\"J\n\nSeriesDefs\x12<\n\x04\x64\x65\x66s\x18\x01 \x03(\x0b\x32\x1d.twinmesh.ingest.v1.SeriesDefB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x04\x64\x65\x66s\"\x94\x02\n\tSeriesDef\x12\x1f\n\x05\x61lias\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x10\xa0\x8d\x06R\x05\x61lias\x12H\n\tdevice_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\x08\x64\x65viceId\x12>\n\x06metric\x18\x03 \x01(\tB&\xbaH#r!2\x1f^[A-Za-z_][A-Za-z0-9_.-]{0,62}$R\x06metric\x12?\n\x04kind\x18\x04 \x01(\x0e\x32\x1b.twinmesh.type.v1.ValueKindB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04kind\x12\x1b\n\x04unit\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18 R\x04unit\"\x9f\x03\n\x05\x42\x61tch\x12\x31\n\x08sequence\x18\x01 \x01(\x04\x42\x15\xe2\x41\x01\x02\xbaH\x0e\x32\x0c\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7f(\x01R\x08sequence\x12\x36\n\x04mode\x18\x02 \x01(\x0e\x32\x18.twinmesh.ingest.v1.ModeB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04mode\x12)\n\x0btraceparent\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x0btraceparent\x12=\n\x07\x63olumns\x18\x04 \x01(\x0b\x32\x1b.twinmesh.ingest.v1.ColumnsB\x06\xbaH\x03\xd8\x01\x03R\x07\x63olumns\x12?\n\x08readings\x18\x05 \x03(\x0b\x32\x1b.twinmesh.ingest.v1.ReadingB\x06\xbaH\x03\xd8\x01\x03R\x08readings\x12\x39\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x19.twinmesh.ingest.v1.EventB\x06\xbaH\x03\xd8\x01\x03R\x06\x65vents\x12\x45\n\x08messages\x18\x14 \x03(\x0b\x32!.twinmesh.ingest.v1.DeviceMessageB\x06\xbaH\x03\xd8\x01\x03R\x08messages\"\xee\x02\n\x07\x43olumns\x12\x16\n\x06series\x18\x01 \x03(\x07R\x06series\x12\x1f\n\x0brun_lengths\x18\x02 \x03(\x07R\nrunLengths\x12\x14\n\x05times\x18\x03 \x03(\x10R\x05times\x12#\n\rdouble_values\x18\x04 \x03(\x01R\x0c\x64oubleValues\x12\x1d\n\nint_values\x18\x05 \x03(\x10R\tintValues\x12\x1f\n\x0b\x62ool_values\x18\x06 \x03(\x08R\nboolValues\x12#\n\rstring_values\x18\x07 \x03(\tR\x0cstringValues\x12:\n\x0cpoint_values\x18\x08 \x03(\x0b\x32\x17.twinmesh.type.v1.PointR\x0bpointValues\x12+\n\x11string_dictionary\x18\t \x03(\tR\x10stringDictionary\x12!\n\x0cstring_codes\x18\n \x03(\x07R\x0bstringCodes\"2\n\x0eReauthenticate\x12 \n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80@R\x05token\"\x07\n\x05\x43lose\"\xaa\x03\n\x06Opened\x12\x14\n\x05\x65poch\x18\x01 \x01(\x04R\x05\x65poch\x12\x36\n\x17last_committed_sequence\x18\x02 \x01(\x04R\x15lastCommittedSequence\x12&\n\x0fmax_batch_bytes\x18\x03 \x01(\rR\rmaxBatchBytes\x12\x30\n\x14max_inflight_batches\x18\x04 \x01(\rR\x12maxInflightBatches\x12,\n\x12max_inflight_bytes\x18\x05 \x01(\x04R\x10maxInflightBytes\x12I\n\x13max_stream_lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x11maxStreamLifetime\x12;\n\x0bserver_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nserverTime\x12#\n\routcomes_kept\x18\x08 \x01(\rR\x0coutcomesKept\x12\x1d\n\nmax_series\x18\t \x01(\rR\tmaxSeries\"\xbd\x01\n\x03\x41\x63k\x12)\n\x10\x61\x63\x63\x65pted_through\x18\x01 \x01(\x04R\x0f\x61\x63\x63\x65ptedThrough\x12\'\n\x0f\x64urable_through\x18\x02 \x01(\x04R\x0e\x64urableThrough\x12\x39\n\x07results\x18\x03 \x03(\x0b\x32\x1f.twinmesh.ingest.v1.BatchResultR\x07results\x12\'\n\x0f\x61pplied_through\x18\x04 \x01(\x04R\x0e\x61ppliedThrough\"\xb3\x03\n\x0b\x42\x61tchResult\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12\x35\n\x06reason\x18\x02 \x01(\x0e\x32\x1d.twinmesh.type.v1.ErrorReasonR\x06reason\x12%\n\x0estored_samples\x18\x03 \x01(\x03R\rstoredSamples\x12\'\n\x0frefused_samples\x18\x04 \x01(\x03R\x0erefusedSamples\x12\x37\n\x08refusals\x18\x05 \x03(\x0b\x32\x1b.twinmesh.ingest.v1.RefusalR\x08refusals\x12\x18\n\x07message\x18\x06 \x01(\tR\x07message\x12\x19\n\x08trace_id\x18\x07 \x01(\tR\x07traceId\x12#\n\rstored_events\x18\x08 \x01(\x03R\x0cstoredEvents\x12%\n\x0erefused_events\x18\t \x01(\x03R\rrefusedEvents\x12G\n\x0e\x65vent_refusals\x18\n \x03(\x0b\x32 .twinmesh.ingest.v1.EventRefusalR\reventRefusals\"\x96\x02\n\x08Throttle\x12\x1d\n\nlimit_name\x18\x01 \x01(\tR\tlimitName\x12\x14\n\x05limit\x18\x02 \x01(\x04R\x05limit\x12\x12\n\x04used\x18\x03 \x01(\x04R\x04used\x12:\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\x12\x34\n\x16\x66irst_refused_sequence\x18\x05 \x01(\x04R\x14\x66irstRefusedSequence\x12\x35\n\x06reason\x18\x06 \x01(\x0e\x32\x1d.twinmesh.type.v1.ErrorReasonR\x06reason\x12\x18\n\x07message\x18\x07 \x01(\tR\x07message\"?\n\x06GoAway\x12\x35\n\x08\x64rain_by\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x64rainBy*G\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x10\n\x0cMODE_PARTIAL\x10\x01\x12\x17\n\x13MODE_ALL_OR_NOTHING\x10\x02*k\n\x08\x41\x63kLevel\x12\x19\n\x15\x41\x43K_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x43K_LEVEL_ACCEPTED\x10\x01\x12\x15\n\x11\x41\x43K_LEVEL_DURABLE\x10\x02\x12\x15\n\x11\x41\x43K_LEVEL_APPLIED\x10\x03\x32\xf0\x05\n\rIngestService\x12\x97\x01\n\x0fIngestTelemetry\x12*.twinmesh.ingest.v1.IngestTelemetryRequest\x1a+.twinmesh.ingest.v1.IngestTelemetryResponse\"+\xd2\xe7\x18\x0ftelemetry:write\x82\xd3\xe4\x93\x02\x12\"\r/v1/telemetry:\x01*\x12\xa4\x01\n\rIngestMessage\x12(.twinmesh.ingest.v1.IngestMessageRequest\x1a).twinmesh.ingest.v1.IngestMessageResponse\">\xd2\xe7\x18\x0ftelemetry:write\x82\xd3\xe4\x93\x02%\" /v1/devices/{device_id}/messages:\x01*\x12\x8b\x01\n\x0cIngestEvents\x12\'.twinmesh.ingest.v1.IngestEventsRequest\x1a(.twinmesh.ingest.v1.IngestEventsResponse\"(\xd2\xe7\x18\x0ftelemetry:write\x82\xd3\xe4\x93\x02\x0f\"\n/v1/events:\x01*\x12\x89\x01\n\x0e\x43reateBackfill\x12).twinmesh.ingest.v1.CreateBackfillRequest\x1a\x1c.twinmesh.ingest.v1.Backfill\".\xd2\xe7\x18\x12telemetry:backfill\x82\xd3\xe4\x93\x02\x12\"\r/v1/backfills:\x01*\x12\x83\x01\n\x0fStreamTelemetry\x12*.twinmesh.ingest.v1.StreamTelemetryRequest\x1a+.twinmesh.ingest.v1.StreamTelemetryResponse\"\x13\xd2\xe7\x18\x0ftelemetry:write(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,6 +67,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INGESTTELEMETRYREQUEST'].fields_by_name['backfill_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9-]{0,64}$'
   _globals['_INGESTTELEMETRYREQUEST']._loaded_options = None
   _globals['_INGESTTELEMETRYREQUEST']._serialized_options = b'\272H\354\001\032t\n\014one_identity\0225send request_id, or writer_id with sequence, not both\032-this.request_id == \'\' || this.writer_id == \'\'\032t\n\017writer_sequence\022+writer_id and sequence (from 1) go together\0324(this.writer_id == \'\') == (this.sequence == uint(0))'
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['events']._loaded_options = None
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['events']._serialized_options = b'\342A\001\002\272H\010\222\001\005\010\001\020\350\007'
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\030r\0262\024^[\\x21-\\x7e]{0,128}$'
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['writer_id']._loaded_options = None
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['writer_id']._serialized_options = b'\272H\034r\0322\030^[A-Za-z0-9_.:-]{0,128}$'
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['sequence']._loaded_options = None
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['sequence']._serialized_options = b'\272H\0142\n\030\377\377\377\377\377\377\377\377\177'
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['mode']._loaded_options = None
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['mode']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['backfill_id']._loaded_options = None
+  _globals['_INGESTEVENTSREQUEST'].fields_by_name['backfill_id']._serialized_options = b'\272H\025r\0232\021^[a-z0-9-]{0,64}$'
+  _globals['_INGESTEVENTSREQUEST']._loaded_options = None
+  _globals['_INGESTEVENTSREQUEST']._serialized_options = b'\272H\354\001\032t\n\014one_identity\0225send request_id, or writer_id with sequence, not both\032-this.request_id == \'\' || this.writer_id == \'\'\032t\n\017writer_sequence\022+writer_id and sequence (from 1) go together\0324(this.writer_id == \'\') == (this.sequence == uint(0))'
+  _globals['_CHUNK'].fields_by_name['message_id']._loaded_options = None
+  _globals['_CHUNK'].fields_by_name['message_id']._serialized_options = b'\342A\001\002\272H\030r\0262\024^[\\x21-\\x7e]{1,128}$'
+  _globals['_CHUNK'].fields_by_name['total']._loaded_options = None
+  _globals['_CHUNK'].fields_by_name['total']._serialized_options = b'\272H\007*\005\030\220N(\001'
+  _globals['_CHUNK']._loaded_options = None
+  _globals['_CHUNK']._serialized_options = b'\272H>\032<\n\013chunk_index\022\024index is below total\032\027this.index < this.total'
+  _globals['_DEVICEMESSAGE'].fields_by_name['device_id']._loaded_options = None
+  _globals['_DEVICEMESSAGE'].fields_by_name['device_id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$'
+  _globals['_DEVICEMESSAGE'].fields_by_name['payload']._loaded_options = None
+  _globals['_DEVICEMESSAGE'].fields_by_name['payload']._serialized_options = b'\272H\tz\007\020\001\030\200\200\200\001'
+  _globals['_INGESTMESSAGEREQUEST'].oneofs_by_name['content']._loaded_options = None
+  _globals['_INGESTMESSAGEREQUEST'].oneofs_by_name['content']._serialized_options = b'\272H\002\010\001'
+  _globals['_INGESTMESSAGEREQUEST'].fields_by_name['device_id']._loaded_options = None
+  _globals['_INGESTMESSAGEREQUEST'].fields_by_name['device_id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$'
+  _globals['_INGESTMESSAGEREQUEST'].fields_by_name['payload']._loaded_options = None
+  _globals['_INGESTMESSAGEREQUEST'].fields_by_name['payload']._serialized_options = b'\272H\tz\007\020\001\030\200\200\200\001'
+  _globals['_INGESTMESSAGEREQUEST'].fields_by_name['mode']._loaded_options = None
+  _globals['_INGESTMESSAGEREQUEST'].fields_by_name['mode']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_INGESTMESSAGEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_INGESTMESSAGEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\030r\0262\024^[\\x21-\\x7e]{0,128}$'
   _globals['_CREATEBACKFILLREQUEST'].fields_by_name['start_time']._loaded_options = None
   _globals['_CREATEBACKFILLREQUEST'].fields_by_name['start_time']._serialized_options = b'\342A\001\002\272H\016\262\001\0102\006\010\200\273\372\254\002\310\001\001'
   _globals['_CREATEBACKFILLREQUEST'].fields_by_name['end_time']._loaded_options = None
@@ -99,62 +135,82 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCH'].fields_by_name['columns']._serialized_options = b'\272H\003\330\001\003'
   _globals['_BATCH'].fields_by_name['readings']._loaded_options = None
   _globals['_BATCH'].fields_by_name['readings']._serialized_options = b'\272H\003\330\001\003'
+  _globals['_BATCH'].fields_by_name['events']._loaded_options = None
+  _globals['_BATCH'].fields_by_name['events']._serialized_options = b'\272H\003\330\001\003'
+  _globals['_BATCH'].fields_by_name['messages']._loaded_options = None
+  _globals['_BATCH'].fields_by_name['messages']._serialized_options = b'\272H\003\330\001\003'
   _globals['_REAUTHENTICATE'].fields_by_name['token']._loaded_options = None
   _globals['_REAUTHENTICATE'].fields_by_name['token']._serialized_options = b'\272H\007r\005\020\001\030\200@'
   _globals['_INGESTSERVICE'].methods_by_name['IngestTelemetry']._loaded_options = None
   _globals['_INGESTSERVICE'].methods_by_name['IngestTelemetry']._serialized_options = b'\322\347\030\017telemetry:write\202\323\344\223\002\022\"\r/v1/telemetry:\001*'
+  _globals['_INGESTSERVICE'].methods_by_name['IngestMessage']._loaded_options = None
+  _globals['_INGESTSERVICE'].methods_by_name['IngestMessage']._serialized_options = b'\322\347\030\017telemetry:write\202\323\344\223\002%\" /v1/devices/{device_id}/messages:\001*'
+  _globals['_INGESTSERVICE'].methods_by_name['IngestEvents']._loaded_options = None
+  _globals['_INGESTSERVICE'].methods_by_name['IngestEvents']._serialized_options = b'\322\347\030\017telemetry:write\202\323\344\223\002\017\"\n/v1/events:\001*'
   _globals['_INGESTSERVICE'].methods_by_name['CreateBackfill']._loaded_options = None
   _globals['_INGESTSERVICE'].methods_by_name['CreateBackfill']._serialized_options = b'\322\347\030\022telemetry:backfill\202\323\344\223\002\022\"\r/v1/backfills:\001*'
   _globals['_INGESTSERVICE'].methods_by_name['StreamTelemetry']._loaded_options = None
   _globals['_INGESTSERVICE'].methods_by_name['StreamTelemetry']._serialized_options = b'\322\347\030\017telemetry:write'
-  _globals['_MODE']._serialized_start=5600
-  _globals['_MODE']._serialized_end=5671
-  _globals['_ACKLEVEL']._serialized_start=5673
-  _globals['_ACKLEVEL']._serialized_end=5780
-  _globals['_READING']._serialized_start=323
-  _globals['_READING']._serialized_end=890
-  _globals['_READING_VALUESENTRY']._serialized_start=748
-  _globals['_READING_VALUESENTRY']._serialized_end=830
-  _globals['_READING_NUMBERSENTRY']._serialized_start=832
-  _globals['_READING_NUMBERSENTRY']._serialized_end=890
-  _globals['_INGESTTELEMETRYREQUEST']._serialized_start=893
-  _globals['_INGESTTELEMETRYREQUEST']._serialized_end=1585
-  _globals['_INGESTTELEMETRYRESPONSE']._serialized_start=1588
-  _globals['_INGESTTELEMETRYRESPONSE']._serialized_end=1839
-  _globals['_REFUSAL']._serialized_start=1842
-  _globals['_REFUSAL']._serialized_end=2057
-  _globals['_BACKFILL']._serialized_start=2060
-  _globals['_BACKFILL']._serialized_end=2261
-  _globals['_CREATEBACKFILLREQUEST']._serialized_start=2264
-  _globals['_CREATEBACKFILLREQUEST']._serialized_end=2441
-  _globals['_STREAMTELEMETRYREQUEST']._serialized_start=2444
-  _globals['_STREAMTELEMETRYREQUEST']._serialized_end=2774
-  _globals['_STREAMTELEMETRYRESPONSE']._serialized_start=2777
-  _globals['_STREAMTELEMETRYRESPONSE']._serialized_end=3027
-  _globals['_OPEN']._serialized_start=3030
-  _globals['_OPEN']._serialized_end=3349
-  _globals['_SERIESDEFS']._serialized_start=3351
-  _globals['_SERIESDEFS']._serialized_end=3425
-  _globals['_SERIESDEF']._serialized_start=3428
-  _globals['_SERIESDEF']._serialized_end=3704
-  _globals['_BATCH']._serialized_start=3707
-  _globals['_BATCH']._serialized_end=3992
-  _globals['_COLUMNS']._serialized_start=3995
-  _globals['_COLUMNS']._serialized_end=4281
-  _globals['_REAUTHENTICATE']._serialized_start=4283
-  _globals['_REAUTHENTICATE']._serialized_end=4333
-  _globals['_CLOSE']._serialized_start=4335
-  _globals['_CLOSE']._serialized_end=4342
-  _globals['_OPENED']._serialized_start=4345
-  _globals['_OPENED']._serialized_end=4771
-  _globals['_ACK']._serialized_start=4774
-  _globals['_ACK']._serialized_end=4963
-  _globals['_BATCHRESULT']._serialized_start=4966
-  _globals['_BATCHRESULT']._serialized_end=5252
-  _globals['_THROTTLE']._serialized_start=5255
-  _globals['_THROTTLE']._serialized_end=5533
-  _globals['_GOAWAY']._serialized_start=5535
-  _globals['_GOAWAY']._serialized_end=5598
-  _globals['_INGESTSERVICE']._serialized_start=5783
-  _globals['_INGESTSERVICE']._serialized_end=6226
+  _globals['_MODE']._serialized_start=7780
+  _globals['_MODE']._serialized_end=7851
+  _globals['_ACKLEVEL']._serialized_start=7853
+  _globals['_ACKLEVEL']._serialized_end=7960
+  _globals['_READING']._serialized_start=385
+  _globals['_READING']._serialized_end=952
+  _globals['_READING_VALUESENTRY']._serialized_start=810
+  _globals['_READING_VALUESENTRY']._serialized_end=892
+  _globals['_READING_NUMBERSENTRY']._serialized_start=894
+  _globals['_READING_NUMBERSENTRY']._serialized_end=952
+  _globals['_INGESTTELEMETRYREQUEST']._serialized_start=955
+  _globals['_INGESTTELEMETRYREQUEST']._serialized_end=1647
+  _globals['_INGESTTELEMETRYRESPONSE']._serialized_start=1650
+  _globals['_INGESTTELEMETRYRESPONSE']._serialized_end=1901
+  _globals['_REFUSAL']._serialized_start=1904
+  _globals['_REFUSAL']._serialized_end=2119
+  _globals['_INGESTEVENTSREQUEST']._serialized_start=2122
+  _globals['_INGESTEVENTSREQUEST']._serialized_end=2736
+  _globals['_INGESTEVENTSRESPONSE']._serialized_start=2739
+  _globals['_INGESTEVENTSRESPONSE']._serialized_end=2929
+  _globals['_CHUNK']._serialized_start=2932
+  _globals['_CHUNK']._serialized_end=3126
+  _globals['_DEVICEMESSAGE']._serialized_start=3129
+  _globals['_DEVICEMESSAGE']._serialized_end=3311
+  _globals['_INGESTMESSAGEREQUEST']._serialized_start=3314
+  _globals['_INGESTMESSAGEREQUEST']._serialized_end=3685
+  _globals['_INGESTMESSAGERESPONSE']._serialized_start=3688
+  _globals['_INGESTMESSAGERESPONSE']._serialized_end=3878
+  _globals['_BACKFILL']._serialized_start=3881
+  _globals['_BACKFILL']._serialized_end=4082
+  _globals['_CREATEBACKFILLREQUEST']._serialized_start=4085
+  _globals['_CREATEBACKFILLREQUEST']._serialized_end=4262
+  _globals['_STREAMTELEMETRYREQUEST']._serialized_start=4265
+  _globals['_STREAMTELEMETRYREQUEST']._serialized_end=4595
+  _globals['_STREAMTELEMETRYRESPONSE']._serialized_start=4598
+  _globals['_STREAMTELEMETRYRESPONSE']._serialized_end=4848
+  _globals['_OPEN']._serialized_start=4851
+  _globals['_OPEN']._serialized_end=5170
+  _globals['_SERIESDEFS']._serialized_start=5172
+  _globals['_SERIESDEFS']._serialized_end=5246
+  _globals['_SERIESDEF']._serialized_start=5249
+  _globals['_SERIESDEF']._serialized_end=5525
+  _globals['_BATCH']._serialized_start=5528
+  _globals['_BATCH']._serialized_end=5943
+  _globals['_COLUMNS']._serialized_start=5946
+  _globals['_COLUMNS']._serialized_end=6312
+  _globals['_REAUTHENTICATE']._serialized_start=6314
+  _globals['_REAUTHENTICATE']._serialized_end=6364
+  _globals['_CLOSE']._serialized_start=6366
+  _globals['_CLOSE']._serialized_end=6373
+  _globals['_OPENED']._serialized_start=6376
+  _globals['_OPENED']._serialized_end=6802
+  _globals['_ACK']._serialized_start=6805
+  _globals['_ACK']._serialized_end=6994
+  _globals['_BATCHRESULT']._serialized_start=6997
+  _globals['_BATCHRESULT']._serialized_end=7432
+  _globals['_THROTTLE']._serialized_start=7435
+  _globals['_THROTTLE']._serialized_end=7713
+  _globals['_GOAWAY']._serialized_start=7715
+  _globals['_GOAWAY']._serialized_end=7778
+  _globals['_INGESTSERVICE']._serialized_start=7963
+  _globals['_INGESTSERVICE']._serialized_end=8715
 # @@protoc_insertion_point(module_scope)

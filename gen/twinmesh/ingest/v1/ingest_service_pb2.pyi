@@ -7,9 +7,11 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from twinmesh.ingest.v1 import event_pb2 as _event_pb2
 from twinmesh.type.v1 import error_reason_pb2 as _error_reason_pb2
 from twinmesh.type.v1 import value_pb2 as _value_pb2
 import builtins as _builtins
@@ -277,7 +279,9 @@ class Refusal(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     reading_index: _builtins.int
-    """Place in the batch's readings, from 0; in columns that of the first sample refused."""
+    """Place in the batch's readings or messages, from 0; in columns that of the first sample
+    refused.
+    """
     device_id: _builtins.str
     """The device."""
     metric: _builtins.str
@@ -305,6 +309,241 @@ class Refusal(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class IngestEventsRequest(_message.Message):
+    """One batch of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WRITER_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    BACKFILL_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes a retry harmless for one hour; unique among all requests of the caller."""
+    writer_id: _builtins.str
+    """Name of a writer that numbers its batches, of samples or events, without gaps."""
+    sequence: _builtins.int
+    """The batch's number: 1, then one more each time. At most 2^63-1."""
+    mode: Global___Mode.ValueType
+    """What one bad event does to the others."""
+    backfill_id: _builtins.str
+    """A declared backfill, whose range then replaces the live window."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
+        """What to store."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[_event_pb2.Event] | None = ...,
+        request_id: _builtins.str = ...,
+        writer_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        mode: Global___Mode.ValueType = ...,
+        backfill_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_id", b"backfill_id", "events", b"events", "mode", b"mode", "request_id", b"request_id", "sequence", b"sequence", "writer_id", b"writer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestEventsRequest: _TypeAlias = IngestEventsRequest  # noqa: Y015
+
+@_typing.final
+class IngestEventsResponse(_message.Message):
+    """What became of a batch of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORED_EVENTS_FIELD_NUMBER: _builtins.int
+    REFUSED_EVENTS_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    stored_events: _builtins.int
+    """Events stored."""
+    refused_events: _builtins.int
+    """Events refused."""
+    duplicate: _builtins.bool
+    """This is the outcome of the same request sent before; nothing was stored now."""
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.EventRefusal]:
+        """Why each of them was, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        stored_events: _builtins.int = ...,
+        refused_events: _builtins.int = ...,
+        refusals: _abc.Iterable[_event_pb2.EventRefusal] | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "refusals", b"refusals", "refused_events", b"refused_events", "stored_events", b"stored_events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestEventsResponse: _TypeAlias = IngestEventsResponse  # noqa: Y015
+
+@_typing.final
+class Chunk(_message.Message):
+    """Chunk is a message's place in a longer one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.str
+    """Name of the whole message, unique among the device's of the last hour."""
+    index: _builtins.int
+    """Which chunk this is, from 0."""
+    total: _builtins.int
+    """How many there are."""
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.str = ...,
+        index: _builtins.int = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "message_id", b"message_id", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+
+@_typing.final
+class DeviceMessage(_message.Message):
+    """DeviceMessage is a JSON message of a device, or a chunk of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """Whose: a device for itself, or a gateway for its children."""
+    payload: _builtins.bytes
+    """JSON as its type's message_schema says. Of a chunk a piece of that text: the message is all
+    of them one after the other.
+    """
+    @_builtins.property
+    def chunk(self) -> Global___Chunk:
+        """Set: the payload is a chunk of a longer message. The device's type must be CHUNKED."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        chunk: Global___Chunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "device_id", b"device_id", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceMessage: _TypeAlias = DeviceMessage  # noqa: Y015
+
+@_typing.final
+class IngestMessageRequest(_message.Message):
+    """One message of a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """Whose."""
+    payload: _builtins.bytes
+    """As DeviceMessage.payload."""
+    mode: Global___Mode.ValueType
+    """What one bad sample does to the others of the message; unspecified: as the device's type
+    says. The same in all chunks of a message.
+    """
+    request_id: _builtins.str
+    """Makes a retry harmless for one hour; unique among the caller's requests."""
+    @_builtins.property
+    def json(self) -> _struct_pb2.Value:
+        """The same as JSON in JSON, for people who type: whole numbers from 2^53 on lose digits. Of
+        a chunk text is a piece as in `payload`, and an array holds elements: the message is the
+        array of all chunks' elements.
+        """
+
+    @_builtins.property
+    def chunk(self) -> Global___Chunk:
+        """Set: this is a chunk of a longer message. The device's type must be CHUNKED."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        json: _struct_pb2.Value | None = ...,
+        chunk: Global___Chunk | None = ...,
+        mode: Global___Mode.ValueType = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content", b"content", "json", b"json", "payload", b"payload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content", b"content", "device_id", b"device_id", "json", b"json", "mode", b"mode", "payload", b"payload", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["payload", "json"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___IngestMessageRequest: _TypeAlias = IngestMessageRequest  # noqa: Y015
+
+@_typing.final
+class IngestMessageResponse(_message.Message):
+    """What became of a message. Of a chunk that is not refused both counts are 0: what becomes of
+    its samples is known when the message is whole.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORED_SAMPLES_FIELD_NUMBER: _builtins.int
+    REFUSED_SAMPLES_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    stored_samples: _builtins.int
+    """Samples stored."""
+    refused_samples: _builtins.int
+    """Samples refused; what cannot be read counts as one."""
+    duplicate: _builtins.bool
+    """This is the outcome of the same request sent before; nothing was stored now."""
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
+        """Why, the first 100."""
+
+    def __init__(
+        self,
+        *,
+        stored_samples: _builtins.int = ...,
+        refused_samples: _builtins.int = ...,
+        refusals: _abc.Iterable[Global___Refusal] | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "refusals", b"refusals", "refused_samples", b"refused_samples", "stored_samples", b"stored_samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestMessageResponse: _TypeAlias = IngestMessageResponse  # noqa: Y015
 
 @_typing.final
 class Backfill(_message.Message):
@@ -579,7 +818,8 @@ Global___SeriesDef: _TypeAlias = SeriesDef  # noqa: Y015
 @_typing.final
 class Batch(_message.Message):
     """Batch is committed or refused whole under the writer's next sequence. It holds columns
-    or readings; one with neither stores nothing and uses up its sequence.
+    or readings, and events, or it holds messages; one with nothing stores nothing and uses up its
+    sequence.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -589,10 +829,14 @@ class Batch(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     READINGS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch's number: 1, then one more each time. At most 2^63-1."""
     mode: Global___Mode.ValueType
-    """What one bad sample does to the others."""
+    """What one bad sample does to the others; in messages, to the others of its message, and
+    unspecified it is as the device's type says.
+    """
     traceparent: _builtins.str
     """W3C trace context of this batch; another form is as none."""
     @_builtins.property
@@ -607,6 +851,19 @@ class Batch(_message.Message):
         the batch (INVALID_FIELD), as a recorded outcome.
         """
 
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
+        """Events, at most 1,000. By the rules of Event; what breaks them is refused
+        (INVALID_FIELD). Mode ALL_OR_NOTHING holds for samples and events together.
+        """
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceMessage]:
+        """Messages of devices and chunks of them, at most 1,000, and nothing beside them. By the rules
+        of DeviceMessage; what breaks them refuses the batch (INVALID_FIELD), as a recorded outcome. A
+        chunk is durable when its batch is; the message is stored when its last chunk is durable.
+        """
+
     def __init__(
         self,
         *,
@@ -615,10 +872,12 @@ class Batch(_message.Message):
         traceparent: _builtins.str = ...,
         columns: Global___Columns | None = ...,
         readings: _abc.Iterable[Global___Reading] | None = ...,
+        events: _abc.Iterable[_event_pb2.Event] | None = ...,
+        messages: _abc.Iterable[Global___DeviceMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "mode", b"mode", "readings", b"readings", "sequence", b"sequence", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "events", b"events", "messages", b"messages", "mode", b"mode", "readings", b"readings", "sequence", b"sequence", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -641,6 +900,8 @@ class Columns(_message.Message):
     BOOL_VALUES_FIELD_NUMBER: _builtins.int
     STRING_VALUES_FIELD_NUMBER: _builtins.int
     POINT_VALUES_FIELD_NUMBER: _builtins.int
+    STRING_DICTIONARY_FIELD_NUMBER: _builtins.int
+    STRING_CODES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def series(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Alias per run."""
@@ -673,6 +934,17 @@ class Columns(_message.Message):
     def point_values(self) -> _containers.RepeatedCompositeFieldContainer[_value_pb2.Point]:
         """Values of runs of kind POINT."""
 
+    @_builtins.property
+    def string_dictionary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In place of string_values: the texts that string_codes name, best each once."""
+
+    @_builtins.property
+    def string_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Values of runs of kind STRING, each as its place in string_dictionary, from 0. The
+        content, and so the digest, is that of the texts. A code beyond the dictionary, or
+        string_values beside either, refuses the batch (COLUMNS_INVALID).
+        """
+
     def __init__(
         self,
         *,
@@ -684,10 +956,12 @@ class Columns(_message.Message):
         bool_values: _abc.Iterable[_builtins.bool] | None = ...,
         string_values: _abc.Iterable[_builtins.str] | None = ...,
         point_values: _abc.Iterable[_value_pb2.Point] | None = ...,
+        string_dictionary: _abc.Iterable[_builtins.str] | None = ...,
+        string_codes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "double_values", b"double_values", "int_values", b"int_values", "point_values", b"point_values", "run_lengths", b"run_lengths", "series", b"series", "string_values", b"string_values", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "double_values", b"double_values", "int_values", b"int_values", "point_values", b"point_values", "run_lengths", b"run_lengths", "series", b"series", "string_codes", b"string_codes", "string_dictionary", b"string_dictionary", "string_values", b"string_values", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -858,11 +1132,15 @@ class BatchResult(_message.Message):
     REFUSALS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    STORED_EVENTS_FIELD_NUMBER: _builtins.int
+    REFUSED_EVENTS_FIELD_NUMBER: _builtins.int
+    EVENT_REFUSALS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """Why a whole batch was refused: COLUMNS_INVALID, INVALID_FIELD, VALUE_REFUSED, or
-    OUTCOME_EXPIRED for a batch sent again too late; unspecified otherwise.
+    """Why a whole batch was refused: COLUMNS_INVALID, INVALID_FIELD, VALUE_REFUSED,
+    BATCH_REFUSED for one of mode ALL_OR_NOTHING that has a bad event, or OUTCOME_EXPIRED
+    for a batch sent again too late; unspecified otherwise.
     """
     stored_samples: _builtins.int
     """Samples stored."""
@@ -872,9 +1150,19 @@ class BatchResult(_message.Message):
     """The reason of the whole batch to read."""
     trace_id: _builtins.str
     """The trace in which the batch came, hexadecimal; empty when it came in none."""
+    stored_events: _builtins.int
+    """Events stored."""
+    refused_events: _builtins.int
+    """Events refused."""
     @_builtins.property
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
         """Why; the first 100, in the order of the batch."""
+
+    @_builtins.property
+    def event_refusals(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.EventRefusal]:
+        """Why; the first 100, in the order of the batch. Those that tell why come before
+        BATCH_REFUSED.
+        """
 
     def __init__(
         self,
@@ -886,10 +1174,13 @@ class BatchResult(_message.Message):
         refusals: _abc.Iterable[Global___Refusal] | None = ...,
         message: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        stored_events: _builtins.int = ...,
+        refused_events: _builtins.int = ...,
+        event_refusals: _abc.Iterable[_event_pb2.EventRefusal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_samples", b"stored_samples", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_refusals", b"event_refusals", "message", b"message", "reason", b"reason", "refusals", b"refusals", "refused_events", b"refused_events", "refused_samples", b"refused_samples", "sequence", b"sequence", "stored_events", b"stored_events", "stored_samples", b"stored_samples", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -915,8 +1206,9 @@ class Throttle(_message.Message):
     limit_name: _builtins.str
     """Which limit: inflight_batches or inflight_bytes of this stream, which a client that
     keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
-    of the process; for LIMIT_EXCEEDED one of the tenant's ingest policy, such as
-    tenant_samples_per_second; empty when the reason is another one.
+    of the process; gateway_open_messages or tenant_chunk_bytes (CHUNK_STORAGE_FULL); for
+    LIMIT_EXCEEDED one of the tenant's ingest policy, such as tenant_samples_per_second;
+    empty when the reason is another one.
     """
     limit: _builtins.int
     """Its size."""
@@ -925,8 +1217,8 @@ class Throttle(_message.Message):
     first_refused_sequence: _builtins.int
     """Batches from this one on are to be sent again."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """INGEST_BUSY or LIMIT_EXCEEDED for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send SeriesDefs again
-    before the batch.
+    """INGEST_BUSY, LIMIT_EXCEEDED or CHUNK_STORAGE_FULL for a limit; DEPENDENCY_UNAVAILABLE;
+    UNKNOWN_ALIAS: send SeriesDefs again before the batch.
     """
     message: _builtins.str
     """The reason to read."""

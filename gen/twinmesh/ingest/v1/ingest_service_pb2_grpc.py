@@ -40,6 +40,16 @@ class IngestServiceStub:
                 request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryResponse.FromString,
                 _registered_method=True)
+        self.IngestMessage = channel.unary_unary(
+                '/twinmesh.ingest.v1.IngestService/IngestMessage',
+                request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageResponse.FromString,
+                _registered_method=True)
+        self.IngestEvents = channel.unary_unary(
+                '/twinmesh.ingest.v1.IngestService/IngestEvents',
+                request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsResponse.FromString,
+                _registered_method=True)
         self.CreateBackfill = channel.unary_unary(
                 '/twinmesh.ingest.v1.IngestService/CreateBackfill',
                 request_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.CreateBackfillRequest.SerializeToString,
@@ -73,6 +83,32 @@ class IngestServiceServicer:
         RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
         DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
         after RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IngestMessage(self, request, context):
+        """IngestMessage stores what one JSON message of a device says, read by its type's
+        message_schema, as if the device had published it by MQTT. A message of a gateway carries
+        readings of its children. It may come in chunks; a chunk is durable when this answers, and
+        the message is stored when its last one has come, in whatever order.
+
+        What cannot be stored is refused in the answer, and kept as a dead letter. With a
+        request_id (kept one hour) a repeated request is answered with the first one's outcome and
+        stores nothing; a chunk needs none, the same chunk counts once.
+        Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
+        RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+        DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IngestEvents(self, request, context):
+        """IngestEvents stores events in one transaction and answers when they are durable. They
+        are exactly once, refused and retried as readings are: identities, modes, errors and
+        the sequences of a writer are those of IngestTelemetry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,6 +156,16 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     request_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryRequest.FromString,
                     response_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryResponse.SerializeToString,
             ),
+            'IngestMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.IngestMessage,
+                    request_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageRequest.FromString,
+                    response_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageResponse.SerializeToString,
+            ),
+            'IngestEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.IngestEvents,
+                    request_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsRequest.FromString,
+                    response_serializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsResponse.SerializeToString,
+            ),
             'CreateBackfill': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateBackfill,
                     request_deserializer=twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.CreateBackfillRequest.FromString,
@@ -159,6 +205,60 @@ class IngestService:
             '/twinmesh.ingest.v1.IngestService/IngestTelemetry',
             twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryRequest.SerializeToString,
             twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestTelemetryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IngestMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.ingest.v1.IngestService/IngestMessage',
+            twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageRequest.SerializeToString,
+            twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IngestEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.ingest.v1.IngestService/IngestEvents',
+            twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsRequest.SerializeToString,
+            twinmesh_dot_ingest_dot_v1_dot_ingest__service__pb2.IngestEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

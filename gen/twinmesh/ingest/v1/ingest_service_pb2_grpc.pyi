@@ -51,6 +51,24 @@ class IngestServiceStub:
     DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
     after RetryInfo.
     """
+    IngestMessage: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestMessageRequest, _ingest_service_pb2.IngestMessageResponse]
+    """IngestMessage stores what one JSON message of a device says, read by its type's
+    message_schema, as if the device had published it by MQTT. A message of a gateway carries
+    readings of its children. It may come in chunks; a chunk is durable when this answers, and
+    the message is stored when its last one has come, in whatever order.
+
+    What cannot be stored is refused in the answer, and kept as a dead letter. With a
+    request_id (kept one hour) a repeated request is answered with the first one's outcome and
+    stores nothing; a chunk needs none, the same chunk counts once.
+    Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
+    RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+    DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
+    """
+    IngestEvents: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestEventsRequest, _ingest_service_pb2.IngestEventsResponse]
+    """IngestEvents stores events in one transaction and answers when they are durable. They
+    are exactly once, refused and retried as readings are: identities, modes, errors and
+    the sequences of a writer are those of IngestTelemetry.
+    """
     CreateBackfill: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.CreateBackfillRequest, _ingest_service_pb2.Backfill]
     """CreateBackfill declares that old recordings of a time range will be loaded, and
     makes room for them. Live telemetry outside of the live window is refused;
@@ -100,6 +118,24 @@ class IngestServiceAsyncStub(IngestServiceStub):
     RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
     DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
     after RetryInfo.
+    """
+    IngestMessage: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestMessageRequest, _ingest_service_pb2.IngestMessageResponse]  # type: ignore[assignment]
+    """IngestMessage stores what one JSON message of a device says, read by its type's
+    message_schema, as if the device had published it by MQTT. A message of a gateway carries
+    readings of its children. It may come in chunks; a chunk is durable when this answers, and
+    the message is stored when its last one has come, in whatever order.
+
+    What cannot be stored is refused in the answer, and kept as a dead letter. With a
+    request_id (kept one hour) a repeated request is answered with the first one's outcome and
+    stores nothing; a chunk needs none, the same chunk counts once.
+    Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
+    RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+    DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
+    """
+    IngestEvents: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestEventsRequest, _ingest_service_pb2.IngestEventsResponse]  # type: ignore[assignment]
+    """IngestEvents stores events in one transaction and answers when they are durable. They
+    are exactly once, refused and retried as readings are: identities, modes, errors and
+    the sequences of a writer are those of IngestTelemetry.
     """
     CreateBackfill: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.CreateBackfillRequest, _ingest_service_pb2.Backfill]  # type: ignore[assignment]
     """CreateBackfill declares that old recordings of a time range will be loaded, and
@@ -152,6 +188,34 @@ class IngestServiceServicer:
         RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
         DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
         after RetryInfo.
+        """
+
+    def IngestMessage(
+        self,
+        request: _ingest_service_pb2.IngestMessageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_service_pb2.IngestMessageResponse, _abc.Awaitable[_ingest_service_pb2.IngestMessageResponse]]:
+        """IngestMessage stores what one JSON message of a device says, read by its type's
+        message_schema, as if the device had published it by MQTT. A message of a gateway carries
+        readings of its children. It may come in chunks; a chunk is durable when this answers, and
+        the message is stored when its last one has come, in whatever order.
+
+        What cannot be stored is refused in the answer, and kept as a dead letter. With a
+        request_id (kept one hour) a repeated request is answered with the first one's outcome and
+        stores nothing; a chunk needs none, the same chunk counts once.
+        Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
+        RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+        DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
+        """
+
+    def IngestEvents(
+        self,
+        request: _ingest_service_pb2.IngestEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_service_pb2.IngestEventsResponse, _abc.Awaitable[_ingest_service_pb2.IngestEventsResponse]]:
+        """IngestEvents stores events in one transaction and answers when they are durable. They
+        are exactly once, refused and retried as readings are: identities, modes, errors and
+        the sequences of a writer are those of IngestTelemetry.
         """
 
     def CreateBackfill(

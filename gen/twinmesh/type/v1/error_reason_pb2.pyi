@@ -173,6 +173,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A JSON body, or path and headers, are larger than the gateway takes; send less
     at once. INVALID_ARGUMENT (JSON: 413 or 431).
     """
+    ERROR_REASON_CHUNK_INVALID: _ErrorReason.ValueType  # 114
+    """A chunk disagrees with what came of its message before (total, mode, form, or content of
+    the same index), its message was stored with other content within the hour, it is too
+    large, or the device's type takes no chunks. In a refusal or dead letter.
+    """
+    ERROR_REASON_CHUNKS_MISSING: _ErrorReason.ValueType  # 115
+    """Chunks of a message did not come within 60 s of its first one. In a dead letter, which
+    names them and holds what came.
+    """
+    ERROR_REASON_CHUNK_STORAGE_FULL: _ErrorReason.ValueType  # 116
+    """The gateway has too many unfinished messages, or its tenant too many bytes of them; retry
+    after RetryInfo. RESOURCE_EXHAUSTED, in a Throttle, or in a dead letter (MQTT).
+    Metadata: limit_name, limit, used.
+    """
+    ERROR_REASON_CHILD_UNKNOWN: _ErrorReason.ValueType  # 117
+    """The gateway has no child of this name, and its type registers none. In a refusal."""
+    ERROR_REASON_ASSET_UNKNOWN: _ErrorReason.ValueType  # 127
+    """The asset does not exist in the caller's tenant. In a refusal."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -331,4 +349,22 @@ ERROR_REASON_BODY_TOO_LARGE: ErrorReason.ValueType  # 102
 """A JSON body, or path and headers, are larger than the gateway takes; send less
 at once. INVALID_ARGUMENT (JSON: 413 or 431).
 """
+ERROR_REASON_CHUNK_INVALID: ErrorReason.ValueType  # 114
+"""A chunk disagrees with what came of its message before (total, mode, form, or content of
+the same index), its message was stored with other content within the hour, it is too
+large, or the device's type takes no chunks. In a refusal or dead letter.
+"""
+ERROR_REASON_CHUNKS_MISSING: ErrorReason.ValueType  # 115
+"""Chunks of a message did not come within 60 s of its first one. In a dead letter, which
+names them and holds what came.
+"""
+ERROR_REASON_CHUNK_STORAGE_FULL: ErrorReason.ValueType  # 116
+"""The gateway has too many unfinished messages, or its tenant too many bytes of them; retry
+after RetryInfo. RESOURCE_EXHAUSTED, in a Throttle, or in a dead letter (MQTT).
+Metadata: limit_name, limit, used.
+"""
+ERROR_REASON_CHILD_UNKNOWN: ErrorReason.ValueType  # 117
+"""The gateway has no child of this name, and its type registers none. In a refusal."""
+ERROR_REASON_ASSET_UNKNOWN: ErrorReason.ValueType  # 127
+"""The asset does not exist in the caller's tenant. In a refusal."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -9,8 +9,12 @@ __all__ = (
     "AssetServiceStub",
     "AssetType",
     "AssetTypeServiceStub",
+    "BatchCheckAssetsRequest",
+    "BatchCheckAssetsResponse",
     "BatchCreateDevicesRequest",
     "BatchCreateDevicesResponse",
+    "BatchGetChildrenRequest",
+    "BatchGetChildrenResponse",
     "BatchGetProfilesRequest",
     "BatchGetProfilesResponse",
     "BatchGetTenantsRequest",
@@ -37,9 +41,12 @@ __all__ = (
     "GetAssetTypeRequest",
     "GetDeviceRequest",
     "GetDeviceTypeRequest",
+    "GetSubtreeRequest",
+    "GetSubtreeResponse",
     "HealthAlgorithm",
     "HealthInput",
     "HealthMethod",
+    "JointAnomalyRules",
     "ListAssetTypesRequest",
     "ListAssetTypesResponse",
     "ListAssetsRequest",
@@ -50,6 +57,7 @@ __all__ = (
     "ListDevicesResponse",
     "ListProfilesRequest",
     "ListProfilesResponse",
+    "MessageMode",
     "MessageSchema",
     "MetricDefinition",
     "ProcessingMode",
@@ -58,6 +66,7 @@ __all__ = (
     "QualityRules",
     "RangePolicy",
     "TimeUnit",
+    "UnknownChildren",
     "UpdateAssetRequest",
     "UpdateAssetTypeRequest",
     "UpdateDeviceRequest",
@@ -203,6 +212,43 @@ class HealthMethod(betterproto2.Enum):
             "HEALTH_METHOD_UNSPECIFIED": 0,
             "HEALTH_METHOD_WEIGHTED": 1,
             "HEALTH_METHOD_THRESHOLD": 2,
+        }
+
+
+class MessageMode(betterproto2.Enum):
+    """
+    MessageMode says what one bad sample of a message does to its others.
+    """
+
+    UNSPECIFIED = 0
+    """
+    As PARTIAL.
+    """
+
+    PARTIAL = 1
+    """
+    Good samples are stored.
+    """
+
+    ALL_OR_NOTHING = 2
+    """
+    All are stored or none.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "MESSAGE_MODE_UNSPECIFIED",
+            1: "MESSAGE_MODE_PARTIAL",
+            2: "MESSAGE_MODE_ALL_OR_NOTHING",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "MESSAGE_MODE_UNSPECIFIED": 0,
+            "MESSAGE_MODE_PARTIAL": 1,
+            "MESSAGE_MODE_ALL_OR_NOTHING": 2,
         }
 
 
@@ -375,6 +421,44 @@ class TimeUnit(betterproto2.Enum):
         }
 
 
+class UnknownChildren(betterproto2.Enum):
+    """
+    UnknownChildren says what becomes of children that a gateway speaks of and nobody has registered.
+    """
+
+    UNSPECIFIED = 0
+    """
+    As REFUSE.
+    """
+
+    REFUSE = 1
+    """
+    What is said of them is refused (CHILD_UNKNOWN).
+    """
+
+    REGISTER = 2
+    """
+    They are registered behind the gateway, up to 10,000, as devices of the type's
+    child_device_type_id with an id made of the gateway's id and theirs.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "UNKNOWN_CHILDREN_UNSPECIFIED",
+            1: "UNKNOWN_CHILDREN_REFUSE",
+            2: "UNKNOWN_CHILDREN_REGISTER",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "UNKNOWN_CHILDREN_UNSPECIFIED": 0,
+            "UNKNOWN_CHILDREN_REFUSE": 1,
+            "UNKNOWN_CHILDREN_REGISTER": 2,
+        }
+
+
 @dataclass(eq=False, repr=False)
 class AnomalyRules(betterproto2.Message):
     """
@@ -512,6 +596,43 @@ default_message_pool.register_message("twinmesh.asset.v1", "AssetType", AssetTyp
 
 
 @dataclass(eq=False, repr=False)
+class BatchCheckAssetsRequest(betterproto2.Message):
+    """
+    Which assets.
+    """
+
+    tenant: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose assets.
+    """
+
+    asset_ids: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Their ids.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "BatchCheckAssetsRequest", BatchCheckAssetsRequest)
+
+
+@dataclass(eq=False, repr=False)
+class BatchCheckAssetsResponse(betterproto2.Message):
+    """
+    Those that exist.
+    """
+
+    asset_ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    In no order.
+    """
+
+
+default_message_pool.register_message(
+    "twinmesh.asset.v1", "BatchCheckAssetsResponse", BatchCheckAssetsResponse
+)
+
+
+@dataclass(eq=False, repr=False)
 class BatchCreateDevicesRequest(betterproto2.Message):
     """
     What to add.
@@ -542,6 +663,57 @@ class BatchCreateDevicesResponse(betterproto2.Message):
 
 default_message_pool.register_message(
     "twinmesh.asset.v1", "BatchCreateDevicesResponse", BatchCreateDevicesResponse
+)
+
+
+@dataclass(eq=False, repr=False)
+class BatchGetChildrenRequest(betterproto2.Message):
+    """
+    Which children.
+    """
+
+    tenant: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose gateway.
+    """
+
+    gateway_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    The gateway.
+    """
+
+    names: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Its names for children: logical ids or device ids.
+    """
+
+    register: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Register unknown ones if the gateway's type says so.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "BatchGetChildrenRequest", BatchGetChildrenRequest)
+
+
+@dataclass(eq=False, repr=False)
+class BatchGetChildrenResponse(betterproto2.Message):
+    """
+    What the names stand for.
+    """
+
+    device_ids: "dict[str, str]" = betterproto2.field(
+        1,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING),
+    )
+    """
+    Device id by name.
+    """
+
+
+default_message_pool.register_message(
+    "twinmesh.asset.v1", "BatchGetChildrenResponse", BatchGetChildrenResponse
 )
 
 
@@ -966,6 +1138,32 @@ class DeviceType(betterproto2.Message):
     How the quality of its samples is judged; absent: as the fields of QualityRules say.
     """
 
+    joint_anomaly: "JointAnomalyRules | None" = betterproto2.field(
+        12, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Metrics that are looked at together; absent: each is looked at by itself only.
+    """
+
+    unknown_children: "UnknownChildren" = betterproto2.field(
+        20, betterproto2.TYPE_ENUM, default_factory=lambda: UnknownChildren(0)
+    )
+    """
+    DEMULTIPLEX and CHUNKED: what becomes of children that nobody has registered.
+    """
+
+    child_device_type_id: "str" = betterproto2.field(21, betterproto2.TYPE_STRING)
+    """
+    REGISTER: the type of the children; it must exist.
+    """
+
+    message_mode: "MessageMode" = betterproto2.field(
+        22, betterproto2.TYPE_ENUM, default_factory=lambda: MessageMode(0)
+    )
+    """
+    What one bad sample of a message does to the message's others, unless its sender says it.
+    """
+
 
 default_message_pool.register_message("twinmesh.asset.v1", "DeviceType", DeviceType)
 
@@ -1031,6 +1229,41 @@ default_message_pool.register_message("twinmesh.asset.v1", "GetDeviceTypeRequest
 
 
 @dataclass(eq=False, repr=False)
+class GetSubtreeRequest(betterproto2.Message):
+    """
+    Which part of the hierarchy.
+    """
+
+    tenant: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Whose asset.
+    """
+
+    asset_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    The asset on top.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "GetSubtreeRequest", GetSubtreeRequest)
+
+
+@dataclass(eq=False, repr=False)
+class GetSubtreeResponse(betterproto2.Message):
+    """
+    An asset and what is below it.
+    """
+
+    asset_ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    In no order.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "GetSubtreeResponse", GetSubtreeResponse)
+
+
+@dataclass(eq=False, repr=False)
 class HealthAlgorithm(betterproto2.Message):
     """
     HealthAlgorithm: each input is scored 0 to 1 and the scores are combined.
@@ -1092,6 +1325,28 @@ class HealthInput(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.asset.v1", "HealthInput", HealthInput)
+
+
+@dataclass(eq=False, repr=False)
+class JointAnomalyRules(betterproto2.Message):
+    """
+    JointAnomalyRules say which metrics of a device are looked at together: samples of a time at
+    which they do not fit each other are anomalies (Hotelling's T² and Q). What is usual, a device
+    shows in its first rows, a row being the samples of one time.
+    """
+
+    metrics: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Two to 64 metrics of kind DOUBLE; empty: all of them whose anomalies are not disabled.
+    """
+
+    warm_up: "int | None" = betterproto2.field(2, betterproto2.TYPE_INT32, optional=True)
+    """
+    How many rows, at least; absent: 400. Of more than eight metrics more are taken.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "JointAnomalyRules", JointAnomalyRules)
 
 
 @dataclass(eq=False, repr=False)
@@ -1374,8 +1629,8 @@ class MessageSchema(betterproto2.Message):
     """
     MessageSchema says where in a JSON message of a device its time and values stand.
 
-    A message is one JSON object, or an array of up to 1,000 of them, each with values of
-    one time. Without pointers an object is flat: each key is a metric, save for `time`,
+    A message is one JSON object, or an array of up to 1,000 of them (of a DEMULTIPLEX or
+    CHUNKED type 10,000), each with values of one time. Without pointers an object is flat: each key is a metric, save for `time`,
     which is the event time; a key that the type does not define is refused
     (METRIC_UNKNOWN). With pointers only what they name is read, as far as it is there. A
     null is no value. A location is an object of latitude, longitude and, if known, altitude.
@@ -1399,6 +1654,13 @@ class MessageSchema(betterproto2.Message):
     time_unit: "TimeUnit" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: TimeUnit(0))
     """
     Unit of times that are numbers; a time that is a string is read by RFC 3339.
+    """
+
+    child_pointer: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    DEMULTIPLEX and CHUNKED: JSON pointer, in each object, of the logical id or the device id
+    of the child that it is of (text or a whole number), empty: "/id". The rest of the object
+    is read by the schema of the child's own type. An object without it is of the gateway.
     """
 
 
@@ -2164,6 +2426,74 @@ class ProfileServiceStub(betterproto2_grpclib.ServiceStub):
             "/twinmesh.asset.v1.ProfileService/BatchGetTenants",
             message,
             BatchGetTenantsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def batch_check_assets(
+        self,
+        message: "BatchCheckAssetsRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "BatchCheckAssetsResponse":
+        """
+        BatchCheckAssets answers which of the ids are assets of the tenant.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.asset.v1.ProfileService/BatchCheckAssets",
+            message,
+            BatchCheckAssetsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def get_subtree(
+        self,
+        message: "GetSubtreeRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "GetSubtreeResponse":
+        """
+        GetSubtree answers an asset's id and those of all that is part of it, at any depth.
+        NOT_FOUND when the asset is absent.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.asset.v1.ProfileService/GetSubtree",
+            message,
+            GetSubtreeResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def batch_get_children(
+        self,
+        message: "BatchGetChildrenRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "BatchGetChildrenResponse":
+        """
+        BatchGetChildren answers which devices a gateway's names for its children stand for, and
+        registers those that do not exist when the gateway's type says so (unknown_children). It
+        has at most 10,000 children then; names beyond that, and those that are unknown and not
+        registered, are left out, as all are of a gateway that is absent. Safe to retry: the same
+        name is registered once. What was read is stale as BatchGetProfiles says.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.asset.v1.ProfileService/BatchGetChildren",
+            message,
+            BatchGetChildrenResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,

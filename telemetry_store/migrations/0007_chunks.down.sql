@@ -1,0 +1,2 @@
+DROP TABLE telemetry.message_chunk;
+DROP TABLE telemetry.chunked_message;
