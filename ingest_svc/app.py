@@ -22,6 +22,7 @@ from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
+from ingest_svc.placements import Placements
 from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
@@ -31,7 +32,7 @@ from ingest_svc.servicer import IngestServicer
 from ingest_svc.servicers.dead_letters import DeadLetterServicer
 from ingest_svc.servicers.raw_messages import RawMessageServicer
 from ingest_svc.servicers.receipts import ReceiptServicer
-from ingest_svc.store import BackfillStore, CommitStore, RawMessageStore, StateStore
+from ingest_svc.store import BackfillStore, CommitStore, PlacementStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
@@ -95,7 +96,13 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=SERVICE) as pool,
         # Apart, so that long answers hold none of the connections that commits need.
         db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
-        ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
+        background(
+            (placements := Placements(store=PlacementStore(pool=pool), clock=clock)).keep_saving(),
+            name="save-placements",
+        ),
+        ProfileCache(
+            source=(assets := AssetProfiles(channel=asset_channel)), clock=clock, on_read=placements.note
+        ) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
         ChildCache(source=assets, clock=clock) as children,
         AssetCache(source=assets, clock=clock) as known_assets,

@@ -28,6 +28,7 @@ TABLE_RIGHTS = {
         "request_id": KEEP,
         "series": KEEP,
         "detector_state": KEEP,
+        "placement": {"SELECT", "INSERT"},
         "backfill": READ,
         "chunked_message": {*KEEP, "DELETE"},
         "message_chunk": {*READ, "INSERT", "DELETE"},
@@ -35,7 +36,7 @@ TABLE_RIGHTS = {
     "twinmesh_twin_feed": dict.fromkeys(
         ("series", "segment", "series_latest", "ingest_instance", "ingest_commit", "feed_consumer"), READ
     ),
-    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest", "event"), READ),
+    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest", "event", "placement"), READ),
     "twinmesh_maintenance": {
         "series": READ,
         "segment": READ,
@@ -87,7 +88,7 @@ TENANT = (
 POLICIES = {
     **{
         (table, "twinmesh_twin_query"): ("SELECT", TENANT)
-        for table in ("series", "segment", "series_latest", "event")
+        for table in ("series", "segment", "series_latest", "event", "placement")
     },
     **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
     **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "segment")},
@@ -189,6 +190,7 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "raw_device_set",
             "raw_message",
             "detector_state",
+            "placement",
         ),
         True,
     )
