@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -13,14 +14,17 @@ from bench.mesh import own_mesh
 from bench.report import Case, Report
 from ingest_svc.columns import assess, check, digest, require_known
 from ingest_svc.conversion import to_columns
-from ingest_svc.profile import DeviceProfile, MetricProfile
+from ingest_svc.profile import DeviceProfile, MetricProfile, QualityRules
+from ingest_svc.quality import judge
+from ingest_svc.series_states import KnownSeries, SeriesStates
 from ingest_svc.series_table import SeriesDefinition, SeriesTable
 from ingest_svc.window import TimeWindow
 from telemetry_store import announcement
 from telemetry_store.columns import MICROS_PER_HOUR, Kind
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.copy import encode
-from telemetry_store.merge import latest, merge
+from telemetry_store.merge import Runs, latest, merge
+from telemetry_store.quality import Codes
 from twinmesh.ingest.v1 import ingest_service_pb2
 
 STREAMS = 4
@@ -67,6 +71,7 @@ def _numpy_cases(name: str, run_length: int, start_us: int) -> list[Case]:
     streams = [load.columns(rounds, first_series=1 + place * SERIES) for place, load in enumerate(loads)]
     parts = list(chain.from_iterable(zip(*streams, strict=True)))
     merged, tenants = merge(parts), ["demo"] * len(parts)
+    judged = replace(merged, quality=_judge(merged, start_us))
     numbers, announced = CommitNumbers(1, 1, 1), [("demo", latest(merged)[0])]
 
     def accept() -> None:
@@ -81,7 +86,8 @@ def _numpy_cases(name: str, run_length: int, start_us: int) -> list[Case]:
         ("check and assess", accept, batch),
         ("digest", lambda: digest(columns, table, all_or_nothing=False), batch),
         ("merge", lambda: merge(parts), group),
-        ("build rows", lambda: encode([(merged, tenants)]), group),
+        ("quality and anomalies", lambda: _judge(merged, start_us), group),
+        ("build rows", lambda: encode([(judged, tenants)]), group),
         ("latest of each series", lambda: latest(merged), group),
         (
             "announce",
@@ -92,6 +98,23 @@ def _numpy_cases(name: str, run_length: int, start_us: int) -> list[Case]:
     return [
         Case(f"{name}: {step}", _best_s(work) / samples * 1e9, "ns/sample") for step, work, samples in steps
     ]
+
+
+def _judge(runs: Runs, now_us: int) -> Codes:
+    """Judge by rules that all have something to look at, of series that a state is known of."""
+    return judge(runs, _STATES.meet(runs.series), _STATES, received_us=np.full(len(runs.series), now_us))
+
+
+def _known() -> SeriesStates:
+    rules = QualityRules(minimum=-1e9, maximum=1e9, interval_us=MICROS_PER_HOUR, max_rate=1e9)
+    states = SeriesStates()
+    states.know(
+        [KnownSeries(number, "demo", "pump", "m", rules) for number in range(1, STREAMS * SERIES + 1)]
+    )
+    return states
+
+
+_STATES = _known()
 
 
 def _table() -> SeriesTable:

@@ -1,15 +1,16 @@
 """`bench ingest`: gateway streams through Envoy to fsynced PostgreSQL, beside raw COPY of the same rows.
 
-Four streams of series of their own send as fast as their credits allow. BENCH_SECONDS,
-BENCH_WARM_UP and BENCH_ROUNDS (environment) shorten a look.
+Four streams of series of their own send as fast as their credits allow. The cases `_raw` go to a second
+mesh, which keeps every message as it was received. BENCH_SECONDS, BENCH_WARM_UP and BENCH_ROUNDS
+(environment) shorten a look.
 """
 
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import asyncpg
@@ -17,7 +18,7 @@ import grpc
 import numpy as np
 import uvloop
 
-from bench import raw_copy
+from bench import line_protocol, raw_copy
 from bench.fleet import make_fleet
 from bench.gateway_batches import SeriesLoad, series_defs
 from bench.gateway_stream import GatewayStream
@@ -35,6 +36,7 @@ WARM_UP_S = scale("WARM_UP", 3)
 ROUNDS = scale("ROUNDS", 3)
 PACED_SAMPLES_PER_S = 100_000
 COPIED_SAMPLES = 10_000_000
+PEER_SAMPLES = 15_000_000  # prepared
 _HOUR_US = 3_600_000_000
 _SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _START_S = 60.0
@@ -51,6 +53,7 @@ class Shape:
         runs_per_batch: series in a batch.
         prepared_samples_per_s: what is prepared for each second; a faster mesh ends the round earlier.
         rounds: how often.
+        without_raw: the same case without the raw audit trail, None when this is such a case.
     """
 
     name: str
@@ -59,10 +62,13 @@ class Shape:
     runs_per_batch: int
     prepared_samples_per_s: int
     rounds: int = ROUNDS
+    without_raw: "Shape | None" = None
 
 
 RUN20 = Shape("run20", 2_000, 20, 2_000, 6_000_000)
 RUN1 = Shape("run1", 2_000, 1, 2_000, 4_000_000)
+RUN20_RAW = replace(RUN20, name="run20_raw", without_raw=RUN20)
+RUN1_RAW = replace(RUN1, name="run1_raw", without_raw=RUN1)
 MANY_RUN20 = Shape("100,000 series, run20", 25_000, 20, 5_000, 4_000_000, rounds=1)
 MANY_RUN1 = Shape("100,000 series, run1", 25_000, 1, 25_000, 2_000_000, rounds=1)
 
@@ -78,6 +84,7 @@ class Measured:
         group_samples: mean samples of a commit.
         run_samples: mean samples of a stored row.
         throttled: why streams were told to go back, and how often.
+        raw_shares: bytes of stored raw messages, of those that were received.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -86,45 +93,68 @@ class Measured:
     group_samples: list[float] = field(default_factory=list)
     run_samples: list[float] = field(default_factory=list)
     throttled: Counter[str] = field(default_factory=Counter)
+    raw_shares: list[float] = field(default_factory=list)
 
 
 def run() -> Report:
     """Measure and return the report."""
-    with own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0") as mesh:
-        token = mesh.log_in()
-        small = make_fleet(mesh, token, prefix="small", devices=STREAMS * 400, metrics=METRICS)
-        large = make_fleet(mesh, token, prefix="large", devices=STREAMS * 5_000, metrics=METRICS)
-        return uvloop.run(_Bench(mesh, small=small, large=large).run())
+    with (
+        own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0", TWINMESH_RAW_MESSAGES="false") as mesh,
+        own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0", TWINMESH_RAW_MESSAGES="true") as raw_mesh,
+    ):
+        fleets = {RUN20.series: ("small", STREAMS * 400), MANY_RUN20.series: ("large", STREAMS * 5_000)}
+        return uvloop.run(_run(_Bench(mesh, fleets), _Bench(raw_mesh, fleets)))
+
+
+async def _run(bench: "_Bench", raw_bench: "_Bench") -> Report:
+    measured = {shape: Measured() for shape in (RUN20, RUN20_RAW, RUN1, RUN1_RAW, MANY_RUN20, MANY_RUN1)}
+    for number in range(ROUNDS):
+        for shape, found in measured.items():
+            if number < shape.rounds:
+                await (raw_bench if shape.without_raw else bench).round(shape, number, found)
+    peers = [
+        Case(
+            f"{shape.name}: {peer.name}, not fsynced",
+            await line_protocol.rate(
+                peer, _loads(shape), metrics=METRICS, samples=PEER_SAMPLES, seconds=SECONDS
+            ),
+            "samples/s",
+        )
+        for shape in (RUN20, RUN1)
+        for peer in line_protocol.installed()
+    ]
+    latencies = [await bench.paced_round(number) for number in range(ROUNDS)]
+    cases = [case for shape in measured for case in _cases(shape, measured)] + peers
+    cases += [
+        Case(
+            f"ack latency at {PACED_SAMPLES_PER_S:,} samples/s: {label}",
+            median(percentile(each, share) for each in latencies) * 1000,
+            "ms",
+        )
+        for label, share in _SHARES.items()
+    ]
+    return Report("ingest", cases, _notes(measured))
 
 
 class _Bench:
-    """All cases on one mesh, one after the other."""
+    """A mesh and its devices.
 
-    def __init__(self, mesh: Mesh, *, small: list[tuple[str, str]], large: list[tuple[str, str]]) -> None:
+    Args:
+        mesh: where.
+        fleets: by series of a stream, the prefix of their devices and how many these are.
+    """
+
+    def __init__(self, mesh: Mesh, fleets: Mapping[int, tuple[str, int]]) -> None:
         self._mesh = mesh
         self._usage = Usage(mesh)
         self._database_url = mesh.database_url()
-        self._names = {RUN20.series: small, MANY_RUN20.series: large}
+        token = mesh.log_in()
+        self._names = {
+            series: make_fleet(mesh, token, prefix=prefix, devices=devices, metrics=METRICS)
+            for series, (prefix, devices) in fleets.items()
+        }
 
-    async def run(self) -> Report:
-        measured = {shape: Measured() for shape in (RUN20, RUN1, MANY_RUN20, MANY_RUN1)}
-        for number in range(ROUNDS):
-            for shape, found in measured.items():
-                if number < shape.rounds:
-                    await self._round(shape, number, found)
-        latencies = [await self._paced_round(number) for number in range(ROUNDS)]
-        cases = [case for shape, found in measured.items() for case in _cases(shape, found)]
-        cases += [
-            Case(
-                f"ack latency at {PACED_SAMPLES_PER_S:,} samples/s: {label}",
-                median(percentile(each, share) for each in latencies) * 1000,
-                "ms",
-            )
-            for label, share in _SHARES.items()
-        ]
-        return Report("ingest", cases, _notes(measured))
-
-    async def _round(self, shape: Shape, number: int, found: Measured) -> None:
+    async def round(self, shape: Shape, number: int, found: Measured) -> None:
         """Send for some seconds, count what was stored, and copy rows of the same form."""
         loads = _loads(shape)
         count = shape.prepared_samples_per_s * (WARM_UP_S + SECONDS) // STREAMS // loads[0].samples_per_batch
@@ -151,9 +181,12 @@ class _Bench:
             found.throttled.update(stream.throttled)
         for part, seconds in cpu_after.items():
             found.cpu[part].append((seconds - cpu_before[part]) / samples * 1e6)
-        found.copy_rates.append(await self._copy(shape, found.group_samples[-1]))
+        if shape.without_raw is None:
+            found.copy_rates.append(await self._copy(shape, found.group_samples[-1]))
+        else:
+            found.raw_shares.append(await self._raw_share(name, durable))
 
-    async def _paced_round(self, number: int) -> list[float]:
+    async def paced_round(self, number: int) -> list[float]:
         """Send at a fixed rate; returns seconds from when each batch was due to its ack."""
         loads = _loads(RUN1)
         interval = STREAMS * loads[0].samples_per_batch / PACED_SAMPLES_PER_S
@@ -222,6 +255,26 @@ class _Bench:
         found.group_samples.append(float(row["samples"] / row["commits"]))
         found.run_samples.append(float(row["samples"] / row["rows"]))
 
+    async def _raw_share(self, writers: str, batches: int) -> float:
+        """Return what raw messages take, compressed, of their size.
+
+        Args:
+            writers: how the names of the writers begin whose messages are meant.
+            batches: how many they are at least.
+        """
+        connection = await asyncpg.connect(self._database_url)
+        try:
+            row = await connection.fetchrow(
+                "SELECT count(*) AS messages, avg(octet_length(payload) / size::float8) AS share"
+                " FROM telemetry.raw_message WHERE format = 1 AND starts_with(writer_id, $1)",
+                f"{writers}-",
+            )
+        finally:
+            await connection.close()
+        if row is None or row["messages"] < batches:
+            raise RuntimeError(f"{batches} batches were acknowledged, raw messages are {row}")
+        return float(row["share"])
+
     async def _copy(self, shape: Shape, group_samples: float) -> float:
         """Return samples/s of COPY of the same batches, merged in groups of the size that was seen."""
         loads = _loads(shape)
@@ -253,12 +306,18 @@ async def _first_acks(streams: Sequence[GatewayStream], sending: Sequence[asynci
                 task.result()
 
 
-def _cases(shape: Shape, found: Measured) -> list[Case]:
-    copy_rate = median(found.copy_rates)
-    ratio = median(rate / limit for rate, limit in zip(found.rates, found.copy_rates, strict=True))
+def _cases(shape: Shape, measured: Mapping[Shape, Measured]) -> list[Case]:
+    found = measured[shape]
+    if shape.without_raw is None:
+        limits = found.copy_rates
+        beside = Case(f"{shape.name}: raw COPY", median(limits), "samples/s", 1.0)
+    else:
+        limits = measured[shape.without_raw].rates
+        beside = Case(f"{shape.name}: compressed to", median(found.raw_shares) * 100, "%")
+    ratio = median(rate / limit for rate, limit in zip(found.rates, limits, strict=True))
     return [
         Case(f"{shape.name}: durable", median(found.rates), "samples/s", ratio),
-        Case(f"{shape.name}: raw COPY", copy_rate, "samples/s", 1.0),
+        beside,
         Case(f"{shape.name}: samples per commit", median(found.group_samples), "samples"),
         Case(f"{shape.name}: samples per row", median(found.run_samples), "samples"),
         *(
@@ -274,7 +333,11 @@ def _notes(measured: dict[Shape, Measured]) -> list[str]:
         f"{STREAMS} streams, one connection each, {RUN20.series:,} series each unless stated",
         f"medians of {ROUNDS} rounds of {SECONDS} s after {WARM_UP_S} s; 100,000 series: one round",
         "ratio: to raw COPY of the same rows and group size over one connection in the same round",
-        "on: fsync, Envoy, token check, validation, series resolution; traces off",
+        "ratio of _raw: to the same case without the raw audit trail, in turns",
+        "on: fsync, Envoy, token check, validation, series resolution, units and ranges; traces off",
+        "on: quality, anomalies per metric, dead letters, check of limits",
+        "beside: the same samples in line protocol, one connection per stream, to "
+        + (" and ".join(peer.name for peer in line_protocol.installed()) or "nobody: neither is installed"),
         "every round's stored samples were counted and are those acknowledged",
         f"told to go back: {dict(throttled) or 'never'}",
     ]

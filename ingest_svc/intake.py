@@ -58,6 +58,7 @@ class Origin:
         span: the commit's span links to it.
         door: which way it came.
         replay: the dead letter that it comes from, None from none.
+        earliest_us: bounds the live window, where the store has no more room for what is older.
     """
 
     principal: Principal
@@ -65,6 +66,7 @@ class Origin:
     span: SpanContext | None
     door: Door
     replay: Replay | None = None
+    earliest_us: int = 0
 
     @property
     def trace_id(self) -> str:
@@ -144,7 +146,7 @@ class Intake:
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the devices may report.
         """
         tenant = origin.principal.tenant
-        window = await self.window(origin.principal, backfill_id, received_us)
+        window = await self.window(origin, backfill_id, received_us)
         assessment = assess(
             readings,
             profiles=await self._profiles.find(tenant, {reading.device_id for reading in readings}),
@@ -194,7 +196,7 @@ class Intake:
             PermissionDenied: a backfill, without the permission to load one.
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell which devices and assets exist.
         """
-        window = await self.window(origin.principal, backfill_id, received_us)
+        window = await self.window(origin, backfill_id, received_us)
         assessed = await self._assess_events(origin.principal.tenant, events, window, received_us)
         told = sent_events.join(
             Outcome(),
@@ -246,7 +248,7 @@ class Intake:
             letter = dead_letters.whole_columns(arrival, columns, series, why)
             return _refusing(origin, digest, why, letter, events, all_or_nothing=all_or_nothing)
         await self._resolve(origin.principal.tenant, series, received_us)
-        window = await self.window(origin.principal, backfill_id, received_us)
+        window = await self.window(origin, backfill_id, received_us)
         assessed = sent_columns.assess(
             columns,
             series,
@@ -380,7 +382,7 @@ class Intake:
             if len(aliases) == _RESOLVED_AT_ONCE:
                 await asyncio.sleep(0)
 
-    async def window(self, principal: Principal, backfill_id: str, now_us: int) -> TimeWindow:
+    async def window(self, origin: Origin, backfill_id: str, now_us: int) -> TimeWindow:
         """Return the event times that are taken: of a backfill, or near now when it is "".
 
         Raises:
@@ -389,9 +391,10 @@ class Intake:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         if not backfill_id:
-            return self._live_window.at(now_us)
-        policy.require(_BACKFILL_PERMISSION, principal, method="telemetry with a backfill_id")
-        return await self._backfills.window(principal.tenant, backfill_id)
+            live = self._live_window.at(now_us)
+            return live if live.start_us >= origin.earliest_us else replace(live, start_us=origin.earliest_us)
+        policy.require(_BACKFILL_PERMISSION, origin.principal, method="telemetry with a backfill_id")
+        return await self._backfills.window(origin.principal.tenant, backfill_id)
 
 
 def _arrival(origin: Origin, received_us: int, *, all_or_nothing: bool, backfill_id: str) -> Arrival:

@@ -62,6 +62,10 @@ class Letters(Protocol):
         """Return what letters hold, by id; of those that exist."""
         ...
 
+    async def room_since_us(self) -> int:
+        """Return from which event time on samples can be stored without a backfill."""
+        ...
+
 
 class Replays:
     """Replays dead letters.
@@ -103,7 +107,8 @@ class Replays:
             Unavailable, ResourceExhausted: some letters may be replayed, others not.
         """
         if backfill_id:
-            await self._intake.window(principal, backfill_id, 0)
+            await self._intake.window(Origin(principal, None, span, Door.REPLAY), backfill_id, 0)
+        earliest_us = await self._letters.room_since_us()
         replayed = Replayed()
         for some in _chunks(letters):
             contents = await self._letters.contents(
@@ -116,7 +121,7 @@ class Replays:
                     replayed.skipped += 1
                     continue
                 replay = Replay(letter.dead_letter_id, content.replay_count)
-                origin = Origin(principal, None, span, Door.REPLAY, replay)
+                origin = Origin(principal, None, span, Door.REPLAY, replay, earliest_us)
                 request = await self._request(origin, letter, content, backfill_id or letter.backfill_id)
                 written.append((letter, self._writer.submit(request)))
             results = await asyncio.gather(*(answer for _, answer in written))
@@ -129,7 +134,7 @@ class Replays:
     ) -> WriteRequest:
         try:
             if letter.payload_format is PayloadFormat.MESSAGE:
-                window = await self._intake.window(origin.principal, backfill_id, letter.received_us)
+                window = await self._intake.window(origin, backfill_id, letter.received_us)
                 message = DeviceMessage(content.device_ids[0], content.payload, letter.received_us)
                 return await self._messages.replayed(message, origin, window)
             if letter.payload_format is not PayloadFormat.NONE:

@@ -10,6 +10,7 @@ import asyncpg
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import DATABASE_ERRORS, Connection
 from meshkit.errors import dependency_unavailable
+from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.requests import PayloadFormat
 
 MOST_DEVICES = 100  # named of a letter
@@ -182,6 +183,27 @@ class DeadLetterStore:
             row["dead_letter_id"]: LetterContent(row["replay_count"], row["device_ids"], row["payload"])
             for row in rows
         }
+
+    async def room_since_us(self) -> int:
+        """Return from which event time on all days up to now have their partitions.
+
+        A sample before would fail the transaction of everybody whose batch is in the same group.
+        """
+        async with self._connection() as connection:
+            day: int | None = await connection.fetchval(
+                """
+                WITH made AS (
+                    SELECT to_date(right(relname, 8), 'YYYYMMDD') - date '1970-01-01' AS day
+                    FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+                    WHERE inhparent = 'telemetry.segment'::regclass
+                ), numbered AS (
+                    SELECT day, day - row_number() OVER (ORDER BY day) AS stretch
+                    FROM made WHERE day <= (now() AT TIME ZONE 'UTC')::date - date '1970-01-01'
+                )
+                SELECT min(day) FROM numbered GROUP BY stretch ORDER BY max(day) DESC LIMIT 1
+                """
+            )
+        return 0 if day is None else day * MICROS_PER_DAY
 
     async def counts(self, tenant: str, chosen: LetterFilter) -> list[LetterCount]:
         """Return how many letters there are by reason and door, the most first."""

@@ -16,6 +16,7 @@ from twinmesh_cli import (
     metrics,
     migrations,
     query,
+    raw,
     restart,
     simulate,
     status,
@@ -57,6 +58,7 @@ app.command()(login.login)
 app.command()(login.logout)
 app.command()(load.load)
 app.command()(query.query)
+app.add_typer(raw.raw_app, name="raw")
 app.add_typer(deadletters.deadletters_app, name="deadletters")
 app.add_typer(events.events_app, name="events")
 app.command()(tail.tail)

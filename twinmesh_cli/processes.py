@@ -75,6 +75,8 @@ def service_processes(
         "TWINMESH_LOG_LEVEL": settings.log_level,
         "TWINMESH_LATE_WINDOW_DAYS": str(settings.late_window_days),
         "TWINMESH_FUTURE_WINDOW_MINUTES": str(settings.future_window_minutes),
+        "TWINMESH_RAW_MESSAGES": str(settings.raw_messages),
+        "TWINMESH_RAW_MESSAGES_KEPT_DAYS": str(settings.raw_messages_kept_days),
         "TWINMESH_MAX_STREAM_LIFETIME_SECONDS": str(settings.max_stream_lifetime_seconds),
     }
     return [

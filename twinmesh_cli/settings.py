@@ -13,10 +13,14 @@ from meshkit.config import (
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
     METRIC_EXPORT_INTERVAL,
+    RAW_MESSAGES,
+    RAW_MESSAGES_KEPT_DAYS,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
     MetricExportInterval,
+    RawMessages,
+    RawMessagesKeptDays,
     Settings,
 )
 from meshkit.runtime import read_settings
@@ -73,6 +77,8 @@ class LauncherSettings(Settings):
     max_stream_lifetime_seconds: MaxStreamLifetimeSeconds = MAX_STREAM_LIFETIME_SECONDS
     late_window_days: LateWindowDays = LATE_WINDOW_DAYS
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
+    raw_messages: RawMessages = RAW_MESSAGES
+    raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
     simulate: bool = Field(
         True,
         description="Whether a small simulated fleet sends in tenant demo;"

@@ -100,6 +100,23 @@ async def test_values_of_every_kind_pass_through_feed_and_checkpoint(
     assert type(shown(restarted, "demo", "pump-1")["bool"][1]) is bool
 
 
+@pytest.mark.parametrize("texts", [["on", "off", "on"], ["off", "on", "on", "off"], ["on", "on"], ["a", "b"]])
+async def test_the_latest_state_is_found_however_its_row_holds_it(
+    database: TestDatabase, pools: Pools, texts: list[str]
+) -> None:
+    start = NOW - NOW % MICROS_PER_HOUR
+    async with recorder(database) as writer:
+        await writer.commit(
+            "demo", [Sent("pump-1", "state", start + place, text) for place, text in enumerate(texts)]
+        )
+    followed = Fleet()
+    await follow(pools.feed, followed, {}, limit=10)
+    await advance_checkpoint(pools.maintenance)
+    restarted, _ = await from_checkpoint(pools.feed)
+    expected = {"state": (start + len(texts) - 1, texts[-1])}
+    assert shown(followed, "demo", "pump-1") == shown(restarted, "demo", "pump-1") == expected
+
+
 # Few times, so that equal ones are common; hours and days are crossed; kinds change.
 _TIMES = st.sampled_from(
     [NOW, NOW + 1, NOW - 1, NOW - MICROS_PER_HOUR, NOW - 3 * MICROS_PER_HOUR, NOW - 2 * MICROS_PER_DAY]

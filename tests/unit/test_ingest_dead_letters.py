@@ -288,3 +288,18 @@ async def test_columns_whose_lengths_disagree_are_kept_as_they_are(world: World)
         series=[0, 0], run_lengths=[0, 2], times=[5], int_values=[1, 2, 3]
     )
     assert [each.device_id for each in kept.series_defs] == ["pump-1"]
+
+
+async def test_columns_are_kept_in_the_unit_in_which_they_were_sent(world: World) -> None:
+    world.table.define([(1, SeriesDefinition("pump-1", "x", Kind.DOUBLE, "°F"))])
+    columns = SentColumns(
+        np.array([1], np.uint32), np.array([2]), np.array([5, NOW]), {Kind.DOUBLE: np.array([212.0, 50.0])}
+    )
+    request = await world.taking(columns)
+    assert request.samples[0].values.tolist() == pytest.approx([10.0])
+    (letter,) = request.dead_letters
+    kept = RefusedBatch.FromString(letter.payload)
+    assert list(kept.columns.double_values) == [212.0]
+    assert [each.unit for each in kept.series_defs] == ["°F"]
+    (whole,) = request.refused_dead_letters()
+    assert list(RefusedBatch.FromString(whole.payload).columns.double_values) == [212.0, 50.0]

@@ -278,6 +278,22 @@ async def test_the_window_of_a_replay_is_that_of_the_arrival(ingest: Ingest, let
     assert found["late-5", "temperature", old] == 1.0
 
 
+async def test_what_the_store_has_no_room_for_stays_and_disturbs_nobody(
+    ingest: Ingest, letters: Letters
+) -> None:
+    """A missing day fails the whole group of a commit, and others' batches are in it."""
+    await ingest.send(reading("late-9", time_us=NOW_US - 6 * DAY_US, temperature=1.0))
+    await create(ingest, "late-9")
+    day = await ingest.fetch_value(
+        "SELECT to_char((now() AT TIME ZONE 'UTC')::date - 5, '\"telemetry.segment_\"YYYYMMDD')"
+    )
+    await ingest.fetch_value(f"DROP TABLE {day}")
+    answer = await letters.replay()
+    assert [reason_of(each.reason) for each in answer.failures] == ["TIME_OUT_OF_WINDOW"]
+    await ingest.fetch_value("SELECT telemetry.ensure_segment_days(8, 2)")
+    assert (await letters.replay()).replayed == 1
+
+
 async def test_what_came_too_late_is_replayed_into_a_backfill(ingest: Ingest, letters: Letters) -> None:
     old = NOW_US - 40 * DAY_US
     await ingest.send(reading("pump-1", time_us=old, temperature=2.0))
@@ -398,6 +414,7 @@ async def test_another_tenant_s_letters_are_absent(ingest: Ingest, letters: Lett
         == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
     )
     assert (await rival.replay(letter.id)).skipped == 1
+    assert await rival.purge(letter.id, force=False) == 0
     assert await rival.purge(letter.id, force=True) == 0
     assert await rival.purge(force=True) == 0
     reader = Letters(ingest, permissions=("dead_letter:read",))
