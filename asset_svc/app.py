@@ -72,7 +72,7 @@ def _registrations(pool: asyncpg.Pool, client: Client) -> list[Registration]:
     device_types = DeviceTypes(store=TenantStore(pool=pool, rows=DeviceTypeRows), changes=changes)
     devices = Devices(store=TenantStore(pool=pool, rows=DeviceRows), changes=changes)
     asset_types = AssetTypes(store=TenantStore(pool=pool, rows=AssetTypeRows))
-    assets = Assets(store=TenantStore(pool=pool, rows=AssetRows))
+    assets = Assets(store=TenantStore(pool=pool, rows=AssetRows), changes=changes)
     # Devices and their types must belong together.
     profiles = Profiles(store=TenantStore(pool=pool, rows=ProfileRows, isolation="repeatable_read"))
     children = Children(store=TenantStore(pool=pool, rows=ChildRows), changes=changes)

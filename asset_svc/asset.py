@@ -3,10 +3,13 @@
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from asset_svc.resources import Resources, Rows
+from asset_svc.changes import Changes
+from asset_svc.resources import Resources, Rows, Store
 from meshkit.errors import FailedPrecondition, invalid_field, not_found
 from twinmesh.asset.v1.asset_service_pb2 import Asset
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+_ANNOUNCED_AT_ONCE = 5_000  # Ids of 64 characters stay below the bus's payload limit.
 
 
 class AssetRows(Rows[Asset], Protocol):
@@ -28,11 +31,24 @@ class AssetRows(Rows[Asset], Protocol):
         """Return those of the ids that are assets."""
         ...
 
+    async def devices_on(self, asset_ids: Sequence[str]) -> Sequence[str]:
+        """Return the ids of devices on assets."""
+        ...
+
 
 class Assets(Resources[Asset, AssetRows]):
-    """What the fleet is there for, as a forest."""
+    """What the fleet is there for, as a forest.
+
+    Args:
+        store: of assets.
+        changes: told of devices whose asset changed: what is known of them may hold where it is.
+    """
 
     resource = "asset"
+
+    def __init__(self, *, store: Store[AssetRows], changes: Changes) -> None:
+        super().__init__(store=store)
+        self._changes = changes
 
     async def existing(self, tenant: str, asset_ids: Sequence[str]) -> Sequence[str]:
         """Return those of the ids that are assets of the tenant, in no order."""
@@ -50,6 +66,12 @@ class Assets(Resources[Asset, AssetRows]):
         if not found:
             raise not_found(self.resource, asset_id)
         return found
+
+    async def _announce(self, tenant: str, ids: Sequence[str]) -> None:
+        async with self._store.transaction(tenant) as rows:
+            devices = await rows.devices_on(ids)
+        for first in range(0, len(devices), _ANNOUNCED_AT_ONCE):
+            await self._changes.devices(tenant, devices[first : first + _ANNOUNCED_AT_ONCE])
 
     def _check(self, resource: Asset, *, path: str) -> None:
         if not resource.asset_type_id:

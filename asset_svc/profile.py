@@ -6,6 +6,7 @@ from typing import Protocol
 
 from asset_svc.listing import read_page
 from asset_svc.resources import Rows, Store
+from twinmesh.asset.v1.asset_service_pb2 import Asset
 from twinmesh.asset.v1.device_service_pb2 import Device, ListDevicesRequest
 from twinmesh.asset.v1.device_type_service_pb2 import DeviceType
 from twinmesh.asset.v1.profile_service_pb2 import ListProfilesRequest
@@ -27,6 +28,11 @@ class ProfileRows(Protocol):
         """The tenant's device types."""
         ...
 
+    @property
+    def assets(self) -> Rows[Asset]:
+        """The tenant's assets."""
+        ...
+
 
 class Tenants(Protocol):
     """Finds whose devices are."""
@@ -38,10 +44,11 @@ class Tenants(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProfilePage:
-    """Devices, and the types they are of, each once."""
+    """Devices, and the types they are of and assets they are on, each once; a page has no assets."""
 
     devices: list[Device]
     device_types: list[DeviceType]
+    assets: Sequence[Asset] = ()
     next_page_token: str = ""
 
 
@@ -59,7 +66,8 @@ class Profiles:
         """Read those devices that exist, in no order."""
         async with self._store.transaction(tenant) as rows:
             devices = await rows.devices.find(device_ids)
-            return ProfilePage(devices, await _types_of(rows, devices))
+            assets = await rows.assets.find(sorted({device.asset_id for device in devices} - {""}))
+            return ProfilePage(devices, await _types_of(rows, devices), assets)
 
     async def page(self, request: ListProfilesRequest) -> ProfilePage:
         """Read one page of a tenant's devices by id.
@@ -80,7 +88,7 @@ class Profiles:
                 maximum_size=_MAXIMUM_PAGE,
                 fetch=fetch,
             )
-            return ProfilePage(devices, await _types_of(rows, devices), next_page_token)
+            return ProfilePage(devices, await _types_of(rows, devices), next_page_token=next_page_token)
 
 
 async def _types_of(rows: ProfileRows, devices: Sequence[Device]) -> list[DeviceType]:

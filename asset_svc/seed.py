@@ -67,7 +67,7 @@ async def seed(settings: SeedSettings, *, tenant: str) -> Seeded:
         data = sample_data()
         device_types = DeviceTypes(store=TenantStore(pool=pool, rows=DeviceTypeRows), changes=changes)
         asset_types = AssetTypes(store=TenantStore(pool=pool, rows=AssetTypeRows))
-        assets = Assets(store=TenantStore(pool=pool, rows=AssetRows))
+        assets = Assets(store=TenantStore(pool=pool, rows=AssetRows), changes=changes)
         devices = Devices(store=TenantStore(pool=pool, rows=DeviceRows), changes=changes)
         parts = [
             await _add(device_types, tenant, data.device_types),

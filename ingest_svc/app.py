@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
+import grpc
 from nats.aio.client import Client
 
 from ingest_svc.announcer import Announcer
@@ -27,6 +28,7 @@ from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
 from ingest_svc.mqtt import running_mqtt
 from ingest_svc.open_streams import OpenStreams
+from ingest_svc.placements import Placements
 from ingest_svc.processing import Processing
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
@@ -38,7 +40,7 @@ from ingest_svc.servicers.ingest_policy import IngestPolicyServicer
 from ingest_svc.servicers.limit import LimitServicer
 from ingest_svc.servicers.raw_messages import RawMessageServicer
 from ingest_svc.servicers.receipts import ReceiptServicer
-from ingest_svc.store import BackfillStore, CommitStore, RawMessageStore, StateStore
+from ingest_svc.store import BackfillStore, CommitStore, PlacementStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
@@ -102,12 +104,15 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         assembler.add(commit.whole)
 
     async with (
-        service_channel(settings.auth_address, tokens=tokens) as auth_channel,
-        service_channel(settings.asset_address, tokens=tokens) as asset_channel,
-        db.pool(settings.database_url, application=SERVICE) as pool,
-        # Apart, so that long answers hold none of the connections that commits need.
-        db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
-        ProfileCache(source=(assets := AssetProfiles(channel=asset_channel)), clock=clock) as profiles,
+        _neighbours(settings, tokens) as (auth_channel, asset_channel),
+        _pools(settings) as (pool, raw_pool),
+        background(
+            (placements := Placements(store=PlacementStore(pool=pool), clock=clock)).keep_saving(),
+            name="save-placements",
+        ),
+        ProfileCache(
+            source=(assets := AssetProfiles(channel=asset_channel)), clock=clock, on_read=placements.note
+        ) as profiles,
         TenantCache(source=assets, clock=clock) as tenants,
         ChildCache(source=assets, clock=clock) as children,
         AssetCache(source=assets, clock=clock) as known_assets,
@@ -264,6 +269,31 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             ) as port,
         ):
             yield port
+
+
+@asynccontextmanager
+async def _neighbours(
+    settings: IngestSettings, tokens: ServiceTokens
+) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel]]:
+    """Open the channels to auth_svc and asset_svc while the context is open."""
+    async with (
+        service_channel(settings.auth_address, tokens=tokens) as auth,
+        service_channel(settings.asset_address, tokens=tokens) as asset,
+    ):
+        yield auth, asset
+
+
+@asynccontextmanager
+async def _pools(settings: IngestSettings) -> AsyncIterator[tuple[asyncpg.Pool, asyncpg.Pool]]:
+    """Open two pools while the context is open: one for commits, one apart for long answers.
+
+    These hold none of the connections that commits need.
+    """
+    async with (
+        db.pool(settings.database_url, application=SERVICE) as pool,
+        db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
+    ):
+        yield pool, raw_pool
 
 
 @asynccontextmanager

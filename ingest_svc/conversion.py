@@ -51,6 +51,7 @@ from meshkit.validation import validate
 from telemetry_store.backfill import BackfillRow
 from telemetry_store.columns import Kind
 from telemetry_store.requests import PayloadFormat, RequestIdentity, WriteResult, WriterIdentity
+from telemetry_store.series import Point
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
@@ -470,12 +471,16 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
         device_type.id: _read_type(device_type.SerializeToString(deterministic=True))
         for device_type in answer.device_types
     }
+    locations = {
+        asset.id: Point(*_point(asset.location)) for asset in answer.assets if asset.HasField("location")
+    }
     return {
         device.id: DeviceProfile(
             device.device_type_id,
             device.status != device_pb2.DEVICE_STATUS_DISABLED,
             *types[device.device_type_id],
             asset_id=device.asset_id,
+            asset_location=locations.get(device.asset_id),
         )
         for device in answer.devices
     }

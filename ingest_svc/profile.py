@@ -10,6 +10,7 @@ from ingest_svc.detectors import multivariate, robust
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.units import Conversion
 from telemetry_store.columns import Kind
+from telemetry_store.series import Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class DeviceProfile:
         message_schema: how its JSON messages are read.
         aliases: names of metrics by other names that devices use.
         asset_id: the asset that it is on, "" for none.
+        asset_location: where that is, None when nobody knows.
         gateway: how its messages are taken apart; None: all they say is of itself.
         all_or_nothing: mode of its messages, unless their sender says it.
     """
@@ -126,6 +128,7 @@ class DeviceProfile:
     gateway: GatewayRules | None = None
     all_or_nothing: bool = False
     asset_id: str = ""
+    asset_location: Point | None = None
 
     def metric(self, name: str) -> MetricProfile | None:
         """Return the metric of a name or alias, None when there is none."""

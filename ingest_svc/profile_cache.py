@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -69,13 +69,21 @@ class ProfileCache:
     Args:
         source: answers misses.
         clock: tells the age of what is remembered.
+        on_read: told of every profile that was read, and what was known of the device before.
 
     Attributes:
         lookups: of devices, those known to be absent among them.
     """
 
-    def __init__(self, *, source: ProfileSource, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        source: ProfileSource,
+        clock: Clock,
+        on_read: Callable[[str, str, DeviceProfile, DeviceProfile | None], None] = lambda *_: None,
+    ) -> None:
         self._clock = clock
+        self._on_read = on_read
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._absent_until: OrderedDict[_Key, int] = OrderedDict()
         self._missing = Gatherer(
@@ -212,6 +220,7 @@ class ProfileCache:
             if len(self._absent_until) > _ABSENT_CAPACITY:
                 self._absent_until.popitem(last=False)
             return
+        self._on_read(*key, profile, known.profile if known is not None else None)
         self._absent_until.pop(key, None)
         fresh_us = random.randint(*_FRESH_US)  # noqa: S311 - spreads load, protects nothing
         self._entries[key] = _Entry(profile, now_us, now_us + fresh_us)

@@ -10,6 +10,7 @@ from meshkit.errors import FailedPrecondition, dependency_unavailable
 from telemetry_store.backfill import BackfillRow, create_backfill, find_backfill
 from telemetry_store.detector_states import load_states, save_states
 from telemetry_store.instances import last_commits
+from telemetry_store.placements import DevicePlacement, save_placements
 from telemetry_store.raw_history import (
     RawContent,
     RawPlace,
@@ -126,6 +127,29 @@ class RawMessageStore:
         try:
             async with self._pool.acquire() as connection:
                 return await find_raw_message(connection, tenant, place)
+        except DATABASE_ERRORS as error:
+            raise dependency_unavailable("postgresql") from error
+
+
+class PlacementStore:
+    """Keeps which assets devices were on.
+
+    Args:
+        pool: of the ingest role.
+    """
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def save(self, placements: Sequence[DevicePlacement]) -> None:
+        """Save placements of devices that changed.
+
+        Raises:
+            Unavailable: PostgreSQL is away.
+        """
+        try:
+            async with self._pool.acquire() as connection:
+                await save_placements(connection, placements)
         except DATABASE_ERRORS as error:
             raise dependency_unavailable("postgresql") from error
 

@@ -14,6 +14,7 @@ from meshkit.errors import invalid_field
 from telemetry_store.columns import Kind
 from telemetry_store.events import StoredEvent
 from telemetry_store.history import SeriesHistory
+from telemetry_store.placements import Placement
 from telemetry_store.quality import unpack
 from telemetry_store.series import Point, Value
 from twin_svc.history import EARLIEST_US, LATEST_US
@@ -127,6 +128,15 @@ def event_message(stored: StoredEvent) -> event_pb2.Event:
         _set_value(message.attributes[name], _point_or(value))
     _set_time(message.time, event.time_us)
     _set_time(message.receive_time, event.received_us)
+    return message
+
+
+def placement_message(placement: Placement) -> contract.Placement:
+    """Return where a device was as the contract has it."""
+    message = contract.Placement(asset_id=placement.asset_id)
+    _set_time(message.start_time, placement.start_us)
+    if placement.location is not None:
+        message.location.CopyFrom(_point(placement.location))
     return message
 
 

@@ -11,6 +11,7 @@ from meshkit.errors import DomainError
 from meshkit.identity import current_principal
 from telemetry_store.events import EventFilter, read_newest
 from telemetry_store.history import read_history
+from telemetry_store.placements import read_placements
 from twin_svc import messages, tokens, watch_messages
 from twin_svc.events import AssetSource, event_range, first_place, place_from_json, wanted_assets
 from twin_svc.fleet import Fleet
@@ -23,6 +24,7 @@ from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.twin.v1 import twin_service_pb2_grpc as contract_grpc
 
 _TWINS_PER_PAGE, _MOST_TWINS = 100, 1_000
+_MOST_PLACEMENTS = 1_000
 _SAMPLES_PER_PAGE, _MOST_SAMPLES, _MOST_JUDGED_SAMPLES = 10_000, 100_000, 50_000
 _EVENTS_PER_PAGE, _MOST_EVENTS = 100, 1_000
 
@@ -116,11 +118,21 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
                 ),
                 with_quality=request.include_quality,
             )
+            placements = await read_placements(
+                connection,
+                tenant=tenant,
+                device_id=request.id,
+                start_us=span.start_us,
+                end_us=span.end_us,
+                limit=_MOST_PLACEMENTS,
+            )
         token = (
             paging.encode(question, bookmark_to_json(Bookmark(span, page.position))) if page.position else ""
         )
         return contract.QueryHistoryResponse(
-            metrics=[messages.history_message(history) for history in page.histories], next_page_token=token
+            metrics=[messages.history_message(history) for history in page.histories],
+            next_page_token=token,
+            placements=map(messages.placement_message, placements),
         )
 
     async def WatchTwins(self, request: contract.WatchTwinsRequest, context: Any) -> AsyncIterator[Any]:

@@ -29,7 +29,9 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
         self, request: contract.BatchGetProfilesRequest, context: Any
     ) -> contract.BatchGetProfilesResponse:
         found = await self._profiles.find(request.tenant, request.device_ids)
-        return contract.BatchGetProfilesResponse(devices=found.devices, device_types=found.device_types)
+        return contract.BatchGetProfilesResponse(
+            devices=found.devices, device_types=found.device_types, assets=found.assets
+        )
 
     async def ListProfiles(
         self, request: contract.ListProfilesRequest, context: Any

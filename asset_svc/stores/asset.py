@@ -110,6 +110,7 @@ _SUBTREE = """
     )
     SELECT id FROM below
 """
+_DEVICES_ON = "SELECT id FROM asset.device WHERE tenant_id = $1 AND asset_id = ANY ($2)"
 _EXISTING = "SELECT id FROM asset.asset WHERE tenant_id = $1 AND id = ANY ($2)"
 
 
@@ -136,3 +137,7 @@ class AssetRows(TableRows[Asset]):
     async def existing(self, asset_ids: Sequence[str]) -> list[str]:
         """Return those of the ids that are assets."""
         return [row["id"] for row in await self._connection.fetch(_EXISTING, self._tenant, asset_ids)]
+
+    async def devices_on(self, asset_ids: Sequence[str]) -> list[str]:
+        """Return the ids of devices on assets."""
+        return [row["id"] for row in await self._connection.fetch(_DEVICES_ON, self._tenant, asset_ids)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from asset_svc.stores.asset import AssetRows
 from asset_svc.stores.device import DeviceRows
 from asset_svc.stores.device_type import DeviceTypeRows
 from meshkit.db import Connection
@@ -9,16 +10,18 @@ from twinmesh.asset.v1.device_service_pb2 import Device
 
 
 class ProfileRows:
-    """One tenant's devices and device types.
+    """One tenant's devices, device types and assets.
 
     Attributes:
         devices: the tenant's.
         device_types: the tenant's.
+        assets: the tenant's.
     """
 
     def __init__(self, connection: Connection, tenant: str) -> None:
         self.devices = DeviceRows(connection, tenant)
         self.device_types = DeviceTypeRows(connection, tenant)
+        self.assets = AssetRows(connection, tenant)
 
 
 class ChildRows(ProfileRows):

@@ -150,6 +150,41 @@ async def test_messages_by_mqtt_are_processed_alike(admin: httpx.AsyncClient, me
     assert (round(state["value"]["doubleValue"], 6), state["unit"], state["qualityScore"]) == (10, "°C", 100)
 
 
+async def test_history_tells_which_assets_a_device_was_on(admin: httpx.AsyncClient) -> None:
+    pump, suffix = await make_pump(admin), uuid.uuid4().hex[:8]
+    halls = [f"hall-{number}-{suffix}" for number in range(2)]
+    for path, resource in (
+        ("/v1/assetTypes", {"id": halls[0]}),
+        (
+            "/v1/assets",
+            {"id": halls[0], "assetTypeId": halls[0], "location": {"latitude": 1, "longitude": 2}},
+        ),
+        ("/v1/assets", {"id": halls[1], "assetTypeId": halls[0]}),
+    ):
+        assert (await admin.post(path, json=resource)).status_code == 200
+
+    async def placements() -> list[tuple[str, float | None]]:
+        answer = (await admin.get(f"/v1/twins/{pump}/history")).json()
+        return [
+            (place["assetId"], place.get("location", {}).get("latitude")) for place in answer["placements"]
+        ]
+
+    expected: list[tuple[str, float | None]] = []
+    for hall, latitude in ((halls[0], 1), (halls[1], None), (halls[1], 5), ("", None)):
+        if hall == halls[1] and latitude is not None:
+            change: dict[str, Any] = {"location": {"latitude": latitude, "longitude": 2}}
+            answer = await admin.patch(f"/v1/assets/{hall}", params={"updateMask": "location"}, json=change)
+        else:
+            change = {"assetId": hall}
+            answer = await admin.patch(f"/v1/devices/{pump}", params={"updateMask": "assetId"}, json=change)
+        assert answer.status_code == 200, answer.text
+        expected.append((hall, latitude))
+        async with asyncio.timeout(20):
+            while await placements() != expected:
+                await send(admin, pump, (0, {"temperature": 50}))
+                await asyncio.sleep(0.1)
+
+
 async def test_what_is_unlike_everything_before_is_an_anomaly(admin: httpx.AsyncClient) -> None:
     pump = await make_pump(admin)
     usual = [(-300 + second, {"t1": 70.0 + second % 5}) for second in range(200)]

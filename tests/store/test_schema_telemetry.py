@@ -32,6 +32,7 @@ TABLE_RIGHTS = {
         "limit_hit": KEEP,
         "limit_bucket": READ,
         "limit_lease": READ,
+        "placement": {"SELECT", "INSERT"},
         "backfill": READ,
         "chunked_message": {*KEEP, "DELETE"},
         "message_chunk": {*READ, "INSERT", "DELETE"},
@@ -39,7 +40,7 @@ TABLE_RIGHTS = {
     "twinmesh_twin_feed": dict.fromkeys(
         ("series", "segment", "series_latest", "ingest_instance", "ingest_commit", "feed_consumer"), READ
     ),
-    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest", "event"), READ),
+    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest", "event", "placement"), READ),
     "twinmesh_maintenance": {
         "series": READ,
         "segment": READ,
@@ -99,7 +100,7 @@ TENANT = (
 POLICIES = {
     **{
         (table, "twinmesh_twin_query"): ("SELECT", TENANT)
-        for table in ("series", "segment", "series_latest", "event")
+        for table in ("series", "segment", "series_latest", "event", "placement")
     },
     **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
     **{
@@ -208,6 +209,7 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "limit_bucket",
             "limit_hit",
             "limit_lease",
+            "placement",
         ),
         True,
     )

@@ -246,7 +246,7 @@ async def test_a_message_by_all_doors_and_processes_is_stored_once(mesh: Mesh, i
     by_stream = [
         part for name, parts in messages.items() for part in chunks(name, parts) if part.chunk.index % 3 != 2
     ]
-    async with mesh.ingest() as other, streaming(other) as client:
+    async with mesh.ingest() as other, streaming(other) as client, mesh.site.device() as device:
         await client.open()
 
         async def stream() -> None:
@@ -256,7 +256,7 @@ async def test_a_message_by_all_doors_and_processes_is_stored_once(mesh: Mesh, i
 
         await asyncio.gather(
             stream(),
-            mesh.site.send(*shuffled(by_mqtt), device=BLE),
+            *(device.publish(f"devices/{BLE}/telemetry", each, qos=1) for each in shuffled(by_mqtt)),
             *(send(ingest, part) for part in shuffled(by_unary)),
         )
 

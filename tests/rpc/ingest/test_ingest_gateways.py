@@ -30,6 +30,8 @@ from tests.rpc.ingest.gateway_site import (
 )
 from tests.rpc.ingest.neighbours import FakeAssets, Ingest, refused, running_ingest, serving, until
 from twinmesh.asset.v1 import device_type_service_pb2 as type_pb2
+from twinmesh.ingest.v1 import dead_letter_service_pb2 as dead_letter_pb2
+from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -343,3 +345,32 @@ async def test_storage_is_bounded(ingest: Ingest, monkeypatch: pytest.MonkeyPatc
     assert told.metadata["limit_name"] == "tenant_chunk_bytes"
     monkeypatch.setattr(stored_chunks, "MAX_MESSAGE_BYTES", 1_000)
     assert tell(await send(ingest, chunks("long", [b" " * 2_000, b""])[0])) == (0, 1, ["CHUNK_INVALID"])
+
+
+async def test_a_gateway_s_dead_letter_is_replayed_for_its_children(ingest: Ingest, mesh: Mesh) -> None:
+    content = [*hub_objects(1), {"tag": {"mac": "late"}, "time": NOW / 1e6, "count": 7}]
+    await send(ingest, message(HUB, content))
+    mesh.assets.add_child("hub-1-late", HUB, "late")
+    await ingest.announce(b'{"devices": ["hub-1-late"], "device_types": []}')
+    stub = dead_letter_grpc.DeadLetterServiceStub(ingest.channel)
+    caller = ingest.caller(permissions=["dead_letter:write"])
+
+    async def is_replayed() -> bool:
+        request = dead_letter_pb2.ReplayDeadLettersRequest(
+            filter=dead_letter_pb2.DeadLetterFilter(device_id=HUB)
+        )
+        await stub.ReplayDeadLetters(request, metadata=caller)
+        return await letters(ingest) == []
+
+    await until(is_replayed)
+    assert await counts(ingest, HUB) == {"b1": [1], "late": [7]}
+
+
+async def test_raw_messages_are_found_by_gateway_and_by_child(ingest: Ingest) -> None:
+    await send(ingest, message(HUB, hub_objects(2)))
+    await send(ingest, chunks("m", [b"[", b"]"])[0])
+    rows = await ingest.fetch_rows(
+        "SELECT devices.device_ids FROM telemetry.raw_message JOIN telemetry.raw_device_set AS devices"
+        " USING (tenant_id, device_set_id) ORDER BY raw_message_id"
+    )
+    assert [row["device_ids"] for row in rows] == [[HUB, "hub-1-b1", "hub-1-b2"], [BLE]]

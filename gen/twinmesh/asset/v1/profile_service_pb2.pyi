@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from twinmesh.asset.v1 import asset_service_pb2 as _asset_service_pb2
 from twinmesh.asset.v1 import device_service_pb2 as _device_service_pb2
 from twinmesh.asset.v1 import device_type_service_pb2 as _device_type_service_pb2
 import builtins as _builtins
@@ -56,6 +57,7 @@ class BatchGetProfilesResponse(_message.Message):
 
     DEVICES_FIELD_NUMBER: _builtins.int
     DEVICE_TYPES_FIELD_NUMBER: _builtins.int
+    ASSETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[_device_service_pb2.Device]:
         """Those that exist, in no order."""
@@ -64,15 +66,20 @@ class BatchGetProfilesResponse(_message.Message):
     def device_types(self) -> _containers.RepeatedCompositeFieldContainer[_device_type_service_pb2.DeviceType]:
         """The types they are of."""
 
+    @_builtins.property
+    def assets(self) -> _containers.RepeatedCompositeFieldContainer[_asset_service_pb2.Asset]:
+        """The assets they are on."""
+
     def __init__(
         self,
         *,
         devices: _abc.Iterable[_device_service_pb2.Device] | None = ...,
         device_types: _abc.Iterable[_device_type_service_pb2.DeviceType] | None = ...,
+        assets: _abc.Iterable[_asset_service_pb2.Asset] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_types", b"device_types", "devices", b"devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assets", b"assets", "device_types", b"device_types", "devices", b"devices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -75,7 +75,7 @@ class ProfileServiceServicer:
 
     def BatchGetProfiles(self, request, context):
         """BatchGetProfiles answers the devices among the ids that exist in the tenant,
-        each with its type's id, and those types once. Ids that are absent are left
+        each with the ids of its type and asset, and those once. Ids that are absent are left
         out. Read only, safe to retry. What was read is stale once a message on the
         bus subject `asset.changed.<tenant>` names the device or type.
         """

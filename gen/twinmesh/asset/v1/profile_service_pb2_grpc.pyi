@@ -37,7 +37,7 @@ class ProfileServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ProfileServiceAsyncStub: ...
     BatchGetProfiles: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetProfilesRequest, _profile_service_pb2.BatchGetProfilesResponse]
     """BatchGetProfiles answers the devices among the ids that exist in the tenant,
-    each with its type's id, and those types once. Ids that are absent are left
+    each with the ids of its type and asset, and those once. Ids that are absent are left
     out. Read only, safe to retry. What was read is stale once a message on the
     bus subject `asset.changed.<tenant>` names the device or type.
     """
@@ -70,7 +70,7 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchGetProfiles: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetProfilesRequest, _profile_service_pb2.BatchGetProfilesResponse]  # type: ignore[assignment]
     """BatchGetProfiles answers the devices among the ids that exist in the tenant,
-    each with its type's id, and those types once. Ids that are absent are left
+    each with the ids of its type and asset, and those once. Ids that are absent are left
     out. Read only, safe to retry. What was read is stale once a message on the
     bus subject `asset.changed.<tenant>` names the device or type.
     """
@@ -105,7 +105,7 @@ class ProfileServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_profile_service_pb2.BatchGetProfilesResponse, _abc.Awaitable[_profile_service_pb2.BatchGetProfilesResponse]]:
         """BatchGetProfiles answers the devices among the ids that exist in the tenant,
-        each with its type's id, and those types once. Ids that are absent are left
+        each with the ids of its type and asset, and those once. Ids that are absent are left
         out. Read only, safe to retry. What was read is stale once a message on the
         bus subject `asset.changed.<tenant>` names the device or type.
         """

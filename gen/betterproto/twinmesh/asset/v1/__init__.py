@@ -753,6 +753,11 @@ class BatchGetProfilesResponse(betterproto2.Message):
     The types they are of.
     """
 
+    assets: "list[Asset]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    The assets they are on.
+    """
+
 
 default_message_pool.register_message(
     "twinmesh.asset.v1", "BatchGetProfilesResponse", BatchGetProfilesResponse
@@ -2374,7 +2379,7 @@ class ProfileServiceStub(betterproto2_grpclib.ServiceStub):
     ) -> "BatchGetProfilesResponse":
         """
         BatchGetProfiles answers the devices among the ids that exist in the tenant,
-        each with its type's id, and those types once. Ids that are absent are left
+        each with the ids of its type and asset, and those once. Ids that are absent are left
         out. Read only, safe to retry. What was read is stale once a message on the
         bus subject `asset.changed.<tenant>` names the device or type.
         """

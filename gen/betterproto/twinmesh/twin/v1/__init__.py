@@ -23,6 +23,7 @@ __all__ = (
     "ListTwinsResponse",
     "MetricHistory",
     "MetricState",
+    "Placement",
     "QualityColumns",
     "QueryHistoryRequest",
     "QueryHistoryResponse",
@@ -607,6 +608,33 @@ default_message_pool.register_message("twinmesh.twin.v1", "MetricState", MetricS
 
 
 @dataclass(eq=False, repr=False)
+class Placement(betterproto2.Message):
+    """
+    Placement says where a device was from a time on, until the next one.
+    """
+
+    start_time: "datetime.datetime | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    From this time on.
+    """
+
+    asset_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    The asset; empty: on none any more.
+    """
+
+    location: "__type__v1__.Point | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Where the asset was, if that was known.
+    """
+
+
+default_message_pool.register_message("twinmesh.twin.v1", "Placement", Placement)
+
+
+@dataclass(eq=False, repr=False)
 class QualityColumns(betterproto2.Message):
     """
     QualityColumns say how good samples are, in percent, in columns of equal length
@@ -710,6 +738,12 @@ class QueryHistoryResponse(betterproto2.Message):
     next_page_token: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
     Empty on the last page.
+    """
+
+    placements: "list[Placement]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Which assets the device was on in the time asked for, as ingest saw it: by time, the first may
+    have begun before. At most 1,000; empty when it was on none.
     """
 
 
