@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -120,19 +121,19 @@ class IngestPolicies:
         self._default = IngestPolicy(live_window, keeps_raw)
         self._by_tenant: dict[str, tuple[int, IngestPolicy]] = {}
         self._read_us = 0
-        self._following = background(self._follow(), name="ingest-policies")
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         """Read all of them, if PostgreSQL is there, and go on reading what changes."""
         await self._try_to_read()
-        await self._following.__aenter__()
+        await self._stack.enter_async_context(background(self._follow(), name="ingest-policies"))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Read no more."""
-        await self._following.__aexit__(kind, error, trace)
+        await self._stack.aclose()
 
     def of(self, tenant: str) -> IngestPolicy:
         """Return a tenant's policy."""
