@@ -118,6 +118,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             backfill_id=request.backfill_id,
             received_us=received_us,
         )
+        batch = replace(batch, raw=self._raw.of_events(batch.tenant, request, received_us))
         return event_messages.to_events_response(await self._writer.write(batch))
 
     async def CreateBackfill(
