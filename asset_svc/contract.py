@@ -11,20 +11,31 @@ from twinmesh.asset.v1 import (
     device_type_service_pb2,
 )
 from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2
-from twinmesh.ingest.v1 import ingest_policy_service_pb2, ingest_service_pb2, limit_service_pb2
+from twinmesh.ingest.v1 import (
+    dead_letter_service_pb2,
+    ingest_policy_service_pb2,
+    ingest_service_pb2,
+    limit_service_pb2,
+    raw_message_service_pb2,
+    receipt_service_pb2,
+)
 from twinmesh.mesh.v1 import health_service_pb2
-from twinmesh.twin.v1 import twin_service_pb2
+from twinmesh.twin.v1 import event_service_pb2, twin_service_pb2
 
 _FILES = (
     api_key_service_pb2,
     asset_service_pb2,
     asset_type_service_pb2,
+    dead_letter_service_pb2,
     device_service_pb2,
     device_type_service_pb2,
+    event_service_pb2,
     health_service_pb2,
     ingest_policy_service_pb2,
     ingest_service_pb2,
     limit_service_pb2,
+    raw_message_service_pb2,
+    receipt_service_pb2,
     session_service_pb2,
     twin_service_pb2,
 )

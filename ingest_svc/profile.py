@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 
 from jsonpointer import JsonPointer
 
-from ingest_svc.detectors import multivariate, robust
+from ingest_svc.detectors import robust
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.units import Conversion
 from telemetry_store.columns import Kind
 from telemetry_store.series import Point
+
+# An hour at one row a second. After 400 rows, with which the detector is measured, it took most of what a
+# healthy pump did later for anomalies (docs/benchmarks.md).
+WARM_UP = 3_200
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class JointRules:
     """
 
     metrics: tuple[str, ...]
-    warm_up: int = multivariate.DEFAULTS.warm_up
+    warm_up: int = WARM_UP
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,15 @@ class RawTrail:
         devices = DeviceSet.of(reading.device_id for reading in readings)
         return (RawMessage(RawFormat.REQUEST, received_us, devices, request.SerializeToString()),)
 
+    def of_events(
+        self, tenant: str, request: ingest_pb2.IngestEventsRequest, received_us: int
+    ) -> Sequence[RawMessage]:
+        """Return what is kept of a unary request with events; one on an asset speaks of no device."""
+        if not self.keeps(tenant):
+            return ()
+        devices = DeviceSet.of(event.device_id for event in request.events if event.device_id)
+        return (RawMessage(RawFormat.EVENTS_REQUEST, received_us, devices, request.SerializeToString()),)
+
     def of_messages(
         self, tenant: str, messages: Iterable[tuple[bytes, Iterable[str]]], received_us: int
     ) -> Sequence[RawMessage]:
@@ -183,10 +192,13 @@ class StreamTrail:
         if isinstance(content, DeviceSet):
             return content
         if isinstance(content, SentColumns):
-            return self._devices_behind(content.aliases)
+            behind = self._devices_behind(content.aliases)
+            return (
+                behind if not batch.events else DeviceSet.of([*behind.device_ids, *_devices_of_events(batch)])
+            )
         if isinstance(content, RefusedContent):
             return DeviceSet.of(self._devices_named(batch))
-        return DeviceSet.of(reading.device_id for reading in content)
+        return DeviceSet.of([*(reading.device_id for reading in content), *_devices_of_events(batch)])
 
     def _devices_behind(self, aliases: npt.NDArray[np.uint32]) -> DeviceSet:
         if self._devices is not None and np.array_equal(self._aliases, aliases):
@@ -212,3 +224,11 @@ class StreamTrail:
         for device_id in named:
             if _DEVICE_ID.fullmatch(device_id):
                 yield device_id
+        yield from _devices_of_events(batch)
+
+
+def _devices_of_events(batch: ingest_pb2.Batch) -> Iterator[str]:
+    """Yield the devices of a batch's events, which nobody has checked."""
+    for event in batch.events:
+        if _DEVICE_ID.fullmatch(event.device_id):
+            yield event.device_id

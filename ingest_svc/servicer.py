@@ -128,6 +128,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             backfill_id=request.backfill_id,
             received_us=received_us,
         )
+        batch = replace(batch, raw=self._raw.of_events(batch.tenant, request, received_us))
         charge = await self._admit(request)
         return event_messages.to_events_response(await self._submit(batch, charge))
 

@@ -107,6 +107,7 @@ class RawFormat(IntEnum):
     SERIES_DEFS = 2  # twinmesh.ingest.v1.SeriesDefs
     REQUEST = 3  # twinmesh.ingest.v1.IngestTelemetryRequest
     MESSAGE = 4  # a device's own
+    EVENTS_REQUEST = 5  # twinmesh.ingest.v1.IngestEventsRequest
 
 
 @dataclass(frozen=True, slots=True)

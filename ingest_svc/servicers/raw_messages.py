@@ -31,6 +31,7 @@ _FORMATS = {
     RawFormat.SERIES_DEFS: contract.RAW_MESSAGE_FORMAT_SERIES_DEFS,
     RawFormat.REQUEST: contract.RAW_MESSAGE_FORMAT_REQUEST,
     RawFormat.MESSAGE: contract.RAW_MESSAGE_FORMAT_DEVICE_MESSAGE,
+    RawFormat.EVENTS_REQUEST: contract.RAW_MESSAGE_FORMAT_EVENTS_REQUEST,
 }
 
 
@@ -104,6 +105,8 @@ class RawMessageServicer(contract_grpc.RawMessageServiceServicer):
                 message.series_defs.MergeFromString(found.payload)
             case RawFormat.REQUEST:
                 message.request.MergeFromString(found.payload)
+            case RawFormat.EVENTS_REQUEST:
+                message.events_request.MergeFromString(found.payload)
             case RawFormat.MESSAGE:
                 with suppress(UnicodeDecodeError):
                     message.text = found.payload.decode()

@@ -33,13 +33,14 @@ CREATE TABLE telemetry.raw_message (
     size integer NOT NULL,
     payload bytea NOT NULL,
     CONSTRAINT raw_message_pkey PRIMARY KEY (tenant_id, received_at, raw_message_id),
-    CONSTRAINT raw_message_format_known CHECK (format BETWEEN 1 AND 4)
+    CONSTRAINT raw_message_format_known CHECK (format BETWEEN 1 AND 5)
 ) PARTITION BY RANGE (received_at);
 COMMENT ON TABLE telemetry.raw_message IS
     'Every message that was taken or refused for good, as received, in the commit that decided about it. '
     'Partitions are UTC days.';
 COMMENT ON COLUMN telemetry.raw_message.format IS
-    '1 twinmesh.ingest.v1.Batch, 2 SeriesDefs, 3 IngestTelemetryRequest, 4 a device''s own payload.';
+    '1 twinmesh.ingest.v1.Batch, 2 SeriesDefs, 3 IngestTelemetryRequest, 4 a device''s own payload, '
+    '5 IngestEventsRequest.';
 COMMENT ON COLUMN telemetry.raw_message.epoch IS
     'Of the stream: aliases of a batch are defined by the SeriesDefs of the same writer and epoch.';
 COMMENT ON COLUMN telemetry.raw_message.request_id IS

@@ -87,6 +87,20 @@ async def test_each_door_s_message_is_found_by_device_and_time(site: MqttSite, a
     assert await found(site.admin, device_id=device, end_time=before.isoformat()) == []
 
 
+async def test_events_are_found_by_their_devices(site: MqttSite) -> None:
+    device, request_id = await site.device(), uuid.uuid4().hex
+    events = [
+        {"deviceId": device, "type": "door.opened"},
+        {"deviceId": "no-such-device", "type": "door.opened"},
+    ]
+    sent = await site.admin.post("/v1/events", json={"events": events, "requestId": request_id})
+    sent.raise_for_status()
+    (kept,) = await found(site.admin, device_id=device)
+    assert (kept["format"], kept["requestId"]) == ("RAW_MESSAGE_FORMAT_EVENTS_REQUEST", request_id)
+    assert kept["deviceIds"] == sorted([device, "no-such-device"])
+    assert [event["deviceId"] for event in kept["eventsRequest"]["events"]] == [device, "no-such-device"]
+
+
 async def test_a_large_batch_is_read_as_json(site: MqttSite, admin_token: str) -> None:
     device, writer = await site.device(), uuid.uuid4().hex
     first_us = int(datetime.now(UTC).timestamp() * 1_000_000) - SAMPLES

@@ -289,7 +289,9 @@ class JointAnomalyRules(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     WARM_UP_FIELD_NUMBER: _builtins.int
     warm_up: _builtins.int
-    """How many rows, at least; absent: 400. Of more than eight metrics more are taken."""
+    """How many rows, at least; absent: 3,200. They should show the device at work as usual, for as
+    long as it takes to get warm. Of many metrics more are taken.
+    """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Two to 64 metrics of kind DOUBLE; empty: all of them whose anomalies are not disabled."""

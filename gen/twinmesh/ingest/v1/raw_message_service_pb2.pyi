@@ -41,6 +41,8 @@ class _RawMessageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RawM
     """A serialized IngestTelemetryRequest."""
     RAW_MESSAGE_FORMAT_DEVICE_MESSAGE: _RawMessageFormat.ValueType  # 4
     """What a device published by MQTT, byte for byte."""
+    RAW_MESSAGE_FORMAT_EVENTS_REQUEST: _RawMessageFormat.ValueType  # 5
+    """A serialized IngestEventsRequest."""
 
 class RawMessageFormat(_RawMessageFormat, metaclass=_RawMessageFormatEnumTypeWrapper):
     """RawMessageFormat says what the payload of a raw message is."""
@@ -59,6 +61,8 @@ RAW_MESSAGE_FORMAT_REQUEST: RawMessageFormat.ValueType  # 3
 """A serialized IngestTelemetryRequest."""
 RAW_MESSAGE_FORMAT_DEVICE_MESSAGE: RawMessageFormat.ValueType  # 4
 """What a device published by MQTT, byte for byte."""
+RAW_MESSAGE_FORMAT_EVENTS_REQUEST: RawMessageFormat.ValueType  # 5
+"""A serialized IngestEventsRequest."""
 Global___RawMessageFormat: _TypeAlias = RawMessageFormat  # noqa: Y015
 
 @_typing.final
@@ -88,6 +92,7 @@ class RawMessage(_message.Message):
     SERIES_DEFS_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    EVENTS_REQUEST_FIELD_NUMBER: _builtins.int
     SERIES_DEFS_IDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id: when it was received, microseconds since the epoch, and a number."""
@@ -140,6 +145,10 @@ class RawMessage(_message.Message):
         """Of format REQUEST."""
 
     @_builtins.property
+    def events_request(self) -> _ingest_service_pb2.IngestEventsRequest:
+        """Of format EVENTS_REQUEST."""
+
+    @_builtins.property
     def series_defs_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of a batch: ids of the messages that define its stream's aliases. Not in a list."""
 
@@ -165,13 +174,14 @@ class RawMessage(_message.Message):
         series_defs: _ingest_service_pb2.SeriesDefs | None = ...,
         request: _ingest_service_pb2.IngestTelemetryRequest | None = ...,
         text: _builtins.str = ...,
+        events_request: _ingest_service_pb2.IngestEventsRequest | None = ...,
         series_defs_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "content", b"content", "receive_time", b"receive_time", "request", b"request", "series_defs", b"series_defs", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "content", b"content", "events_request", b"events_request", "receive_time", b"receive_time", "request", b"request", "series_defs", b"series_defs", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "content", b"content", "device_count", b"device_count", "device_ids", b"device_ids", "door", b"door", "epoch", b"epoch", "format", b"format", "id", b"id", "payload", b"payload", "principal", b"principal", "receive_time", b"receive_time", "request", b"request", "request_id", b"request_id", "sequence", b"sequence", "series_defs", b"series_defs", "series_defs_ids", b"series_defs_ids", "size", b"size", "stored_size", b"stored_size", "text", b"text", "trace_id", b"trace_id", "writer_id", b"writer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "content", b"content", "device_count", b"device_count", "device_ids", b"device_ids", "door", b"door", "epoch", b"epoch", "events_request", b"events_request", "format", b"format", "id", b"id", "payload", b"payload", "principal", b"principal", "receive_time", b"receive_time", "request", b"request", "request_id", b"request_id", "sequence", b"sequence", "series_defs", b"series_defs", "series_defs_ids", b"series_defs_ids", "size", b"size", "stored_size", b"stored_size", "text", b"text", "trace_id", b"trace_id", "writer_id", b"writer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["batch", "series_defs", "request", "text"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["batch", "series_defs", "request", "text", "events_request"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 

@@ -1347,7 +1347,8 @@ class JointAnomalyRules(betterproto2.Message):
 
     warm_up: "int | None" = betterproto2.field(2, betterproto2.TYPE_INT32, optional=True)
     """
-    How many rows, at least; absent: 400. Of more than eight metrics more are taken.
+    How many rows, at least; absent: 3,200. They should show the device at work as usual, for as
+    long as it takes to get warm. Of many metrics more are taken.
     """
 
 

@@ -255,6 +255,11 @@ class RawMessageFormat(betterproto2.Enum):
     What a device published by MQTT, byte for byte.
     """
 
+    EVENTS_REQUEST = 5
+    """
+    A serialized IngestEventsRequest.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -263,6 +268,7 @@ class RawMessageFormat(betterproto2.Enum):
             2: "RAW_MESSAGE_FORMAT_SERIES_DEFS",
             3: "RAW_MESSAGE_FORMAT_REQUEST",
             4: "RAW_MESSAGE_FORMAT_DEVICE_MESSAGE",
+            5: "RAW_MESSAGE_FORMAT_EVENTS_REQUEST",
         }
 
     @classmethod
@@ -273,6 +279,7 @@ class RawMessageFormat(betterproto2.Enum):
             "RAW_MESSAGE_FORMAT_SERIES_DEFS": 2,
             "RAW_MESSAGE_FORMAT_REQUEST": 3,
             "RAW_MESSAGE_FORMAT_DEVICE_MESSAGE": 4,
+            "RAW_MESSAGE_FORMAT_EVENTS_REQUEST": 5,
         }
 
 
@@ -2233,6 +2240,13 @@ class RawMessage(betterproto2.Message):
     text: "str | None" = betterproto2.field(19, betterproto2.TYPE_STRING, optional=True, group="content")
     """
     Of format DEVICE_MESSAGE, when it is text in UTF-8.
+    """
+
+    events_request: "IngestEventsRequest | None" = betterproto2.field(
+        21, betterproto2.TYPE_MESSAGE, optional=True, group="content"
+    )
+    """
+    Of format EVENTS_REQUEST.
     """
 
     series_defs_ids: "list[str]" = betterproto2.field(20, betterproto2.TYPE_STRING, repeated=True)
