@@ -33,6 +33,8 @@ def to_policy(row: IngestPolicyRow, most: LiveWindow) -> policy_pb2.IngestPolicy
         policy.raw_enabled = row.raw_enabled
     if row.raw_retention is not None:
         policy.raw_retention.FromTimedelta(row.raw_retention)
+    if row.dead_letter_retention is not None:
+        policy.dead_letter_retention.FromTimedelta(row.dead_letter_retention)
     policy.max_late_window.FromMicroseconds(most.late_us)
     policy.max_future_window.FromMicroseconds(most.future_us)
     return policy
@@ -57,6 +59,9 @@ def to_row(policy: policy_pb2.IngestPolicy, current: IngestPolicyRow, most: Live
         future_us=future_us,
         raw_enabled=policy.raw_enabled if policy.HasField("raw_enabled") else None,
         raw_retention=policy.raw_retention.ToTimedelta() if policy.HasField("raw_retention") else None,
+        dead_letter_retention=policy.dead_letter_retention.ToTimedelta()
+        if policy.HasField("dead_letter_retention")
+        else None,
         limits=tuple(map(_from_limit, policy.limits)),
     )
 

@@ -61,8 +61,9 @@ async def test_a_tenant_without_one_has_the_installations(ingest: Ingest) -> Non
 
 async def test_a_change_is_written_by_mask_and_etag(ingest: Ingest) -> None:
     limit = policy_pb2.Limit(subject_kind=DEVICE_KIND, subject="pump-1", samples_per_second=5)
-    first = await update(ingest, limits=[limit], **window(late_window=60))
+    first = await update(ingest, limits=[limit], **window(late_window=60, dead_letter_retention=7_200))
     assert (first.late_window.seconds, list(first.limits)) == (60, [limit])
+    assert first.dead_letter_retention.seconds == 7_200
 
     second = await update(ingest, "late_window", "future_window", etag=first.etag, **window(future_window=0))
     assert not second.HasField("late_window")
@@ -83,6 +84,7 @@ async def test_a_change_is_written_by_mask_and_etag(ingest: Ingest) -> None:
         (window(late_window=8 * 86_400), "ingest_policy.late_window"),
         (window(future_window=601), "ingest_policy.future_window"),
         (window(raw_retention=3600), "ingest_policy.raw_retention"),
+        (window(dead_letter_retention=60), "ingest_policy.dead_letter_retention"),
         ({"limits": [policy_pb2.Limit(samples_per_second=1)]}, "ingest_policy.limits[0].subject_kind"),
         ({"limits": [policy_pb2.Limit(subject_kind=TENANT_KIND, subject="x")]}, "ingest_policy.limits[0]"),
         ({"limits": [policy_pb2.Limit(subject_kind=DEVICE_KIND, streams=1)]}, "ingest_policy.limits[0]"),

@@ -73,6 +73,7 @@ class IngestPolicy(_message.Message):
     MAX_FUTURE_WINDOW_FIELD_NUMBER: _builtins.int
     RAW_ENABLED_FIELD_NUMBER: _builtins.int
     RAW_RETENTION_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_RETENTION_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """Version of what was read; changes with every write."""
     raw_enabled: _builtins.bool
@@ -105,6 +106,10 @@ class IngestPolicy(_message.Message):
     def raw_retention(self) -> _duration_pb2.Duration:
         """How long such messages are kept; absent: as the installation is set."""
 
+    @_builtins.property
+    def dead_letter_retention(self) -> _duration_pb2.Duration:
+        """How long dead letters are kept; absent: as the installation is set."""
+
     def __init__(
         self,
         *,
@@ -117,10 +122,11 @@ class IngestPolicy(_message.Message):
         max_future_window: _duration_pb2.Duration | None = ...,
         raw_enabled: _builtins.bool | None = ...,
         raw_retention: _duration_pb2.Duration | None = ...,
+        dead_letter_retention: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled", "future_window", b"future_window", "late_window", b"late_window", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "raw_enabled", b"raw_enabled", "raw_retention", b"raw_retention", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled", "dead_letter_retention", b"dead_letter_retention", "future_window", b"future_window", "late_window", b"late_window", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "raw_enabled", b"raw_enabled", "raw_retention", b"raw_retention", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled", "etag", b"etag", "future_window", b"future_window", "late_window", b"late_window", "limits", b"limits", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "raw_enabled", b"raw_enabled", "raw_retention", b"raw_retention", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled", "dead_letter_retention", b"dead_letter_retention", "etag", b"etag", "future_window", b"future_window", "late_window", b"late_window", "limits", b"limits", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "raw_enabled", b"raw_enabled", "raw_retention", b"raw_retention", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__raw_enabled: _TypeAlias = _typing.Literal["raw_enabled"]  # noqa: Y015
     _WhichOneofArgType__raw_enabled: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled"]  # noqa: Y015

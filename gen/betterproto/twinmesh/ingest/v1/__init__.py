@@ -1398,6 +1398,13 @@ class IngestPolicy(betterproto2.Message):
     How long such messages are kept; absent: as the installation is set.
     """
 
+    dead_letter_retention: "datetime.timedelta | None" = betterproto2.field(
+        10, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    How long dead letters are kept; absent: as the installation is set.
+    """
+
 
 default_message_pool.register_message("twinmesh.ingest.v1", "IngestPolicy", IngestPolicy)
 
