@@ -9,6 +9,7 @@ finds nothing.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -29,7 +30,14 @@ from meshkit.tasks import background
 from meshkit.telemetry import current_trace_id, tracer
 from telemetry_store import chunks as stored_chunks
 from telemetry_store.chunks import Chunks, ChunkStore, MessageKey
-from telemetry_store.requests import DeadLetter, MessageEnd, RequestIdentity, WriteRequest, WriteResult
+from telemetry_store.requests import (
+    DeadLetter,
+    MessageEnd,
+    PayloadFormat,
+    RequestIdentity,
+    WriteRequest,
+    WriteResult,
+)
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
@@ -152,7 +160,8 @@ class Assembler:
         if chunks is None:
             return None
         if not chunks.is_whole:
-            return self._bury(chunks, _missing(chunks, self._expire_s))
+            # With a gap, what came may read as another message: it can be looked at, not replayed.
+            return self._bury(chunks, _missing(chunks, self._expire_s), payload_format=PayloadFormat.NONE)
         if key in self._failed:
             return self._bury(chunks, INTERNAL)
         with tracer.start_as_current_span(
@@ -198,7 +207,9 @@ class Assembler:
             received_us=chunks.arrival_us,
         )
 
-    def _bury(self, chunks: Chunks, why: Why) -> asyncio.Future[WriteResult]:
+    def _bury(
+        self, chunks: Chunks, why: Why, *, payload_format: PayloadFormat = PayloadFormat.MESSAGE
+    ) -> asyncio.Future[WriteResult]:
         """Keep a message as a dead letter, and nothing of it as samples."""
         return self._writer.submit(
             WriteRequest(
@@ -210,7 +221,7 @@ class Assembler:
                 outcome=counts(TakenMessages()),
                 refused_outcome=b"",
                 door=chunks.door,
-                dead_letters=[_letter(chunks, why)],
+                dead_letters=[replace(_letter(chunks, why), payload_format=payload_format)],
                 end=_end_of(chunks),
             )
         )
@@ -234,7 +245,7 @@ def _missing(chunks: Chunks, expire_s: float) -> Why:
     missing = f"chunks {ranges(chunks.missing)} of {chunks.message.total}"
     return (
         ErrorReason.ERROR_REASON_CHUNKS_MISSING,
-        f"{missing} of message {chunks.key[2]!r} did not come within {expire_s:g} s",
+        f"{missing} of message {chunks.key[2]!r} did not come within {expire_s:g} s; send the message again",
     )
 
 

@@ -201,7 +201,7 @@ class _Assessor:
             elif (stored := _converted(sent, defined)) is None:
                 why = outcome.VALUE_TOO_LARGE
             elif defined.bounds is not None and not _is_within(cast(float, stored), defined.bounds):
-                why = outcome.value_out_of_range(name, defined.bounds)
+                why = outcome.value_out_of_range(metric, defined.unit, defined.bounds, cast(float, stored))
             else:
                 series = series_by_metric.get(metric)
                 if series is None:

@@ -319,6 +319,12 @@ def _stretch_starts(columns: SentColumns, reasons: npt.NDArray[np.int16]) -> npt
     return np.flatnonzero(begins)
 
 
+def _value_at(columns: SentColumns, table: SeriesTable, place: int, kind: Kind) -> float:
+    """Return the number at a place of the batch."""
+    before = np.count_nonzero(_sample_kinds(columns, table)[:place] == kind)
+    return float(columns.values[kind][before])
+
+
 def _refusals(
     columns: SentColumns,
     table: SeriesTable,
@@ -341,7 +347,8 @@ def _refusals(
         elif reason == _VALUE_INVALID:
             why = _INVALID_VALUES[definition.kind]
         elif reason == _OUT_OF_RANGE:
-            why = outcome.value_out_of_range(definition.metric, table.bounds_of(alias))
+            value = _value_at(columns, table, start, definition.kind)
+            why = outcome.value_out_of_range(*table.bounded(alias), value)
         elif reason == outcome.BATCH_REFUSED[0]:
             why = outcome.BATCH_REFUSED
         else:

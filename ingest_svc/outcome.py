@@ -136,18 +136,26 @@ def takes_no_chunks(device_type_id: str) -> Why:
 
 def child_unknown(name: str, gateway_id: str) -> Why:
     """Say that a gateway has no child of a name."""
-    return ErrorReason.ERROR_REASON_CHILD_UNKNOWN, f"gateway {gateway_id!r} has no child {name!r}"
+    message = (
+        f"device {gateway_id!r} has no child {name!r}; create it with this parent_id, or have the type of "
+        "the parent, whose role is then a gateway's, register unknown children"
+    )
+    return ErrorReason.ERROR_REASON_CHILD_UNKNOWN, message
 
 
-def value_out_of_range(metric: str, bounds: tuple[float, float]) -> Why:
+def value_out_of_range(metric: str, unit: str, bounds: tuple[float, float], value: float) -> Why:
     """Say that a value is outside of what its device type takes."""
     minimum, maximum = bounds
+    upper = f"{maximum:g} {unit}".rstrip()
     return (
         ErrorReason.ERROR_REASON_VALUE_OUT_OF_RANGE,
-        f"metric {metric!r} is from {minimum:g} to {maximum:g} in its unit; its type refuses other values",
+        f"metric {metric!r} is from {minimum:g} to {upper}; its type refuses other values, such as {value:g}",
     )
 
 
 def time_out_of_window(window: TimeWindow) -> Why:
     """Say that an event time is not taken."""
-    return ErrorReason.ERROR_REASON_TIME_OUT_OF_WINDOW, f"its time is outside of {window}"
+    return (
+        ErrorReason.ERROR_REASON_TIME_OUT_OF_WINDOW,
+        f"its time is outside of {window}; set the clock, or load old recordings as a backfill",
+    )

@@ -17,8 +17,6 @@ from telemetry_store.placements import DevicePlacement, Placement
 _log = structlog.get_logger()
 _SAVED_EVERY_S = 0.5
 _SAVED_AT_ONCE = 5_000
-# While PostgreSQL is away; what is dropped is noted when the profile is read anew.
-_MOST_WAITING = 200_000
 
 
 class PlacementStore(Protocol):
@@ -51,9 +49,8 @@ class Placements:
         place = profile.asset_id, profile.asset_location
         if known is not None and (known.asset_id, known.asset_location) == place:
             return
-        if len(self._waiting) < _MOST_WAITING:
-            placement = Placement(self._clock.now_us(), profile.asset_id, profile.asset_location)
-            self._waiting[tenant, device_id] = DevicePlacement(tenant, device_id, placement)
+        placement = Placement(self._clock.now_us(), profile.asset_id, profile.asset_location)
+        self._waiting[tenant, device_id] = DevicePlacement(tenant, device_id, placement)
 
     async def keep_saving(self) -> None:
         """Save what was noted, twice a second, until it is cancelled."""

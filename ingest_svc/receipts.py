@@ -6,6 +6,7 @@ from ingest_svc.message_path import PRINCIPAL
 from meshkit import policy
 from meshkit.clock import to_datetime
 from meshkit.identity import Principal
+from telemetry_store import chunks
 from telemetry_store.receipts import Receipt, WriterReceipt
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1.receipt_service_pb2 import (
@@ -62,7 +63,8 @@ class Receipts:
             receipt = await self._store.of_request(tenant, sender, asked.request_id)
         else:
             policy.require(_OTHERS, principal, method="the receipt of a device's message")
-            receipt = await self._store.of_message(tenant, PRINCIPAL, asked.message_id)
+            sender = chunks.PRINCIPAL if "/" in asked.message_id else PRINCIPAL
+            receipt = await self._store.of_message(tenant, sender, asked.message_id)
         if receipt is not None:
             return _committed(receipt)
         return LookupReceiptResponse(

@@ -59,6 +59,7 @@ class SeriesTable:
     """
 
     __slots__ = (
+        "_bounded",
         "_definitions",
         "_device_of",
         "_devices",
@@ -86,6 +87,7 @@ class SeriesTable:
         self.defined = 0
         self._definitions: list[SeriesDefinition | None] = []
         self._messages: dict[int, str] = {}
+        self._bounded: dict[int, tuple[str, str, tuple[float, float]]] = {}
         self._unresolved: list[int] = []
         # Places in `_devices` of the first `_placed` definitions, once somebody has asked.
         self._device_of: npt.NDArray[np.int32] = _NO_SERIES
@@ -145,10 +147,13 @@ class SeriesTable:
         """
         return ErrorReason.ValueType(int(self.verdicts[alias])), self._messages[alias]
 
-    def bounds_of(self, alias: int) -> tuple[float, float]:
-        """Return the least and greatest value of an alias that is not refused."""
-        minimum, maximum = _UNBOUNDED if self.bounds is None else self.bounds[alias]
-        return float(minimum), float(maximum)
+    def bounded(self, alias: int) -> tuple[str, str, tuple[float, float]]:
+        """Return metric and unit that an alias is stored as, and the values that are not refused.
+
+        Raises:
+            LookupError: none is.
+        """
+        return self._bounded[alias]
 
     def outdate(self, *, version: int, now_us: int) -> None:
         """Give up what was decided when it is 30 s old, or when profiles have changed since.
@@ -195,8 +200,8 @@ class SeriesTable:
                 self.verdicts[alias] = ErrorReason.ERROR_REASON_UNIT_MISMATCH
                 self._messages[alias] = f"metric {definition.metric!r} is stored in {metric.unit!r}: {error}"
                 continue
-            self._bound(alias, metric.bounds)
             name = profile.aliases.get(definition.metric, definition.metric)
+            self._bound(alias, name, metric)
             good[alias] = SeriesKey(definition.device_id, name, metric.kind, metric.unit), metric
         return good
 
@@ -245,9 +250,12 @@ class SeriesTable:
             self.conversions = np.tile(_AS_SENT, (self.places, 1))
         self.conversions[alias] = _AS_SENT if conversion is None else (conversion.scale, conversion.offset)
 
-    def _bound(self, alias: int, bounds: tuple[float, float] | None) -> None:
+    def _bound(self, alias: int, name: str, metric: MetricProfile) -> None:
+        bounds = metric.bounds
         if bounds is None and self.bounds is None:
             return
+        if bounds is not None:
+            self._bounded[alias] = name, metric.unit, bounds
         if self.bounds is None:
             self.bounds = np.tile(_UNBOUNDED, (self.places, 1))
         self.bounds[alias] = _UNBOUNDED if bounds is None else bounds

@@ -40,7 +40,8 @@ class SeriesCatalog:
     def __init__(self, *, pool: asyncpg.Pool, remembered: int = _REMEMBERED) -> None:
         self._pool = pool
         self._limit = remembered
-        self._remembered: OrderedDict[tuple[str, SeriesKey], int] = OrderedDict()
+        # By name, with the unit: when it changes and changes back, the table has to hear of both.
+        self._remembered: OrderedDict[tuple[str, _Name], tuple[str, int]] = OrderedDict()
         self.lookups = Lookups()
         self._missing = Gatherer(
             self._find_or_make, at_once=_QUESTIONS_AT_ONCE, most_items=_MOST_ASKED, rest_s=_QUESTION_REST_S
@@ -63,10 +64,11 @@ class SeriesCatalog:
         """
         found: dict[SeriesKey, int] = {}
         for key in keys:
-            series_id = self._remembered.get((tenant, key))
-            if series_id is not None:
+            name = tenant, (key.device_id, key.metric, int(key.kind))
+            unit, series_id = self._remembered.get(name, (None, 0))
+            if unit == key.unit:
                 found[key] = series_id
-                self._remembered.move_to_end((tenant, key))
+                self._remembered.move_to_end(name)
         absent = [key for key in dict.fromkeys(keys) if key not in found]
         self.lookups.hits += len(found)
         self.lookups.misses += len(absent)
@@ -77,7 +79,7 @@ class SeriesCatalog:
 
     def _remember(self, tenant: str, ids: Mapping[SeriesKey, int]) -> None:
         for key, series_id in ids.items():
-            self._remembered[tenant, key] = series_id
+            self._remembered[tenant, (key.device_id, key.metric, int(key.kind))] = key.unit, series_id
         while len(self._remembered) > self._limit:
             self._remembered.popitem(last=False)
 

@@ -107,7 +107,7 @@ class ReceiptStore:
         Args:
             tenant: whose device.
             principal: in whose name messages of devices are stored.
-            message_id: `<stream>:<number>`.
+            message_id: `<stream>:<number>`, or `<gateway>/<message id>` of one in chunks.
         """
         async with self._connection() as connection:
             row = await connection.fetchrow(
@@ -115,7 +115,7 @@ class ReceiptStore:
                 SELECT outcome, recorded_at,
                     ARRAY (
                         SELECT dead_letter_id FROM telemetry.dead_letter
-                        WHERE tenant_id = $1 AND message_id = $3
+                        WHERE tenant_id = $1 AND $3 IN (message_id, request_id)
                         ORDER BY dead_letter_id
                     ) AS dead_letters
                 FROM telemetry.request_id

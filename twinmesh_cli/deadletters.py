@@ -21,6 +21,7 @@ from twinmesh_cli.shown import visible
 _PREFIX = "ERROR_REASON_"
 _PAGE = 1_000  # the largest that the server gives
 _REPLAYED = 100  # in one call
+_ID_COLUMNS = 8
 _FILE_COLUMNS = 200
 
 deadletters_app = typer.Typer(help="List, read, replay and purge what was refused.", no_args_is_help=True)
@@ -246,7 +247,7 @@ async def _purge(
         answer: contract.PurgeDeadLettersResponse = await session.call(
             _stub(session).PurgeDeadLetters, request
         )
-        purged += answer.purged
+        purged += answer.purge_count
         if not (left or answer.more):
             return purged
 
@@ -254,7 +255,8 @@ async def _purge(
 def _print_letters(letters: list[contract.DeadLetter]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("id", "came", "door", "reason", "devices"):
-        table.add_column(heading, no_wrap=True)
+        # What one goes on with must not be cut.
+        table.add_column(heading, no_wrap=True, min_width=_ID_COLUMNS if heading == "id" else None)
     table.add_column("samples", justify="right")
     table.add_column("replays", justify="right")
     table.add_column("message", overflow="ellipsis", no_wrap=True)

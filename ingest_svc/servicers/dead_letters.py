@@ -127,14 +127,16 @@ class DeadLetterServicer(contract_grpc.DeadLetterServiceServicer):
         ids = [int(each) for each in request.ids]
         if ids:
             if request.force:
-                return contract.PurgeDeadLettersResponse(purged=await self._letters.purge_these(tenant, ids))
-            return contract.PurgeDeadLettersResponse(purged=len(await self._letters.find(tenant, ids)))
+                return contract.PurgeDeadLettersResponse(
+                    purge_count=await self._letters.purge_these(tenant, ids)
+                )
+            return contract.PurgeDeadLettersResponse(purge_count=len(await self._letters.find(tenant, ids)))
         chosen = _to_filter(request.filter)
         if not request.force:
             counts = await self._letters.counts(tenant, chosen)
-            return contract.PurgeDeadLettersResponse(purged=sum(each.letters for each in counts))
+            return contract.PurgeDeadLettersResponse(purge_count=sum(each.letters for each in counts))
         purged = await self._letters.purge(tenant, chosen, most=_PURGED)
-        return contract.PurgeDeadLettersResponse(purged=purged, more=purged == _PURGED)
+        return contract.PurgeDeadLettersResponse(purge_count=purged, more=purged == _PURGED)
 
 
 def _to_filter(sent: contract.DeadLetterFilter) -> LetterFilter:

@@ -147,7 +147,7 @@ async def test_letters_are_private_to_their_tenant(site: MqttSite, rival: httpx.
     assert (theirs.status_code, absent.status_code) == (404, 404)
     await letters_of(rival, device, 0)
     purged = await post(rival, "/v1/deadLetters:purge", {"filter": {"deviceId": device}, "force": True})
-    assert purged["purged"] == "0"
+    assert purged["purgeCount"] == "0"
     await letters_of(site.admin, device, 1)
 
 

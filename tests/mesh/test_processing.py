@@ -133,7 +133,10 @@ async def test_a_change_of_the_type_is_live_on_an_open_stream(admin: httpx.Async
                     break
                 await asyncio.sleep(0.05)
         (refusal,) = results[0].refusals
-        assert refusal.message == "metric 't1' is from -inf to 20 in its unit; its type refuses other values"
+        assert (
+            refusal.message
+            == "metric 'temperature' is from -inf to 20 °C; its type refuses other values, such as 50"
+        )
         await client.close()
 
 

@@ -44,7 +44,7 @@ class FakeLetters(contract_grpc.DeadLetterServiceServicer):
         self.asked.append(request)
         if request.force:
             self.pages -= 1
-        return contract.PurgeDeadLettersResponse(purged=7, more=request.force and self.pages > 0)
+        return contract.PurgeDeadLettersResponse(purge_count=7, more=request.force and self.pages > 0)
 
 
 @pytest.fixture

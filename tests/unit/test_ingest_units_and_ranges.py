@@ -147,4 +147,4 @@ def test_what_is_refused_tells_the_range() -> None:
     )
     (refusal,) = columns.assess(sent, TABLE, window=WINDOW, all_or_nothing=False).refusals
     assert (refusal.reading_index, refusal.sample_count) == (1, 2)
-    assert refusal.message == "metric 'bounded' is from -1 to 1 in its unit; its type refuses other values"
+    assert refusal.message == "metric 'bounded' is from -1 to 1; its type refuses other values, such as 5"

@@ -74,7 +74,7 @@ class Letters:
     async def purge(self, *ids: str, force: bool, **chosen: Any) -> int:
         chosen_by = None if ids else dead_letter_pb2.DeadLetterFilter(**chosen)
         request = dead_letter_pb2.PurgeDeadLettersRequest(ids=ids, filter=chosen_by, force=force)
-        return int((await self.stub.PurgeDeadLetters(request, metadata=self.caller)).purged)
+        return int((await self.stub.PurgeDeadLetters(request, metadata=self.caller)).purge_count)
 
     async def receipt(
         self, caller: tuple[tuple[str, str], ...] | None = None, **asked: Any

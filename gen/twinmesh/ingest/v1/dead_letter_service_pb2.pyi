@@ -582,21 +582,21 @@ class PurgeDeadLettersResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    PURGED_FIELD_NUMBER: _builtins.int
+    PURGE_COUNT_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
-    purged: _builtins.int
+    purge_count: _builtins.int
     """Letters deleted, or that would be."""
     more: _builtins.bool
     """More letters match: call again. Only with `force`."""
     def __init__(
         self,
         *,
-        purged: _builtins.int = ...,
+        purge_count: _builtins.int = ...,
         more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "purged", b"purged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "purge_count", b"purge_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

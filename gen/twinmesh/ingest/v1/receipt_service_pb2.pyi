@@ -76,7 +76,9 @@ class LookupReceiptRequest(_message.Message):
     request_id: _builtins.str
     """The request's id."""
     message_id: _builtins.str
-    """Name of a device's message, `<stream>:<number>`, as dead letters tell it."""
+    """Name of a device's message, `<stream>:<number>`, as dead letters tell it; of a message in
+    chunks `<gateway>/<message id>`.
+    """
     principal: _builtins.str
     """Whose request it is, as in DeadLetter.principal; the caller's own unless stated."""
     def __init__(

@@ -1913,7 +1913,8 @@ class LookupReceiptRequest(betterproto2.Message):
 
     message_id: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
     """
-    Name of a device's message, `<stream>:<number>`, as dead letters tell it.
+    Name of a device's message, `<stream>:<number>`, as dead letters tell it; of a message in
+    chunks `<gateway>/<message id>`.
     """
 
     principal: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
@@ -2119,7 +2120,7 @@ class PurgeDeadLettersResponse(betterproto2.Message):
     How many there were.
     """
 
-    purged: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    purge_count: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
     """
     Letters deleted, or that would be.
     """
