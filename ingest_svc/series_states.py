@@ -129,6 +129,7 @@ class SeriesStates:
         self._met = np.zeros(_FIRST_SLOTS, np.int64)
         self._changed = np.zeros(_FIRST_SLOTS, np.bool_)
         self._round = 0
+        self._saved_to = 0
         self.rules = RuleColumns()
         self.rule_places = np.zeros(_FIRST_SLOTS, np.int32)
         self.last_times = np.full(_FIRST_SLOTS, NEVER, np.int64)
@@ -190,8 +191,13 @@ class SeriesStates:
         self._changed[slots] = True
 
     def take_changed(self, most: int) -> list[SavedState]:
-        """Return the states of series that changed since they were returned last, at most so many."""
-        slots = np.flatnonzero(self._changed)[:most]
+        """Return the states of series that changed since they were returned last, at most so many.
+
+        All have their turn, however often some change.
+        """
+        changed = np.flatnonzero(self._changed)
+        slots = np.roll(changed, -int(np.searchsorted(changed, self._saved_to)))[:most]
+        self._saved_to = int(slots[-1]) + 1 if len(slots) else 0
         self._changed[slots] = False
         states = np.column_stack([self.last_times[slots], self.last_values[slots], self.detector.rows(slots)])
         return [

@@ -213,6 +213,15 @@ def test_states_are_saved_once_and_go_on_elsewhere() -> None:
     assert parts_of(unpack(codes)) == [(10, 100, 100, 100)]
 
 
+def test_all_series_have_their_turn_to_be_saved() -> None:
+    states = known(1, 2, 3, 4, 5)
+    saved = []
+    for seconds in range(10, 0, -1):
+        judged(states, [(number, seconds, 0.0) for number in range(1, 6)])
+        saved += [found.subject for found in states.take_changed(2)]
+    assert sorted(saved) == sorted("12345" * 4)
+
+
 def test_a_detector_goes_on_elsewhere() -> None:
     states = known(1)
     judged(states, usual(1, range(300, 10, -1)))
