@@ -64,8 +64,12 @@ def test_whatever_people_write_is_a_unit_or_not(source: str, target: str) -> Non
 
 def test_a_mistake_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[str] = []
-    parse = units._parse
-    monkeypatch.setattr(units, "_parse", lambda unit: looked_at.append(unit) or parse(unit))
+
+    def parse(unit: str) -> None:
+        looked_at.append(unit)
+        raise UnitError(f"{unit!r} is not known as a unit")
+
+    monkeypatch.setattr(units, "_parse", parse)
     for _ in range(3):
         with pytest.raises(UnitError, match="'gadgets' is not known as a unit"):
             conversion("gadgets", "m")
