@@ -104,7 +104,7 @@ def _against_the_last(
     late = (limits > 0) & (passed > limits * _TOLERATED_INTERVALS)
     found = [(_COMPLETENESS, (places[late], _steps(limits[late], passed[late])))]
     if runs.kind in _NUMBERS:
-        with np.errstate(over="ignore"):  # Of the greatest doubles.
+        with np.errstate(over="ignore", invalid="ignore"):  # Of the greatest doubles, and of no time.
             rates = np.abs(runs.values[places] - last_values) / np.where(passed > 0, passed / _MICROS, np.inf)
         allowed = max_rates[of_runs]
         fast = rates > allowed  # NaN, for no value before, is not.

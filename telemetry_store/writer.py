@@ -210,7 +210,7 @@ class TelemetryWriter:
 
     async def _prepare(self, batches: Sequence[Batch]) -> Prepared:
         samples, raw_bytes = sum(batch.size for batch in batches), sum(batch.raw_bytes for batch in batches)
-        # What is small goes after what is in the thread, not beside it: the event loop would wait for the judge.
+        # What is small goes after what is in the thread, not beside it: the loop would wait for the judge.
         if samples < BULK_SAMPLES and raw_bytes < _BULK_BYTES and not self._in_thread:
             return prepare(batches, self._judge)
         self._in_thread += 1

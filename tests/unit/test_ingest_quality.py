@@ -213,6 +213,16 @@ def test_states_are_saved_once_and_go_on_elsewhere() -> None:
     assert parts_of(unpack(codes)) == [(10, 100, 100, 100)]
 
 
+def test_the_greatest_doubles_are_compared_without_a_warning() -> None:
+    states = known(4)
+    _, codes = judged(states, [(4, 9, 1.7e308), (4, 8, -1.7e308), (1, 9, 0.0), (4, 7, -1.7e308)])
+    assert unpack(codes).parts[2].tolist() == [100, 100, 0, 100]
+    # No sample before it is of series 5: what stands before it in the array is nobody's business.
+    states.know([series(5, RULES[4])])
+    _, codes = judged(states, [(4, 6, -1.7e308), (5, 6, 1.7e308)])
+    assert unpack(codes).parts[2].tolist() == [100, 100]
+
+
 def test_all_series_have_their_turn_to_be_saved() -> None:
     states = known(1, 2, 3, 4, 5)
     saved = []
