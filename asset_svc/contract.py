@@ -13,7 +13,9 @@ from twinmesh.asset.v1 import (
 from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2
 from twinmesh.ingest.v1 import (
     dead_letter_service_pb2,
+    ingest_policy_service_pb2,
     ingest_service_pb2,
+    limit_service_pb2,
     raw_message_service_pb2,
     receipt_service_pb2,
 )
@@ -29,7 +31,9 @@ _FILES = (
     device_type_service_pb2,
     event_service_pb2,
     health_service_pb2,
+    ingest_policy_service_pb2,
     ingest_service_pb2,
+    limit_service_pb2,
     raw_message_service_pb2,
     receipt_service_pb2,
     session_service_pb2,

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from asset_svc.kinds import ResourceT
 from asset_svc.listing import ListRequest, read_page
-from asset_svc.updates import updated
 from meshkit.errors import Aborted, not_found
+from meshkit.updates import updated
 from meshkit.validation import validate
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -148,7 +148,7 @@ class Resources(Generic[ResourceT, _R]):
         Args:
             tenant: whose resource.
             sent: its id and the new values; an etag, when set, must be the present one.
-            paths: of the update mask, see `asset_svc.updates.updated`.
+            paths: of the update mask, see `meshkit.updates.updated`.
 
         Raises:
             InvalidArgument: INVALID_FIELD, FIELD_IMMUTABLE.

@@ -15,6 +15,8 @@ class Role(StrEnum):
 
 _REFLECTION = frozenset({"contract:read"})
 _API_KEYS = frozenset({"api_key:read", "api_key:write"})
+_POLICY_READ = frozenset({"ingest_policy:read"})
+_POLICY_WRITE = frozenset({"ingest_policy:write"})
 _READ = frozenset(
     {
         "twin:read",
@@ -42,8 +44,8 @@ _WRITE = frozenset(
 
 # profile:read and profile:register are nobody's: only services may act across tenants.
 _PERMISSIONS = {
-    Role.ADMIN: _READ | _WRITE | _API_KEYS | _REFLECTION,
-    Role.OPERATOR: _READ | _WRITE | _REFLECTION,
+    Role.ADMIN: _READ | _WRITE | _API_KEYS | _POLICY_READ | _POLICY_WRITE | _REFLECTION,
+    Role.OPERATOR: _READ | _WRITE | _POLICY_READ | _REFLECTION,
     Role.ANALYST: _READ | _REFLECTION,
     Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read", "raw_message:read"}) | _REFLECTION,
     Role.API_CLIENT: frozenset(

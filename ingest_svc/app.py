@@ -1,8 +1,11 @@
 """The only place where ingest_svc's parts meet."""
 
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import asyncpg
+import grpc
 from nats.aio.client import Client
 
 from ingest_svc.announcer import Announcer
@@ -16,7 +19,10 @@ from ingest_svc.child_cache import ChildCache
 from ingest_svc.config import IngestSettings
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from ingest_svc.frontier_reports import follow_reports
+from ingest_svc.ingest_policies import IngestPolicies
 from ingest_svc.intake import Intake
+from ingest_svc.limit_hits import LimitHits
+from ingest_svc.limiter import Limited, Limiter
 from ingest_svc.message_intake import MessageIntake
 from ingest_svc.message_path import MessagePath
 from ingest_svc.metrics import IngestMetrics
@@ -30,6 +36,8 @@ from ingest_svc.receipts import Receipts
 from ingest_svc.replay import Replays
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.servicers.dead_letters import DeadLetterServicer
+from ingest_svc.servicers.ingest_policy import IngestPolicyServicer
+from ingest_svc.servicers.limit import LimitServicer
 from ingest_svc.servicers.raw_messages import RawMessageServicer
 from ingest_svc.servicers.receipts import ReceiptServicer
 from ingest_svc.store import BackfillStore, CommitStore, PlacementStore, RawMessageStore, StateStore
@@ -48,10 +56,15 @@ from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.chunks import ChunkStore
 from telemetry_store.commit import Commit
 from telemetry_store.dead_letter_store import DeadLetterStore
+from telemetry_store.ingest_policies import IngestPolicyStore
+from telemetry_store.limit_hits import LimitHitStore
+from telemetry_store.limits import LimitStore
 from telemetry_store.receipts import ReceiptStore
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
+from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
+from twinmesh.ingest.v1 import limit_service_pb2_grpc as limit_grpc
 from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as raw_grpc
 from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
 
@@ -91,11 +104,8 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         assembler.add(commit.whole)
 
     async with (
-        service_channel(settings.auth_address, tokens=tokens) as auth_channel,
-        service_channel(settings.asset_address, tokens=tokens) as asset_channel,
-        db.pool(settings.database_url, application=SERVICE) as pool,
-        # Apart, so that long answers hold none of the connections that commits need.
-        db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
+        _neighbours(settings, tokens) as (auth_channel, asset_channel),
+        _pools(settings) as (pool, raw_pool),
         background(
             (placements := Placements(store=PlacementStore(pool=pool), clock=clock)).keep_saving(),
             name="save-placements",
@@ -113,6 +123,13 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             on_connect=subscribe,
             on_reconnect=reconnected,
         ) as nats_client,
+        _limits(
+            pool,
+            settings,
+            clock=clock,
+            counts=(limit_store := LimitStore(pool=pool, holder=uuid.uuid4())),
+            metrics=metrics,
+        ) as (policies, limiter),
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
@@ -138,8 +155,9 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             store=chunks,
             profiles=profiles,
             intake=message_intake,
+            limiter=limiter,
             writer=writer,
-            live_window=settings.live_window,
+            live_window=policies.live_window,
             clock=clock,
         )
         intake = Intake(
@@ -147,10 +165,10 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             assets=known_assets,
             series_finder=processing,
             backfills=backfills,
-            live_window=settings.live_window,
+            live_window=policies.live_window,
             messages=message_intake,
         )
-        raw = RawTrail(keeps=lambda _: settings.raw_messages)
+        raw = RawTrail(keeps=policies.keeps_raw)
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
         metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)
@@ -168,6 +186,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             return TelemetryStream(
                 principal=principal,
                 intake=intake,
+                limiter=limiter,
                 writer=writer,
                 raw=raw,
                 applied=applied,
@@ -179,6 +198,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
 
         servicer = IngestServicer(
             intake=intake,
+            limiter=limiter,
             writer=writer,
             raw=raw,
             applied=applied,
@@ -191,9 +211,10 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             tenants=tenants,
             profiles=profiles,
             intake=message_intake,
+            limiter=limiter,
             writer=writer,
             raw=raw,
-            live_window=settings.live_window,
+            live_window=policies.live_window,
             clock=clock,
         )
         letters = DeadLetterStore(pool=pool)
@@ -207,6 +228,20 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         "twinmesh.ingest.v1.IngestService",
                         ingest_grpc.add_IngestServiceServicer_to_server,
                         servicer,
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.IngestPolicyService",
+                        policy_grpc.add_IngestPolicyServiceServicer_to_server,
+                        IngestPolicyServicer(
+                            store=IngestPolicyStore(pool=pool),
+                            policies=policies,
+                            live_window=settings.live_window,
+                        ),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.LimitService",
+                        limit_grpc.add_LimitServiceServicer_to_server,
+                        LimitServicer(hits=LimitHitStore(pool=pool), usage=limit_store, policies=policies),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.DeadLetterService",
@@ -234,6 +269,58 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             ) as port,
         ):
             yield port
+
+
+@asynccontextmanager
+async def _neighbours(
+    settings: IngestSettings, tokens: ServiceTokens
+) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel]]:
+    """Open the channels to auth_svc and asset_svc while the context is open."""
+    async with (
+        service_channel(settings.auth_address, tokens=tokens) as auth,
+        service_channel(settings.asset_address, tokens=tokens) as asset,
+    ):
+        yield auth, asset
+
+
+@asynccontextmanager
+async def _pools(settings: IngestSettings) -> AsyncIterator[tuple[asyncpg.Pool, asyncpg.Pool]]:
+    """Open two pools while the context is open: one for commits, one apart for long answers.
+
+    These hold none of the connections that commits need.
+    """
+    async with (
+        db.pool(settings.database_url, application=SERVICE) as pool,
+        db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
+    ):
+        yield pool, raw_pool
+
+
+@asynccontextmanager
+async def _limits(
+    pool: asyncpg.Pool,
+    settings: IngestSettings,
+    *,
+    counts: LimitStore,
+    metrics: IngestMetrics,
+    clock: Clock,
+) -> AsyncIterator[tuple[IngestPolicies, Limiter]]:
+    """Go by tenants' policies while the context is open."""
+
+    def limited(limit: Limited) -> None:
+        metrics.limited(limit.key.name)
+        hits.add(limit)
+
+    async with (
+        IngestPolicies(
+            source=IngestPolicyStore(pool=pool),
+            live_window=settings.live_window,
+            keeps_raw=settings.raw_messages,
+        ) as policies,
+        LimitHits(sink=LimitHitStore(pool=pool), clock=clock) as hits,
+        Limiter(limits_of=policies.limits, source=counts, on_limited=limited) as limiter,
+    ):
+        yield policies, limiter
 
 
 @asynccontextmanager

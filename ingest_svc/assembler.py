@@ -8,7 +8,7 @@ finds nothing.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import structlog
@@ -16,10 +16,12 @@ from opentelemetry.trace import SpanKind
 
 from ingest_svc.conversion import to_result
 from ingest_svc.device_message import DeviceMessage
+from ingest_svc.limiter import Limiter, Sent
 from ingest_svc.message_intake import MessageIntake, TakenMessages, message_letter, message_letters
-from ingest_svc.message_path import MessageWriter, counts
+from ingest_svc.message_path import PRINCIPAL, MessageWriter, counts
 from ingest_svc.outcome import INTERNAL, VALUE_REFUSED, Outcome, Why
 from ingest_svc.profile_cache import ProfileCache
+from ingest_svc.reading import samples_by_device
 from ingest_svc.window import LiveWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
@@ -49,8 +51,9 @@ class Assembler:
         store: holds chunks.
         profiles: finds how gateways' messages are read.
         intake: reads messages and decides about what they say.
+        limiter: counts their samples, which nobody can send back any more.
         writer: commits.
-        live_window: event times that are taken.
+        live_window: event times that a tenant takes.
         clock: moves the window.
         expire_s: so long after its first chunk a message must be whole, in seconds.
     """
@@ -61,14 +64,16 @@ class Assembler:
         store: ChunkStore,
         profiles: ProfileCache,
         intake: MessageIntake,
+        limiter: Limiter,
         writer: MessageWriter,
-        live_window: LiveWindow,
+        live_window: Callable[[str], LiveWindow],
         clock: Clock,
         expire_s: float = EXPIRE_S,
     ) -> None:
         self._store = store
         self._profiles = profiles
         self._intake = intake
+        self._limiter = limiter
         self._writer = writer
         self._live_window = live_window
         self._clock = clock
@@ -170,8 +175,12 @@ class Assembler:
         profiles = await self._profiles.find(tenant, [gateway_id])
         now_us = self._clock.now_us()
         taken = await self._intake.take(
-            tenant, [message], profiles, window=self._live_window.at(now_us), now_us=now_us
+            tenant, [message], profiles, window=self._live_window(tenant).at(now_us), now_us=now_us
         )
+        devices = samples_by_device(taken.readings)
+        # Its bytes were counted chunk by chunk.
+        principal = "" if chunks.principal == PRINCIPAL else chunks.principal
+        self._limiter.owe(Sent(tenant, principal, devices.total(), size=0, devices=devices))
         refused = Outcome(refused_samples=taken.stored_samples + taken.refused_samples.total())
         letters = message_letters([message], taken, principal=chunks.principal, trace_id=current_trace_id())
         return WriteRequest(

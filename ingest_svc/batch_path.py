@@ -4,7 +4,7 @@ Batch ──▶ BatchFlow.take ──▶ Intake ──▶ Writer.submit ──�
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -18,9 +18,11 @@ from ingest_svc.event import InvalidEvent, SentEvent
 from ingest_svc.event_messages import to_stream_events
 from ingest_svc.flow import BatchFlow, Taken, is_transient
 from ingest_svc.intake import Door, Intake, Origin
+from ingest_svc.limiter import NO_CHARGE, Charge, Connection, Limiter, Sent
+from ingest_svc.message_intake import TakenMessages
 from ingest_svc.outcome import Outcome, RefusedContent
 from ingest_svc.raw_trail import BatchTrail, StreamTrail
-from ingest_svc.reading import Reading
+from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.series_table import SeriesTable
 from meshkit.clock import Clock
 from meshkit.errors import DomainError, InvalidArgument
@@ -33,6 +35,7 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 MAX_BATCH_BYTES = 2 * 1024 * 1024
 # Told that an outcome has come, and why the stream must end; None as long as it need not.
 Answered = Callable[[Exception | None], object]
+_Content = SentColumns | list[Reading] | RefusedContent | TakenMessages
 
 
 class BatchWriter(Protocol):
@@ -51,13 +54,27 @@ class BatchPath:
         series: what their aliases stand for.
         trail: keeps them as they came.
         intake: makes of them what the writer takes.
+        limiter: lets them in as far as limits allow.
         writer: commits them.
         clock: tells when they were received.
-        writer_id: whose they are.
+        tenant: whose they are.
+        writer_id: who numbers them.
         epoch: of the Open that they came behind.
     """
 
-    __slots__ = ("_clock", "_epoch", "_flow", "_intake", "_series", "_trail", "_writer", "_writer_id")
+    __slots__ = (
+        "_clock",
+        "_connection",
+        "_epoch",
+        "_flow",
+        "_intake",
+        "_limiter",
+        "_series",
+        "_tenant",
+        "_trail",
+        "_writer",
+        "_writer_id",
+    )
 
     def __init__(
         self,
@@ -66,8 +83,10 @@ class BatchPath:
         series: SeriesTable,
         trail: StreamTrail,
         intake: Intake,
+        limiter: Limiter,
         writer: BatchWriter,
         clock: Clock,
+        tenant: str,
         writer_id: str,
         epoch: int,
     ) -> None:
@@ -75,8 +94,11 @@ class BatchPath:
         self._series = series
         self._trail = trail
         self._intake = intake
+        self._limiter = limiter
+        self._connection = Connection(tenant=tenant, writer_id=writer_id)
         self._writer = writer
         self._clock = clock
+        self._tenant = tenant
         self._writer_id = writer_id
         self._epoch = epoch
 
@@ -106,24 +128,53 @@ class BatchPath:
         self, taken: Taken, batch: ingest_pb2.Batch, principal: Principal, answered: Answered
     ) -> None:
         taken.span = _span(batch)
+        charge = NO_CHARGE
         try:
-            request, trail = await self._to_request(batch, taken, principal)
+            request, content, trail = await self._to_request(batch, taken, principal)
+            charge = await self._admit(content, taken, principal)
             if taken.dropped:  # Meanwhile one before it has to come again, and so has this one.
+                charge.undo()
                 return
             written = self._writer.submit(request)
         except DomainError as error:
+            charge.undo()
             if not is_transient(error):
                 raise
             self._flow.throw_back(taken, error)
         else:
             self._flow.accept(taken, written)
             self._trail.sent(trail)
+            written.add_done_callback(charge.settle)
             written.add_done_callback(partial(self._trail_written, trail))
             written.add_done_callback(partial(self._written, taken, answered))
 
+    async def _admit(self, content: _Content, taken: Taken, principal: Principal) -> Charge:
+        limits = self._limiter.limits_of(self._tenant)
+        if limits is None:
+            return NO_CHARGE
+        sent = Sent(
+            tenant=self._tenant,
+            principal=principal.name,
+            samples=_count(content),
+            size=taken.size,
+            devices=self._devices(content) if limits.has_devices else {},
+            writer_id=self._writer_id,
+            sequence=taken.sequence,
+        )
+        return await self._limiter.admit(limits, sent, self._connection)
+
+    def _devices(self, content: _Content) -> Mapping[str, int]:
+        if isinstance(content, RefusedContent):
+            return {}
+        if isinstance(content, SentColumns):
+            if len(content.aliases) != len(content.run_lengths):
+                return {}  # Refused as a whole, and no device's.
+            return self._series.samples_by_device(content.aliases, content.run_lengths)
+        return samples_by_device(content.readings if isinstance(content, TakenMessages) else content)
+
     async def _to_request(
         self, batch: ingest_pb2.Batch, taken: Taken, principal: Principal
-    ) -> tuple[WriteRequest, BatchTrail]:
+    ) -> tuple[WriteRequest, _Content, BatchTrail]:
         received_us = self._clock.now_us()
         origin = Origin(
             principal,
@@ -131,33 +182,32 @@ class BatchPath:
             taken.span.get_span_context() if taken.span is not None else None,
             Door.STREAM,
         )
-        content: SentColumns | list[Reading] | RefusedContent | DeviceSet
+        content: _Content
         if batch.messages:
             request, content = await self._take_messages(batch, origin, received_us)
         else:
-            content = conversion.to_content(batch)
+            content = sent = conversion.to_content(batch)
             request = await self._take_content(
-                content,
+                sent,
                 to_stream_events(batch.events),
                 origin,
                 all_or_nothing=batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
                 received_us=received_us,
             )
         if batch.sequence <= self._flow.last_committed:  # It is known, and so is its trail.
-            return request, BatchTrail()
-        trail = await self._trail.of_batch(batch, content, received_us)
-        return replace(request, raw=trail.messages), trail
+            return request, content, BatchTrail()
+        trail = await self._trail.of_batch(batch, _named(content), received_us)
+        return replace(request, raw=trail.messages), content, trail
 
     async def _take_messages(
         self, batch: ingest_pb2.Batch, origin: Origin, received_us: int
-    ) -> tuple[WriteRequest, DeviceSet | RefusedContent]:
-        """Return the request of a batch of messages, and the devices that they speak of."""
+    ) -> tuple[WriteRequest, TakenMessages | RefusedContent]:
+        """Return the request of a batch of messages, and what becomes of them."""
         messages = conversion.to_messages(batch, arrival_us=received_us)
         if isinstance(messages, RefusedContent):
             events = to_stream_events(batch.events)
             return self._intake.refuse(origin, messages, events=events, received_us=received_us), messages
-        request, taken = await self._intake.take_messages(origin, messages, received_us=received_us)
-        return request, DeviceSet.of(device_id for devices in taken.devices for device_id in devices)
+        return await self._intake.take_messages(origin, messages, received_us=received_us)
 
     async def _take_content(
         self,
@@ -201,6 +251,22 @@ class BatchPath:
         elif isinstance(error, Exception):
             self._flow.answer(taken, error)
         answered(self._flow.failure)
+
+
+def _count(content: _Content) -> int:
+    if isinstance(content, RefusedContent):
+        return content.samples
+    if isinstance(content, SentColumns):
+        return len(content)
+    readings = content.readings if isinstance(content, TakenMessages) else content
+    return sum(len(reading.samples) for reading in readings)
+
+
+def _named(content: _Content) -> SentColumns | list[Reading] | RefusedContent | DeviceSet:
+    """Return what a batch holds, of messages the devices that they speak of."""
+    if not isinstance(content, TakenMessages):
+        return content
+    return DeviceSet.of(device_id for devices in content.devices for device_id in devices)
 
 
 def _span(batch: ingest_pb2.Batch) -> Span | None:

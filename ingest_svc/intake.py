@@ -99,7 +99,7 @@ class Intake:
         assets: finds which assets exist.
         series_finder: finds ids of series.
         backfills: finds declared backfills.
-        live_window: event times taken without a backfill.
+        live_window: event times that a tenant takes without a backfill.
         messages: reads messages.
     """
 
@@ -110,7 +110,7 @@ class Intake:
         assets: AssetCache,
         series_finder: SeriesFinder,
         backfills: Backfills,
-        live_window: LiveWindow,
+        live_window: Callable[[str], LiveWindow],
         messages: MessageIntake,
     ) -> None:
         self._profiles = profiles
@@ -238,6 +238,7 @@ class Intake:
             PermissionDenied: a backfill, without the permission to load one.
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the devices may report.
         """
+        tenant = origin.principal.tenant
         sent_columns.require_known(columns, series)
         digest = sent_columns.digest(columns, series, all_or_nothing=all_or_nothing)
         arrival = _arrival(origin, received_us, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
@@ -247,7 +248,7 @@ class Intake:
             why = (error.reason, error.message)
             letter = dead_letters.whole_columns(arrival, columns, series, why)
             return _refusing(origin, digest, why, letter, events, all_or_nothing=all_or_nothing)
-        await self._resolve(origin.principal.tenant, series, received_us)
+        await self._resolve(tenant, series, received_us)
         window = await self.window(origin, backfill_id, received_us)
         assessed = sent_columns.assess(
             columns,
@@ -288,7 +289,7 @@ class Intake:
             tenant,
             messages,
             profiles,
-            window=self._live_window.at(received_us),
+            window=self._live_window(tenant).at(received_us),
             now_us=received_us,
             wait_when_full=True,
         )
@@ -391,7 +392,7 @@ class Intake:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         if not backfill_id:
-            live = self._live_window.at(now_us)
+            live = self._live_window(origin.principal.tenant).at(now_us)
             return live if live.start_us >= origin.earliest_us else replace(live, start_us=origin.earliest_us)
         policy.require(_BACKFILL_PERMISSION, origin.principal, method="telemetry with a backfill_id")
         return await self._backfills.window(origin.principal.tenant, backfill_id)

@@ -56,6 +56,8 @@ class TakenMessages:
         refused_samples: by place, how many samples are not, as far as they can be counted.
         unread: by place, how many objects, or chunks, or whole messages nobody could count the samples of.
         stored_samples: how many are stored.
+        readings: what they say, as far as it can be read …
+        of_readings: … and by reading, its place.
     """
 
     samples: Sequence[KindColumns] = ()
@@ -67,6 +69,8 @@ class TakenMessages:
     refused_samples: Counter[int] = field(default_factory=Counter)
     unread: Counter[int] = field(default_factory=Counter)
     stored_samples: int = 0
+    readings: Sequence[Reading] = ()
+    of_readings: Sequence[int] = ()
 
     @classmethod
     def none_of(cls, message: DeviceMessage, why: Why) -> Self:
@@ -174,6 +178,7 @@ class MessageIntake:
             _open(contents, place, message, profiles.get(message.device_id), unpack=unpack)
         await self._find_children(tenant, messages, profiles, contents)
         await self._check_chunks(tenant, contents, wait_when_full=wait_when_full)
+        readings, of_readings = contents.readings, contents.of_readings
         modes = {
             place: profiles[message.device_id].all_or_nothing
             if message.all_or_nothing is None
@@ -182,6 +187,7 @@ class MessageIntake:
             if message.device_id in profiles
         }
         taken, assessment = self._assess(contents, modes, window, now_us)
+        taken.readings, taken.of_readings = readings, of_readings
         devices = [{message.device_id} for message in messages]
         for place, device_id in contents.named:
             devices[place].add(device_id)

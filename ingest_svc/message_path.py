@@ -5,7 +5,7 @@ messages ──▶ whose devices? ──▶ MessageIntake ──▶ Writer, with
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +16,9 @@ from opentelemetry.trace import SpanContext, SpanKind, format_trace_id
 from ingest_svc.conversion import to_result
 from ingest_svc.dead_letters import readable
 from ingest_svc.device_message import DeviceMessage
+from ingest_svc.ingest_policies import TenantLimits
 from ingest_svc.intake import Door, Origin
+from ingest_svc.limiter import Charge, Limiter, Sent
 from ingest_svc.message_intake import (
     REFUSALS_TOLD,
     MessageIntake,
@@ -29,11 +31,13 @@ from ingest_svc.outcome import INTERNAL, VALUE_REFUSED, Outcome, Refusal, Why
 from ingest_svc.profile import DeviceProfile
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
+from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit.clock import Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import tracer
+from telemetry_store.ingest_policies import SubjectKind
 from telemetry_store.requests import MessageIdentity, WriteRequest, WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -41,6 +45,19 @@ PRINCIPAL = "mqtt"
 _log = structlog.get_logger()
 _NOTHING = np.zeros(1, np.int64)
 _PASSING = (Unavailable, ResourceExhausted)
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """Messages that a limit keeps from being stored now.
+
+    Attributes:
+        messages: which.
+        retry_after_s: when to try them again, in seconds.
+    """
+
+    messages: Sequence[DeviceMessage]
+    retry_after_s: float
 
 
 class MessageWriter(Protocol):
@@ -58,6 +75,35 @@ class _TenantMessages:
     messages: list[DeviceMessage] = field(default_factory=list)
     profiles: dict[str, DeviceProfile] = field(default_factory=dict)
 
+    def without(self, left_out: set[str]) -> "_TenantMessages":
+        """Return it without the messages that some devices have sent."""
+        kept = [message for message in self.messages if message.device_id not in left_out]
+        return _TenantMessages(kept, self.profiles)
+
+
+@dataclass(slots=True, eq=False)
+class _Admission:
+    """What of a tenant's messages is let in, what for, and what is not."""
+
+    tenant: str
+    found: _TenantMessages
+    taken: TakenMessages = field(default_factory=TakenMessages)
+    charges: list[Charge] = field(default_factory=list)
+    postponed: list[Postponed] = field(default_factory=list)
+
+    def submitted(self, written: asyncio.Future[WriteResult]) -> asyncio.Future[WriteResult]:
+        """Have the charges settled by what becomes of the messages."""
+        for charge in self.charges:
+            written.add_done_callback(charge.settle)
+        self.charges = []
+        return written
+
+    def undo(self) -> None:
+        """Give back what was taken."""
+        for charge in self.charges:
+            charge.undo()
+        self.charges = []
+
 
 class MessagePath:
     """Stores messages of devices.
@@ -66,9 +112,10 @@ class MessagePath:
         tenants: finds whose devices are.
         profiles: finds what they may report, and how their messages are read.
         intake: reads messages and decides about what they say.
+        limiter: lets messages in as far as limits allow.
         writer: commits.
         raw: keeps messages as they came.
-        live_window: event times that are taken.
+        live_window: event times that a tenant takes.
         clock: moves the window.
     """
 
@@ -78,22 +125,26 @@ class MessagePath:
         tenants: TenantCache,
         profiles: ProfileCache,
         intake: MessageIntake,
+        limiter: Limiter,
         writer: MessageWriter,
         raw: RawTrail,
-        live_window: LiveWindow,
+        live_window: Callable[[str], LiveWindow],
         clock: Clock,
     ) -> None:
         self._tenants = tenants
         self._profiles = profiles
         self._intake = intake
+        self._limiter = limiter
         self._writer = writer
         self._raw = raw
         self._live_window = live_window
         self._clock = clock
         self._turn = asyncio.Lock()
 
-    async def store(self, messages: Sequence[DeviceMessage], *, stream: str) -> None:
+    async def store(self, messages: Sequence[DeviceMessage], *, stream: str) -> Sequence[Postponed]:
         """Store messages; returns once each is durable: its samples, and why some were refused.
+
+        Those that a limit is against are left for later, and returned.
 
         A message of a stream that was stored before is left out, so this may be repeated.
 
@@ -110,17 +161,20 @@ class MessagePath:
             kind=SpanKind.CONSUMER,
             attributes={"messaging.system": "mqtt", "messaging.batch.message_count": len(messages)},
         ) as span:
-            await self._store(messages, stream, span.get_span_context())
+            return await self._store(messages, stream, span.get_span_context())
 
-    async def _store(self, messages: Sequence[DeviceMessage], stream: str, span: SpanContext) -> None:
+    async def _store(
+        self, messages: Sequence[DeviceMessage], stream: str, span: SpanContext
+    ) -> list[Postponed]:
         try:
             # In their order: of equal times the later message's value counts.
             async with self._turn:
-                written = [
-                    await self._submit(tenant, found, stream, span)
-                    for tenant, found in (await self._by_tenant(messages)).items()
+                admissions = [
+                    _Admission(tenant, found) for tenant, found in (await self._by_tenant(messages)).items()
                 ]
+                written = await self._submit(admissions, stream, span)
             await asyncio.gather(*written)
+            return [postponed for each in admissions for postponed in each.postponed]
         except _PASSING:
             raise
         except Exception as error:
@@ -128,14 +182,14 @@ class MessagePath:
             # others from being stored.
             if len(messages) > 1:
                 half = len(messages) // 2
-                await self._store(messages[:half], stream, span)
-                await self._store(messages[half:], stream, span)
-                return
+                first = await self._store(messages[:half], stream, span)
+                return first + await self._store(messages[half:], stream, span)
             (message,) = messages
             refused = getattr(error, "reason", None) == ErrorReason.ERROR_REASON_VALUE_REFUSED
             if not refused:
                 _log.exception("message failed", device_id=message.device_id)
             await self._bury(message, VALUE_REFUSED if refused else INTERNAL, stream, span)
+            return []
 
     async def _by_tenant(self, messages: Sequence[DeviceMessage]) -> Mapping[str, _TenantMessages]:
         tenants, profiles = await self._find({message.device_id for message in messages})
@@ -174,18 +228,82 @@ class MessagePath:
         return profiles
 
     async def _submit(
-        self, tenant: str, found: _TenantMessages, stream: str, span: SpanContext
-    ) -> asyncio.Future[WriteResult]:
+        self, admissions: Sequence[_Admission], stream: str, span: SpanContext
+    ) -> list[asyncio.Future[WriteResult]]:
+        try:
+            for each in admissions:
+                each.taken = await self._take(each.tenant, each.found)
+            # Limits of several tenants are asked for together: each may take a round of the limiter.
+            async with asyncio.TaskGroup() as tasks:
+                for each in admissions:
+                    if (limits := self._limiter.limits_of(each.tenant)) is not None:
+                        tasks.create_task(self._admit(each, limits))
+            return [
+                each.submitted(
+                    self._write(each.tenant, each.found.messages, each.taken, stream=stream, span=span)
+                )
+                for each in admissions
+                if each.found.messages
+            ]
+        except BaseException as error:
+            for each in admissions:
+                each.undo()
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
+
+    async def _take(self, tenant: str, found: _TenantMessages) -> TakenMessages:
         now_us = self._clock.now_us()
-        taken = await self._intake.take(
+        return await self._intake.take(
             tenant,
             found.messages,
             found.profiles,
-            window=self._live_window.at(now_us),
+            window=self._live_window(tenant).at(now_us),
             now_us=now_us,
             unpack=True,
         )
-        return self._write(tenant, found.messages, taken, stream=stream, span=span)
+
+    async def _admit(self, admission: _Admission, limits: TenantLimits) -> None:
+        """Let a tenant's messages in as far as its limits allow: each device's, then the rest together."""
+        if limits.has_devices:
+            of_devices = limits.only(SubjectKind.DEVICE)
+            async with asyncio.TaskGroup() as tasks:
+                for messages, readings in _by_sender(admission.found.messages, admission.taken):
+                    tasks.create_task(self._admit_part(admission, messages, readings, of_devices))
+        if admission.postponed:
+            senders = {each.messages[0].device_id for each in admission.postponed}
+            admission.found = admission.found.without(senders)
+            admission.taken = await self._take(admission.tenant, admission.found)
+        kept, said = admission.found.messages, admission.taken.readings
+        if (
+            kept
+            and limits.tenant is not None
+            and not await self._admit_part(admission, kept, said, limits.only(SubjectKind.TENANT))
+        ):
+            admission.undo()
+            admission.found = _TenantMessages()
+
+    async def _admit_part(
+        self,
+        admission: _Admission,
+        messages: Sequence[DeviceMessage],
+        readings: Sequence[Reading],
+        limits: TenantLimits,
+    ) -> bool:
+        devices = samples_by_device(readings)
+        sent = Sent(
+            tenant=admission.tenant,
+            principal="",
+            samples=devices.total(),
+            size=sum(len(message.payload) for message in messages),
+            devices=devices,
+        )
+        try:
+            admission.charges.append(await self._limiter.admit(limits, sent))
+        except ResourceExhausted as error:
+            admission.postponed.append(Postponed(messages, error.retry_after_s or 0.0))
+            return False
+        return True
 
     async def replayed(self, message: DeviceMessage, origin: Origin, window: TimeWindow) -> WriteRequest:
         """Return the request that stores what is good of a message that is a dead letter.
@@ -272,6 +390,18 @@ class MessagePath:
                 received_us=max(message.arrival_us for message in messages),
             )
         )
+
+
+def _by_sender(
+    messages: Sequence[DeviceMessage], taken: TakenMessages
+) -> list[tuple[list[DeviceMessage], list[Reading]]]:
+    """Return the messages that each device has sent, with what they say."""
+    parts: defaultdict[str, tuple[list[DeviceMessage], list[Reading]]] = defaultdict(lambda: ([], []))
+    for message in messages:
+        parts[message.device_id][0].append(message)
+    for reading, place in zip(taken.readings, taken.of_readings, strict=True):
+        parts[messages[place].device_id][1].append(reading)
+    return list(parts.values())
 
 
 def _outcomes(messages: Sequence[DeviceMessage], taken: TakenMessages, trace_id: str) -> list[bytes]:

@@ -33,6 +33,11 @@ class IngestMetrics:
             unit="{sample}",
             description="Samples that were decided about for good.",
         )
+        self._limited = meter.create_counter(
+            "twinmesh.ingest.limited",
+            unit="{batch}",
+            description="Batches, requests and streams that were sent back because of a tenant's limit.",
+        )
         self._events = meter.create_counter(
             "twinmesh.ingest.events",
             unit="{event}",
@@ -101,6 +106,10 @@ class IngestMetrics:
             unit="{stream}",
             description="Open gateway streams.",
         )
+
+    def limited(self, name: str) -> None:
+        """Take in that a limit of this name sent something back."""
+        self._limited.add(1, {"limit": name})
 
     def group_stored(self, stored: Stored, took_s: float) -> None:
         """Take in a group that went through a transaction of so many seconds."""

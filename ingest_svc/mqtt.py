@@ -27,6 +27,7 @@ from nats.js.errors import NotFoundError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from ingest_svc.device_message import DeviceMessage
+from ingest_svc.message_path import Postponed
 from meshkit import bus
 from meshkit.clock import Clock, from_datetime
 from meshkit.errors import ResourceExhausted, Unavailable
@@ -38,7 +39,8 @@ _QUEUE = "ingest"
 _SUBJECTS = "$MQTT.msgs."
 _NEXT = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}"
 _STREAM_BYTES = 3 << 30  # of the 4 GiB that NATS may have
-_MAX_ACK_PENDING = 20_000
+# Messages that a limit postpones are pending, too: when there are so many, all have to wait.
+_MAX_ACK_PENDING = 100_000
 _ACK_WAIT_S = 10.0
 _ASKED_MESSAGES, _ASKED_S = 1_000, 15.0
 # Names of a pull request: https://docs.nats.io/reference/reference-protocols/nats_api_reference
@@ -60,7 +62,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 class MessageStore(Protocol):
     """Where messages become durable."""
 
-    async def store(self, messages: Sequence[DeviceMessage], *, stream: str) -> None:
+    async def store(self, messages: Sequence[DeviceMessage], *, stream: str) -> Sequence[Postponed]:
         """Store messages, as MessagePath does."""
         ...
 
@@ -266,9 +268,14 @@ class StreamedMessages:
         self._changed.set()
 
     async def _store_group(self, stream: str, group: Sequence[Msg]) -> None:
-        await _store(self._store, [_streamed(message) for message in group], stream=stream)
-        for message in group:
-            await self._publish(message.reply, b"+ACK")
+        messages = [_streamed(message) for message in group]
+        postponed = {
+            message.sequence: each.retry_after_s
+            for each in await _store(self._store, messages, stream=stream)
+            for message in each.messages
+        }
+        for message, told in zip(group, messages, strict=True):
+            await self._publish(message.reply, _answer(postponed.get(told.sequence)))
             del self._held[message.reply]
             self._held_bytes -= len(message.data)
         self._changed.set()
@@ -310,7 +317,8 @@ class PlainMessages:
             while self._waiting:
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _GROUP_MESSAGES))]
                 self._bytes -= sum(len(message.payload) for message in group)
-                await _store(self._store, group, stream="")
+                for postponed in await _store(self._store, group, stream=""):
+                    self._dropped += len(postponed.messages)
             if self._dropped:
                 _log.warning("messages of QoS 0 were dropped", messages=self._dropped)
                 self._dropped = 0
@@ -362,15 +370,25 @@ async def ensure_consumer(client: Client) -> str:
     return f"{from_datetime(info.created):x}"
 
 
-async def _store(store: MessageStore, messages: Sequence[DeviceMessage], *, stream: str) -> None:
-    """Store messages, trying for as long as it takes."""
+def _answer(retry_after_s: float | None) -> bytes:
+    """Return what NATS is told of a message: it is stored, or is to be delivered again after a while."""
+    if retry_after_s is None:
+        return b"+ACK"
+    return b'-NAK {"delay": %d}' % (retry_after_s * 1e9)
+
+
+async def _store(
+    store: MessageStore, messages: Sequence[DeviceMessage], *, stream: str
+) -> Sequence[Postponed]:
+    """Store messages, trying for as long as it takes; returns what a limit keeps from it."""
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type(Exception),
         wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
         before_sleep=_log_failure,
     ):
         with attempt:
-            await store.store(messages, stream=stream)
+            return await store.store(messages, stream=stream)
+    raise AssertionError("unreachable: it tries until it has stored")
 
 
 def _log_failure(state: RetryCallState) -> None:

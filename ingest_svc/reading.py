@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,14 @@ class Reading(NamedTuple):
     device_id: str
     time_us: int | None
     samples: Sequence[SentSample]
+
+
+def samples_by_device(readings: Sequence[Reading]) -> Counter[str]:
+    """Return how many samples of each device there are."""
+    counts = Counter[str]()
+    for reading in readings:
+        counts[reading.device_id] += len(reading.samples)
+    return counts
 
 
 _CANONICAL = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False)

@@ -3,7 +3,7 @@
 from ingest_svc.applied import AppliedProgress
 from ingest_svc.batch_path import MAX_BATCH_BYTES
 from ingest_svc.columns import MAX_REFUSALS
-from ingest_svc.flow import MAX_INFLIGHT_BATCHES, MAX_INFLIGHT_BYTES, BatchFlow, Refusal
+from ingest_svc.flow import MAX_INFLIGHT_BATCHES, BatchFlow, Refusal
 from ingest_svc.series_table import MAX_SERIES
 from telemetry_store.cursors import OUTCOMES_KEPT
 from telemetry_store.requests import OpenedCursor
@@ -71,14 +71,16 @@ class Acks:
         )
 
 
-def to_opened(cursor: OpenedCursor, *, lifetime_us: int, now_us: int) -> ingest_pb2.Opened:
+def to_opened(
+    cursor: OpenedCursor, *, lifetime_us: int, now_us: int, max_inflight_bytes: int
+) -> ingest_pb2.Opened:
     """Return the answer to Open: the writer's place, and what the client has to keep to."""
     opened = ingest_pb2.Opened(
         epoch=cursor.epoch,
         last_committed_sequence=cursor.last_sequence,
         max_batch_bytes=MAX_BATCH_BYTES,
         max_inflight_batches=MAX_INFLIGHT_BATCHES,
-        max_inflight_bytes=MAX_INFLIGHT_BYTES,
+        max_inflight_bytes=max_inflight_bytes,
         outcomes_kept=OUTCOMES_KEPT,
         max_series=MAX_SERIES,
     )

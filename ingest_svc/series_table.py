@@ -60,7 +60,10 @@ class SeriesTable:
 
     __slots__ = (
         "_definitions",
+        "_device_of",
+        "_devices",
         "_messages",
+        "_placed",
         "_resolved_us",
         "_unresolved",
         "_version",
@@ -84,6 +87,10 @@ class SeriesTable:
         self._definitions: list[SeriesDefinition | None] = []
         self._messages: dict[int, str] = {}
         self._unresolved: list[int] = []
+        # Places in `_devices` of the first `_placed` definitions, once somebody has asked.
+        self._device_of: npt.NDArray[np.int32] = _NO_SERIES
+        self._devices: list[str] = []
+        self._placed = 0
         self._version = -1
         self._resolved_us = 0
 
@@ -207,6 +214,29 @@ class SeriesTable:
             for alias in good:
                 self._messages.pop(alias, None)
         del self._unresolved[: len(judged)]
+
+    def samples_by_device(
+        self, aliases: npt.NDArray[np.uint32], run_lengths: npt.NDArray[np.int64]
+    ) -> dict[str, int]:
+        """Return how many samples of each device runs hold.
+
+        Args:
+            aliases: uint32[r], defined ones.
+            run_lengths: int64[r].
+        """
+        if self._placed != self.defined:
+            self._place()
+        # Exact, though the weights are doubles: no message holds 2^53 samples.
+        counts = np.bincount(self._device_of[aliases], weights=run_lengths)
+        return {self._devices[place]: int(counts[place]) for place in np.flatnonzero(counts).tolist()}
+
+    def _place(self) -> None:
+        places: dict[str, int] = {}
+        self._device_of = np.zeros(self.places, np.int32)
+        for alias in np.flatnonzero(self.kinds).tolist():
+            self._device_of[alias] = places.setdefault(self.definition(alias).device_id, len(places))
+        self._devices = list(places)
+        self._placed = self.defined
 
     def _convert(self, alias: int, conversion: Conversion | None) -> None:
         if conversion is None and self.conversions is None:

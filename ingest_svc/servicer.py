@@ -1,7 +1,7 @@
 """IngestService: requests in, the store's answers out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,9 @@ from opentelemetry.trace import SpanContext
 from ingest_svc import conversion, event_messages
 from ingest_svc.applied import Applied
 from ingest_svc.intake import Door, Intake, Origin
+from ingest_svc.limiter import NO_CHARGE, Charge, Limiter, Sent
 from ingest_svc.raw_trail import RawTrail
+from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
@@ -31,6 +33,9 @@ from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 
 _log = structlog.get_logger()
 _APPLIED_WITHIN_S = 2.0
+_Request = (
+    ingest_pb2.IngestTelemetryRequest | ingest_pb2.IngestMessageRequest | ingest_pb2.IngestEventsRequest
+)
 
 
 class IngestServicer(ingest_grpc.IngestServiceServicer):
@@ -38,6 +43,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
 
     Args:
         intake: makes of requests what the writer takes.
+        limiter: lets them in as far as limits allow.
         writer: commits batches.
         raw: keeps requests as they came.
         applied: tells when twins have applied them.
@@ -50,6 +56,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         self,
         *,
         intake: Intake,
+        limiter: Limiter,
         writer: TelemetryWriter,
         raw: RawTrail,
         applied: Applied,
@@ -58,6 +65,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         new_stream: Callable[[Principal], TelemetryStream],
     ) -> None:
         self._intake = intake
+        self._limiter = limiter
         self._writer = writer
         self._raw = raw
         self._applied = applied
@@ -79,11 +87,12 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             received_us=received_us,
         )
         batch = replace(batch, raw=self._raw.of_request(batch.tenant, request, readings, received_us))
+        charge = await self._admit(request, readings)
         if request.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED:
-            self._writer.submit(batch).add_done_callback(partial(_log_lost, batch))
+            self._submit(batch, charge).add_done_callback(partial(_log_lost, batch))
             result = WriteResult(batch.outcome, duplicate=False)
         else:
-            result = await self._writer.write(batch)
+            result = await self._submit(batch, charge)
         ack_level = request.ack_level or ingest_pb2.ACK_LEVEL_DURABLE
         response = conversion.to_response(result, readings, ack_level=ack_level)
         if (
@@ -105,7 +114,8 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         )
         raw = self._raw.of_messages(batch.tenant, taken.contents([message]), received_us)
         batch = replace(batch, raw=raw)
-        return conversion.to_message_response(await self._writer.write(batch))
+        charge = await self._admit(request, taken.readings)
+        return conversion.to_message_response(await self._submit(batch, charge))
 
     async def IngestEvents(
         self, request: ingest_pb2.IngestEventsRequest, context: Any
@@ -119,7 +129,35 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             received_us=received_us,
         )
         batch = replace(batch, raw=self._raw.of_events(batch.tenant, request, received_us))
-        return event_messages.to_events_response(await self._writer.write(batch))
+        charge = await self._admit(request)
+        return event_messages.to_events_response(await self._submit(batch, charge))
+
+    async def _admit(self, request: _Request, readings: Sequence[Reading] = ()) -> Charge:
+        principal = current_principal()
+        limits = self._limiter.limits_of(principal.tenant)
+        if limits is None:
+            return NO_CHARGE
+        # A message has no writer.
+        numbered = None if isinstance(request, ingest_pb2.IngestMessageRequest) else request
+        sent = Sent(
+            tenant=principal.tenant,
+            principal=principal.name,
+            samples=sum(len(reading.samples) for reading in readings),
+            size=request.ByteSize(),
+            devices=samples_by_device(readings) if limits.has_devices else {},
+            writer_id="" if numbered is None else numbered.writer_id,
+            sequence=None if numbered is None else numbered.sequence or None,
+        )
+        return await self._limiter.admit(limits, sent)
+
+    def _submit(self, batch: WriteRequest, charge: Charge) -> asyncio.Future[WriteResult]:
+        try:
+            written = self._writer.submit(batch)
+        except DomainError:
+            charge.undo()
+            raise
+        written.add_done_callback(charge.settle)
+        return written
 
     async def CreateBackfill(
         self, request: ingest_pb2.CreateBackfillRequest, context: Any

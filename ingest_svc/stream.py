@@ -15,8 +15,9 @@ from ingest_svc.applied import Applied, AppliedProgress
 from ingest_svc.batch_path import BatchPath, BatchWriter
 from ingest_svc.budget import Budgets
 from ingest_svc.definitions import Definitions
-from ingest_svc.flow import BatchFlow
+from ingest_svc.flow import MAX_INFLIGHT_BYTES, BatchFlow
 from ingest_svc.intake import Intake
+from ingest_svc.limiter import NO_CHARGE, Charge, Limiter, Sent
 from ingest_svc.open_streams import LAST_ACKS_US, OpenStreams, notice_us
 from ingest_svc.raw_trail import RawTrail, StreamTrail
 from ingest_svc.responses import Acks, to_go_away, to_opened, to_throttle
@@ -65,6 +66,7 @@ class TelemetryStream:
     Args:
         principal: who opened the call.
         intake: makes of batches what the writer takes.
+        limiter: lets it and its batches in as far as limits allow.
         writer: commits them.
         raw: keeps them as they came.
         applied: tells when twins have applied them.
@@ -82,6 +84,7 @@ class TelemetryStream:
         "_acks",
         "_applied",
         "_budgets",
+        "_charge",
         "_clock",
         "_closing",
         "_credentials",
@@ -94,6 +97,7 @@ class TelemetryStream:
         "_go_away",
         "_intake",
         "_lifetime_us",
+        "_limiter",
         "_news",
         "_opened",
         "_over",
@@ -114,6 +118,7 @@ class TelemetryStream:
         *,
         principal: Principal,
         intake: Intake,
+        limiter: Limiter,
         writer: Writer,
         raw: RawTrail,
         applied: Applied,
@@ -124,6 +129,8 @@ class TelemetryStream:
     ) -> None:
         self._principal = principal
         self._intake = intake
+        self._limiter = limiter
+        self._charge: Charge = NO_CHARGE
         self._writer = writer
         self._raw = raw
         self._applied = applied
@@ -202,6 +209,7 @@ class TelemetryStream:
         if self._flow is not None:
             self._flow.close()
         self._definitions.close()
+        self._charge.end()
         self._streams.remove(self, (self._principal.tenant, self._writer_id) if self.epoch else None)
         _log.info(
             "stream ended",
@@ -360,6 +368,9 @@ class TelemetryStream:
         self._acks.tells_accepted = message.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED
         self._schedule(self._ends_us - notice_us(self._lifetime_us))
         tenant = self._principal.tenant
+        self._charge = await self._limiter.open_stream(
+            Sent(tenant, self._principal.name, samples=0, size=0, writer_id=message.writer_id)
+        )
         cursor = await self._writer.open_writer(
             tenant=tenant,
             principal=self._principal.name,
@@ -368,21 +379,33 @@ class TelemetryStream:
             resume=message.resume,
         )
         self.epoch = cursor.epoch
-        self._flow = BatchFlow(last_committed=cursor.last_sequence, budget=self._budgets.inflight_bytes)
+        max_inflight_bytes = self._limiter.connection_inflight_bytes(tenant, most=MAX_INFLIGHT_BYTES)
+        self._flow = BatchFlow(
+            last_committed=cursor.last_sequence,
+            budget=self._budgets.inflight_bytes,
+            max_bytes=max_inflight_bytes,
+        )
         self._path = BatchPath(
             flow=self._flow,
             series=self._definitions.table,
             trail=StreamTrail(trail=self._raw, tenant=tenant, series=self._definitions.table),
             intake=self._intake,
+            limiter=self._limiter,
             writer=self._writer,
             clock=self._clock,
+            tenant=tenant,
             writer_id=message.writer_id,
             epoch=cursor.epoch,
         )
         if message.ack_level == ingest_pb2.ACK_LEVEL_APPLIED:
             self._acks.applied = AppliedProgress(applied=self._applied, advanced=self._answered)
             self._acks.applied.begin(cursor.last_sequence)
-        self._opened = to_opened(cursor, lifetime_us=self._lifetime_us, now_us=self._clock.now_us())
+        self._opened = to_opened(
+            cursor,
+            lifetime_us=self._lifetime_us,
+            now_us=self._clock.now_us(),
+            max_inflight_bytes=max_inflight_bytes,
+        )
         self._streams.opened(self, (tenant, message.writer_id))
         self._news.set()
 

@@ -31,6 +31,16 @@ class FieldViolation:
     rule: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class QuotaViolation:
+    """A limit that is reached: whose, which, its size, and the same to read."""
+
+    subject: str
+    name: str
+    limit: int
+    description: str
+
+
 class DomainError(Exception):
     """What went wrong, in words a user can act on, and the reason to program by."""
 
@@ -41,6 +51,7 @@ class DomainError(Exception):
         reason: ErrorReason.ValueType,
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[FieldViolation] = (),
+        quota: QuotaViolation | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
@@ -48,6 +59,7 @@ class DomainError(Exception):
         self.reason = reason
         self.metadata = dict(metadata or {})
         self.violations = tuple(violations)
+        self.quota = quota
         self.retry_after_s = retry_after_s
 
 

@@ -46,7 +46,10 @@ def _number(code: grpc.StatusCode) -> int:
 
 
 def _packed(
-    message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+    message: error_details_pb2.ErrorInfo
+    | error_details_pb2.BadRequest
+    | error_details_pb2.QuotaFailure
+    | error_details_pb2.RetryInfo,
 ) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
@@ -67,6 +70,15 @@ def to_status(error: errors.DomainError) -> status_pb2.Status:
                 field=violation.field, description=violation.description, reason=violation.rule
             )
         status.details.append(_packed(bad_request))
+    if error.quota is not None:
+        failure = error_details_pb2.QuotaFailure()
+        failure.violations.add(
+            subject=error.quota.subject,
+            description=error.quota.description,
+            quota_metric=error.quota.name,
+            quota_value=error.quota.limit,
+        )
+        status.details.append(_packed(failure))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(int(error.retry_after_s * 1000))

@@ -11,6 +11,7 @@ from twinmesh_cli import (
     config,
     deadletters,
     events,
+    limits,
     load,
     login,
     metrics,
@@ -56,6 +57,7 @@ app.command()(trace.trace)
 app.command()(metrics.metrics)
 app.command()(login.login)
 app.command()(login.logout)
+app.add_typer(limits.limits_app, name="limits")
 app.command()(load.load)
 app.command()(query.query)
 app.add_typer(raw.raw_app, name="raw")

@@ -16,11 +16,13 @@ from telemetry_store.maintenance.config import MaintenanceSettings
 from telemetry_store.maintenance.dead_letters import expire_dead_letters
 from telemetry_store.maintenance.instances import close_dead_instances
 from telemetry_store.maintenance.latest import keep_latest
+from telemetry_store.maintenance.limits import forget_limit_hits, forget_unused_limits
 from telemetry_store.maintenance.partitions import (
     drop_request_windows,
     ensure_request_windows,
     ensure_segment_days,
 )
+from telemetry_store.maintenance.policies import raw_retentions
 from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
 from telemetry_store.maintenance.worker import Step, Worker
 
@@ -40,13 +42,21 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
         Step("dead_instances", 2, partial(close_dead_instances, pool)),
         Step("latest", 1, partial(keep_latest, pool)),
         Step("backfills", 60, partial(expire_backfills, pool)),
+        Step("limit_hits", 300, partial(forget_limit_hits, pool)),
+        Step("unused_limits", 300, partial(forget_unused_limits, pool)),
         Step("dead_letters", 60, partial(expire_dead_letters, pool, keep=settings.dead_letters_kept)),
         Step("raw_days", 300, partial(ensure_raw_days, pool)),
         Step(
             "raw_messages_kept",
             300,
-            partial(expire_raw_messages, pool, kept=settings.raw_messages_kept, kept_by_tenant={}),
+            partial(_expire_raw_messages, pool, settings),
         ),
+    )
+
+
+async def _expire_raw_messages(pool: asyncpg.Pool, settings: MaintenanceSettings) -> None:
+    await expire_raw_messages(
+        pool, kept=settings.raw_messages_kept, kept_by_tenant=await raw_retentions(pool)
     )
 
 

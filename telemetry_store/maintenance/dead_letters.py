@@ -12,7 +12,12 @@ _MOST = 50_000
 
 
 async def expire_dead_letters(pool: asyncpg.Pool, *, keep: timedelta) -> None:
-    """Delete letters that came longer ago than letters are kept, some at a time."""
+    """Delete letters that came longer ago than letters are kept, some at a time.
+
+    Args:
+        pool: of the maintenance role.
+        keep: how long tenants keep them that do not say otherwise.
+    """
     expired = 0
     while expired < _MOST:
         deleted = await pool.fetchval(
@@ -20,8 +25,10 @@ async def expire_dead_letters(pool: asyncpg.Pool, *, keep: timedelta) -> None:
             WITH deleted AS (
                 DELETE FROM telemetry.dead_letter
                 WHERE (tenant_id, dead_letter_id) IN (
-                    SELECT tenant_id, dead_letter_id FROM telemetry.dead_letter
-                    WHERE received_at < now() - $1::interval
+                    SELECT tenant_id, dead_letter_id
+                    FROM telemetry.dead_letter
+                    LEFT JOIN telemetry.ingest_policy AS policy USING (tenant_id)
+                    WHERE received_at < now() - coalesce(policy.dead_letter_retention, $1::interval)
                     LIMIT $2
                 )
                 RETURNING 1

@@ -18,11 +18,13 @@ from telemetry_store.maintenance.app import app
 from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
 from telemetry_store.maintenance.instances import close_dead_instances
+from telemetry_store.maintenance.limits import forget_limit_hits, forget_unused_limits
 from telemetry_store.maintenance.partitions import (
     drop_request_windows,
     ensure_request_windows,
     ensure_segment_days,
 )
+from telemetry_store.maintenance.policies import raw_retentions
 from telemetry_store.maintenance.worker import Step, Worker
 from telemetry_store.requests import RequestIdentity
 from tests.store.writing import admin, numbered, request, running_writer, terminate
@@ -135,6 +137,59 @@ async def test_backfills_expire(connection: asyncpg.Connection, pool: asyncpg.Po
     assert [
         row["backfill_id"] for row in await connection.fetch("SELECT backfill_id FROM telemetry.backfill")
     ] == ["new"]
+
+
+async def test_tenants_say_how_long_raw_messages_are_kept(
+    connection: asyncpg.Connection, pool: asyncpg.Pool
+) -> None:
+    await connection.execute(
+        "INSERT INTO telemetry.ingest_policy (tenant_id, raw_retention) "
+        "VALUES ('acme', '2 days'), ('other', NULL)"
+    )
+    assert await raw_retentions(pool) == {"acme": timedelta(days=2)}
+
+
+async def test_what_limits_have_counted_is_forgotten(
+    connection: asyncpg.Connection, pool: asyncpg.Pool
+) -> None:
+    for age in ("8 days", "6 days"):
+        await connection.execute(
+            """
+            INSERT INTO telemetry.limit_hit
+                (tenant_id, minute, limit_name, subject, principal, writer_id, limit_value,
+                 first_time, last_time, batches, samples, bytes)
+            VALUES ('acme', now() - $1::text::interval, 'tenant_streams', '', 'user:ada', '', 1,
+                now() - $1::text::interval, now() - $1::text::interval, 1, 0, 0)
+            """,
+            age,
+        )
+    for age in ("2 hours", "1 minute"):
+        await connection.execute(
+            """
+            INSERT INTO telemetry.limit_bucket
+                (tenant_id, subject_kind, subject, measure, tokens, used, updated_at)
+            VALUES ('acme', 2, $1, 1, 0, 0, now() - $1::text::interval)
+            """,
+            age,
+        )
+        await connection.execute(
+            """
+            INSERT INTO telemetry.limit_lease
+                (tenant_id, subject_kind, subject, measure, holder, amount, renewed_at)
+            VALUES ('acme', 1, $1, 3, gen_random_uuid(), 1, now() - $1::text::interval)
+            """,
+            age,
+        )
+
+    await forget_limit_hits(pool)
+    await forget_unused_limits(pool)
+
+    assert await connection.fetchval("SELECT count(*) FROM telemetry.limit_hit") == 1
+    assert await connection.fetchval(
+        "SELECT min(last_time) > now() - interval '7 days' FROM telemetry.limit_hit"
+    )
+    assert await connection.fetchval("SELECT array_agg(subject) FROM telemetry.limit_bucket") == ["1 minute"]
+    assert await connection.fetchval("SELECT array_agg(subject) FROM telemetry.limit_lease") == ["1 minute"]
 
 
 async def until_healthy(worker: Worker) -> None:

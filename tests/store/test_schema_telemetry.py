@@ -28,6 +28,10 @@ TABLE_RIGHTS = {
         "request_id": KEEP,
         "series": KEEP,
         "detector_state": KEEP,
+        "ingest_policy": KEEP,
+        "limit_hit": KEEP,
+        "limit_bucket": READ,
+        "limit_lease": READ,
         "placement": {"SELECT", "INSERT"},
         "backfill": READ,
         "chunked_message": {*KEEP, "DELETE"},
@@ -46,6 +50,9 @@ TABLE_RIGHTS = {
         "series_latest": KEEP,
         "backfill": {*READ, "DELETE"},
         "dead_letter": {*READ, "DELETE"},
+        "limit_bucket": {*READ, "DELETE"},
+        "limit_hit": {*READ, "DELETE"},
+        "limit_lease": {*READ, "DELETE"},
     },
 }
 COLUMN_RIGHTS = {
@@ -66,6 +73,9 @@ COLUMN_RIGHTS = {
             "last_replay_at",
         )
     ),
+} | {
+    ("twinmesh_maintenance", "ingest_policy", column, "SELECT")
+    for column in ("tenant_id", "raw_retention", "dead_letter_retention")
 }
 SEQUENCE_RIGHTS = {
     ("twinmesh_ingest", "commit_order", "USAGE"),
@@ -74,6 +84,8 @@ SEQUENCE_RIGHTS = {
 }
 FUNCTION_RIGHTS = {
     ("twinmesh_ingest", "create_backfill"),
+    ("twinmesh_ingest", "hold_capacity"),
+    ("twinmesh_ingest", "take_tokens"),
     ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
     ("twinmesh_maintenance", "ensure_raw_days"),
@@ -91,10 +103,13 @@ POLICIES = {
         for table in ("series", "segment", "series_latest", "event", "placement")
     },
     **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
-    **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "segment")},
+    **{
+        (table, "twinmesh_maintenance"): ("SELECT", "true")
+        for table in ("series", "segment", "ingest_policy")
+    },
     **{
         (table, "twinmesh_maintenance"): ("ALL", "true")
-        for table in ("series_latest", "backfill", "dead_letter")
+        for table in ("series_latest", "backfill", "dead_letter", "limit_bucket", "limit_hit", "limit_lease")
     },
 }
 
@@ -190,6 +205,10 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "raw_device_set",
             "raw_message",
             "detector_state",
+            "ingest_policy",
+            "limit_bucket",
+            "limit_hit",
+            "limit_lease",
             "placement",
         ),
         True,

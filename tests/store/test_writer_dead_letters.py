@@ -211,9 +211,15 @@ async def test_letters_expire_and_only_old_ones(
         SET received_at = now() - interval '1 day' * right(convert_from(payload, 'UTF8'), 1)::int
         """
     )
+    await connection.execute(
+        "INSERT INTO telemetry.ingest_policy (tenant_id, dead_letter_retention)"
+        " VALUES ('acme', '2 days 1 hour')"
+    )
     async with db.pool(database.url("twinmesh_maintenance"), application="test") as pool:
         await expire_dead_letters(pool, keep=timedelta(days=1, hours=1))
-    assert [payload for _, payload, _ in await kept(connection)] == ["acme 0", "acme 1", "demo 0", "demo 1"]
+    assert [payload for _, payload, _ in await kept(connection)] == [
+        *["acme 0", "acme 1", "acme 2", "demo 0", "demo 1"]
+    ]
 
 
 async def test_a_purge_deletes_the_oldest_first_and_no_more_than_it_may(

@@ -1,7 +1,7 @@
 """An intake with its neighbours in memory: one tenant, `acme`, with two pumps."""
 
 from collections.abc import Collection, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ from ingest_svc.asset_cache import AssetCache
 from ingest_svc.child_cache import ChildCache
 from ingest_svc.columns import SentColumns
 from ingest_svc.intake import Door, Intake, Origin
+from ingest_svc.limiter import Limiter
 from ingest_svc.message_intake import MessageIntake
 from ingest_svc.profile import DeviceProfile, MetricProfile
 from ingest_svc.profile_cache import ProfileCache
@@ -88,6 +89,11 @@ class Backfills:
         return TimeWindow(f"backfill {backfill_id},", 0, 1_000)
 
 
+def unlimited() -> Limiter:
+    """Return a limiter that knows of no limits."""
+    return Limiter(limits_of=lambda _: None, source=cast(Any, None), on_limited=lambda _: None)
+
+
 class World:
     """An intake and all around it."""
 
@@ -110,7 +116,7 @@ class World:
             assets=AssetCache(source=self.assets, clock=self.clock),
             series_finder=self.series_ids,
             backfills=Backfills(),
-            live_window=window,
+            live_window=lambda _: window,
             messages=self.messages,
         )
         self.table = SeriesTable()

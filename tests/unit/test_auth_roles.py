@@ -13,7 +13,9 @@ from twinmesh.asset.v1 import (
 from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2
 from twinmesh.ingest.v1 import (
     dead_letter_service_pb2,
+    ingest_policy_service_pb2,
     ingest_service_pb2,
+    limit_service_pb2,
     raw_message_service_pb2,
     receipt_service_pb2,
 )
@@ -29,7 +31,9 @@ _CONTRACTS = [
     device_type_service_pb2,
     event_service_pb2,
     health_service_pb2,
+    ingest_policy_service_pb2,
     ingest_service_pb2,
+    limit_service_pb2,
     profile_service_pb2,
     receipt_service_pb2,
     raw_message_service_pb2,
@@ -59,9 +63,13 @@ def test_no_role_holds_what_only_services_may() -> None:
 
 def test_roles_carry_what_the_documentation_says() -> None:
     admin = permissions_of(Role.ADMIN)
-    assert admin - permissions_of(Role.OPERATOR) == {"api_key:read", "api_key:write"}
+    assert admin - permissions_of(Role.OPERATOR) == {
+        "api_key:read",
+        "api_key:write",
+        "ingest_policy:write",
+    }
     readable = {permission for permission in admin if permission.endswith(":read")}
-    assert permissions_of(Role.ANALYST) == readable - {"api_key:read"}
+    assert permissions_of(Role.ANALYST) == readable - {"api_key:read", "ingest_policy:read"}
     assert permissions_of(Role.VIEWER) == {
         "twin:read",
         "history:read",

@@ -16,7 +16,7 @@ from ingest_svc.window import LiveWindow
 from meshkit.errors import InvalidArgument, Unavailable, dependency_unavailable
 from meshkit.testing.clock import ManualClock
 from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
-from tests.unit.ingest_world import NOW, Assets, ChunkChecks, SeriesIds
+from tests.unit.ingest_world import NOW, Assets, ChunkChecks, SeriesIds, unlimited
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -76,9 +76,10 @@ async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
                 series_finder=SeriesIds(),
                 chunks=ChunkChecks(),
             ),
+            limiter=unlimited(),
             writer=writer,
             raw=RawTrail(keeps=lambda _: False),
-            live_window=LiveWindow(late_us=1_000_000, future_us=1_000_000),
+            live_window=lambda _: LiveWindow(late_us=1_000_000, future_us=1_000_000),
             clock=clock,
         )
 

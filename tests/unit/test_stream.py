@@ -25,7 +25,7 @@ from telemetry_store.commit_numbers import CommitNumbers, Coverage
 from telemetry_store.frontier_report import FrontierReport
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
 from tests.rpc.ingest.neighbours import until
-from tests.unit.ingest_world import NOW, World
+from tests.unit.ingest_world import NOW, World, unlimited
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh.type.v1.value_pb2 import VALUE_KIND_DOUBLE
@@ -99,6 +99,7 @@ class Site:
         return TelemetryStream(
             principal=principal,
             intake=self.world.intake,
+            limiter=unlimited(),
             writer=self.writer,
             raw=RawTrail(keeps=lambda _: self.keeps_raw),
             applied=Applied(frontiers=self.twins, last_commits=not_asked),
@@ -252,6 +253,7 @@ async def test_a_client_that_dies_while_a_response_is_blocked_leaves_nothing() -
 
     servicer = IngestServicer(
         intake=site.world.intake,
+        limiter=unlimited(),
         writer=cast(Any, site.writer),
         raw=RawTrail(keeps=lambda _: False),
         applied=cast(Any, None),

@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 
 from auth_svc.nats_tokens import LoginAnswers, LoginRequest
 from ingest_svc.device_message import DeviceMessage
+from ingest_svc.message_path import Postponed
 from ingest_svc.mqtt import running_mqtt
 from meshkit import nats_server
 from meshkit.clock import SystemClock
@@ -118,12 +119,13 @@ class Store:
         self.storing = asyncio.Event()
         self.storing.set()
 
-    async def store(self, messages: Sequence[DeviceMessage], *, stream: str) -> None:
+    async def store(self, messages: Sequence[DeviceMessage], *, stream: str) -> Sequence[Postponed]:
         self.begun += len(messages)
         await self.storing.wait()
         if self.failure is not None:
             raise self.failure()
         self.groups.append((stream, messages))
+        return []
 
     @property
     def messages(self) -> list[DeviceMessage]:

@@ -153,6 +153,63 @@ async def test_what_is_refused_becomes_dead_letters_and_the_rest_is_stored(world
     assert len(told) < 1_000
 
 
+async def test_a_stray_clock_makes_no_partition(world: World) -> None:
+    partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'telemetry.segment'::regclass"
+    async with world.ingest() as ingest:
+        before = await ingest.fetch_value(partitions)
+        for year_us in (1_000_000, 4_102_444_800_000_000):
+            await world.site.send(json.dumps({"time": year_us / 1e6, "count": 1}).encode())
+
+        async def are_kept() -> bool:
+            return await world.reasons() == ["pump-1: TIME_OUT_OF_WINDOW"] * 2
+
+        await until(are_kept)
+        assert await rows(ingest) == 0
+        assert await ingest.fetch_value(partitions) == before
+
+
+async def _limit(ingest: Ingest, limits: list[dict[str, Any]]) -> None:
+    await ingest.fetch_value(
+        "INSERT INTO telemetry.ingest_policy (tenant_id, limits) VALUES ($1, $2) RETURNING tenant_id",
+        TENANT,
+        json.dumps(limits),
+    )
+
+
+async def test_what_a_limit_holds_back_waits_and_holds_back_nobody_else(world: World) -> None:
+    async with world.ingest() as first:
+        await _limit(first, [{"subject_kind": 1, "subject": "", "samples_per_second": 10}])
+    async with world.ingest() as ingest:  # It begins with the policies that there are.
+        await world.site.send(json.dumps([json.loads(counting(number)) for number in range(15)]).encode())
+        await until_counts(ingest, list(range(15)))
+        # The tenant owes a second's worth now.
+        await world.site.send(*map(counting, range(100, 103)))
+        await world.site.send(counting(1), device="foreign")
+        await until_counts(ingest, [1], tenant="other", device="foreign")
+        await until_counts(ingest, [*range(15), 100, 101, 102])
+
+        async def is_told() -> bool:
+            hits = "SELECT coalesce(sum(batches), 0) FROM telemetry.limit_hit WHERE tenant_id = 'acme'"
+            return int(await ingest.fetch_value(hits)) >= 1
+
+        await until(is_told)
+        assert await rows(ingest) == 19
+        assert await world.letters() == []
+
+
+async def test_a_device_over_its_limit_holds_back_no_other_device(world: World) -> None:
+    async with world.ingest() as first:
+        await _limit(first, [{"subject_kind": 2, "subject": "pump-1", "samples_per_second": 1}])
+    async with world.ingest() as ingest:
+        await world.site.send(json.dumps([json.loads(counting(number)) for number in range(30)]).encode())
+        await until_counts(ingest, list(range(30)))
+        await world.site.send(counting(100))
+        await world.site.send(counting(200), qos=0)
+        await world.site.send(*map(counting, range(5)), device="pump-2")
+        await until_counts(ingest, list(range(5)), device="pump-2")
+        assert await counts(ingest) == list(range(30))
+
+
 async def test_a_device_that_nobody_knows_is_nobody_s(world: World) -> None:
     async with world.ingest() as ingest:
         await world.site.send(counting(1), device="unheard")

@@ -1206,8 +1206,9 @@ class Throttle(_message.Message):
     limit_name: _builtins.str
     """Which limit: inflight_batches or inflight_bytes of this stream, which a client that
     keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
-    of the process; gateway_open_messages or tenant_chunk_bytes (CHUNK_STORAGE_FULL); empty
-    when the reason is another one.
+    of the process; gateway_open_messages or tenant_chunk_bytes (CHUNK_STORAGE_FULL); for
+    LIMIT_EXCEEDED one of the tenant's ingest policy, such as tenant_samples_per_second;
+    empty when the reason is another one.
     """
     limit: _builtins.int
     """Its size."""
@@ -1216,8 +1217,8 @@ class Throttle(_message.Message):
     first_refused_sequence: _builtins.int
     """Batches from this one on are to be sent again."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """INGEST_BUSY or CHUNK_STORAGE_FULL for a limit; DEPENDENCY_UNAVAILABLE; UNKNOWN_ALIAS: send
-    SeriesDefs again before the batch.
+    """INGEST_BUSY, LIMIT_EXCEEDED or CHUNK_STORAGE_FULL for a limit; DEPENDENCY_UNAVAILABLE;
+    UNKNOWN_ALIAS: send SeriesDefs again before the batch.
     """
     message: _builtins.str
     """The reason to read."""

@@ -80,8 +80,9 @@ class IngestServiceServicer:
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
         REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
         OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-        RESOURCE_EXHAUSTED INGEST_BUSY and UNAVAILABLE DEPENDENCY_UNAVAILABLE, both to
-        be retried with the same request_id or sequence after RetryInfo.
+        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
+        DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
+        after RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +140,8 @@ class IngestServiceServicer:
         again with resume only), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
         PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID.
         To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
-        RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
+        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (streams), DEADLINE_EXCEEDED (no Open
+        within 10 s), and the end
         without an error that follows GoAway.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -47,8 +47,9 @@ class IngestServiceStub:
     Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
     REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
     OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-    RESOURCE_EXHAUSTED INGEST_BUSY and UNAVAILABLE DEPENDENCY_UNAVAILABLE, both to
-    be retried with the same request_id or sequence after RetryInfo.
+    RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
+    DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
+    after RetryInfo.
     """
     IngestMessage: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestMessageRequest, _ingest_service_pb2.IngestMessageResponse]
     """IngestMessage stores what one JSON message of a device says, read by its type's
@@ -90,7 +91,8 @@ class IngestServiceStub:
     again with resume only), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
     PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID.
     To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
-    RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
+    RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (streams), DEADLINE_EXCEEDED (no Open
+    within 10 s), and the end
     without an error that follows GoAway.
     """
 
@@ -113,8 +115,9 @@ class IngestServiceAsyncStub(IngestServiceStub):
     Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
     REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
     OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-    RESOURCE_EXHAUSTED INGEST_BUSY and UNAVAILABLE DEPENDENCY_UNAVAILABLE, both to
-    be retried with the same request_id or sequence after RetryInfo.
+    RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
+    DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
+    after RetryInfo.
     """
     IngestMessage: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestMessageRequest, _ingest_service_pb2.IngestMessageResponse]  # type: ignore[assignment]
     """IngestMessage stores what one JSON message of a device says, read by its type's
@@ -156,7 +159,8 @@ class IngestServiceAsyncStub(IngestServiceStub):
     again with resume only), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
     PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID.
     To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
-    RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
+    RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (streams), DEADLINE_EXCEEDED (no Open
+    within 10 s), and the end
     without an error that follows GoAway.
     """
 
@@ -181,8 +185,9 @@ class IngestServiceServicer:
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
         REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
         OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-        RESOURCE_EXHAUSTED INGEST_BUSY and UNAVAILABLE DEPENDENCY_UNAVAILABLE, both to
-        be retried with the same request_id or sequence after RetryInfo.
+        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
+        DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
+        after RetryInfo.
         """
 
     def IngestMessage(
@@ -244,7 +249,8 @@ class IngestServiceServicer:
         again with resume only), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
         PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID.
         To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
-        RESOURCE_EXHAUSTED INGEST_BUSY, DEADLINE_EXCEEDED (no Open within 10 s), and the end
+        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (streams), DEADLINE_EXCEEDED (no Open
+        within 10 s), and the end
         without an error that follows GoAway.
         """
 

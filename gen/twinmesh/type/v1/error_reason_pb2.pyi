@@ -158,6 +158,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The columns of a batch disagree: lengths, counts per kind, or columns beside readings.
     In a BatchResult.
     """
+    ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 122
+    """A limit of the tenant's ingest policy is reached, nothing was used up; retry after
+    RetryInfo. RESOURCE_EXHAUSTED with google.rpc.QuotaFailure, or in a Throttle.
+    Metadata: limit_name, limit, used, subject.
+    """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 100
     """The gateway takes no more requests at the moment; retry after RetryInfo.
     RESOURCE_EXHAUSTED.
@@ -328,6 +333,11 @@ INVALID_ARGUMENT. Metadata: limit, size.
 ERROR_REASON_COLUMNS_INVALID: ErrorReason.ValueType  # 93
 """The columns of a batch disagree: lengths, counts per kind, or columns beside readings.
 In a BatchResult.
+"""
+ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 122
+"""A limit of the tenant's ingest policy is reached, nothing was used up; retry after
+RetryInfo. RESOURCE_EXHAUSTED with google.rpc.QuotaFailure, or in a Throttle.
+Metadata: limit_name, limit, used, subject.
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 100
 """The gateway takes no more requests at the moment; retry after RetryInfo.

@@ -290,6 +290,13 @@ class ErrorReason(betterproto2.Enum):
     In a BatchResult.
     """
 
+    LIMIT_EXCEEDED = 122
+    """
+    A limit of the tenant's ingest policy is reached, nothing was used up; retry after
+    RetryInfo. RESOURCE_EXHAUSTED with google.rpc.QuotaFailure, or in a Throttle.
+    Metadata: limit_name, limit, used, subject.
+    """
+
     RATE_LIMITED = 100
     """
     The gateway takes no more requests at the moment; retry after RetryInfo.
@@ -390,6 +397,7 @@ class ErrorReason(betterproto2.Enum):
             91: "ERROR_REASON_ALIAS_REDEFINED",
             92: "ERROR_REASON_BATCH_TOO_LARGE",
             93: "ERROR_REASON_COLUMNS_INVALID",
+            122: "ERROR_REASON_LIMIT_EXCEEDED",
             100: "ERROR_REASON_RATE_LIMITED",
             101: "ERROR_REASON_ROUTE_NOT_FOUND",
             102: "ERROR_REASON_BODY_TOO_LARGE",
@@ -453,6 +461,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_ALIAS_REDEFINED": 91,
             "ERROR_REASON_BATCH_TOO_LARGE": 92,
             "ERROR_REASON_COLUMNS_INVALID": 93,
+            "ERROR_REASON_LIMIT_EXCEEDED": 122,
             "ERROR_REASON_RATE_LIMITED": 100,
             "ERROR_REASON_ROUTE_NOT_FOUND": 101,
             "ERROR_REASON_BODY_TOO_LARGE": 102,

@@ -5,8 +5,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asset_svc.updates import updated
 from meshkit.errors import InvalidArgument
+from meshkit.updates import updated
 from twinmesh.asset.v1.asset_service_pb2 import Asset
 from twinmesh.asset.v1.device_service_pb2 import DEVICE_ROLE_ENDPOINT, DEVICE_ROLE_GATEWAY, Device
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason

@@ -1,0 +1,49 @@
+"""IngestPolicyService: requests in, policies out."""
+
+from typing import Any
+
+from ingest_svc.ingest_policies import IngestPolicies
+from ingest_svc.policy_conversion import to_policy, to_row
+from ingest_svc.window import LiveWindow
+from meshkit.identity import current_principal
+from meshkit.updates import updated
+from meshkit.validation import validate
+from telemetry_store.ingest_policies import IngestPolicyStore, etag_mismatch
+from twinmesh.ingest.v1 import ingest_policy_service_pb2 as policy_pb2
+from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
+
+
+class IngestPolicyServicer(policy_grpc.IngestPolicyServiceServicer):
+    """Serves twinmesh.ingest.v1.IngestPolicyService.
+
+    Args:
+        store: where policies are written.
+        policies: goes by them; told of what is written here, others find it.
+        live_window: the installation's, the largest that a tenant may have.
+    """
+
+    def __init__(
+        self, *, store: IngestPolicyStore, policies: IngestPolicies, live_window: LiveWindow
+    ) -> None:
+        self._store = store
+        self._policies = policies
+        self._live_window = live_window
+
+    async def GetIngestPolicy(
+        self, request: policy_pb2.GetIngestPolicyRequest, context: Any
+    ) -> policy_pb2.IngestPolicy:
+        return to_policy(await self._store.read(current_principal().tenant), self._live_window)
+
+    async def UpdateIngestPolicy(
+        self, request: policy_pb2.UpdateIngestPolicyRequest, context: Any
+    ) -> policy_pb2.IngestPolicy:
+        row = await self._store.read(current_principal().tenant)
+        current, sent = to_policy(row, self._live_window), request.ingest_policy
+        if sent.etag and sent.etag != current.etag:
+            raise etag_mismatch()
+        changed = updated(current, sent, request.update_mask.paths)
+        # What a mask puts together was not seen by the interceptor.
+        validate(changed)
+        written = await self._store.write(to_row(changed, row, self._live_window))
+        self._policies.take([written])
+        return to_policy(written, self._live_window)
