@@ -307,6 +307,7 @@ def _whole(state: bytes | None) -> npt.NDArray[np.float64]:
     """Return a state that can be taken over: one of this form, or that of a series never met."""
     if state is not None and len(state) == _STATE * np.float64().nbytes:
         numbers = np.frombuffer(state, "<f8").astype(np.float64)
-        if np.isfinite(numbers[[0, *range(2, _STATE)]]).all():
+        # Of the detector's, scale and count are not negative.
+        if np.isfinite(numbers[[0, *range(2, _STATE)]]).all() and (numbers[3:5] >= 0).all():
             return numbers
     return np.full(_STATE, np.nan)

@@ -261,7 +261,11 @@ def test_a_detector_goes_on_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [[], [1.0], [math.nan] * 6, [1.0, 2.0, 3.0, math.inf, 5.0, 6.0], [0.0] * 7]
+    "numbers",
+    [
+        *([], [1.0], [math.nan] * 6, [1.0, 2.0, 3.0, math.inf, 5.0, 6.0], [0.0] * 7),
+        *([1.0, 2.0, 3.0, -4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0, -5.0, 6.0]),
+    ],
 )
 def test_a_state_of_another_form_is_none(numbers: list[float]) -> None:
     state = np.array(numbers).tobytes()
