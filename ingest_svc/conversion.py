@@ -522,7 +522,8 @@ def _quality(rules: device_type_pb2.QualityRules) -> QualityRules:
     return replace(
         by_default,
         weights=(completeness, validity, consistency, timeliness),
-        timely_us=rules.timely_within.ToMicroseconds()
+        # Nanoseconds are 0 microseconds, of which nothing is a part.
+        timely_us=max(rules.timely_within.ToMicroseconds(), 1)
         if rules.HasField("timely_within")
         else by_default.timely_us,
     )

@@ -30,7 +30,6 @@ class _Group:
     most: int
     slots: dict[tuple[DeviceKey, JointRules], int] = field(default_factory=dict)
     devices: list[tuple[DeviceKey, JointRules]] = field(default_factory=list)
-    changed: set[int] = field(default_factory=set)
     is_full: bool = False
 
 
@@ -43,6 +42,9 @@ class DeviceStates:
     def __init__(self) -> None:
         self._groups: list[_Group] = []
         self._places: dict[tuple[int, int], int] = {}
+        # Group and slot by device, those that wait for longest first. When its rules change a device
+        # gets another slot; only the one that changed last counts, since it has one state in the store.
+        self._changed: dict[DeviceKey, tuple[int, int]] = {}
 
     def knows(self, device: DeviceKey, rules: JointRules) -> bool:
         """Say whether a device has a slot."""
@@ -94,7 +96,7 @@ class DeviceStates:
             times: int64[n], microseconds since the epoch.
             values: float64[n].
         """
-        detector = self._groups[group].detector
+        detector, devices = self._groups[group].detector, self._groups[group].devices
         order = np.lexsort((times, slots))
         slots, times = slots[order], times[order]
         begins = np.append(True, (slots[1:] != slots[:-1]) | (times[1:] != times[:-1]))
@@ -106,22 +108,29 @@ class DeviceStates:
         starts = np.flatnonzero(np.append(True, row_slots[1:] != row_slots[:-1]))
         lengths = np.diff(starts, append=len(firsts))
         found = detector.score(row_slots[starts], starts, lengths, times[firsts], table)
-        self._groups[group].changed.update(row_slots[starts].tolist())
+        for slot in row_slots[starts].tolist():
+            self._changed[devices[slot][0]] = (group, slot)
         anomalous = np.empty(len(order), np.bool_)
         anomalous[order] = found.anomalous[rows]
         return anomalous
 
     def take_changed(self, most_bytes: int) -> list[SavedState]:
-        """Return the states of devices that changed since they were returned last, as far as they fit."""
+        """Return the states of devices that changed since they were returned last, as far as they fit.
+
+        Each is there once, and all have their turn, however often some change.
+        """
+        chosen: dict[int, list[int]] = {}
+        for device, (group, slot) in list(self._changed.items()):
+            most_bytes -= self._groups[group].detector.state_size * _FLOAT_BYTES
+            if most_bytes < 0:
+                break
+            del self._changed[device]
+            chosen.setdefault(group, []).append(slot)
         saved: list[SavedState] = []
-        for group in self._groups:
-            size = group.detector.state_size * _FLOAT_BYTES
-            slots = [group.changed.pop() for _ in range(min(len(group.changed), most_bytes // size))]
-            if not slots:
-                continue
-            most_bytes -= size * len(slots)
-            for slot, row in zip(slots, group.detector.rows(slots), strict=True):
-                (tenant, device_id), rules = group.devices[slot]
+        for group, slots in chosen.items():
+            detector, devices = self._groups[group].detector, self._groups[group].devices
+            for slot, row in zip(slots, detector.rows(slots), strict=True):
+                (tenant, device_id), rules = devices[slot]
                 state = _digest(rules) + row.astype("<f8").tobytes()
                 saved.append(SavedState(tenant, DETECTOR, device_id, int(row[1]), state))
         return saved
@@ -140,12 +149,14 @@ def _restore(detector: MultivariateDetector, slot: int, rules: JointRules, state
     if state is None or len(state) != size or state[:_DIGEST_BYTES] != _digest(rules):
         return
     row = np.frombuffer(state[_DIGEST_BYTES:], "<f8").astype(np.float64)
-    if np.isfinite(row).all() and 0 <= row[0] <= detector.warm_up:
+    if detector.is_state(row):
         detector.load([slot], row[np.newaxis])
 
 
 def _digest(rules: JointRules) -> bytes:
-    return hashlib.blake2b(",".join(rules.metrics).encode(), digest_size=_DIGEST_BYTES).digest()
+    # A state is cut into blocks by its warm-up.
+    form = f"{rules.warm_up}:{','.join(rules.metrics)}"
+    return hashlib.blake2b(form.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def _warn_once(group: _Group, device: DeviceKey) -> None:

@@ -5,7 +5,6 @@ The writer calls it from the threads that prepare rows, on merged runs (docs/adr
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Sequence, Set
 from typing import Protocol
 
@@ -20,7 +19,7 @@ from ingest_svc.series_states import KnownSeries, SeriesStates
 from meshkit.errors import Unavailable
 from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.merge import Runs
-from telemetry_store.quality import Codes
+from telemetry_store.quality import NOT_JUDGED, Codes, constant
 from telemetry_store.saved_state import SavedState
 from telemetry_store.series import SeriesKey
 
@@ -29,6 +28,8 @@ _SAVED_EVERY_S = 10.0
 # Of a million series that change all the time each is saved every few minutes.
 _SAVED_AT_ONCE = 20_000
 _SAVED_BYTES_AT_ONCE = 4 * 1024 * 1024  # of devices
+# So many series at a time have the lock, for which the event loop may wait.
+_LOCKED_SERIES = 1_000
 
 
 class StateStore(Protocol):
@@ -68,10 +69,9 @@ class Processing:
     ) -> None:
         self._catalog = catalog
         self._store = store
-        self._states = states or SeriesStates()
-        # The states are used by one thread at a time; what is to be known waits for the next.
+        self._states = SeriesStates() if states is None else states
+        # The states are used by one thread at a time.
         self._lock = threading.Lock()
-        self._to_know: deque[KnownSeries] = deque()
 
     async def resolve(
         self, tenant: str, keys: Sequence[SeriesKey], metrics: Sequence[MetricProfile]
@@ -95,10 +95,14 @@ class Processing:
 
     def judge(self, runs: Runs, received_us: npt.NDArray[np.int64]) -> Codes:
         """Judge samples, as telemetry_store.batch.Judge says."""
-        with self._lock:
-            self._know()
-            slots = self._states.meet(runs.series)
-            return judge(runs, slots, self._states, received_us=received_us[runs.origins])
+        try:
+            with self._lock:
+                slots = self._states.meet(runs.series)
+                return judge(runs, slots, self._states, received_us=received_us[runs.origins])
+        except Exception:
+            # A defect, which must not refuse the samples of all whose batches are in the group.
+            _log.exception("samples are not judged", samples=len(runs.times), kind=runs.kind.name)
+            return constant(NOT_JUDGED, len(runs.times))
 
     async def keep_saving(self) -> None:
         """Save what is remembered, every few seconds, until it is cancelled."""
@@ -108,9 +112,7 @@ class Processing:
 
     async def save(self) -> None:
         """Save what has changed since it was saved last, as far as it is not too much at once."""
-        with self._lock:
-            changed = self._states.take_changed(_SAVED_AT_ONCE)
-            changed += self._states.devices.take_changed(_SAVED_BYTES_AT_ONCE)
+        changed = await asyncio.to_thread(self._take_changed)
         try:
             if changed:
                 await self._store.save(changed)
@@ -127,7 +129,7 @@ class Processing:
         }
         saved = await self._saved(tenant, series_states.DETECTOR, new)
         saved_devices = await self._saved(tenant, device_states.DETECTOR, devices)
-        self._to_know.extend(
+        known = [
             KnownSeries(
                 series_id,
                 tenant,
@@ -138,12 +140,25 @@ class Processing:
                 saved_devices.get(key.device_id),
             )
             for series_id, key, rules in found
-        )
+        ]
+        # In a thread, since it takes a while when they are many, or while a large group is judged.
+        await asyncio.to_thread(self._know, known)
 
-    def _know(self) -> None:
-        waiting = len(self._to_know)
-        if waiting:
-            self._states.know([self._to_know.popleft() for _ in range(waiting)])
+    def _know(self, known: Sequence[KnownSeries]) -> None:
+        for first in range(0, len(known), _LOCKED_SERIES):
+            with self._lock:
+                self._states.know(known[first : first + _LOCKED_SERIES])
+
+    def _take_changed(self) -> list[SavedState]:
+        changed: list[SavedState] = []
+        for _ in range(0, _SAVED_AT_ONCE, _LOCKED_SERIES):
+            with self._lock:
+                some = self._states.take_changed(_LOCKED_SERIES)
+            changed += some
+            if len(some) < _LOCKED_SERIES:
+                break
+        with self._lock:
+            return changed + self._states.devices.take_changed(_SAVED_BYTES_AT_ONCE)
 
     async def _saved(self, tenant: str, detector: str, subjects: Set[str]) -> dict[str, bytes]:
         if not subjects:

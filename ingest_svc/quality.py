@@ -104,7 +104,7 @@ def _against_the_last(
     late = (limits > 0) & (passed > limits * _TOLERATED_INTERVALS)
     found = [(_COMPLETENESS, (places[late], _steps(limits[late], passed[late])))]
     if runs.kind in _NUMBERS:
-        with np.errstate(over="ignore"):  # Of the greatest doubles.
+        with np.errstate(over="ignore", invalid="ignore"):  # Of the greatest doubles, and of no time.
             rates = np.abs(runs.values[places] - last_values) / np.where(passed > 0, passed / _MICROS, np.inf)
         allowed = max_rates[of_runs]
         fast = rates > allowed  # NaN, for no value before, is not.
@@ -123,11 +123,9 @@ def _since_the_last(
     heads = np.zeros(len(runs.times), np.bool_)
     heads[runs.starts[np.append(True, runs.series[1:] != runs.series[:-1])]] = True
     in_runs = np.where(heads[places], NEVER, runs.times[places - 1])
-    remembered = states.last_times[slots]
-    remembered = np.where(remembered < times, remembered, NEVER)
+    remembered, values = states.before(slots, times)
     last = np.maximum(in_runs, remembered)
     passed = np.where(last == NEVER, 0, times - np.where(last == NEVER, times, last))
-    values = states.last_values[slots]
     if runs.kind in _NUMBERS:
         values = np.where(in_runs >= remembered, runs.values[places - 1], values)
     return passed, values
@@ -167,10 +165,11 @@ def _not_fitting(runs: Runs, slots: Slots, states: SeriesStates) -> Index:
 
 
 def _remember_last(runs: Runs, slots: Slots, states: SeriesStates) -> None:
-    last_runs = np.append(runs.series[1:] != runs.series[:-1], True)
+    differs = runs.series[1:] != runs.series[:-1]
+    first_runs, last_runs = np.append(True, differs), np.append(differs, True)
     places = (runs.starts + runs.lengths - 1)[last_runs]
     values = runs.values[places].astype(np.float64) if runs.kind in _NUMBERS else None
-    states.remember(slots[last_runs], runs.times[places], values)
+    states.remember(slots[last_runs], runs.times[runs.starts[first_runs]], runs.times[places], values)
 
 
 def _samples_of(runs: Runs, chosen: npt.NDArray[np.bool_]) -> tuple[Index, Index]:

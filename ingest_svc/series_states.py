@@ -22,6 +22,7 @@ DETECTOR = "series"
 ALONE = -1  # No group of devices.
 _COLUMNS = (
     *("_met", "_changed", "rule_places", "last_times", "last_values"),
+    *("begin_times", "before_times", "before_values"),
     *("joint_groups", "joint_slots", "joint_columns"),
 )
 _STATE = 2 + robust.STATE  # Numbers that are saved of a series.
@@ -115,6 +116,10 @@ class SeriesStates:
         last_times: int64[slots], of the latest sample, microseconds since the epoch; NEVER: there
             is none.
         last_values: float64[slots], its value; NaN for none and for what is no number.
+        begin_times: int64[slots], where the samples began that were remembered last: they may be judged
+            again, when their group is prepared anew; NEVER for none.
+        before_times: int64[slots], `last_times` before them.
+        before_values: float64[slots], likewise.
         detector: of unusual values.
         devices: those whose metrics are looked at together.
         joint_groups: int16[slots], the series' device's group in `devices`, ALONE for none.
@@ -129,10 +134,14 @@ class SeriesStates:
         self._met = np.zeros(_FIRST_SLOTS, np.int64)
         self._changed = np.zeros(_FIRST_SLOTS, np.bool_)
         self._round = 0
+        self._saved_to = 0
         self.rules = RuleColumns()
         self.rule_places = np.zeros(_FIRST_SLOTS, np.int32)
         self.last_times = np.full(_FIRST_SLOTS, NEVER, np.int64)
         self.last_values = np.full(_FIRST_SLOTS, np.nan)
+        self.begin_times = np.full(_FIRST_SLOTS, NEVER, np.int64)
+        self.before_times = np.full(_FIRST_SLOTS, NEVER, np.int64)
+        self.before_values = np.full(_FIRST_SLOTS, np.nan)
         self.detector = RobustDetector(_FIRST_SLOTS)
         self.devices = DeviceStates()
         self.joint_groups = np.full(_FIRST_SLOTS, ALONE, np.int16)
@@ -172,26 +181,54 @@ class SeriesStates:
         self._met[slots] = self._round
         return slots
 
+    def before(
+        self, slots: Slots, times: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return time and value of the sample that was remembered before each, NEVER and NaN for none.
+
+        Args:
+            slots: intp[n].
+            times: int64[n], microseconds since the epoch.
+        """
+        again = times == self.begin_times[slots]
+        remembered = np.where(again, self.before_times[slots], self.last_times[slots])
+        values = np.where(again, self.before_values[slots], self.last_values[slots])
+        earlier = remembered < times
+        return np.where(earlier, remembered, NEVER), np.where(earlier, values, np.nan)
+
     def remember(
-        self, slots: Slots, times: npt.NDArray[np.int64], values: npt.NDArray[np.float64] | None
+        self,
+        slots: Slots,
+        begin_times: npt.NDArray[np.int64],
+        times: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float64] | None,
     ) -> None:
         """Note the latest samples of series, each slot once; what is no later than the last is left out.
 
         Args:
             slots: intp[n].
-            times: int64[n], microseconds since the epoch.
+            begin_times: int64[n], of the first sample beside each, microseconds since the epoch.
+            times: int64[n], likewise.
             values: float64[n], None when they are no numbers.
         """
         newer = (times > self.last_times[slots]) & (slots != UNKNOWN)
         slots = slots[newer]
+        self.begin_times[slots] = begin_times[newer]
+        self.before_times[slots] = self.last_times[slots]
+        self.before_values[slots] = self.last_values[slots]
         self.last_times[slots] = times[newer]
         if values is not None:
             self.last_values[slots] = values[newer]
         self._changed[slots] = True
 
     def take_changed(self, most: int) -> list[SavedState]:
-        """Return the states of series that changed since they were returned last, at most so many."""
-        slots = np.flatnonzero(self._changed)[:most]
+        """Return the states of series that changed since they were returned last, at most so many.
+
+        All have their turn, however often some change.
+        """
+        changed = np.flatnonzero(self._changed)
+        slots = np.roll(changed, -int(np.searchsorted(changed, self._saved_to)))[:most]
+        self._saved_to = int(slots[-1]) + 1 if len(slots) else 0
         self._changed[slots] = False
         states = np.column_stack([self.last_times[slots], self.last_values[slots], self.detector.rows(slots)])
         return [
@@ -227,6 +264,7 @@ class SeriesStates:
         times = states[:, 0]
         self.last_times[slots] = np.where(np.isnan(times), NEVER, np.nan_to_num(times).astype(np.int64))
         self.last_values[slots] = states[:, 1]
+        self.begin_times[slots] = NEVER
         self.detector.load(slots, np.nan_to_num(states[:, 2:]))
         slots = list(places)
         self.rule_places[slots] = list(places.values())
@@ -269,6 +307,7 @@ def _whole(state: bytes | None) -> npt.NDArray[np.float64]:
     """Return a state that can be taken over: one of this form, or that of a series never met."""
     if state is not None and len(state) == _STATE * np.float64().nbytes:
         numbers = np.frombuffer(state, "<f8").astype(np.float64)
-        if np.isfinite(numbers[[0, *range(2, _STATE)]]).all():
+        # Of the detector's, scale and count are not negative.
+        if np.isfinite(numbers[[0, *range(2, _STATE)]]).all() and (numbers[3:5] >= 0).all():
             return numbers
     return np.full(_STATE, np.nan)

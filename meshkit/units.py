@@ -30,7 +30,6 @@ class Conversion:
     offset: float
 
 
-@lru_cache(maxsize=_REMEMBERED)
 def conversion(source: str, target: str) -> Conversion:
     """Return how values in one unit become values in another.
 
@@ -41,9 +40,25 @@ def conversion(source: str, target: str) -> Conversion:
         target: likewise.
 
     Raises:
-        UnitError: one is not known, they do not measure the same, or only a logarithm leads from one to
-            the other.
+        UnitError: one is not known, they do not measure the same, only a logarithm leads from one to
+            the other, or a factor that no double holds.
     """
+    found = _found(source, target)
+    if isinstance(found, str):
+        raise UnitError(found)
+    return found
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _found(source: str, target: str) -> Conversion | str:
+    """Return what is wrong as well, to be remembered: a stream may have the same mistake in all series."""
+    try:
+        return _find(source, target)
+    except UnitError as error:
+        return str(error)
+
+
+def _find(source: str, target: str) -> Conversion:
     if source == target:
         return Conversion(1.0, 0.0)
     known = [_parse(unit) for unit in (source, target)]
@@ -58,7 +73,13 @@ def conversion(source: str, target: str) -> Conversion:
         )
     except (pint.PintError, TypeError) as error:  # Fractions have no logarithm.
         raise UnitError(f"no factor leads from {source!r} to {target!r}") from error
-    return Conversion(float(one - offset), float(offset))
+    try:
+        found = Conversion(float(one - offset), float(offset))
+    except OverflowError:
+        found = Conversion(0.0, 0.0)
+    if not found.scale:
+        raise UnitError(f"no double holds the factor from {source!r} to {target!r}")
+    return found
 
 
 def _parse(unit: str) -> Any:

@@ -78,6 +78,7 @@ class TelemetryWriter:
         self._registration = Registration(pool=pool)
         self._committer = Committer(pool=pool, registration=self._registration, prepare=self._prepare)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._in_thread = 0
         self._alone_until: dict[tuple[str, str], float] = {}
         self._stack = AsyncExitStack()
         self._running: asyncio.Task[None] | None = None
@@ -209,9 +210,16 @@ class TelemetryWriter:
 
     async def _prepare(self, batches: Sequence[Batch]) -> Prepared:
         samples, raw_bytes = sum(batch.size for batch in batches), sum(batch.raw_bytes for batch in batches)
-        if samples < BULK_SAMPLES and raw_bytes < _BULK_BYTES:
+        # What is small goes after what is in the thread, not beside it: the loop would wait for the judge.
+        if samples < BULK_SAMPLES and raw_bytes < _BULK_BYTES and not self._in_thread:
             return prepare(batches, self._judge)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, prepare, batches, self._judge)
+        self._in_thread += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._thread, prepare, batches, self._judge
+            )
+        finally:
+            self._in_thread -= 1
 
     async def _prepare_ahead(self, batches: Sequence[Batch]) -> Prepared | None:
         try:

@@ -191,6 +191,14 @@ class MultivariateDetector:
             )
         )
 
+    def is_state(self, row: Floats) -> bool:
+        """Say whether float64[state_size] can be a row of `rows`; of metrics never seen the latest is NaN."""
+        latest = slice(_FIXED + self._metrics, _FIXED + 2 * self._metrics)
+        others = np.delete(row, latest)
+        return bool(
+            np.isfinite(others).all() and not np.isinf(row[latest]).any() and 0 <= row[0] <= self._warm_up
+        )
+
     def load(self, slots: Sequence[int] | npt.NDArray[Any], rows: Floats) -> None:
         """See Detector."""
         places, d = np.asarray(slots, np.intp), self._metrics

@@ -13,12 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_svc.columns import SentColumns, digest_as_sent
-from ingest_svc.conversion import MAX_READINGS, to_content, to_definitions, to_response, to_result
+from ingest_svc.conversion import (
+    MAX_READINGS,
+    to_content,
+    to_definitions,
+    to_profiles,
+    to_response,
+    to_result,
+)
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, RefusedContent
 from ingest_svc.reading import NUMBER, Reading
 from ingest_svc.series_table import SeriesDefinition
 from telemetry_store.columns import Kind
 from telemetry_store.requests import WriteResult
+from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
+from twinmesh.asset.v1.device_service_pb2 import Device
+from twinmesh.asset.v1.profile_service_pb2 import BatchGetProfilesResponse
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh.type.v1.value_pb2 import VALUE_KIND_INT, Point, Value
@@ -288,3 +298,16 @@ def test_readings_that_the_database_refuses_are_told_one_by_one() -> None:
         (1, "pump-2", ErrorReason.ERROR_REASON_DEVICE_UNKNOWN, "unknown"),
         (2, "pump-3", reason, message),
     ]
+
+
+def test_what_is_timely_within_nanoseconds_is_within_a_microsecond() -> None:
+    kind = device_type_pb2.DeviceType(
+        id="pump", metrics=[device_type_pb2.MetricDefinition(name="flow", kind=VALUE_KIND_INT)]
+    )
+    kind.quality.timely_within.nanos = 1
+    answer = BatchGetProfilesResponse(
+        devices=[Device(id="pump-1", device_type_id="pump")], device_types=[kind]
+    )
+    metrics = to_profiles(answer)["pump-1"].metrics
+    # The part of 0 that an age of 0 is, is no number, and would be no quality.
+    assert [metric.quality.timely_us for metric in metrics.values()] == [1, 1]

@@ -101,6 +101,63 @@ def test_no_more_is_saved_at_once_than_fits() -> None:
     assert sizes == [1, 1, 0]
 
 
+def one_row(
+    devices: DeviceStates, device: str, rules: JointRules, seconds: int, *, metrics: tuple[int, ...] = (0, 1)
+) -> None:
+    count = len(metrics)
+    place = devices.place(("acme", device), rules, None)
+    assert place is not None
+    group, slot = place
+    devices.judge(
+        group,
+        np.full(count, slot, np.int32),
+        np.array(metrics, np.int16),
+        np.full(count, NOW + seconds * SECOND),
+        np.ones(count),
+    )
+
+
+def test_a_device_whose_rules_change_is_saved_once() -> None:
+    devices = DeviceStates()
+    for seconds, warm_up in enumerate((160, 320)):
+        one_row(devices, "pump-1", JointRules(("flow", "pressure"), warm_up), seconds)
+    (saved,) = devices.take_changed(1 << 20)  # Twice in one statement would be refused.
+    assert saved.time_us == NOW + SECOND
+    assert devices.take_changed(1 << 20) == []
+
+
+def test_all_devices_have_their_turn_to_be_saved() -> None:
+    devices = DeviceStates()
+    saved = []
+    for seconds in range(4):
+        for device, warm_up in (("pump-1", 160), ("pump-2", 160), ("fan-1", 320), ("fan-2", 320)):
+            one_row(devices, device, JointRules(("flow", "pressure"), warm_up), seconds)
+        saved += [found.subject for found in devices.take_changed(2 * 8 * 31)]
+    assert sorted(saved) == ["fan-1", "fan-1", "fan-2", "fan-2", "pump-1", "pump-1", "pump-2", "pump-2"]
+
+
+def test_a_state_of_another_warm_up_is_none() -> None:
+    devices = DeviceStates()
+    one_row(devices, "pump-1", JointRules(("flow", "pressure"), 160), 9)
+    (saved,) = devices.take_changed(1 << 20)
+    longer = JointRules(("flow", "pressure"), 320)
+    others = DeviceStates()
+    others.place(("acme", "pump-1"), longer, saved.state)
+    one_row(others, "pump-1", longer, 0)
+    (fresh,) = others.take_changed(1 << 20)
+    assert fresh.time_us == NOW
+
+
+def test_a_device_that_never_reports_one_of_its_metrics_goes_on_elsewhere() -> None:
+    devices, others = DeviceStates(), DeviceStates()
+    one_row(devices, "pump-1", TOGETHER, 9, metrics=(0,))
+    (saved,) = devices.take_changed(1 << 20)
+    others.place(("acme", "pump-1"), TOGETHER, saved.state)
+    one_row(others, "pump-1", TOGETHER, 0, metrics=(0,))
+    (same,) = others.take_changed(1 << 20)  # What came late changes nothing.
+    assert same == saved
+
+
 @pytest.mark.parametrize("state", [b"", b"x" * 100])
 def test_a_state_of_another_form_is_none(state: bytes) -> None:
     states = known(dict.fromkeys(DEVICES, state))

@@ -35,6 +35,8 @@ class Model:
     """Judges samples one by one."""
 
     last: dict[int, tuple[int, float]] = field(default_factory=dict)
+    # Where the samples began that were judged last, and what was the last before them.
+    again: dict[int, tuple[int, tuple[int, float] | None]] = field(default_factory=dict)
 
     def judge(self, samples: list[tuple[int, int, float]], received_us: int) -> list[tuple[float, ...]]:
         """Return (score, the four parts) of samples in order, each part in percent."""
@@ -42,7 +44,9 @@ class Model:
         before: tuple[int, int, float] | None = None
         for series, time_us, value in samples:
             rules = RULES[series]
-            known = [self.last[series]] if series in self.last else []
+            begin_us, last = self.again.get(series, (0, None))
+            last = last if begin_us == time_us else self.last.get(series)
+            known = [last] if last is not None else []
             if before is not None and before[0] == series:
                 known.append(before[1:])
             earlier = [each for each in known if each[0] < time_us]
@@ -64,9 +68,11 @@ class Model:
             exact = sum(weight * part for weight, part in zip(rules.weights, parts, strict=True)) * 5
             found.append((exact, *(5 * part for part in parts)))
             before = (series, time_us, value)
-        for series, time_us, value in samples:
-            if series not in self.last or time_us > self.last[series][0]:
-                self.last[series] = (time_us, value)
+        for series in {series for series, _, _ in samples}:
+            of_series = [(time_us, value) for number, time_us, value in samples if number == series]
+            if series not in self.last or of_series[-1][0] > self.last[series][0]:
+                self.again[series] = (of_series[0][0], self.last.get(series))
+                self.last[series] = of_series[-1]
         return found
 
 
@@ -213,6 +219,37 @@ def test_states_are_saved_once_and_go_on_elsewhere() -> None:
     assert parts_of(unpack(codes)) == [(10, 100, 100, 100)]
 
 
+def test_what_is_judged_again_comes_to_the_same() -> None:
+    states = known(3, 4)
+    judged(states, [(3, 10, 0.0), (4, 10, 0.0)])
+    group = [(3, 6, 0.0), (3, 5, 0.0), (4, 6, 80.0), (4, 5, 80.0)]
+    first = [judged(states, group)[1].tolist() for _ in range(3)]
+    assert first[0] == first[1] == first[2]
+    assert parts_of(unpack(judged(states, group[:1])[1])) == [(25, 100, 100, 100)]  # A part of the group.
+    assert parts_of(unpack(judged(states, group[2:])[1]))[0] == (100, 100, 10, 100)
+    _, codes = judged(states, [(3, 4, 0.0)])
+    assert parts_of(unpack(codes)) == [(100, 100, 100, 100)]
+
+
+def test_the_greatest_doubles_are_compared_without_a_warning() -> None:
+    states = known(4)
+    _, codes = judged(states, [(4, 9, 1.7e308), (4, 8, -1.7e308), (1, 9, 0.0), (4, 7, -1.7e308)])
+    assert unpack(codes).parts[2].tolist() == [100, 100, 0, 100]
+    # No sample before it is of series 5: what stands before it in the array is nobody's business.
+    states.know([series(5, RULES[4])])
+    _, codes = judged(states, [(4, 6, -1.7e308), (5, 6, 1.7e308)])
+    assert unpack(codes).parts[2].tolist() == [100, 100]
+
+
+def test_all_series_have_their_turn_to_be_saved() -> None:
+    states = known(1, 2, 3, 4, 5)
+    saved = []
+    for seconds in range(10, 0, -1):
+        judged(states, [(number, seconds, 0.0) for number in range(1, 6)])
+        saved += [found.subject for found in states.take_changed(2)]
+    assert sorted(saved) == sorted("12345" * 4)
+
+
 def test_a_detector_goes_on_elsewhere() -> None:
     states = known(1)
     judged(states, usual(1, range(300, 10, -1)))
@@ -224,7 +261,11 @@ def test_a_detector_goes_on_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [[], [1.0], [math.nan] * 6, [1.0, 2.0, 3.0, math.inf, 5.0, 6.0], [0.0] * 7]
+    "numbers",
+    [
+        *([], [1.0], [math.nan] * 6, [1.0, 2.0, 3.0, math.inf, 5.0, 6.0], [0.0] * 7),
+        *([1.0, 2.0, 3.0, -4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0, -5.0, 6.0]),
+    ],
 )
 def test_a_state_of_another_form_is_none(numbers: list[float]) -> None:
     state = np.array(numbers).tobytes()

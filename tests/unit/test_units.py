@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshkit import units
 from meshkit.units import Conversion, UnitError, conversion
 
 CONVERTED = [
@@ -43,6 +44,9 @@ def test_values_are_converted(source: str, target: str, sent: float, stored: flo
         ("m", "9^9^9^9", "'9^9^9^9' is not known as a unit"),
         ("m^9^9^9^9", "m", "'m^9^9^9^9' is not known as a unit"),
         ("(m", "m", "'(m' is not known as a unit"),
+        ("Ym^9*Ym^9", "ym^9*ym^9", "no double holds the factor from 'Ym^9*Ym^9' to 'ym^9*ym^9'"),
+        # As a double the factor is 0, and so would be whatever is sent.
+        ("ym^9*ym^9", "Ym^9*Ym^9", "no double holds the factor from 'ym^9*ym^9' to 'Ym^9*Ym^9'"),
     ],
 )
 def test_what_cannot_be_converted_is_named(source: str, target: str, why: str) -> None:
@@ -56,3 +60,17 @@ def test_whatever_people_write_is_a_unit_or_not(source: str, target: str) -> Non
     for one, other in ((source, target), (target, "m")):
         with suppress(UnitError):
             assert isinstance(conversion(one, other), Conversion)
+
+
+def test_a_mistake_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+
+    def parse(unit: str) -> None:
+        looked_at.append(unit)
+        raise UnitError(f"{unit!r} is not known as a unit")
+
+    monkeypatch.setattr(units, "_parse", parse)
+    for _ in range(3):
+        with pytest.raises(UnitError, match="'gadgets' is not known as a unit"):
+            conversion("gadgets", "m")
+    assert looked_at == ["gadgets"]
