@@ -51,6 +51,8 @@ async def test_a_new_unit_is_noted_on_the_same_series(database: TestDatabase) ->
         catalog = SeriesCatalog(pool=pool)
         assert await catalog.resolve("demo", [TEMPERATURE]) == await catalog.resolve("demo", [in_kelvin])
         assert await connection.fetchval("SELECT unit FROM telemetry.series") == "K"
+        await catalog.resolve("demo", [TEMPERATURE])  # And back.
+        assert await connection.fetchval("SELECT unit FROM telemetry.series") == TEMPERATURE.unit
 
 
 async def test_known_series_cost_no_ids(database: TestDatabase) -> None:

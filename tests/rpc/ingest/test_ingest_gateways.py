@@ -33,6 +33,8 @@ from twinmesh.asset.v1 import device_type_service_pb2 as type_pb2
 from twinmesh.ingest.v1 import dead_letter_service_pb2 as dead_letter_pb2
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.ingest.v1 import receipt_service_pb2 as receipt_pb2
+from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -277,8 +279,16 @@ async def test_what_is_not_whole_expires_and_names_what_is_missing(ingest: Inges
     await until(has_expired)
     ((reason, why, payload),) = await letters(ingest)
     assert reason == "CHUNKS_MISSING"
-    assert why == "chunks 2-5, 9, 11 of 12 of message 'm-7' did not come within 60 s"
+    assert why == "chunks 2-5, 9, 11 of 12 of message 'm-7' did not come within 60 s; send the message again"
     assert payload == b"".join(parts[index] for index in (0, 1, 6, 7, 8, 10))
+    # With its gap it may read as another message, so it is not replayed.
+    replays = dead_letter_grpc.DeadLetterServiceStub(ingest.channel)
+    operator = ingest.caller(permissions=["dead_letter:write"])
+    replayed = await replays.ReplayDeadLetters(
+        dead_letter_pb2.ReplayDeadLettersRequest(filter=dead_letter_pb2.DeadLetterFilter()), metadata=operator
+    )
+    assert (replayed.stored_samples, replayed.failed) == (0, 1)
+    assert [reason for reason, _, _ in await letters(ingest)] == ["CHUNKS_MISSING"]
     # The same message may be tried again.
     for each in sent:
         assert tell(await send(ingest, each)) == (0, 0, [])
@@ -287,6 +297,12 @@ async def test_what_is_not_whole_expires_and_names_what_is_missing(ingest: Inges
         return len(await counts(ingest)) == 20
 
     await until(are_stored)
+    receipts = receipt_grpc.ReceiptServiceStub(ingest.channel)
+    receipt = await receipts.LookupReceipt(
+        receipt_pb2.LookupReceiptRequest(message_id=f"{BLE}/m-7"),
+        metadata=ingest.caller(permissions=["telemetry:write", "dead_letter:read"]),
+    )
+    assert (receipt.state, receipt.stored_samples) == (receipt_pb2.RECEIPT_STATE_COMMITTED, 20)
 
 
 async def test_another_process_finishes_what_one_began(mesh: Mesh) -> None:
