@@ -66,7 +66,8 @@ def _find(source: str, target: str) -> Conversion:
     # Not only the dimensions: a turn a minute and a hertz have the same, and pint knows a factor of 2π.
     roots = [registry.get_root_units(unit)[1] for unit in known]
     if roots[0] != roots[1]:
-        raise UnitError(f"{source!r} and {target!r} do not measure the same")
+        told = " and ".join(map(_told, (source, target)))
+        raise UnitError(f"{told} do not measure the same")
     try:
         offset, one = (
             registry.Quantity(Fraction(point), known[0]).to(known[1]).magnitude for point in (0, 1)
@@ -80,6 +81,16 @@ def _find(source: str, target: str) -> Conversion:
     if not found.scale:
         raise UnitError(f"no double holds the factor from {source!r} to {target!r}")
     return found
+
+
+def _told(unit: str) -> str:
+    """Return a unit with its full name, if it has one: C is coulomb, and F farad."""
+    if not unit:
+        return "no unit"
+    try:
+        return f"{unit!r} ({_registry().get_name(unit)})"
+    except Exception:  # As in _parse; composed ones have no name.
+        return repr(unit)
 
 
 def _parse(unit: str) -> Any:

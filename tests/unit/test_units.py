@@ -36,9 +36,11 @@ def test_values_are_converted(source: str, target: str, sent: float, stored: flo
 @pytest.mark.parametrize(
     ("source", "target", "why"),
     [
-        ("bar", "°C", "'bar' and '°C' do not measure the same"),
+        ("bar", "°C", "'bar' (bar) and '°C' (degree_Celsius) do not measure the same"),
+        ("F", "C", "'F' (farad) and 'C' (coulomb) do not measure the same"),
+        ("°F", "", "'°F' (degree_Fahrenheit) and no unit do not measure the same"),
         # Both are 1/s to physics, and 2π apart to pint; people mean neither.
-        ("rpm", "Hz", "'rpm' and 'Hz' do not measure the same"),
+        ("rpm", "Hz", "'rpm' (revolutions_per_minute) and 'Hz' (hertz) do not measure the same"),
         ("dBm", "mW", "no factor leads from 'dBm' to 'mW'"),
         ("widgets", "m", "'widgets' is not known as a unit"),
         ("m", "9^9^9^9", "'9^9^9^9' is not known as a unit"),
