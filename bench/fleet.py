@@ -7,6 +7,14 @@ import httpx
 from meshkit.testing.mesh import Mesh
 
 _PER_REQUEST = 1_000
+# All parts of the quality are judged, and a range that refuses is looked at.
+_RULES = {
+    "minimum": -1e9,
+    "maximum": 1e9,
+    "rangePolicy": "RANGE_POLICY_REFUSE",
+    "interval": "1s",
+    "maxRate": 1e9,
+}
 
 
 def make_fleet(mesh: Mesh, token: str, *, prefix: str, devices: int, metrics: int) -> list[tuple[str, str]]:
@@ -24,8 +32,8 @@ def make_fleet(mesh: Mesh, token: str, *, prefix: str, devices: int, metrics: in
     with httpx.Client(
         base_url=mesh.url, headers={"authorization": f"Bearer {token}"}, timeout=60, trust_env=False
     ) as client:
-        kinds = [{"name": name, "kind": "VALUE_KIND_DOUBLE"} for name in names]
-        client.post("/v1/deviceTypes", json={"id": prefix, "metrics": kinds}).raise_for_status()
+        defined = [{"name": name, "kind": "VALUE_KIND_DOUBLE", **_RULES} for name in names]
+        client.post("/v1/deviceTypes", json={"id": prefix, "metrics": defined}).raise_for_status()
         for first in range(0, devices, _PER_REQUEST):
             _make(client, ids[first : first + _PER_REQUEST], prefix)
     return [(device, name) for device in ids for name in names]

@@ -48,7 +48,7 @@ def run() -> Report:
             groups = raw_copy.groups(loads, batches_per_group=batches, count=COPIED_GROUPS)
             copied_s = uvloop.run(raw_copy.copy(mesh.database_url(), groups))
             copied = COPIED_GROUPS * batches * SERIES * run_length
-            cases += _numpy_cases(name, run_length, start_us)
+            cases += stages(name, run_length, start_us)
             cases.append(Case(f"{name}: COPY and COMMIT alone", copied_s / copied * 1e9, "ns/sample"))
     notes = [
         f"best of {ROUNDS}; {SERIES} series a batch, groups of {GROUP_SAMPLES} samples of {STREAMS} streams"
@@ -60,7 +60,14 @@ def _loads(run_length: int, start_us: int) -> list[SeriesLoad]:
     return [SeriesLoad(SERIES, run_length, SERIES, start_us) for _ in range(STREAMS)]
 
 
-def _numpy_cases(name: str, run_length: int, start_us: int) -> list[Case]:
+def stages(name: str, run_length: int, start_us: int) -> list[Case]:
+    """Return what each step costs that needs no other process, ns per sample.
+
+    Args:
+        name: of the case.
+        run_length: samples of a series in a batch.
+        start_us: time of the first sample, the start of an hour.
+    """
     [wire] = _loads(run_length, start_us)[0].batches(1)
     request = ingest_service_pb2.StreamTelemetryRequest.FromString(wire)
     columns = to_columns(request.batch.columns)

@@ -18,7 +18,7 @@ import grpc
 import numpy as np
 import uvloop
 
-from bench import line_protocol, raw_copy
+from bench import hot_path, line_protocol, raw_copy
 from bench.fleet import make_fleet
 from bench.gateway_batches import SeriesLoad, series_defs
 from bench.gateway_stream import GatewayStream
@@ -125,6 +125,10 @@ async def _run(bench: "_Bench", raw_bench: "_Bench") -> Report:
     ]
     latencies = [await bench.paced_round(number) for number in range(ROUNDS)]
     cases = [case for shape in measured for case in _cases(shape, measured)] + peers
+    hour_us = SystemClock().now_us() // _HOUR_US * _HOUR_US
+    cases += [
+        case for shape in (RUN20, RUN1) for case in hot_path.stages(shape.name, shape.run_length, hour_us)
+    ]
     cases += [
         Case(
             f"ack latency at {PACED_SAMPLES_PER_S:,} samples/s: {label}",
