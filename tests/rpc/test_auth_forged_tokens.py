@@ -69,7 +69,7 @@ _WRONG_CLAIMS: list[dict[str, Any]] = [
     {"aud": None},
     {"exp": _NOW - 1},
     {"exp": None},
-    {"nbf": _NOW + 3600},
+    {"nbf": _NOW + 86_400},
     {"tenant": None},
     {"kind": "root"},
     {"kind": "service"},

@@ -40,7 +40,7 @@ FORGED = {
     "unknown kid": lambda gateway: TokenMint(kid="other").token(tenant=TENANT, permissions=[]),
     "public key as secret": lambda gateway: _symmetric(gateway.token, gateway.mint.jwk()["x"]),
     "expired": _minted(exp=int(time.time()) - 60),
-    "not yet valid": _minted(nbf=int(time.time()) + 600),
+    "not yet valid": _minted(nbf=int(time.time()) + 86_400),
     "foreign issuer": _minted(iss="elsewhere"),
     "service audience": _minted(aud="twinmesh-internal"),
 }

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from meshkit.clock import SystemClock
 from tests.rpc.ingest.neighbours import Ingest, reading, refused, until
 from tests.rpc.ingest.streaming import NOW_US, columns, opened
 from twinmesh.ingest.v1 import ingest_policy_service_pb2 as policy_pb2
@@ -115,7 +116,8 @@ async def test_it_needs_its_permissions(ingest: Ingest) -> None:
 
 async def test_each_door_goes_by_the_window(ingest: Ingest) -> None:
     await update(ingest, **window(late_window=3600, future_window=1))
-    times = (NOW_US - 2 * HOUR_US, NOW_US, NOW_US + 5 * 60_000_000)
+    now_us = SystemClock().now_us()
+    times = (now_us - 2 * HOUR_US, now_us, now_us + 5 * 60_000_000)
     sent = [reading(time_us=time_us, temperature=1.0) for time_us in times]
 
     answer = await ingest.send(*sent)
