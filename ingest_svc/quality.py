@@ -50,17 +50,32 @@ def _codes(
     runs: Runs, weights: npt.NDArray[np.float64], parts: Sequence[tuple[int, _Part]], anomalous: Index
 ) -> Codes:
     """Return codes; only samples that are less than perfect are looked at."""
-    places = np.unique(np.concatenate([*(found for _, (found, _) in parts), anomalous]))
+    special = np.zeros(len(runs.times), np.bool_)
+    for found in (*(found for _, (found, _) in parts), anomalous):
+        special[found] = True
+    places = np.flatnonzero(special)
+    of_places = np.cumsum(special) - 1  # Which of `places` a sample is: no search, they may be all.
     steps = np.full((4, len(places)), STEPS, np.int32)
     for number, (found, values) in parts:
-        steps[number, np.searchsorted(places, found)] = values
-    of_runs = np.searchsorted(runs.starts, places, side="right") - 1
-    scores = np.rint(np.einsum("ij,ji->i", weights[of_runs], steps) * (100 / STEPS)).astype(np.int32)
+        steps[number, of_places[found]] = values
+    of_runs = np.repeat(np.arange(len(runs.starts)), runs.lengths)[places]
+    scores = np.rint(_weighted(weights, of_runs, steps) * (100 / STEPS)).astype(np.int32)
     flags = np.zeros(len(places), np.bool_)
-    flags[np.searchsorted(places, anomalous)] = True
+    flags[of_places[anomalous]] = True
     codes = np.full(len(runs.times), PERFECT, np.int32)
     codes[places] = pack(scores, steps, flags)
     return codes
+
+
+def _weighted(
+    weights: npt.NDArray[np.float64], of_runs: Index, steps: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    """Return the mean of the four parts of each sample, by the weights of its run."""
+    alike = bool((weights == weights[0]).all())
+    weighted: npt.NDArray[np.float64] = (
+        weights[0] @ steps if alike else np.einsum("ij,ji->i", weights[of_runs], steps)
+    )
+    return weighted
 
 
 def _timeliness(runs: Runs, timely_us: npt.NDArray[np.int64], received_us: npt.NDArray[np.int64]) -> _Part:
