@@ -18,6 +18,7 @@ from twinmesh_cli import (
     migrations,
     query,
     raw,
+    receipt,
     restart,
     simulate,
     status,
@@ -60,6 +61,7 @@ app.command()(login.logout)
 app.add_typer(limits.limits_app, name="limits")
 app.command()(load.load)
 app.command()(query.query)
+app.command()(receipt.receipt)
 app.add_typer(raw.raw_app, name="raw")
 app.add_typer(deadletters.deadletters_app, name="deadletters")
 app.add_typer(events.events_app, name="events")

@@ -27,6 +27,9 @@ _COLUMNS = {
     value_pb2.VALUE_KIND_STRING: "string_values",
     value_pb2.VALUE_KIND_POINT: "point_values",
 }
+_HEADINGS = ("time", "metric", "value", "unit")
+_PERCENTAGES = ("scores", "completeness", "validity", "consistency", "timeliness")
+_JUDGED = ("quality", *_PERCENTAGES[1:], "anomaly")
 _DRAWN = {value_pb2.VALUE_KIND_DOUBLE, value_pb2.VALUE_KIND_INT, value_pb2.VALUE_KIND_BOOL}
 _PAGE = 100_000  # the largest that the server gives
 _CHART_LINES = 10
@@ -62,9 +65,12 @@ def query(
     ] = None,
     form: Annotated[Form, typer.Option("--as", help="How to show it.")] = Form.TABLE,
     limit: Annotated[int, typer.Option(min=1, help="At most this many samples.")] = 100_000,
+    quality: Annotated[
+        bool, typer.Option(help="Show how good samples are, in percent, and which are anomalies.")
+    ] = False,
 ) -> None:
     """Show raw samples of a device; a time without a zone is UTC."""
-    request = twin_service_pb2.QueryHistoryRequest(id=device, metrics=metric or [])
+    request = twin_service_pb2.QueryHistoryRequest(id=device, metrics=metric or [], include_quality=quality)
     if start is not None:
         request.start_time.FromDatetime(start)
     if end is not None:
@@ -93,14 +99,29 @@ async def _fetch(
     return histories, False
 
 
-def _rows(histories: list[twin_service_pb2.MetricHistory]) -> Iterator[tuple[str, str, str, str]]:
+def _headings(histories: list[twin_service_pb2.MetricHistory]) -> list[str]:
+    judged = any(history.HasField("quality") for history in histories)
+    return [*_HEADINGS, *(_JUDGED if judged else ())]
+
+
+def _rows(histories: list[twin_service_pb2.MetricHistory]) -> Iterator[tuple[str, ...]]:
     for history in histories:
-        for micros, value in zip(history.times, getattr(history, _COLUMNS[history.kind]), strict=True):
-            yield to_datetime(micros).isoformat(), history.metric, spelled(value), history.unit
+        values = getattr(history, _COLUMNS[history.kind])
+        for place, (micros, value) in enumerate(zip(history.times, values, strict=True)):
+            row = (to_datetime(micros).isoformat(), history.metric, spelled(value), history.unit)
+            yield (*row, *_judged(history.quality, place)) if history.HasField("quality") else row
+
+
+def _judged(quality: twin_service_pb2.QualityColumns, place: int) -> Iterator[str]:
+    """Yield the cells of a sample; empty ones when nobody has judged it."""
+    for name in _PERCENTAGES:
+        percent = getattr(quality, name)[place]
+        yield "" if percent < 0 else str(percent)
+    yield "yes" if quality.anomalous[place] else ""
 
 
 def _table(histories: list[twin_service_pb2.MetricHistory]) -> None:
-    table = Table("time", "metric", "value", "unit")
+    table = Table(*_headings(histories))
     for row in _rows(histories):
         table.add_row(*(Text(visible(cell)) for cell in row))
     Console().print(table)
@@ -108,7 +129,7 @@ def _table(histories: list[twin_service_pb2.MetricHistory]) -> None:
 
 def _csv(histories: list[twin_service_pb2.MetricHistory]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["time", "metric", "value", "unit"])
+    writer.writerow(_headings(histories))
     writer.writerows(_rows(histories))
 
 

@@ -1,6 +1,7 @@
 """What a device type says of its metrics, done to samples from every door."""
 
 import asyncio
+import math
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -186,6 +187,50 @@ async def test_history_tells_which_assets_a_device_was_on(admin: httpx.AsyncClie
             while await placements() != expected:
                 await send(admin, pump, (0, {"temperature": 50}))
                 await asyncio.sleep(0.1)
+
+
+async def test_metrics_that_do_not_fit_each_other_are_anomalies(admin: httpx.AsyncClient, mesh: Mesh) -> None:
+    name = f"pump-{uuid.uuid4().hex[:8]}"
+    alone = {"disabled": True}  # Each by itself is never one.
+    metrics = [
+        {"name": metric, "kind": "VALUE_KIND_DOUBLE", "anomaly": alone} for metric in ("flow", "pressure")
+    ]
+    together = {"metrics": ["flow", "pressure"], "warmUp": 160}
+    for path, resource in (
+        ("/v1/deviceTypes", {"id": name, "metrics": metrics, "jointAnomaly": together}),
+        ("/v1/devices", {"id": name, "deviceTypeId": name}),
+    ):
+        answer = await admin.post(path, json=resource)
+        assert answer.status_code == 200, answer.text
+
+    def row(second: int, factor: float) -> tuple[int, dict[str, float]]:
+        flow = math.sin(second) + 0.1 * math.sin(7.3 * second)
+        return -300 + second, {"flow": flow, "pressure": factor * flow + 0.1 * math.cos(3.1 * second)}
+
+    rows = [row(second, 2) for second in range(240)] + [row(second, -2) for second in range(240, 260)]
+    await send(admin, name, *rows)
+    mesh.twinmesh("login", "--password-stdin", stdin=f"{mesh.password}\n")
+    shown = mesh.twinmesh("query", name, "--quality", "--as", "csv").stdout.splitlines()
+    assert shown[0].split(",")[-1] == "anomaly"
+    anomalous = [line.split(",")[1] for line in shown[1:] if line.endswith(",yes")]
+    assert anomalous.count("flow") == anomalous.count("pressure") > 0
+    found = (await admin.get(f"/v1/twins/{name}/history", params={"includeQuality": "true"})).json()
+    for metric in found["metrics"]:
+        flagged = [place for place, is_one in enumerate(metric["quality"]["anomalous"]) if is_one]
+        assert set(flagged) <= set(range(240, 260))
+
+
+async def test_a_receipt_is_shown_on_the_command_line(admin: httpx.AsyncClient, mesh: Mesh) -> None:
+    pump, request_id = await make_pump(admin, rangePolicy="RANGE_POLICY_REFUSE"), uuid.uuid4().hex
+    readings = [{"deviceId": pump, "numbers": numbers} for numbers in ({"temperature": 50}, {"t1": 500})]
+    answer = await admin.post("/v1/telemetry", json={"readings": readings, "requestId": request_id})
+    assert answer.status_code == 200, answer.text
+    mesh.twinmesh("login", "--password-stdin", stdin=f"{mesh.password}\n")
+    shown = mesh.twinmesh("receipt", "--request-id", request_id).stdout
+    assert "COMMITTED" in shown
+    assert "VALUE_OUT_OF_RANGE" in shown
+    assert "such as 260" in " ".join(shown.split())
+    assert "UNKNOWN" in mesh.twinmesh("receipt", "--request-id", "never-sent").stdout
 
 
 async def test_what_is_unlike_everything_before_is_an_anomaly(admin: httpx.AsyncClient) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import math
 import random
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,19 @@ from ingest_svc.conversion import (
     to_result,
 )
 from ingest_svc.outcome import VALUE_REFUSED, Outcome, Refusal, RefusedContent
+from ingest_svc.profile import JointRules, MetricProfile, QualityRules
 from ingest_svc.reading import NUMBER, Reading
 from ingest_svc.series_table import SeriesDefinition
+from meshkit.units import Conversion
 from telemetry_store.columns import Kind
 from telemetry_store.requests import WriteResult
 from twinmesh.asset.v1 import device_type_service_pb2 as device_type_pb2
+from twinmesh.asset.v1.asset_service_pb2 import Asset
 from twinmesh.asset.v1.device_service_pb2 import Device
 from twinmesh.asset.v1.profile_service_pb2 import BatchGetProfilesResponse
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
-from twinmesh.type.v1.value_pb2 import VALUE_KIND_INT, Point, Value
+from twinmesh.type.v1.value_pb2 import VALUE_KIND_DOUBLE, VALUE_KIND_INT, Point, Value
 
 GOOD = ingest_pb2.Reading(device_id="pump-1", numbers={"x": 1.0, "y": 2.0})
 
@@ -311,3 +315,63 @@ def test_what_is_timely_within_nanoseconds_is_within_a_microsecond() -> None:
     metrics = to_profiles(answer)["pump-1"].metrics
     # The part of 0 that an age of 0 is, is no number, and would be no quality.
     assert [metric.quality.timely_us for metric in metrics.values()] == [1, 1]
+
+
+def test_a_profile_holds_all_that_a_type_says_of_a_metric() -> None:
+    metric = device_type_pb2.MetricDefinition(
+        name="pressure",
+        kind=VALUE_KIND_DOUBLE,
+        unit="bar",
+        device_unit="kPa",
+        aliases=["p"],
+        minimum=-1,
+        range_policy=device_type_pb2.RANGE_POLICY_REFUSE,
+        max_rate=2.5,
+        anomaly=device_type_pb2.AnomalyRules(threshold=7, half_life=99),
+    )
+    metric.interval.FromMilliseconds(1_500)
+    other = device_type_pb2.MetricDefinition(
+        name="flow", kind=VALUE_KIND_DOUBLE, maximum=9, anomaly=device_type_pb2.AnomalyRules(disabled=True)
+    )
+    third = device_type_pb2.MetricDefinition(name="speed", kind=VALUE_KIND_DOUBLE)
+    kind = device_type_pb2.DeviceType(
+        id="pump",
+        metrics=[metric, other, third],
+        quality=device_type_pb2.QualityRules(completeness_weight=0, validity_weight=2),
+        joint_anomaly=device_type_pb2.JointAnomalyRules(warm_up=48),
+    )
+    answer = BatchGetProfilesResponse(
+        devices=[Device(id="pump-1", device_type_id="pump", asset_id="hall")],
+        device_types=[kind],
+        assets=[Asset(id="hall", location=Point(latitude=1, longitude=2))],
+    )
+    profile = to_profiles(answer)["pump-1"]
+    assert (profile.asset_id, profile.asset_location) == ("hall", (1, 2, None))
+    assert dict(profile.aliases) == {"p": "pressure"}
+    together = JointRules(("pressure", "speed"), warm_up=48)
+    rules = QualityRules(weights=(0, 0.5, 0.25, 0.25))
+    judged_by = {
+        "pressure": replace(
+            rules,
+            minimum=-1,
+            interval_us=1_500_000,
+            max_rate=2.5,
+            anomaly_threshold=7,
+            anomaly_half_life=99,
+            joint=together,
+        ),
+        "flow": replace(rules, maximum=9, anomaly_threshold=math.inf),
+        "speed": replace(rules, joint=together),
+    }
+    assert profile.metrics == {
+        "pressure": MetricProfile(
+            Kind.DOUBLE,
+            "bar",
+            conversion=Conversion(0.01, 0),
+            bounds=(-1, math.inf),
+            quality=judged_by["pressure"],
+        ),
+        "flow": MetricProfile(Kind.DOUBLE, "", quality=judged_by["flow"]),
+        "speed": MetricProfile(Kind.DOUBLE, "", quality=judged_by["speed"]),
+        "location": MetricProfile(Kind.POINT, "", quality=rules),
+    }

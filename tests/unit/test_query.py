@@ -12,7 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from twinmesh.twin.v1.twin_service_pb2 import MetricHistory, QueryHistoryRequest, QueryHistoryResponse
+from twinmesh.twin.v1.twin_service_pb2 import (
+    MetricHistory,
+    QualityColumns,
+    QueryHistoryRequest,
+    QueryHistoryResponse,
+)
 from twinmesh.twin.v1.twin_service_pb2_grpc import TwinServiceServicer, add_TwinServiceServicer_to_server
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.value_pb2 import Point
@@ -53,6 +58,32 @@ def test_csv_holds_every_kind_to_the_last_digit(capsys: pytest.CaptureFixture[st
         ["2020-03-01T00:00:00+00:00", "state", 'on, "warm"', ""],
         ["2020-03-01T00:00:00+00:00", "location", "1.5 -2.0", ""],
         ["2020-03-01T00:00:01+00:00", "location", "0.0 0.0 0.0", ""],
+    ]
+
+
+def test_csv_holds_the_quality_when_it_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    judged = MetricHistory(
+        metric="flow",
+        kind=value_pb2.VALUE_KIND_DOUBLE,
+        times=[START, START + 1],
+        double_values=[0.1, 0.2],
+        quality=QualityColumns(
+            scores=[88, -1],
+            completeness=[100, -1],
+            validity=[50, -1],
+            consistency=[100, -1],
+            timeliness=[100, -1],
+            anomalous=[True, False],
+        ),
+    )
+    query._csv([judged])
+    assert list(csv.reader(io.StringIO(capsys.readouterr().out))) == [
+        [
+            *("time", "metric", "value", "unit", "quality"),
+            *("completeness", "validity", "consistency", "timeliness", "anomaly"),
+        ],
+        ["2020-03-01T00:00:00+00:00", "flow", "0.1", "", "88", "100", "50", "100", "100", "yes"],
+        ["2020-03-01T00:00:00.000001+00:00", "flow", "0.2", "", "", "", "", "", "", ""],
     ]
 
 
