@@ -298,7 +298,8 @@ async def test_a_client_that_dies_without_reading_leaves_nothing_behind(
     async with opened(ingest) as client:
         await blocked_by(client, ingest)
         assert not whys(log)
-    await until(lambda: "the client is gone" in whys(log))
+    # The end of what a cancelled call sends may be read before the cancellation, and is as Close then.
+    await until(lambda: whys(log) in (["the client is gone"], ["closed"]))
 
 
 async def test_a_client_that_does_not_read_is_cut_off(ingest: Ingest, log: CapturingLogger) -> None:
