@@ -17,8 +17,6 @@ def login(
     password_stdin: Annotated[bool, typer.Option(help="Read the password from standard input.")] = False,
 ) -> None:
     """Log in and keep the tokens for the other client commands."""
-    if not (password_stdin or sys.stdin.isatty()):
-        raise typer.BadParameter("there is no terminal to ask for the password; use --password-stdin")
     password = sys.stdin.readline().rstrip("\n") if password_stdin else getpass.getpass()
 
     async def work(session: Session) -> str:

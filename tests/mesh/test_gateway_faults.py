@@ -199,6 +199,8 @@ async def test_chunks_outlive_the_processes_that_took_them(fragile_site: Site) -
             )
             ((reason, message),) = letters
             assert reason == "CHUNKS_MISSING"
-            assert message == "chunks 3-5, 9 of 67 of message 'm-3' did not come within 60 s"
+            assert message == (
+                "chunks 3-5, 9 of 67 of message 'm-3' did not come within 60 s; send the message again"
+            )
     finally:
         await database.close()
