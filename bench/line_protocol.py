@@ -19,6 +19,7 @@ from urllib.parse import quote
 import numpy as np
 
 from bench.gateway_batches import SeriesLoad
+from meshkit.embedded import free_port
 
 _START_S = 30.0
 _INFLUX_CONFIG = """
@@ -57,7 +58,7 @@ class Peer:
 
 def _influx(folder: Path, port: int) -> list[str]:
     config = folder / "influxdb.conf"
-    config.write_text(_INFLUX_CONFIG.format(folder=folder, port=_free_port(), http_port=port))
+    config.write_text(_INFLUX_CONFIG.format(folder=folder, port=free_port(), http_port=port))
     return ["-config", str(config)]
 
 
@@ -142,7 +143,7 @@ def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> Non
 def _running(peer: Peer) -> Iterator[int]:
     """Run a peer with an empty database; yields its port."""
     with tempfile.TemporaryDirectory(prefix="twinmesh-bench-") as name:
-        folder, port = Path(name), _free_port()
+        folder, port = Path(name), free_port()
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [shutil.which(peer.binary) or peer.binary, *peer.command(folder, port)],
@@ -172,10 +173,3 @@ def _wait(port: int) -> None:
             if time.monotonic() > end:
                 raise
             time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

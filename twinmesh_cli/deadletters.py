@@ -14,7 +14,7 @@ from rich.text import Text
 from twinmesh.ingest.v1 import dead_letter_service_pb2 as contract
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as contract_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
-from twinmesh_cli.recording import parse_time
+from twinmesh_cli.query import parsed_time
 from twinmesh_cli.session import Session, fail, run
 from twinmesh_cli.shown import visible
 
@@ -25,13 +25,6 @@ _ID_COLUMNS = 8
 _FILE_COLUMNS = 200
 
 deadletters_app = typer.Typer(help="List, read, replay and purge what was refused.", no_args_is_help=True)
-
-
-def _time(text: str) -> datetime:
-    try:
-        return parse_time(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time, such as 2026-03-01T12:00:00Z") from None
 
 
 def _reason(text: str) -> str:
@@ -47,9 +40,11 @@ _Reason = Annotated[
 ]
 _Start = Annotated[
     datetime | None,
-    typer.Option(parser=_time, metavar="TIME", help="Only what came then or later."),
+    typer.Option(parser=parsed_time, metavar="TIME", help="Only what came then or later."),
 ]
-_End = Annotated[datetime | None, typer.Option(parser=_time, metavar="TIME", help="Only what came before.")]
+_End = Annotated[
+    datetime | None, typer.Option(parser=parsed_time, metavar="TIME", help="Only what came before.")
+]
 _Door = Annotated[str, typer.Option(help="Only what came this way: unary, stream or mqtt.")]
 _Containing = Annotated[str, typer.Option("--text", help="Only whose message contains this.")]
 _Ids = Annotated[list[str] | None, typer.Argument(help="Ids of letters; without any, see the options.")]

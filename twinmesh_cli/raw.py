@@ -13,7 +13,7 @@ from rich.text import Text
 
 from twinmesh.ingest.v1 import raw_message_service_pb2 as contract
 from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as contract_grpc
-from twinmesh_cli.recording import parse_time
+from twinmesh_cli.query import parsed_time
 from twinmesh_cli.session import Session, run
 from twinmesh_cli.shown import visible
 
@@ -21,13 +21,6 @@ _PAGE = 1_000  # the largest that the server gives
 _PREFIX = "RAW_MESSAGE_FORMAT_"
 
 raw_app = typer.Typer(help="Show messages as they were received.", no_args_is_help=True)
-
-
-def _time(text: str) -> datetime:
-    try:
-        return parse_time(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time, such as 2026-03-01T12:00:00Z") from None
 
 
 @raw_app.command("list")
@@ -38,10 +31,12 @@ def list_messages(
     request_id: Annotated[str, typer.Option(help="Messages with this request id.")] = "",
     start: Annotated[
         datetime | None,
-        typer.Option(parser=_time, metavar="TIME", help="From then on, ISO 8601; 24 hours before the end."),
+        typer.Option(
+            parser=parsed_time, metavar="TIME", help="From then on, ISO 8601; 24 hours before the end."
+        ),
     ] = None,
     end: Annotated[
-        datetime | None, typer.Option(parser=_time, metavar="TIME", help="Before then, ISO 8601; now.")
+        datetime | None, typer.Option(parser=parsed_time, metavar="TIME", help="Before then, ISO 8601; now.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many messages.")] = 100,
 ) -> None:
