@@ -1,7 +1,6 @@
 """Raw samples of one device: by metric and time, each time once, page by page."""
 
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from meshkit.db import Connection
-from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, POINT_WIDTH, Kind
-from telemetry_store.quality import NOT_JUDGED
+from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
+from telemetry_store.segment_arrays import SegmentArrays, aggregates, merge, no_values, stored_columns
 from telemetry_store.series import Position, Series
 
 _SERIES_OF_DEVICE = """
@@ -20,18 +19,11 @@ WHERE tenant_id = $1 AND device_id = $2 AND ($3::text[] IS NULL OR metric = ANY 
 ORDER BY metric COLLATE "C", kind
 """
 
-# PostgreSQL's binary form of arrays, laid end to end, is decoded at once by numpy; the
-# driver would make one Python object per sample. array_send begins with 20 bytes of
-# dimensions, and each element is preceded by its length.
 _SEGMENTS = """
 SELECT count(*) AS segments,
-       max(start_time) AS last_start,
-       string_agg(int8send(order_no), '') AS order_nos,
-       string_agg(int4send(cardinality(times)), '') AS lengths,
-       string_agg(substr(array_send(times), 21), '') AS times,
-       string_agg(substr(array_send({values}), 21), '') AS values{further}
+       max(start_time) AS last_start,{aggregates}
 FROM (
-    SELECT start_time, order_no, times, {values}, codes, quality
+    SELECT start_time, order_no, times, {columns}
     FROM telemetry.segment
     WHERE tenant_id = $1 AND series_id = $2 AND start_time >= $3 AND start_time < $4 AND end_time >= $5
       AND (start_time, order_no) > ($6, $7)
@@ -39,31 +31,13 @@ FROM (
     LIMIT $8
 ) AS found
 """
-_JUDGED = """,
-       string_agg(int4send(coalesce(cardinality(quality), 0)), '') AS judged,
-       string_agg(substr(array_send(quality), 21), '') AS quality"""
-_VALUE_COLUMNS = {
-    Kind.DOUBLE: "doubles",
-    Kind.INT: "ints",
-    Kind.BOOL: "bools",
-    Kind.STRING: "strings",
-    Kind.POINT: "points",
-}
-# How many texts a row has, how many codes, and these.
-_CODES = """,
-       string_agg(int4send(cardinality(strings)), '') AS text_counts,
-       string_agg(int4send(coalesce(cardinality(codes), 0)), '') AS code_counts,
-       coalesce(string_agg(substr(array_send(codes), 21), ''), '') AS codes"""
 _SEGMENTS_OF = {
     (kind, with_quality): _SEGMENTS.format(
-        values=column,
-        further=(_CODES if kind is Kind.STRING else "") + (_JUDGED if with_quality else ""),
+        aggregates=aggregates(kind, with_quality=with_quality), columns=stored_columns(kind)
     )
-    for kind, column in _VALUE_COLUMNS.items()
+    for kind in Kind
     for with_quality in (False, True)
 }
-_TIME = np.dtype([("length", ">i4"), ("value", ">i8")])
-_CODE = np.dtype([("length", ">i4"), ("value", ">i4")])
 
 # Runs end at the hour: at 1 Hz a full one has this many samples, a first guess only.
 _LIKELY_RUN = 3_600
@@ -236,9 +210,7 @@ class _Reading:
         self._samples = 0
         self._times: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._orders: npt.NDArray[np.int64] = np.empty(0, np.int64)
-        self._values: npt.NDArray[Any] = (
-            np.empty(0, np.object_) if kind is Kind.STRING else _DECODERS[kind](b"")
-        )
+        self._values: npt.NDArray[Any] = no_values(kind)
         self._quality: npt.NDArray[np.int32] = np.empty(0, np.int32)
 
     @property
@@ -247,23 +219,16 @@ class _Reading:
 
     def add(self, row: Any) -> int:
         """Take what a statement returned; returns the order of the last segment."""
-        lengths = np.frombuffer(row["lengths"], ">i4")
-        orders = np.frombuffer(row["order_nos"], ">i8")
-        times = np.frombuffer(row["times"], _TIME)["value"].astype(np.int64)
-        if self._kind is Kind.STRING:
-            values = _strings(row, lengths.astype(np.intp))
-        else:
-            values = _DECODERS[self._kind](row["values"])
-        self._segments += len(lengths)
-        self._samples += len(times)
-        quality = _quality(row, lengths) if self.with_quality else np.full(len(times), NOT_JUDGED, np.int32)
+        found = SegmentArrays(self._kind, row, with_quality=self.with_quality)
+        self._segments += len(found.lengths)
+        self._samples += len(found.times)
         self._times, self._orders, self._values, self._quality = merge(
-            np.concatenate([self._times, times]),
-            np.concatenate([self._orders, np.repeat(orders, lengths).astype(np.int64)]),
-            np.concatenate([self._values, values]),
-            np.concatenate([self._quality, quality]),
+            np.concatenate([self._times, found.times]),
+            np.concatenate([self._orders, np.repeat(found.order_nos, found.lengths)]),
+            np.concatenate([self._values, found.values]),
+            np.concatenate([self._quality, found.quality]),
         )
-        return int(orders[-1])
+        return int(found.order_nos[-1])
 
     def settle(self, horizon: int) -> None:
         """Note that all samples before the horizon are read."""
@@ -275,82 +240,3 @@ class _Reading:
         """Return times, values and quality of the certain samples."""
         first, last = np.searchsorted(self._times, (self.start, min(self._settled, self.end)))
         return self._times[first:last], self._values[first:last], self._quality[first:last]
-
-
-def merge(
-    times: npt.NDArray[np.int64], order_nos: npt.NDArray[np.int64], *columns: npt.NDArray[Any]
-) -> tuple[npt.NDArray[Any], ...]:
-    """Return the samples by time, of equal times the one with the greatest order.
-
-    Args:
-        times: int64[n], in any order.
-        order_nos: int64[n].
-        columns: what else there is of them, [n, …] each.
-    """
-    if bool(np.all(times[1:] > times[:-1])):
-        return times, order_nos, *columns
-    ranked = np.lexsort((order_nos, times))
-    ordered = times[ranked]
-    kept = ranked[np.append(ordered[1:] != ordered[:-1], True)]
-    return tuple(column[kept] for column in (times, order_nos, *columns))
-
-
-def _quality(row: Any, lengths: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """Return the quality of each sample of a row's segments, which hold none, one for all, or one each."""
-    judged = np.frombuffer(row["judged"], ">i4").astype(np.intp)
-    # Without any the sum is null; what was not judged finds its mark at the end.
-    codes = np.append(np.frombuffer(row["quality"] or b"", _CODE)["value"], NOT_JUDGED).astype(np.int32)
-    firsts = np.where(judged > 0, np.cumsum(judged) - judged, len(codes) - 1)
-    places = np.repeat(firsts, lengths)
-    each = np.repeat(judged == lengths, lengths)
-    ends = np.cumsum(lengths)
-    within = np.arange(len(places)) - np.repeat(ends - lengths, lengths)
-    found: npt.NDArray[np.int32] = codes[places + np.where(each, within, 0)]
-    return found
-
-
-def _doubles(payload: bytes) -> npt.NDArray[Any]:
-    return np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", ">f8")]))["value"].astype(np.float64)
-
-
-def _ints(payload: bytes) -> npt.NDArray[Any]:
-    return np.frombuffer(payload, _TIME)["value"].astype(np.int64)
-
-
-def _bools(payload: bytes) -> npt.NDArray[Any]:
-    return np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", "?")]))["value"].copy()
-
-
-def _points(payload: bytes) -> npt.NDArray[Any]:
-    return _doubles(payload).reshape(-1, POINT_WIDTH)
-
-
-_DECODERS: dict[Kind, Callable[[bytes], npt.NDArray[Any]]] = {
-    Kind.DOUBLE: _doubles,
-    Kind.INT: _ints,
-    Kind.BOOL: _bools,
-    Kind.POINT: _points,
-}
-
-
-def _strings(row: Any, lengths: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-    """Return the strings of segments: of each by its codes, or the one for all, or one for each sample."""
-    text_counts = np.frombuffer(row["text_counts"], ">i4").astype(np.intp)
-    has_codes = np.repeat(np.frombuffer(row["code_counts"], ">i4") > 0, lengths)
-    codes = np.frombuffer(row["codes"], np.dtype([("length", ">i4"), ("value", ">i2")]))["value"]
-    starts = np.cumsum(lengths) - lengths
-    places = np.arange(len(has_codes)) - np.repeat(starts, lengths)
-    places[np.repeat(text_counts == 1, lengths)] = 0
-    places[has_codes] = codes - np.intp(1)
-    places += np.repeat(np.cumsum(text_counts) - text_counts, lengths)
-    return _texts(row["values"], int(text_counts.sum()))[places]
-
-
-def _texts(payload: bytes, count: int) -> npt.NDArray[Any]:
-    texts = np.empty(count, np.object_)
-    place = 0
-    for index in range(count):
-        (length,) = struct.unpack_from(">i", payload, place)
-        place += 4 + length
-        texts[index] = payload[place - length : place].decode()
-    return texts

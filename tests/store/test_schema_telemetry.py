@@ -17,6 +17,7 @@ KEEP = {"SELECT", "INSERT", "UPDATE"}
 TABLE_RIGHTS = {
     "twinmesh_ingest": {
         "segment": {"INSERT"},
+        "sealed_segment": {"INSERT"},
         "dead_letter": {"SELECT", "INSERT", "DELETE"},
         "raw_device_set": {"SELECT", "INSERT"},
         "raw_message": {"SELECT", "INSERT"},
@@ -38,14 +39,26 @@ TABLE_RIGHTS = {
         "message_chunk": {*READ, "INSERT", "DELETE"},
     },
     "twinmesh_twin_feed": dict.fromkeys(
-        ("series", "segment", "series_latest", "ingest_instance", "ingest_commit", "feed_consumer"), READ
+        (
+            "series",
+            "segment",
+            "sealed_segment",
+            "series_latest",
+            "ingest_instance",
+            "ingest_commit",
+            "feed_consumer",
+        ),
+        READ,
     ),
-    "twinmesh_twin_query": dict.fromkeys(("series", "segment", "series_latest", "event", "placement"), READ),
+    "twinmesh_twin_query": dict.fromkeys(
+        ("series", "segment", "sealed_segment", "series_latest", "event", "placement"), READ
+    ),
     "twinmesh_maintenance": {
         "series": READ,
-        "segment": READ,
+        "segment": {*READ, "DELETE"},
+        "sealed_segment": {*READ, "INSERT", "DELETE"},
         "ingest_instance": READ,
-        "ingest_commit": READ,
+        "ingest_commit": {*READ, "DELETE"},
         "feed_consumer": {*KEEP, "DELETE"},
         "series_latest": KEEP,
         "backfill": {*READ, "DELETE"},
@@ -84,12 +97,14 @@ SEQUENCE_RIGHTS = {
 }
 FUNCTION_RIGHTS = {
     ("twinmesh_ingest", "create_backfill"),
+    ("twinmesh_ingest", "ensure_sealed_months"),
     ("twinmesh_ingest", "hold_capacity"),
     ("twinmesh_ingest", "take_tokens"),
     ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
     ("twinmesh_maintenance", "ensure_raw_days"),
     ("twinmesh_maintenance", "ensure_request_windows"),
+    ("twinmesh_maintenance", "ensure_sealed_months"),
     ("twinmesh_maintenance", "ensure_segment_days"),
     ("twinmesh_maintenance", "expire_raw_messages"),
     ("twinmesh_maintenance", "raw_tenants"),
@@ -100,16 +115,25 @@ TENANT = (
 POLICIES = {
     **{
         (table, "twinmesh_twin_query"): ("SELECT", TENANT)
-        for table in ("series", "segment", "series_latest", "event", "placement")
+        for table in ("series", "segment", "sealed_segment", "series_latest", "event", "placement")
     },
-    **{(table, "twinmesh_twin_feed"): ("SELECT", "true") for table in ("series", "segment", "series_latest")},
     **{
-        (table, "twinmesh_maintenance"): ("SELECT", "true")
-        for table in ("series", "segment", "ingest_policy")
+        (table, "twinmesh_twin_feed"): ("SELECT", "true")
+        for table in ("series", "segment", "sealed_segment", "series_latest")
     },
+    **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "ingest_policy")},
     **{
         (table, "twinmesh_maintenance"): ("ALL", "true")
-        for table in ("series_latest", "backfill", "dead_letter", "limit_bucket", "limit_hit", "limit_lease")
+        for table in (
+            "segment",
+            "sealed_segment",
+            "series_latest",
+            "backfill",
+            "dead_letter",
+            "limit_bucket",
+            "limit_hit",
+            "limit_lease",
+        )
     },
 }
 
@@ -193,6 +217,7 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
         (
             "series",
             "segment",
+            "sealed_segment",
             "writer_cursor",
             "writer_outcome",
             "request_id",

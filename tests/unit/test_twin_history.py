@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from meshkit.errors import InvalidArgument
 from telemetry_store.columns import Kind
-from telemetry_store.history import SeriesHistory, merge
+from telemetry_store.history import SeriesHistory
+from telemetry_store.segment_arrays import merge
 from telemetry_store.series import Position, Series
 from twin_svc.history import (
     DEFAULT_SPAN_US,

@@ -1,0 +1,1 @@
+"""Where samples lie as they age: hot segments, sealed segments, the archive (docs/adr/0014)."""
