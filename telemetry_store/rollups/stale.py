@@ -8,7 +8,7 @@ import numpy as np
 from meshkit.db import Connection
 from telemetry_store.columns import Kind
 from telemetry_store.feed import Commit
-from telemetry_store.rollups.aggregates import Buckets, combined, joined, of_samples, starts_of_width
+from telemetry_store.rollups.aggregates import Buckets, combined, joined, none, of_samples, starts_of_width
 from telemetry_store.rollups.new_samples import KINDS, MOST_SAMPLES
 from telemetry_store.rollups.rows import (
     NARROWER,
@@ -98,7 +98,8 @@ SELECT series.tenant_id, series.series_id, first.start_time,
        (extract(epoch FROM date_trunc('day', now())) * 1000000)::bigint + 3 * 86400000000
 FROM telemetry.series
 CROSS JOIN (
-    SELECT (min(to_date(rpad(named.day, 8, '01'), 'YYYYMMDD')) - date '1970-01-01') * 86400000000 AS start_time
+    SELECT (min(to_date(rpad(named.day, 8, '01'), 'YYYYMMDD')) - date '1970-01-01') * 86400000000
+        AS start_time
     FROM pg_inherits
     JOIN pg_class AS child ON child.oid = pg_inherits.inhrelid
     CROSS JOIN LATERAL substring(child.relname FROM '[0-9]+$') AS named (day)
