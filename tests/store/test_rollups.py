@@ -28,7 +28,7 @@ from telemetry_store.rollups.rows import CONSUMER, TABLES, Owner, Ranges, read_h
 from telemetry_store.tiers.codec import Samples, encode
 from telemetry_store.tiers.reader import Span, read_spans
 from tests.store.telemetry import Sent, recorder
-from tests.store.writing import admin
+from tests.store.writing import admin, terminate
 
 NOW = int(time.time()) * 1_000_000
 TODAY = NOW - NOW % MICROS_PER_DAY
@@ -250,10 +250,11 @@ async def killed(database: TestDatabase, pool: asyncpg.Pool, after_s: float) -> 
     turn = asyncio.create_task(advance_rollups(pool, archive=None))
     await asyncio.wait([turn], timeout=after_s)
     async with admin(database) as connection:
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        rows = await connection.fetch(
+            "SELECT pid FROM pg_stat_activity "
             "WHERE application_name = 'rollups' AND datname = current_database()"
         )
+    await terminate(database, [row["pid"] for row in rows], role="twinmesh_maintenance")
     with suppress(*DATABASE_ERRORS):
         await turn
 
