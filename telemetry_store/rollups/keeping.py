@@ -8,7 +8,6 @@ that of the frontier. After a crash a turn is done or not, and two workers wait 
 """
 
 import time
-from collections.abc import Sequence
 from datetime import timedelta
 
 import asyncpg
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import structlog
 
 from meshkit.db import Connection
-from telemetry_store.feed import Commit, FeedExpiredError, decode_frontier, encode_frontier, snapshot
+from telemetry_store.feed import FeedExpiredError, decode_frontier, encode_frontier, snapshot
 from telemetry_store.rollups.aggregates import (
     MICROS_PER_MINUTE,
     Buckets,
@@ -26,7 +25,7 @@ from telemetry_store.rollups.aggregates import (
     ordered,
     starts_of_width,
 )
-from telemetry_store.rollups.new_samples import new_minutes, next_commits
+from telemetry_store.rollups.new_samples import NextCommits, new_minutes, next_commits
 from telemetry_store.rollups.rows import (
     CONSUMER,
     NARROWER,
@@ -96,7 +95,7 @@ async def advance_rollups(pool: asyncpg.Pool, *, archive: Archive | None) -> boo
             await connection.execute(_SAVE_FRONTIER, CONSUMER, encode_frontier(newest))
             return True
         if taken.commits:
-            await _take(connection, taken.commits)
+            await _take(connection, taken)
             await connection.execute(_SAVE_FRONTIER, CONSUMER, encode_frontier(taken.frontier))
         if taken.behind:
             return True
@@ -153,9 +152,9 @@ class RollupKeeper:
                 self._due_at = started + _INTERVAL_S
 
 
-async def _take(connection: Connection, commits: Sequence[Commit]) -> None:
-    await add_stale_of_bulk(connection, commits)
-    owners, minutes = await new_minutes(connection, commits)
+async def _take(connection: Connection, taken: NextCommits) -> None:
+    await add_stale_of_bulk(connection, taken.commits)
+    owners, minutes = await new_minutes(connection, taken.commits, taken.kinds)
     if not owners:
         return
     horizons = await read_horizons(connection, (owner.tenant for owner in owners))

@@ -4,8 +4,11 @@ One statement per kind lays the runs of all commits end to end; a run is sorted,
 rather than samples, and those series alone are sorted whose runs overlap.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +18,7 @@ from telemetry_store.columns import Kind
 from telemetry_store.feed import Commit, Frontier, day_ranges, read_commits
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, none, of_samples, starts_of_width
 from telemetry_store.rollups.rows import Owner
-from telemetry_store.segment_arrays import SegmentArrays, aggregates, stored_columns
+from telemetry_store.segment_arrays import VALUE_COLUMNS, SegmentArrays, aggregates, stored_columns
 from telemetry_store.tiers.codec import Samples
 from telemetry_store.tiers.reader import joined, merged
 
@@ -26,8 +29,14 @@ MOST_SAMPLES = 2_000_000
 _NUMERIC = "(s.doubles IS NOT NULL OR s.ints IS NOT NULL OR s.bools IS NOT NULL)"
 _OF_COMMITS = """s.start_time >= $1 AND s.start_time < $2
   AND s.order_no BETWEEN $3 AND $4 AND s.order_no = ANY ($5::bigint[])"""
+# By BRIN and in no order: of rows written just now the planner knows nothing, and would walk through all of a
+# day by series.
+_BY_COMMIT = "SET LOCAL enable_indexscan = off; SET LOCAL enable_sort = off"
+_AS_USUAL = "SET LOCAL enable_indexscan = on; SET LOCAL enable_sort = on"
 _COUNTS = f"""
-SELECT s.order_no, sum(cardinality(s.times))::bigint AS samples
+SELECT s.order_no, sum(cardinality(s.times))::bigint AS samples,
+       bool_or(s.doubles IS NOT NULL) AS doubles, bool_or(s.ints IS NOT NULL) AS ints,
+       bool_or(s.bools IS NOT NULL) AS bools
 FROM telemetry.segment AS s
 WHERE {_OF_COMMITS} AND {_NUMERIC}
 GROUP BY s.order_no
@@ -46,7 +55,7 @@ _SEGMENTS_OF = {
         aggregates=aggregates(kind, with_quality=True),
         columns=stored_columns(kind),
         of_commits=_OF_COMMITS,
-        values=stored_columns(kind).split(",")[0],
+        values=VALUE_COLUMNS[kind],
     )
     for kind in KINDS
 }
@@ -54,59 +63,95 @@ _SEGMENTS_OF = {
 
 @dataclass(frozen=True, slots=True)
 class NextCommits:
-    """Commits of one turn, the frontier after them, and whether there are more."""
+    """What follows a frontier.
+
+    Attributes:
+        commits: by order_no.
+        frontier: after them.
+        kinds: of the samples that they stored in segments, those of `KINDS`.
+        behind: whether there are more.
+    """
 
     commits: Sequence[Commit]
     frontier: Frontier
+    kinds: Collection[Kind]
     behind: bool
 
 
 async def next_commits(connection: Connection, frontier: Frontier) -> NextCommits:
-    """Return the next commits, as many as their samples may be read at once, one at least."""
+    """Return the next commits: as many as their samples may be read at once, one at least.
+
+    Args:
+        connection: in a snapshot.
+        frontier: what was taken before.
+
+    Raises:
+        FeedExpiredError: commits behind the frontier are not kept any more.
+    """
     read = await read_commits(connection, frontier)
-    samples: dict[int, int] = {}
-    for (start, end), orders in day_ranges(read.commits):
-        for row in await connection.fetch(_COUNTS, start, end, orders[0], orders[-1], orders):
-            samples[row["order_no"]] = samples.get(row["order_no"], 0) + row["samples"]
-    total = np.cumsum([samples.get(commit.order_no, 0) for commit in read.commits])
+    samples: Counter[int] = Counter()
+    kinds: set[Kind] = set()
+    async with _by_commit(connection):
+        for (start, end), orders in day_ranges(read.commits):
+            for row in await connection.fetch(_COUNTS, start, end, orders[0], orders[-1], orders):
+                samples[row["order_no"]] += row["samples"]
+                kinds.update(kind for kind in KINDS if row[VALUE_COLUMNS[kind]])
+    total = np.cumsum([samples[commit.order_no] for commit in read.commits])
     count = max(1, int(np.searchsorted(total, MOST_SAMPLES, side="right")))
     commits = read.commits[:count]
     # By order_no, and so by number within an instance.
     after = {**frontier, **{commit.instance: commit.commit_no for commit in commits}}
-    return NextCommits(commits, after, read.behind or len(commits) < len(read.commits))
+    return NextCommits(commits, after, kinds, read.behind or len(commits) < len(read.commits))
 
 
-async def new_minutes(connection: Connection, commits: Sequence[Commit]) -> tuple[list[Owner], Buckets]:
-    """Return what the samples of commits come to, and whose it is by place."""
+async def new_minutes(
+    connection: Connection, commits: Sequence[Commit], kinds: Collection[Kind]
+) -> tuple[list[Owner], Buckets]:
+    """Return what the samples of commits come to, and whose it is by place.
+
+    Args:
+        connection: in the snapshot in which the commits were read.
+        commits: which.
+        kinds: of their samples.
+    """
     tenants: dict[int, str] = {}
     series: list[npt.NDArray[np.int64]] = []
     orders: list[npt.NDArray[np.int64]] = []
     parts: list[Samples] = []
-    for (start, end), touching in day_ranges(commits):
-        for kind in KINDS:
-            for row in await connection.fetch(
-                _SEGMENTS_OF[kind], start, end, touching[0], touching[-1], touching
-            ):
-                found = SegmentArrays(kind, row, with_quality=True)
-                ids = np.frombuffer(row["series"], ">i4").astype(np.int64)
-                tenants.update(dict.fromkeys(ids.tolist(), row["tenant_id"]))
-                sequence = _sequence(ids, found)
-                lengths = found.lengths
-                series.append(np.repeat(ids, lengths)[sequence])
-                orders.append(np.repeat(found.order_nos, lengths)[sequence])
-                parts.append(
-                    Samples(
-                        found.times[sequence],
-                        found.values[sequence].astype(np.float64),
-                        found.quality[sequence],
-                    )
-                )
+    for kind, row in await _segments(connection, commits, kinds):
+        found = SegmentArrays(kind, row, with_quality=True)
+        ids = np.frombuffer(row["series"], ">i4").astype(np.int64)
+        tenants.update(dict.fromkeys(ids.tolist(), row["tenant_id"]))
+        sequence = _sequence(ids, found)
+        series.append(np.repeat(ids, found.lengths)[sequence])
+        orders.append(np.repeat(found.order_nos, found.lengths)[sequence])
+        values = found.values[sequence].astype(np.float64)
+        parts.append(Samples(found.times[sequence], values, found.quality[sequence]))
     if not parts:
         return [], none()
     ids, places = np.unique(np.concatenate(series), return_inverse=True)
     places, samples = merged(places, np.concatenate(orders), joined(parts))
     owners = [Owner(tenants[series_id], series_id) for series_id in ids.tolist()]
     return owners, of_samples(places, samples, starts_of_width(MICROS_PER_MINUTE))
+
+
+async def _segments(
+    connection: Connection, commits: Sequence[Commit], kinds: Collection[Kind]
+) -> list[tuple[Kind, Any]]:
+    async with _by_commit(connection):
+        return [
+            (kind, row)
+            for (start, end), orders in day_ranges(commits)
+            for kind in kinds
+            for row in await connection.fetch(_SEGMENTS_OF[kind], start, end, orders[0], orders[-1], orders)
+        ]
+
+
+@asynccontextmanager
+async def _by_commit(connection: Connection) -> AsyncIterator[None]:
+    await connection.execute(_BY_COMMIT)
+    yield
+    await connection.execute(_AS_USUAL)
 
 
 def _sequence(series: npt.NDArray[np.int64], found: SegmentArrays) -> npt.NDArray[np.intp]:
