@@ -1,12 +1,12 @@
 """Rollups, as they are read and as they are stored, are those of the samples, whatever happens."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import numpy as np
@@ -20,21 +20,18 @@ from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.feed import read_consumer
 from telemetry_store.rollups import new_samples, stale
-from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, of_samples, starts_of_width
+from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE
 from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper, advance_rollups, register_rollups
 from telemetry_store.rollups.reader import read_buckets
-from telemetry_store.rollups.rows import CONSUMER, TABLES, Owner, Ranges, read_horizons, read_rows
+from telemetry_store.rollups.rows import CONSUMER, TABLES, Owner
 from telemetry_store.tiers.codec import Samples, encode
 from telemetry_store.tiers.reader import Span, read_spans
+from tests.store.rollup_tables import END, FIRST, NUMERIC, TODAY, brute, check_stored, same, series_of
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import admin, terminate
 
-NOW = int(time.time()) * 1_000_000
-TODAY = NOW - NOW % MICROS_PER_DAY
-FIRST, END = TODAY - 7 * MICROS_PER_DAY, TODAY + 2 * MICROS_PER_DAY
 KEPT = timedelta(days=3)
-NUMERIC = (Kind.DOUBLE, Kind.INT, Kind.BOOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +50,6 @@ async def pools(database: TestDatabase) -> AsyncIterator[Pools]:
         yield Pools(query, maintenance)
 
 
-async def series_of(pool: asyncpg.Pool, tenant: str) -> dict[Kind, list[int]]:
-    found: dict[Kind, list[int]] = {}
-    async with tenant_transaction(pool, tenant) as connection:
-        for row in await connection.fetch("SELECT series_id, kind FROM telemetry.series ORDER BY 1"):
-            found.setdefault(Kind(row["kind"]), []).append(row["series_id"])
-    return found
-
-
-def same(found: Buckets, expected: Buckets) -> None:
-    """Compare: equal but for the rounding of sums, means and deviations, which the unit tests bound."""
-    for name in Buckets.__slots__:
-        left, right = getattr(found, name), getattr(expected, name)
-        if name in {"sums", "means", "m2s"}:
-            assert left == pytest.approx(right, rel=1e-9, abs=1e-6), name
-        else:
-            assert left.tolist() == right.tolist(), name
-
-
-async def brute(connection: Connection, kind: Kind, spans: Sequence[Span], width_us: int) -> Buckets:
-    samples = await read_spans(connection, kind, spans, archive=None)
-    return of_samples(samples.places, samples.samples, starts_of_width(width_us))
-
-
 async def check_read(pool: asyncpg.Pool, tenant: str, *, start: int = FIRST, end: int = END) -> None:
     for kind, ids in (await series_of(pool, tenant)).items():
         if kind not in NUMERIC:
@@ -86,31 +60,6 @@ async def check_read(pool: asyncpg.Pool, tenant: str, *, start: int = FIRST, end
             for width_us in TABLES:
                 found = await read_buckets(connection, kind, spans, width_us=width_us, archive=None)
                 same(found, await brute(connection, kind, spans, width_us))
-
-
-async def check_stored(pools: Pools, tenant: str) -> None:
-    """Compare the tables, from their horizons on."""
-    series = await series_of(pools.query, tenant)
-    async with tenant_transaction(pools.query, tenant, isolation="repeatable_read") as connection:
-        assert await connection.fetchval("SELECT count(*) FROM telemetry.rollup_stale") == 0
-        horizons = await read_horizons(connection, [tenant])
-        for kind in NUMERIC:
-            owners = [Owner(tenant, series_id) for series_id in series.get(kind, [])]
-            for width_us in TABLES:
-                starts = np.maximum(horizons.of(owners, width_us), FIRST)
-                ranges = Ranges(np.arange(len(owners), dtype=np.intp), starts, np.full(len(owners), END))
-                spans = [
-                    Span(tenant, owner.series_id, int(start), END)
-                    for owner, start in zip(owners, starts, strict=True)
-                ]
-                stored = await read_rows(connection, width_us, owners, ranges)
-                same(stored, await brute(connection, kind, spans, width_us))
-        stored_ids = {
-            row["series_id"]
-            for table in TABLES.values()
-            for row in await connection.fetch(f"SELECT DISTINCT series_id FROM telemetry.{table}")
-        }
-        assert stored_ids <= {number for kind in NUMERIC for number in series.get(kind, [])}
 
 
 async def catch_up(pool: asyncpg.Pool) -> None:
@@ -141,18 +90,19 @@ async def seal(pool: asyncpg.Pool, tenant: str) -> None:
             found = (await read_spans(connection, Kind(row["kind"]), [span], archive=None)).samples
             for table in ("segment", "sealed_segment"):
                 await connection.execute(
-                    f"DELETE FROM telemetry.{table} WHERE series_id = $1 AND start_time >= $2 AND start_time < $3",
+                    f"DELETE FROM telemetry.{table} "
+                    "WHERE series_id = $1 AND start_time >= $2 AND start_time < $3",
                     row["series_id"],
                     start,
                     start + MICROS_PER_DAY,
                 )
             await insert_sealed(
-                connection, tenant, row["series_id"], Kind(row["kind"]), found, row["order_no"]
+                connection, Owner(tenant, row["series_id"]), Kind(row["kind"]), found, row["order_no"]
             )
 
 
 async def insert_sealed(
-    connection: Connection, tenant: str, series_id: int, kind: Kind, samples: Samples, order_no: int
+    connection: Connection, owner: Owner, kind: Kind, samples: Samples, order_no: int
 ) -> None:
     sealed = encode(kind, samples)
     first = int(samples.times[0])
@@ -166,8 +116,8 @@ async def insert_sealed(
             (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values", quality)
         VALUES ($1, $2, $3, $4, $5, true, $6, $7, $8, $9)
         """,
-        tenant,
-        series_id,
+        owner.tenant,
+        owner.series_id,
         first,
         int(samples.times[-1]),
         len(samples),
@@ -198,7 +148,7 @@ async def load_in_bulk(database: TestDatabase, tenant: str, series_id: int, time
                 np.arange(len(of_day), dtype=np.float64),
                 np.full(len(of_day), 90, np.int32),
             )
-            await insert_sealed(connection, tenant, series_id, Kind.DOUBLE, samples, order_no)
+            await insert_sealed(connection, Owner(tenant, series_id), Kind.DOUBLE, samples, order_no)
         await connection.execute(
             """
             INSERT INTO telemetry.ingest_commit
@@ -273,7 +223,7 @@ async def test_rollups_are_those_of_the_samples_whatever_happens(
     database: TestDatabase,
     pools: Pools,
     monkeypatch: pytest.MonkeyPatch,
-    steps: list[tuple],
+    steps: list[tuple[Any, ...]],
     most_samples: int,
 ) -> None:
     tenant = f"tenant-{uuid.uuid4().hex}"
@@ -310,7 +260,7 @@ async def test_rollups_are_those_of_the_samples_whatever_happens(
     await check_read(pools.query, tenant)
     await catch_up(pools.maintenance)
     await check_read(pools.query, tenant)
-    await check_stored(pools, tenant)
+    await check_stored(pools.query, tenant, await series_of(pools.query, tenant))
 
 
 async def test_only_what_is_asked_for_is_read(database: TestDatabase, pools: Pools) -> None:
@@ -345,7 +295,7 @@ async def test_a_consumer_that_is_expired_is_rebuilt(database: TestDatabase, poo
     await check_read(pools.query, "demo")
     await catch_up(pools.maintenance)
     await check_read(pools.query, "demo")
-    await check_stored(pools, "demo")
+    await check_stored(pools.query, "demo", await series_of(pools.query, "demo"))
 
 
 async def test_rollups_outlive_the_samples(database: TestDatabase, pools: Pools) -> None:
@@ -387,7 +337,7 @@ async def test_an_archive_that_is_away_stops_no_commit(database: TestDatabase, p
         assert await connection.fetchval("SELECT count(*) FROM telemetry.rollup_stale") == 1
     await check_read(pools.query, "demo")
     await catch_up(pools.maintenance)
-    await check_stored(pools, "demo")
+    await check_stored(pools.query, "demo", await series_of(pools.query, "demo"))
 
 
 async def rows_by_tenant(database: TestDatabase, table: str) -> dict[str, int]:
@@ -431,7 +381,7 @@ async def test_rollups_expire_by_tenant_and_are_computed_from_then_on(
         await catch_up(pools.maintenance)
         for tenant in tenants:
             await check_read(pools.query, tenant)
-            await check_stored(pools, tenant)
+            await check_stored(pools.query, tenant, await series_of(pools.query, tenant))
 
         # Who is named no more is as the others, and nothing that is gone comes back.
         await expire_rollups(
