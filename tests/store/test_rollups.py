@@ -107,13 +107,15 @@ async def insert_sealed(
     sealed = encode(kind, samples)
     first = int(samples.times[0])
     await connection.execute(
-        "SELECT telemetry.ensure_sealed_months(day, day) FROM (SELECT date '1970-01-01' + $1::integer) AS d (day)",
+        "SELECT telemetry.ensure_sealed_months(day, day) "
+        "FROM (SELECT date '1970-01-01' + $1::integer) AS loaded (day)",
         first // MICROS_PER_DAY,
     )
     await connection.execute(
         """
         INSERT INTO telemetry.sealed_segment
-            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values", quality)
+            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no,
+             times, "values", quality)
         VALUES ($1, $2, $3, $4, $5, true, $6, $7, $8, $9)
         """,
         owner.tenant,
