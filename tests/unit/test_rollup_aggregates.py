@@ -1,8 +1,8 @@
 """Buckets against exact arithmetic.
 
 Tolerance: everything but sum, mean and M2 is exact. A mean is within 4 ulp of the largest value; a sum within
-1e-12 of the sum of absolute values; a standard deviation within 1e-9 of itself and 16 ulp of the largest value,
-since buckets that are put together know their means to an ulp only.
+1e-12 of the sum of absolute values; a standard deviation within 1e-9 of itself and 16 ulp of the largest
+value, since buckets that are put together know their means to an ulp only.
 """
 
 import math
