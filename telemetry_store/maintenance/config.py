@@ -22,6 +22,12 @@ class MaintenanceSettings(ServiceSettings):
     )
     dead_letters_kept_days: int = Field(30, ge=1, le=3650, description="How long dead letters are kept.")
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
+    seal_after_minutes: float = Field(
+        30,
+        ge=0,
+        le=1440,
+        description="How long commits stay findable one by one before their samples may be sealed.",
+    )
 
     @property
     def dead_letters_kept(self) -> timedelta:
@@ -37,3 +43,8 @@ class MaintenanceSettings(ServiceSettings):
     def raw_messages_kept(self) -> timedelta:
         """Return how long raw messages are kept."""
         return timedelta(days=self.raw_messages_kept_days)
+
+    @property
+    def seal_after(self) -> timedelta:
+        """Return how long commits stay findable."""
+        return timedelta(minutes=self.seal_after_minutes)
