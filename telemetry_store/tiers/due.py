@@ -93,9 +93,7 @@ async def due_batches(pool: asyncpg.Pool, bound: Bound) -> AsyncIterator[Batch]:
         bound: only rows up to it, of hours that were over by it.
     """
     end_us = bound.through_us - bound.through_us % MICROS_PER_HOUR
-    starts = {
-        (row["day"] - _EPOCH) // timedelta(days=1) * MICROS_PER_DAY for row in await pool.fetch(_HOT_DAYS)
-    }
+    starts = {row["day_start"] for row in await pool.fetch(_HOT_DAYS)}
     starts |= {row["day_start"] for row in await pool.fetch(_PIECES_DAYS)}
     for day_start in sorted(starts, reverse=True):
         if day_start < end_us:
