@@ -45,7 +45,7 @@ class Sealing:
         self._throttle = throttle
         self._turn_s = turn_s
         self._settled = SettledOrders(pool=pool)
-        self._round: _Round | None = None
+        self._round: Round | None = None
         self._next_round_at = float("-inf")
 
     async def turn(self) -> None:
@@ -57,7 +57,7 @@ class Sealing:
             bound = await self._find_bound()
             if bound is None:
                 return
-            self._round = _Round(self._pool, bound, self._throttle, began_s=clock())
+            self._round = Round(self._pool, bound, self._throttle, began_s=clock())
         working, self._round = self._round, None  # One that fails is not gone on with.
         if not await working.work(until_s=clock() + self._turn_s):
             self._round = working
@@ -78,7 +78,7 @@ class Sealing:
         return bound
 
 
-class _Round:
+class Round:
     """Everything that is due up to one bound."""
 
     def __init__(self, pool: asyncpg.Pool, bound: Bound, throttle: Throttle, *, began_s: float) -> None:
@@ -87,7 +87,7 @@ class _Round:
         self._bound = bound
         self._throttle = throttle
         self._due = due_batches(pool, bound)
-        self._moved = Moved()
+        self.moved = Moved()
         self._skipped = 0
 
     async def work(self, *, until_s: float) -> bool:
@@ -109,7 +109,7 @@ class _Round:
 
     def report(self, now_s: float) -> None:
         """Log what the round sealed, if anything."""
-        moved = self._moved
+        moved = self.moved
         if moved.operations or self._skipped:
             _log.info(
                 "sealed",
@@ -133,5 +133,5 @@ class _Round:
             if moved is None:
                 self._skipped += 1
                 continue
-            self._moved.add(moved)
+            self.moved.add(moved)
             await self._throttle.rest(took_s=clock() - began, round_s=clock() - self.began_s)
