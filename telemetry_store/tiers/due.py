@@ -17,13 +17,18 @@ _BATCH_SAMPLES = 1_500_000
 _BATCH_SERIES = 2_000
 # A window of one series that holds more is sealed in parts.
 _MOST_AT_ONCE = 4_000_000
+# Of a day with more hot bytes the rows of one series lie so far apart that each page would be read and
+# written many times over; those of one hour do not.
+_LARGE_DAY_BYTES = 1 << 30
+_MANY_IN_LARGE_DAY = 10_000
 _SERIES_PER_LOOK = (64, 5_000)
 _PIECES_PER_LOOK = 50_000
 _EPOCH = date(1970, 1, 1)
 
 # Newest first: there most is gained.
 _HOT_DAYS = """
-SELECT (to_date(right(child.relname, 8), 'YYYYMMDD') - date '1970-01-01') * 86400000000 AS day_start
+SELECT (to_date(right(child.relname, 8), 'YYYYMMDD') - date '1970-01-01') * 86400000000 AS day_start,
+       pg_relation_size(child.oid) AS bytes
 FROM pg_inherits
 JOIN pg_class AS child ON child.oid = pg_inherits.inhrelid
 WHERE pg_inherits.inhparent = 'telemetry.segment'::regclass
@@ -93,24 +98,26 @@ async def due_batches(pool: asyncpg.Pool, bound: Bound) -> AsyncIterator[Batch]:
         bound: only rows up to it, of hours that were over by it.
     """
     end_us = bound.through_us - bound.through_us % MICROS_PER_HOUR
-    starts = {row["day_start"] for row in await pool.fetch(_HOT_DAYS)}
-    starts |= {row["day_start"] for row in await pool.fetch(_PIECES_DAYS)}
-    for day_start in sorted(starts, reverse=True):
+    hot = {row["day_start"]: row["bytes"] for row in await pool.fetch(_HOT_DAYS)}
+    pieces = {row["day_start"] for row in await pool.fetch(_PIECES_DAYS)}
+    for day_start in sorted(hot.keys() | pieces, reverse=True):
         if day_start < end_us:
-            async for batch in _due_of_day(pool, bound, day_start, min(day_start + MICROS_PER_DAY, end_us)):
+            day_end = day_start + MICROS_PER_DAY
+            window = Window(day_start, min(day_end, end_us), closes=end_us >= day_end)
+            at_once = MOST_SAMPLES if hot.get(day_start, 0) < _LARGE_DAY_BYTES else _MANY_IN_LARGE_DAY
+            async for batch in _due_of_day(pool, bound, window, at_once):
                 yield batch
 
 
-async def _due_of_day(pool: asyncpg.Pool, bound: Bound, day_start: int, end_us: int) -> AsyncIterator[Batch]:
-    window = Window(day_start, end_us, closes=end_us == day_start + MICROS_PER_DAY)
+async def _due_of_day(pool: asyncpg.Pool, bound: Bound, window: Window, at_once: int) -> AsyncIterator[Batch]:
     gathered = _Gathered()
     ready = False
     async for row in _due_series(pool, bound, window):
         if not ready:
-            day = _EPOCH + timedelta(days=day_start // MICROS_PER_DAY)
+            day = _EPOCH + timedelta(days=window.start_us // MICROS_PER_DAY)
             await pool.execute("SELECT telemetry.ensure_sealed_months($1, $1)", day)
             ready = True
-        for part, samples in _windows(window, row):
+        for part, samples in _windows(window, row, at_once):
             for batch in gathered.add(part, row, samples):
                 yield batch
     for batch in gathered.rest():
@@ -141,9 +148,12 @@ async def _due_series(pool: asyncpg.Pool, bound: Bound, window: Window) -> Async
         last = rows[-1]["series_id"]
 
 
-def _windows(window: Window, row: Any) -> Iterator[tuple[Window, int]]:
-    """Yield the windows in which a series is sealed, with about how many samples each holds."""
-    if row["hot"] <= MOST_SAMPLES:
+def _windows(window: Window, row: Any, at_once: int) -> Iterator[tuple[Window, int]]:
+    """Yield the windows in which a series is sealed, with about how many samples each holds.
+
+    One if it holds so many samples at the most; else the hours, or parts of them.
+    """
+    if row["hot"] <= at_once:
         yield window, row["hot"] + row["pieces"]
         return
     # As many as the hours are, or more where even an hour holds too many.

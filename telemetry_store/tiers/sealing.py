@@ -177,6 +177,8 @@ async def seal(pool: asyncpg.Pool, batch: Batch, *, order_no: int) -> Moved | No
     async with pool.acquire() as connection, connection.transaction():
         if not await _lock(connection, batch):
             return None
+        # What a batch holds goes from one part of a statement to the next without the disk.
+        await connection.execute("SET LOCAL work_mem = '256MB'")
         operation = _Operation(connection, batch, order_no)
         await operation.take()
         rows = await asyncio.to_thread(operation.merge)
