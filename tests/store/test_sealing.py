@@ -284,6 +284,56 @@ STEPS = st.one_of(
 )
 
 
+async def numbers_of(connection: asyncpg.Connection, samples: list[Sent]) -> CommitNumbers:
+    """Take the numbers of a commit in an instance of its own."""
+    instance = await connection.fetchval(
+        "INSERT INTO telemetry.ingest_instance DEFAULT VALUES RETURNING instance"
+    )
+    numbers = await take_numbers(connection, instance)
+    assert numbers is not None
+    await connection.execute(
+        """
+        INSERT INTO telemetry.ingest_commit (instance, commit_no, order_no, days)
+        VALUES ($1, $2, $3, ARRAY[$4::date])
+        """,
+        *(numbers.instance, numbers.commit_no, numbers.order_no),
+        day_of(samples[0]),
+    )
+    return numbers
+
+
+async def load(database: TestDatabase, samples: list[Sent]) -> int:
+    """Put samples into a sealed segment; returns its order."""
+    [series_id] = await registered(database, samples[:1])
+    columns = encode(
+        Kind.DOUBLE,
+        Samples(
+            np.array([sample.time_us for sample in samples], np.int64),
+            np.array([sample.value for sample in samples], np.float64),
+            np.full(len(samples), NOT_JUDGED, np.int32),
+        ),
+    )
+    async with admin(database) as connection, connection.transaction():
+        await connection.execute("SELECT telemetry.ensure_sealed_months($1, $1)", day_of(samples[0]))
+        numbers = await numbers_of(connection, samples)
+        await connection.execute(
+            """
+            INSERT INTO telemetry.sealed_segment
+                (tenant_id, series_id, start_time, end_time, samples, compacted, order_no,
+                 times, "values")
+            VALUES ('demo', $1, $2, $3, $4, true, $5, $6, $7)
+            """,
+            series_id,
+            samples[0].time_us,
+            samples[-1].time_us,
+            len(samples),
+            numbers.order_no,
+            columns.times,
+            columns.values,
+        )
+    return numbers.order_no
+
+
 class Machine:
     """Ingest, sealing, and what stands in its way, beside the model."""
 
@@ -322,7 +372,7 @@ class Machine:
                 order_no = await connection.fetchval("SELECT last_value FROM telemetry.commit_order")
                 self._model.add(samples, order_no)
             case Bulk(samples):
-                self._model.add(samples, await self._load(samples))
+                self._model.add(samples, await load(self._database, samples))
             case Open(samples) if self._open is None:
                 await self._begin(connection, samples)
             case "round" | "seal one":
@@ -347,59 +397,11 @@ class Machine:
             case ("through", hours):
                 self._through = YESTERDAY + hours * MICROS_PER_HOUR
 
-    async def _numbers(self, connection: asyncpg.Connection, samples: list[Sent]) -> CommitNumbers:
-        """Take the numbers of a commit in an instance of its own."""
-        instance = await connection.fetchval(
-            "INSERT INTO telemetry.ingest_instance DEFAULT VALUES RETURNING instance"
-        )
-        numbers = await take_numbers(connection, instance)
-        assert numbers is not None
-        await connection.execute(
-            """
-            INSERT INTO telemetry.ingest_commit (instance, commit_no, order_no, days)
-            VALUES ($1, $2, $3, ARRAY[$4::date])
-            """,
-            *(numbers.instance, numbers.commit_no, numbers.order_no),
-            day_of(samples[0]),
-        )
-        return numbers
-
-    async def _load(self, samples: list[Sent]) -> int:
-        """Put samples into a sealed segment; returns its order."""
-        [series_id] = await registered(self._database, samples[:1])
-        columns = encode(
-            Kind.DOUBLE,
-            Samples(
-                np.array([sample.time_us for sample in samples], np.int64),
-                np.array([sample.value for sample in samples], np.float64),
-                np.full(len(samples), NOT_JUDGED, np.int32),
-            ),
-        )
-        async with admin(self._database) as connection, connection.transaction():
-            await connection.execute("SELECT telemetry.ensure_sealed_months($1, $1)", day_of(samples[0]))
-            numbers = await self._numbers(connection, samples)
-            await connection.execute(
-                """
-                INSERT INTO telemetry.sealed_segment
-                    (tenant_id, series_id, start_time, end_time, samples, compacted, order_no,
-                     times, "values")
-                VALUES ('demo', $1, $2, $3, $4, true, $5, $6, $7)
-                """,
-                series_id,
-                samples[0].time_us,
-                samples[-1].time_us,
-                len(samples),
-                numbers.order_no,
-                columns.times,
-                columns.values,
-            )
-        return numbers.order_no
-
     async def _begin(self, connection: asyncpg.Connection, samples: list[Sent]) -> None:
         [series_id] = await registered(self._database, samples[:1])
         self._open = connection.transaction()
         await self._open.start()
-        numbers = await self._numbers(connection, samples)
+        numbers = await numbers_of(connection, samples)
         # A run never crosses an hour.
         for sample in samples:
             await connection.execute(
@@ -445,7 +447,66 @@ class Machine:
         await forget_commits(self._pool)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_rows_beyond_the_window_are_taken_where_a_bulk_row_joins_them_with_it(
+    database: TestDatabase, pool: asyncpg.Pool, query: asyncpg.Pool
+) -> None:
+    model = Model()
+    first, second = YESTERDAY + SLOT, YESTERDAY + MICROS_PER_HOUR + SLOT
+    bulk = [Sent("pump-1", "m", time_us, 1.0) for time_us in (first, first + 1, second)]
+    model.add(bulk, await load(database, bulk))
+    async with recorder(database) as writer:
+        for samples in ([Sent("pump-1", "m", second, 2.0)], [Sent("pump-1", "m", first, 3.0)]):
+            await writer.commit("demo", samples)
+            model.add(samples, 1 << 40)
+    bound = await bound_now(pool)
+    assert bound is not None
+    moved = await seal_all(pool, Bound(bound.order_no, YESTERDAY + MICROS_PER_HOUR))
+    assert (moved.segments, moved.merged, moved.rows) == (2, 1, 1)
+    await assert_reads(query, pool, model)
+
+
+async def test_a_bulk_row_above_the_bound_is_not_merged(
+    database: TestDatabase, pool: asyncpg.Pool, query: asyncpg.Pool
+) -> None:
+    model = Model()
+    early, late = YESTERDAY + SLOT, YESTERDAY + 2 * SLOT
+    async with recorder(database) as writer:
+        for value, times in ((1.0, (early, late)), (2.0, (late,))):
+            samples = [Sent("pump-1", "m", time_us, value) for time_us in times]
+            await writer.commit("demo", samples)
+            model.add(samples)
+    async with admin(database) as connection:
+        await connection.execute(
+            "INSERT INTO telemetry.feed_consumer (name, frontier) VALUES ('lagging', '{\"1\": 1}')"
+        )
+    bulk = [Sent("pump-1", "m", early, 3.0)]
+    model.add(bulk, await load(database, bulk))
+    bound = await bound_now(pool)
+    assert bound is not None
+    # The second commit lies between what is sealed and the bulk row.
+    moved = await seal_all(pool, Bound(bound.order_no, YESTERDAY + MICROS_PER_DAY))
+    assert (moved.segments, moved.merged) == (1, 0)
+    await assert_reads(query, pool, model)
+
+
+async def test_no_row_spans_one_that_stays(
+    database: TestDatabase, pool: asyncpg.Pool, query: asyncpg.Pool
+) -> None:
+    model = Model()
+    bulk = [Sent("pump-1", "m", YESTERDAY + MICROS_PER_HOUR + place, 1.0) for place in range(3)]
+    model.add(bulk, await load(database, bulk))
+    samples = [Sent("pump-1", "m", YESTERDAY + hour * MICROS_PER_HOUR, 2.0) for hour in (0, 2)]
+    async with recorder(database) as writer:
+        await writer.commit("demo", samples)
+    model.add(samples, 1 << 40)
+    bound = await bound_now(pool)
+    assert bound is not None
+    moved = await seal_all(pool, bound)
+    assert (moved.segments, moved.merged, moved.rows) == (2, 0, 2)
+    await assert_reads(query, pool, model)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEPS, min_size=10, max_size=30))
 async def test_answers_stay_the_same_whatever_is_sealed_when(
     database: TestDatabase, pool: asyncpg.Pool, query: asyncpg.Pool, steps: list[Any]
