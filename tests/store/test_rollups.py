@@ -18,16 +18,17 @@ from meshkit import db
 from meshkit.db import DATABASE_ERRORS, Connection, tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
-from telemetry_store.feed import read_consumer
 from telemetry_store.rollups import new_samples, stale
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE
 from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper, advance_rollups, register_rollups
 from telemetry_store.rollups.reader import read_buckets
-from telemetry_store.rollups.rows import CONSUMER, TABLES, Owner
+from telemetry_store.rollups.rows import TABLES, Owner
 from telemetry_store.tiers.codec import Samples, encode
-from telemetry_store.tiers.reader import Span, read_spans
+from telemetry_store.tiers.floor import forget_commits
+from telemetry_store.tiers.reader import Span
 from tests.store.rollup_tables import END, FIRST, NUMERIC, TODAY, brute, check_stored, same, series_of
+from tests.store.sealing import bound_now, seal_all
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import admin, terminate
 
@@ -67,44 +68,18 @@ async def catch_up(pool: asyncpg.Pool) -> None:
         pass
 
 
-async def seal(pool: asyncpg.Pool, tenant: str) -> None:
-    """Move a tenant's hot rows that the rollups have taken to sealed ones, one per series and day."""
-    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
-        frontier = await read_consumer(connection, CONSUMER)
-        taken = await connection.fetch(
-            """
-            SELECT s.series_id, s.kind, min(h.start_time) AS first, max(h.end_time) AS last,
-                   max(h.order_no) AS order_no
-            FROM telemetry.segment AS h
-            JOIN telemetry.series AS s USING (tenant_id, series_id)
-            WHERE s.tenant_id = $1
-            GROUP BY s.series_id, s.kind, h.start_time / 86400000000
-            HAVING bool_and(h.commit_no <= coalesce(($2::jsonb ->> h.instance::text)::bigint, 0))
-            """,
-            tenant,
-            _json(frontier),
-        )
-        for row in taken:
-            start = row["first"] - row["first"] % MICROS_PER_DAY
-            span = Span(tenant, row["series_id"], start, start + MICROS_PER_DAY)
-            found = (await read_spans(connection, Kind(row["kind"]), [span], archive=None)).samples
-            for table in ("segment", "sealed_segment"):
-                await connection.execute(
-                    f"DELETE FROM telemetry.{table} "
-                    "WHERE series_id = $1 AND start_time >= $2 AND start_time < $3",
-                    row["series_id"],
-                    start,
-                    start + MICROS_PER_DAY,
-                )
-            await insert_sealed(
-                connection, Owner(tenant, row["series_id"]), Kind(row["kind"]), found, row["order_no"]
-            )
+async def sealed(pool: asyncpg.Pool) -> None:
+    """Seal whatever may be, and forget commits that everybody has taken."""
+    bound = await bound_now(pool)
+    if bound is not None:
+        await seal_all(pool, bound)
+        await forget_commits(pool)
 
 
 async def insert_sealed(
     connection: Connection, owner: Owner, kind: Kind, samples: Samples, order_no: int
 ) -> None:
-    sealed = encode(kind, samples)
+    columns = encode(kind, samples)
     first = int(samples.times[0])
     await connection.execute(
         "SELECT telemetry.ensure_sealed_months(day, day) "
@@ -124,14 +99,10 @@ async def insert_sealed(
         int(samples.times[-1]),
         len(samples),
         order_no,
-        sealed.times,
-        sealed.values,
-        sealed.quality,
+        columns.times,
+        columns.values,
+        columns.quality,
     )
-
-
-def _json(frontier: dict[int, int]) -> str:
-    return "{" + ", ".join(f'"{key}": {value}' for key, value in frontier.items()) + "}"
 
 
 async def load_in_bulk(database: TestDatabase, tenant: str, series_id: int, times: Sequence[int]) -> None:
@@ -189,6 +160,7 @@ _STEPS = st.lists(
         st.tuples(st.just("cancelled turn"), st.floats(0, 0.03)),
         st.tuples(st.just("two turns")),
         st.tuples(st.just("seal")),
+        st.tuples(st.just("seal in a turn")),
         st.tuples(st.just("bulk"), st.lists(_TIMES, min_size=1, max_size=6)),
         st.tuples(st.just("read")),
     ),
@@ -252,7 +224,11 @@ async def test_rollups_are_those_of_the_samples_whatever_happens(
                     assert any(isinstance(outcome, bool) for outcome in outcomes)
                     assert all(isinstance(outcome, bool | asyncpg.SerializationError) for outcome in outcomes)
                 case ("seal",):
-                    await seal(pools.maintenance, tenant)
+                    await sealed(pools.maintenance)
+                case ("seal in a turn",):
+                    await asyncio.gather(
+                        advance_rollups(pools.maintenance, archive=None), sealed(pools.maintenance)
+                    )
                 case ("bulk", times):
                     await first.commit(tenant, [Sent("a", "m", TODAY, 1.0)])
                     ids = await series_of(pools.query, tenant)
