@@ -30,7 +30,7 @@ from telemetry_store.tiers.reader import Span
 from tests.store.rollup_tables import END, FIRST, NUMERIC, TODAY, brute, check_stored, same, series_of
 from tests.store.sealing import bound_now, seal_all
 from tests.store.telemetry import Sent, recorder
-from tests.store.writing import admin, terminate
+from tests.store.writing import admin
 
 KEPT = timedelta(days=3)
 
@@ -173,12 +173,13 @@ async def killed(database: TestDatabase, pool: asyncpg.Pool, after_s: float) -> 
     """Run a turn whose backends are terminated in between."""
     turn = asyncio.create_task(advance_rollups(pool, archive=None))
     await asyncio.wait([turn], timeout=after_s)
-    async with admin(database) as connection:
-        rows = await connection.fetch(
-            "SELECT pid FROM pg_stat_activity "
+    # One that a cancelled turn had may end by itself meanwhile.
+    async with db.pool(database.url("twinmesh_maintenance"), application="killer", max_size=1) as killer:
+        await killer.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE application_name = 'rollups' AND datname = current_database()"
         )
-    await terminate(database, [row["pid"] for row in rows], role="twinmesh_maintenance")
+    await pool.expire_connections()
     with suppress(*DATABASE_ERRORS):
         await turn
 
