@@ -15,12 +15,14 @@ from meshkit.config import (
     METRIC_EXPORT_INTERVAL,
     RAW_MESSAGES,
     RAW_MESSAGES_KEPT_DAYS,
+    SEAL_AFTER_MINUTES,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
     MetricExportInterval,
     RawMessages,
     RawMessagesKeptDays,
+    SealAfterMinutes,
     Settings,
 )
 from meshkit.runtime import read_settings
@@ -79,6 +81,7 @@ class LauncherSettings(Settings):
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     raw_messages: RawMessages = RAW_MESSAGES
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
+    seal_after_minutes: SealAfterMinutes = SEAL_AFTER_MINUTES
     simulate: bool = Field(
         True,
         description="Whether a small simulated fleet sends in tenant demo;"

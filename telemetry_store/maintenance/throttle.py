@@ -1,6 +1,7 @@
 """How fast samples are moved while others write: ingest goes first, but not for ever."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 
@@ -26,10 +27,14 @@ class Throttle:
 
     Args:
         pool: of the maintenance role.
+        sleep: how it rests.
     """
 
-    def __init__(self, *, pool: asyncpg.Pool) -> None:
+    def __init__(
+        self, *, pool: asyncpg.Pool, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self._pool = pool
+        self._sleep = sleep
         self._measured_at = float("-inf")
         self._written = 0
         self._rate = 0.0
@@ -45,7 +50,7 @@ class Throttle:
         rests = rests_for(self._rate, round_s=round_s)
         if rests:
             # The other lanes work meanwhile.
-            await asyncio.sleep(took_s * rests * LANES)
+            await self._sleep(took_s * rests * LANES)
 
     async def _measure(self) -> None:
         now = asyncio.get_running_loop().time()
