@@ -102,9 +102,7 @@ MetricExportInterval = Annotated[
 SEAL_AFTER_MINUTES = 30.0
 SealAfterMinutes = Annotated[
     float,
-    Field(
-        ge=0, le=1440, description="How many minutes commits stay findable before their samples are sealed."
-    ),
+    Field(ge=0, le=1440, description="How many minutes commits stay findable before they may be sealed."),
 ]
 
 

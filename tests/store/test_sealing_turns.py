@@ -190,7 +190,7 @@ async def test_days_that_sealing_emptied_are_dropped_but_not_those_that_are_to_b
     assert await days(connection) == live | {filled, declared}
     # A new declaration makes the day again.
     await connection.fetch(
-        "SELECT telemetry.create_backfill('demo', 'bf', 'user:ada', $1, $1 + 1, '1 day')",
+        "SELECT telemetry.create_backfill('demo', 'bf', 'user:ada', $1, $1::bigint + 1, '1 day')",
         (emptied - date(1970, 1, 1)).days * MICROS_PER_DAY,
     )
     assert emptied in await days(connection)
