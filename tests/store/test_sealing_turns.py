@@ -147,6 +147,8 @@ async def test_what_ingest_writes_makes_sealing_rest(
     monkeypatch.setattr(throttle, "_MEASURED_EVERY_S", 0.0)
     throttled = Throttle(pool=pool, sleep=sleep)
     await throttled.rest(took_s=1.0, round_s=0.0)
+    assert rests == [0.0]  # It looked twice, and nobody wrote.
+    rests.clear()
     # What backends have written is told now and then.
     async with recorder(database) as writer, asyncio.timeout(30):
         while not rests:
