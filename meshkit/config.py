@@ -108,6 +108,11 @@ MetricExportInterval = Annotated[
         description="Time between two exports of metrics, milliseconds.",
     ),
 ]
+SEAL_AFTER_MINUTES = 30.0
+SealAfterMinutes = Annotated[
+    float,
+    Field(ge=0, le=1440, description="How many minutes commits stay findable before they may be sealed."),
+]
 
 
 class ServiceSettings(Settings):

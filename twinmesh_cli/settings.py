@@ -16,6 +16,7 @@ from meshkit.config import (
     MINUTE_ROLLUPS_KEPT_DAYS,
     RAW_MESSAGES,
     RAW_MESSAGES_KEPT_DAYS,
+    SEAL_AFTER_MINUTES,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
@@ -23,6 +24,7 @@ from meshkit.config import (
     MinuteRollupsKeptDays,
     RawMessages,
     RawMessagesKeptDays,
+    SealAfterMinutes,
     Settings,
 )
 from meshkit.runtime import read_settings
@@ -82,6 +84,7 @@ class LauncherSettings(Settings):
     raw_messages: RawMessages = RAW_MESSAGES
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
     minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
+    seal_after_minutes: SealAfterMinutes = SEAL_AFTER_MINUTES
     simulate: bool = Field(
         True,
         description="Whether a small simulated fleet sends in tenant demo;"

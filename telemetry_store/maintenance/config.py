@@ -8,9 +8,11 @@ from meshkit.config import (
     LATE_WINDOW_DAYS,
     MINUTE_ROLLUPS_KEPT_DAYS,
     RAW_MESSAGES_KEPT_DAYS,
+    SEAL_AFTER_MINUTES,
     LateWindowDays,
     MinuteRollupsKeptDays,
     RawMessagesKeptDays,
+    SealAfterMinutes,
     ServiceSettings,
 )
 
@@ -25,12 +27,7 @@ class MaintenanceSettings(ServiceSettings):
     dead_letters_kept_days: int = Field(30, ge=1, le=3650, description="How long dead letters are kept.")
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
     minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
-    seal_after_minutes: float = Field(
-        30,
-        ge=0,
-        le=1440,
-        description="How long commits stay findable one by one before their samples may be sealed.",
-    )
+    seal_after_minutes: SealAfterMinutes = SEAL_AFTER_MINUTES
 
     @property
     def dead_letters_kept(self) -> timedelta:

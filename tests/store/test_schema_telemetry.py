@@ -139,6 +139,7 @@ FUNCTION_RIGHTS = {
     ("twinmesh_maintenance", "ensure_rollup_days"),
     ("twinmesh_maintenance", "ensure_sealed_months"),
     ("twinmesh_maintenance", "ensure_segment_days"),
+    ("twinmesh_maintenance", "drop_segment_days"),
     ("twinmesh_maintenance", "expire_raw_messages"),
     ("twinmesh_maintenance", "raw_tenants"),
 }
@@ -383,6 +384,8 @@ async def test_ingest_may_do_nothing_else(database: TestDatabase, statement: str
     "statement",
     [
         "SELECT telemetry.ensure_segment_days(401, 1)",
+        "SELECT telemetry.drop_segment_days(-1)",
+        "SELECT telemetry.drop_segment_days(401)",
         "SELECT telemetry.ensure_segment_days(1, 32)",
         "SELECT telemetry.ensure_segment_days(-1, 1)",
         "SELECT telemetry.ensure_request_windows('25 hours')",

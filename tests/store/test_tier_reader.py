@@ -51,7 +51,8 @@ async def seal(
         await pool.execute(
             """
             INSERT INTO telemetry.sealed_segment
-                (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values", quality)
+                (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values",
+                 quality)
             VALUES ('demo', $1, $2, $3, $4, true, $5, $6, $7, $8)
             """,
             series_id,
