@@ -158,7 +158,7 @@ class Checksum:
             "quality": block.quality,
         }
         for name, column in columns.items():
-            self._columns[name].update(np.ascontiguousarray(column))
+            self._columns[name].update(np.ascontiguousarray(column).data)
         for kind, values in block.values.items():
             checksum = self._columns[_VALUE_COLUMNS[kind][0]]
             if kind is Kind.STRING:
@@ -166,7 +166,7 @@ class Checksum:
                     encoded = text.encode()
                     checksum.update(len(encoded).to_bytes(4, "little") + encoded)
             else:
-                checksum.update(np.ascontiguousarray(values))
+                checksum.update(np.ascontiguousarray(values).data)
 
     def digest(self) -> bytes:
         """Return the checksum of all that came."""
@@ -185,7 +185,9 @@ class BlockWriter:
     """
 
     def __init__(self, sink: IO[bytes], *, tenant: str, day: str) -> None:
-        schema = _SCHEMA.with_metadata({"twinmesh.format": "1", "twinmesh.tenant": tenant, "twinmesh.day": day})
+        schema = _SCHEMA.with_metadata(
+            {"twinmesh.format": "1", "twinmesh.tenant": tenant, "twinmesh.day": day}
+        )
         self._writer = pq.ParquetWriter(sink, schema, **_WRITTEN)
         self._schema = schema
         self._checksum = Checksum()
@@ -219,11 +221,18 @@ class BlockWriter:
         self._order_no = max(self._order_no, int(block.orders.max()))
         self._checksum.add(block)
         for start, end in _groups(block.series):
-            self._writer.write_table(_table(block.at(start, end), names, self._schema), row_group_size=end - start)
+            self._writer.write_table(
+                _table(block.at(start, end), names, self._schema), row_group_size=end - start
+            )
+
+    def close(self) -> None:
+        """Write the end of the object, if that was not done."""
+        if self._writer.is_open:
+            self._writer.close()
 
     def finish(self) -> Written:
         """Write the end of the object and return what it holds; no more can be written."""
-        self._writer.close()
+        self.close()
         bounds = np.array(self._bounds, np.int64)
         return Written(
             first_series=int(bounds[0, 0]),
@@ -302,7 +311,7 @@ def read_footer(footer: bytes, crc: int) -> Footer:
     return Footer(metadata, *np.ascontiguousarray(bounds.T))
 
 
-def read_blocks(source: io.RawIOBase, footer: Footer, groups: Iterable[int]) -> Iterator[Block]:
+def read_blocks(source: io.IOBase, footer: Footer, groups: Iterable[int]) -> Iterator[Block]:
     """Yield the samples of row groups, all columns, one group at a time.
 
     Args:
@@ -319,7 +328,7 @@ def read_blocks(source: io.RawIOBase, footer: Footer, groups: Iterable[int]) -> 
             yield _block(_read(file, [group], names))
 
 
-def read_kind(source: io.RawIOBase, footer: Footer, groups: Sequence[int], kind: Kind) -> Block:
+def read_kind(source: io.IOBase, footer: Footer, groups: Sequence[int], kind: Kind) -> Block:
     """Return the samples of row groups, with values of one kind only.
 
     Those of other kinds are there without values; `Block.values` has none of them.
@@ -338,11 +347,9 @@ def read_kind(source: io.RawIOBase, footer: Footer, groups: Sequence[int], kind:
         return _block(_read(file, groups, names), only=kind)
 
 
-def _opened(source: io.RawIOBase, footer: Footer) -> pq.ParquetFile:
+def _opened(source: io.IOBase, footer: Footer) -> pq.ParquetFile:
     # Row groups are read ahead as few large ranges: a store may be far away.
-    return pq.ParquetFile(
-        source, metadata=footer.metadata, pre_buffer=True, page_checksum_verification=True
-    )
+    return pq.ParquetFile(source, metadata=footer.metadata, pre_buffer=True, page_checksum_verification=True)
 
 
 def _read(file: pq.ParquetFile, groups: Sequence[int], names: Sequence[str]) -> pa.Table:

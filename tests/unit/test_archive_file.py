@@ -55,9 +55,7 @@ def blocks(draw: st.DrawFn) -> Block:
         kinds=kinds,
         times=np.concatenate(times),
         orders=draw(hnp.arrays(np.int64, count)),
-        quality=draw(
-            st.one_of(st.just(np.full(count, NOT_JUDGED, np.int32)), hnp.arrays(np.int32, count))
-        ),
+        quality=draw(st.one_of(st.just(np.full(count, NOT_JUDGED, np.int32)), hnp.arrays(np.int32, count))),
         values={
             kind: draw(values_of(kind, int((kinds == kind).sum()))) for kind in KINDS if (kinds == kind).any()
         },
@@ -169,7 +167,10 @@ def test_other_tools_find_names_and_nulls() -> None:
 
     assert [row["device_id"] for row in rows] == ["pump-4", "pump-5"]
     assert [row["kind"] for row in rows] == ["POINT", "DOUBLE"]
-    assert [row["time"].isoformat() for row in rows] == ["1970-01-01T00:00:01+00:00", "1970-01-01T00:00:02+00:00"]
+    assert [row["time"].isoformat() for row in rows] == [
+        "1970-01-01T00:00:01+00:00",
+        "1970-01-01T00:00:02+00:00",
+    ]
     assert [(row["latitude"], row["altitude"], row["double_value"], row["quality"]) for row in rows] == [
         (48.0, None, None, None),
         (None, None, 1.5, 99),
