@@ -91,8 +91,8 @@ async def _delete_unnamed(pool: asyncpg.Pool, store: ArchiveStore, grace: timede
     deleted = 0
     for start in range(0, len(found), _AT_ONCE):
         rows = await pool.fetch(
-            "SELECT path FROM unnest($1::text[]) AS path "
-            "WHERE NOT EXISTS (SELECT FROM telemetry.archive_object AS object WHERE object.path = path)",
+            "SELECT found.path FROM unnest($1::text[]) AS found (path) "
+            "WHERE NOT EXISTS (SELECT FROM telemetry.archive_object AS object WHERE object.path = found.path)",
             found[start : start + _AT_ONCE],
         )
         for row in rows:
