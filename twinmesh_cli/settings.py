@@ -9,12 +9,15 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_va
 from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, RequestsPerSecond
 from meshkit import secrets
 from meshkit.config import (
+    ARCHIVE_AFTER_DAYS,
     FUTURE_WINDOW_MINUTES,
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
     METRIC_EXPORT_INTERVAL,
     RAW_MESSAGES,
     RAW_MESSAGES_KEPT_DAYS,
+    ArchiveAfterDays,
+    ArchiveUrl,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
@@ -79,6 +82,12 @@ class LauncherSettings(Settings):
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     raw_messages: RawMessages = RAW_MESSAGES
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
+    archive_url: ArchiveUrl | None = Field(
+        None,
+        description="Folder of the archive: a path, s3://bucket/folder or another URL of fsspec's;"
+        " folder archive of the home if unset.",
+    )
+    archive_after_days: ArchiveAfterDays = ARCHIVE_AFTER_DAYS
     simulate: bool = Field(
         True,
         description="Whether a small simulated fleet sends in tenant demo;"

@@ -25,8 +25,13 @@ from telemetry_store.maintenance.partitions import (
 from telemetry_store.maintenance.policies import raw_retentions
 from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
 from telemetry_store.maintenance.worker import Step, Worker
+from telemetry_store.tiers.archive_orphans import delete_orphans
+from telemetry_store.tiers.archive_store import ArchiveStore, archive_store
+from telemetry_store.tiers.archiving import archive_due
+from telemetry_store.tiers.restoring import work_off_restores
 
 SERVICE = "maintenance"
+_ARCHIVE_LOCK_KEY = 0x61726368  # "arch"
 
 
 def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
@@ -60,6 +65,19 @@ async def _expire_raw_messages(pool: asyncpg.Pool, settings: MaintenanceSettings
     )
 
 
+def archive_steps(pool: asyncpg.Pool, store: ArchiveStore, settings: MaintenanceSettings) -> tuple[Step, ...]:
+    """Return what moves samples to and from the archive, and may take long."""
+    return (
+        Step("restores", 2, partial(work_off_restores, pool, store)),
+        Step(
+            "archive",
+            60,
+            partial(archive_due, pool, store, after=settings.archive_after, after_by_tenant={}),
+        ),
+        Step("archive_orphans", 3600, partial(delete_orphans, pool, store, grace=settings.archive_grace)),
+    )
+
+
 @asynccontextmanager
 async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
     """Run the worker while the context is open; yields its health port."""
@@ -68,17 +86,28 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
     async with (
         db.pool(settings.database_url, application=SERVICE) as pool,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
+        archive_store(settings.archive_url) as store,
     ):
         worker = Worker(pool=pool, steps=steps(pool, settings))
+        archiver = Worker(
+            pool=pool,
+            steps=() if store is None else archive_steps(pool, store, settings),
+            lock_key=_ARCHIVE_LOCK_KEY,
+        )
         async with (
             worker.running(),
+            archiver.running(),
             running_server(
                 listen=settings.listen,
                 registrations=(),
                 verifier=TokenVerifier(
                     fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
                 ),
-                checks={"postgresql": lambda: pool.fetchval("SELECT 1"), "maintenance": worker.check},
+                checks={
+                    "postgresql": lambda: pool.fetchval("SELECT 1"),
+                    "maintenance": worker.check,
+                    "archive": archiver.check,
+                },
             ) as port,
         ):
             yield port

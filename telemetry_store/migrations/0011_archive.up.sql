@@ -61,3 +61,34 @@ CREATE POLICY tenant ON telemetry.archive_object FOR SELECT TO twinmesh_twin_que
 GRANT SELECT ON telemetry.archive TO twinmesh_maintenance;
 GRANT SELECT, INSERT, DELETE, UPDATE (retired_at) ON telemetry.archive_object TO twinmesh_maintenance;
 CREATE POLICY maintenance ON telemetry.archive_object TO twinmesh_maintenance USING (true) WITH CHECK (true);
+
+---------------------------------------------------------------- what is to be brought back
+
+CREATE TABLE telemetry.restore (
+    tenant_id text NOT NULL,
+    restore_id text NOT NULL,
+    principal text NOT NULL,
+    first_day date NOT NULL,
+    last_day date NOT NULL,
+    kept_until timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    state smallint NOT NULL DEFAULT 1,
+    days integer,
+    days_done integer NOT NULL DEFAULT 0,
+    samples bigint NOT NULL DEFAULT 0,
+    error text,
+    finished_at timestamptz,
+    CONSTRAINT restore_pkey PRIMARY KEY (tenant_id, restore_id),
+    CONSTRAINT restore_days CHECK (first_day <= last_day)
+);
+COMMENT ON TABLE telemetry.restore IS
+    'Days that a tenant wants back from the archive: written by ingest_svc, worked off by maintenance. They are not '
+    'archived again before kept_until, and the row goes some time after.';
+COMMENT ON COLUMN telemetry.restore.state IS 'The contract''s RestoreState: 1 pending, 2 done, 3 failed.';
+COMMENT ON COLUMN telemetry.restore.days IS 'Archived days in it when it began; null: it has not.';
+
+ALTER TABLE telemetry.restore ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+GRANT SELECT, INSERT ON telemetry.restore TO twinmesh_ingest;
+GRANT SELECT, DELETE, UPDATE (state, days, days_done, samples, error, finished_at)
+    ON telemetry.restore TO twinmesh_maintenance;
+CREATE POLICY maintenance ON telemetry.restore TO twinmesh_maintenance USING (true) WITH CHECK (true);

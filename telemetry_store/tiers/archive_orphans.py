@@ -92,7 +92,8 @@ async def _delete_unnamed(pool: asyncpg.Pool, store: ArchiveStore, grace: timede
     for start in range(0, len(found), _AT_ONCE):
         rows = await pool.fetch(
             "SELECT found.path FROM unnest($1::text[]) AS found (path) "
-            "WHERE NOT EXISTS (SELECT FROM telemetry.archive_object AS object WHERE object.path = found.path)",
+            "WHERE NOT EXISTS "
+            "(SELECT FROM telemetry.archive_object AS object WHERE object.path = found.path)",
             found[start : start + _AT_ONCE],
         )
         for row in rows:

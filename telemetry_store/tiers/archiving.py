@@ -65,13 +65,25 @@ WITH days AS (
     GROUP BY 1, 2
     HAVING bool_and(compacted)
 )
-SELECT tenant_id, date '1970-01-01' + day::integer AS day
+SELECT days.tenant_id, date '1970-01-01' + day::integer AS day
 FROM days
 LEFT JOIN unnest($2::text[], $3::interval[]) AS own (tenant_id, after) USING (tenant_id)
 WHERE greatest(sealed_at, timestamptz 'epoch' + (day + 1) * interval '1 day')
     <= now() - coalesce(own.after, $1)
-ORDER BY days.day, tenant_id
+  AND NOT EXISTS (
+      SELECT FROM telemetry.restore AS held
+      WHERE held.tenant_id = days.tenant_id AND held.kept_until > now()
+        AND date '1970-01-01' + days.day::integer BETWEEN held.first_day AND held.last_day
+  )
+ORDER BY days.day, days.tenant_id
 LIMIT $5
+"""
+
+_HELD = """
+SELECT EXISTS (
+    SELECT FROM telemetry.restore
+    WHERE tenant_id = $1 AND $2 BETWEEN first_day AND last_day AND kept_until > now()
+)
 """
 
 _SEALED_ROWS = """
@@ -209,8 +221,8 @@ async def archive_due(
 async def archive_day(pool: asyncpg.Pool, store: ArchiveStore, tenant: str, day: date) -> bool:
     """Move what is sealed of a tenant's day to the archive; returns whether anything was moved.
 
-    Nothing is when nothing is sealed, when another worker is at it, or when it was sealed anew
-    again and again.
+    Nothing is when nothing is sealed, when a restore holds it, when another worker is at it, or when it was
+    sealed anew again and again.
 
     Args:
         pool: of the maintenance role.
@@ -223,7 +235,8 @@ async def archive_day(pool: asyncpg.Pool, store: ArchiveStore, tenant: str, day:
         CorruptObjectError: an object of the generation before, or one just written, is not what it was.
     """
     async with pool.acquire() as connection, day_lock(connection, tenant, day) as locked:
-        if not locked:
+        # Looked at under the lock, since restoring takes it too.
+        if not locked or await connection.fetchval(_HELD, tenant, day):
             return False
         for _ in range(_TRIES):
             attempt = _Attempt(connection, store, tenant, day)

@@ -18,6 +18,7 @@ TABLE_RIGHTS = {
     "twinmesh_ingest": {
         "segment": {"INSERT"},
         "sealed_segment": {"INSERT"},
+        "restore": {"SELECT", "INSERT"},
         "dead_letter": {"SELECT", "INSERT", "DELETE"},
         "raw_device_set": {"SELECT", "INSERT"},
         "raw_message": {"SELECT", "INSERT"},
@@ -51,9 +52,12 @@ TABLE_RIGHTS = {
         READ,
     ),
     "twinmesh_twin_query": dict.fromkeys(
-        ("series", "segment", "sealed_segment", "series_latest", "event", "placement"), READ
+        ("series", "segment", "sealed_segment", "archive_object", "series_latest", "event", "placement"), READ
     ),
     "twinmesh_maintenance": {
+        "archive": READ,
+        "archive_object": {*READ, "INSERT", "DELETE"},
+        "restore": {*READ, "DELETE"},
         "series": READ,
         "segment": {*READ, "DELETE"},
         "sealed_segment": {*READ, "INSERT", "DELETE"},
@@ -72,6 +76,11 @@ COLUMN_RIGHTS = {
     *(
         ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
         for column in ("closed", "closed_at", "floor_commit_no")
+    ),
+    ("twinmesh_maintenance", "archive_object", "retired_at", "UPDATE"),
+    *(
+        ("twinmesh_maintenance", "restore", column, "UPDATE")
+        for column in ("state", "days", "days_done", "samples", "error", "finished_at")
     ),
     *(
         ("twinmesh_ingest", "dead_letter", column, "UPDATE")
@@ -115,7 +124,15 @@ TENANT = (
 POLICIES = {
     **{
         (table, "twinmesh_twin_query"): ("SELECT", TENANT)
-        for table in ("series", "segment", "sealed_segment", "series_latest", "event", "placement")
+        for table in (
+            "series",
+            "segment",
+            "sealed_segment",
+            "archive_object",
+            "series_latest",
+            "event",
+            "placement",
+        )
     },
     **{
         (table, "twinmesh_twin_feed"): ("SELECT", "true")
@@ -127,6 +144,8 @@ POLICIES = {
         for table in (
             "segment",
             "sealed_segment",
+            "archive_object",
+            "restore",
             "series_latest",
             "backfill",
             "dead_letter",
@@ -218,6 +237,8 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "series",
             "segment",
             "sealed_segment",
+            "archive_object",
+            "restore",
             "writer_cursor",
             "writer_outcome",
             "request_id",
