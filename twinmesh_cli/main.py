@@ -20,6 +20,7 @@ from twinmesh_cli import (
     raw,
     receipt,
     restart,
+    restore,
     simulate,
     status,
     tail,
@@ -63,6 +64,7 @@ app.command()(load.load)
 app.command()(query.query)
 app.command()(receipt.receipt)
 app.add_typer(raw.raw_app, name="raw")
+app.add_typer(restore.restore_app, name="restore")
 app.add_typer(deadletters.deadletters_app, name="deadletters")
 app.add_typer(events.events_app, name="events")
 app.command()(tail.tail)

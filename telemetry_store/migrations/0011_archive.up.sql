@@ -79,6 +79,7 @@ CREATE TABLE telemetry.restore (
     error text,
     finished_at timestamptz,
     CONSTRAINT restore_pkey PRIMARY KEY (tenant_id, restore_id),
+    CONSTRAINT restore_range_key UNIQUE (tenant_id, first_day, last_day),
     CONSTRAINT restore_days CHECK (first_day <= last_day)
 );
 COMMENT ON TABLE telemetry.restore IS
@@ -88,7 +89,7 @@ COMMENT ON COLUMN telemetry.restore.state IS 'The contract''s RestoreState: 1 pe
 COMMENT ON COLUMN telemetry.restore.days IS 'Archived days in it when it began; null: it has not.';
 
 ALTER TABLE telemetry.restore ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-GRANT SELECT, INSERT ON telemetry.restore TO twinmesh_ingest;
+GRANT SELECT, INSERT, UPDATE ON telemetry.restore TO twinmesh_ingest;
 GRANT SELECT, DELETE, UPDATE (state, days, days_done, samples, error, finished_at)
     ON telemetry.restore TO twinmesh_maintenance;
 CREATE POLICY maintenance ON telemetry.restore TO twinmesh_maintenance USING (true) WITH CHECK (true);

@@ -18,7 +18,7 @@ TABLE_RIGHTS = {
     "twinmesh_ingest": {
         "segment": {"INSERT"},
         "sealed_segment": {"INSERT"},
-        "restore": {"SELECT", "INSERT"},
+        "restore": KEEP,
         "dead_letter": {"SELECT", "INSERT", "DELETE"},
         "raw_device_set": {"SELECT", "INSERT"},
         "raw_message": {"SELECT", "INSERT"},
