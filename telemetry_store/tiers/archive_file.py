@@ -325,26 +325,30 @@ def read_blocks(source: io.IOBase, footer: Footer, groups: Iterable[int]) -> Ite
     names = ("series_id", "kind", "time", "order_no", "quality", *sum(_VALUE_COLUMNS.values(), ()))
     with _opened(source, footer) as file:
         for group in groups:
-            yield _block(_read(file, [group], names))
+            table = _read(file, [group], names)
+            yield _block(table, _kinds(table))
 
 
 def read_kind(source: io.IOBase, footer: Footer, groups: Sequence[int], kind: Kind) -> Block:
-    """Return the samples of row groups, with values of one kind only.
-
-    Those of other kinds are there without values; `Block.values` has none of them.
+    """Return the samples of one kind in row groups.
 
     Args:
         source: the object.
         footer: its own.
         groups: which, by place, ascending.
-        kind: of the values.
+        kind: of the samples.
 
     Raises:
         CorruptObjectError: the bytes are not those that were written.
     """
-    names = ("series_id", "kind", "time", "order_no", "quality", *_VALUE_COLUMNS[kind])
+    # Not the names of kinds: what is of another has no value here.
+    names = ("series_id", "time", "order_no", "quality", *_VALUE_COLUMNS[kind])
     with _opened(source, footer) as file:
-        return _block(_read(file, groups, names), only=kind)
+        table = _read(file, groups, names)
+    first = _VALUE_COLUMNS[kind][0]
+    if table.column(first).null_count:
+        table = table.filter(table.column(first).is_valid())
+    return _block(table, np.full(len(table), kind, np.int8))
 
 
 def _opened(source: io.IOBase, footer: Footer) -> pq.ParquetFile:
@@ -354,7 +358,7 @@ def _opened(source: io.IOBase, footer: Footer) -> pq.ParquetFile:
 
 def _read(file: pq.ParquetFile, groups: Sequence[int], names: Sequence[str]) -> pa.Table:
     try:
-        return file.read_row_groups(list(groups), columns=list(names), use_threads=False)
+        return file.read_row_groups(list(groups), columns=list(names), use_threads=True)
     except (pa.ArrowException, OSError) as error:
         raise CorruptObjectError(str(error)) from error
 
@@ -416,13 +420,16 @@ def _column(
     return pa.array(spread, type_, mask=absent, from_pandas=False)
 
 
-def _block(table: pa.Table, *, only: Kind | None = None) -> Block:
-    # One chunk per column: the arrays below are views wherever nothing is null.
-    kind_names = table.column("kind").combine_chunks().dictionary_encode()
-    numbers = np.array([Kind[name] for name in kind_names.dictionary.to_pylist()], np.int8)
-    kinds = numbers[kind_names.indices.to_numpy()]
+def _kinds(table: pa.Table) -> npt.NDArray[np.int8]:
+    names = table.column("kind").combine_chunks().dictionary_encode()
+    numbers = np.array([Kind[name] for name in names.dictionary.to_pylist()], np.int8)
+    kinds: npt.NDArray[np.int8] = numbers[names.indices.to_numpy()]
+    return kinds
+
+
+def _block(table: pa.Table, kinds: npt.NDArray[np.int8]) -> Block:
     values: dict[Kind, npt.NDArray[Any]] = {}
-    for kind in Kind if only is None else (only,):
+    for kind in Kind:
         rows = kinds == kind
         if rows.any():
             values[kind] = _values(table, kind, rows)

@@ -197,31 +197,30 @@ def _groups(footer: Footer, spans: Sequence[Span]) -> list[int]:
 
 def _cut(block: Block, kind: Kind, spans: Sequence[Span], places: Sequence[int]) -> Iterator[Piece]:
     """Yield each span's samples, a piece for each order."""
-    if kind not in block.values:
+    if not len(block):
         return
-    rows: Any = slice(None)
-    if len(block.values[kind]) != len(block):
-        rows = block.kinds == kind
-    series, times, orders, quality = (
-        block.series[rows],
-        block.times[rows],
-        block.orders[rows],
-        block.quality[rows],
-    )
     values = block.values[kind]
     of_series: dict[int, list[int]] = defaultdict(list)
     for place in places:
         of_series[spans[place].series_id].append(place)
     for series_id, sharing in of_series.items():
-        first, end = np.searchsorted(series, [series_id, series_id + 1])
+        # Of the same type: another one would have all ids converted, each time.
+        first = int(np.searchsorted(block.series, np.int32(series_id)))
+        end = int(np.searchsorted(block.series, np.int32(series_id), "right"))
         for place in sharing:
             span = spans[place]
-            start, stop = first + np.searchsorted(times[first:end], [span.start_us, span.end_us])
-            if start == stop:
-                continue
-            chosen = slice(int(start), int(stop))
-            for order_no in np.unique(orders[chosen]):
-                same: Any = chosen
-                if not bool((orders[chosen] == order_no).all()):
-                    same = chosen.start + np.flatnonzero(orders[chosen] == order_no)
-                yield Piece(place, int(order_no), Samples(times[same], values[same], quality[same]))
+            start, stop = first + np.searchsorted(block.times[first:end], [span.start_us, span.end_us])
+            rows: Any
+            for order_no, rows in _by_order(block.orders, int(start), int(stop)):
+                samples = Samples(block.times[rows], values[rows], block.quality[rows])
+                yield Piece(place, order_no, samples)
+
+
+def _by_order(orders: npt.NDArray[np.int64], start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    """Yield each order of places start to stop, stop not included, and where it is: mostly there is one."""
+    chosen = orders[start:stop]
+    if len(chosen) and bool((chosen == chosen[0]).all()):
+        yield int(chosen[0]), slice(start, stop)
+        return
+    for order_no in np.unique(chosen).tolist():
+        yield order_no, start + np.flatnonzero(chosen == order_no)
