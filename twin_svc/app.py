@@ -15,6 +15,7 @@ from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from telemetry_store.feed import snapshot
+from telemetry_store.tiers.reader import Archive
 from twin_svc.announcements import follow_announcements
 from twin_svc.asset_client import AssetDevices
 from twin_svc.changes import Changes
@@ -86,6 +87,8 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             follower.look()
 
         tenant_snapshot = partial(db.tenant_transaction, query_pool, isolation="repeatable_read")
+        # None: nothing is archived yet. Whatever reads samples is given it.
+        archive: Archive | None = None
         servicer = TwinServicer(
             fleet=fleet,
             registry=registry,
@@ -93,6 +96,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             tenant_snapshot=tenant_snapshot,
             clock=clock,
             future_us=settings.future_window_minutes * 60 * MICROS_PER_SECOND,
+            archive=archive,
         )
         async with (
             bus.connection(
