@@ -107,7 +107,12 @@ async def find_series(
     rows = await connection.fetch(_SERIES_OF_DEVICES, tenant, list(device_ids), list(metrics) or None)
     return [
         Series(
-            row["series_id"], row["tenant_id"], row["device_id"], row["metric"], Kind(row["kind"]), row["unit"]
+            row["series_id"],
+            row["tenant_id"],
+            row["device_id"],
+            row["metric"],
+            Kind(row["kind"]),
+            row["unit"],
         )
         for row in rows
     ]
@@ -238,7 +243,13 @@ async def _groups(
         rows += size["segments"]
         samples += size["samples"]
         is_large = size["segments"] == _FEW_ROWS or size["samples"] > limit or one.kind is Kind.STRING
-        if groups and groups[-1][0].kind is one.kind and rows < _FEW_ROWS and samples <= limit and not is_large:
+        if (
+            groups
+            and groups[-1][0].kind is one.kind
+            and rows < _FEW_ROWS
+            and samples <= limit
+            and not is_large
+        ):
             groups[-1].append(one)
         else:
             groups.append([one])

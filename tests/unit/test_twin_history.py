@@ -76,7 +76,10 @@ _JSON = st.recursive(
 )
 
 
-@given(_JSON | st.tuples(st.integers(), st.integers(), st.text(), st.text(), st.integers(), st.integers()).map(list))
+@given(
+    _JSON
+    | st.tuples(st.integers(), st.integers(), st.text(), st.text(), st.integers(), st.integers()).map(list)
+)
 def test_a_forged_bookmark_is_refused_or_harmless(after: object) -> None:
     with suppress(InvalidArgument):
         bookmark = bookmark_from_json(after)
