@@ -149,7 +149,7 @@ async def read_history(
         series = [one for one in series if one.place >= position.place]
         if series and series[0].place == position.place:
             start = max(start, position.after_us + 1)
-            if not await _read_alone(connection, series[0], start, question, page, archive):
+            if not await _read_alone(connection, series[0], start, question, page=page, archive=archive):
                 return page.ended()
             series = series[1:]
     for first in range(0, len(series), _SIZED_AT_ONCE):
@@ -161,7 +161,9 @@ async def read_history(
                 for found in await _read_together(connection, group, question, archive):
                     if not page.add(found, question.start_us):
                         return page.ended()
-            elif not await _read_alone(connection, group[0], question.start_us, question, page, archive):
+            elif not await _read_alone(
+                connection, group[0], question.start_us, question, page=page, archive=archive
+            ):
                 return page.ended()
     return page.ended()
 
@@ -220,7 +222,7 @@ async def _groups(
     limit: int,
     archive: Archive | None,
 ) -> Sequence[Sequence[Series]]:
-    """Return the series that may have samples, those of a kind together that follow each other and are small."""
+    """Return the series that may have samples; small ones of a kind that follow each other are together."""
     is_sized = archive is None and len(series) > 1 and question.end_us - question.start_us <= _SIZED_RANGE
     if not is_sized:
         return [[one] for one in series]
@@ -283,6 +285,7 @@ async def _read_alone(
     series: Series,
     start_us: int,
     question: HistoryQuestion,
+    *,
     page: _Page,
     archive: Archive | None,
 ) -> bool:

@@ -20,7 +20,13 @@ def samples_of(kind: Kind, samples: Sequence[tuple[int, Any]], quality: int = NO
 
 
 async def put_series(
-    admin: asyncpg.Connection, series_id: int, device_id: str, metric: str, kind: Kind, tenant: str = "demo"
+    admin: asyncpg.Connection,
+    series_id: int,
+    device_id: str,
+    metric: str,
+    kind: Kind,
+    *,
+    tenant: str = "demo",
 ) -> None:
     await admin.execute(
         """
@@ -48,7 +54,8 @@ async def put_hot(
     await admin.execute(
         f"""
         INSERT INTO telemetry.segment
-            (tenant_id, series_id, start_time, end_time, times, {VALUE_COLUMNS[kind]}, instance, commit_no, order_no)
+            (tenant_id, series_id, start_time, end_time, times, {VALUE_COLUMNS[kind]},
+             instance, commit_no, order_no)
         VALUES ($1, $2, $3, $4, $5, $6, 1, $7, $7)
         """,
         tenant,
@@ -80,7 +87,8 @@ async def put_sealed(
     await admin.execute(
         """
         INSERT INTO telemetry.sealed_segment
-            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values", quality)
+            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no,
+             times, "values", quality)
         VALUES ($1, $2, $3, $4, $5, true, $6, $7, $8, $9)
         """,
         tenant,
