@@ -344,6 +344,24 @@ class ErrorReason(betterproto2.Enum):
     The asset does not exist in the caller's tenant. In a refusal.
     """
 
+    SERIES_TOO_LARGE = 130
+    """
+    A series has more samples in the range than are reduced at once; ask for AUTO, MINUTE, HOUR
+    or DAY, or a shorter range. INVALID_ARGUMENT. Metadata: device_id, metric, limit.
+    """
+
+    EXPORT_EXPIRED = 131
+    """
+    An export took as long as its snapshot may be held; export shorter ranges.
+    FAILED_PRECONDITION. Metadata: limit_seconds.
+    """
+
+    EXPORTS_BUSY = 132
+    """
+    This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    Metadata: limit_name, limit, used.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -406,6 +424,9 @@ class ErrorReason(betterproto2.Enum):
             116: "ERROR_REASON_CHUNK_STORAGE_FULL",
             117: "ERROR_REASON_CHILD_UNKNOWN",
             127: "ERROR_REASON_ASSET_UNKNOWN",
+            130: "ERROR_REASON_SERIES_TOO_LARGE",
+            131: "ERROR_REASON_EXPORT_EXPIRED",
+            132: "ERROR_REASON_EXPORTS_BUSY",
         }
 
     @classmethod
@@ -470,6 +491,9 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_CHUNK_STORAGE_FULL": 116,
             "ERROR_REASON_CHILD_UNKNOWN": 117,
             "ERROR_REASON_ASSET_UNKNOWN": 127,
+            "ERROR_REASON_SERIES_TOO_LARGE": 130,
+            "ERROR_REASON_EXPORT_EXPIRED": 131,
+            "ERROR_REASON_EXPORTS_BUSY": 132,
         }
 
 
