@@ -152,14 +152,17 @@ class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFo
     EXPORT_FORMAT_UNSPECIFIED: _ExportFormat.ValueType  # 0
     """Never sent."""
     EXPORT_FORMAT_CSV: _ExportFormat.ValueType  # 1
-    """text/csv, RFC 4180, lines end with LF: device, metric, time (ISO 8601, UTC, microseconds),
-    kind, value, latitude, longitude, altitude, unit, quality; at its end a line
-    `# end of <n> samples`.
+    """text/csv as RFC 4180 but for lines that end with LF, the first one being names: device,
+    metric, time (ISO 8601, UTC, microseconds), kind, value, latitude, longitude, altitude,
+    unit, quality (percent; empty: not judged), anomaly. Numbers read back as they were.
     """
     EXPORT_FORMAT_PARQUET: _ExportFormat.ValueType  # 2
-    """application/vnd.apache.parquet."""
+    """application/vnd.apache.parquet: device, metric, time (timestamp[us, UTC]), kind,
+    double_value, int_value, bool_value, string_value, latitude, longitude, altitude, unit,
+    quality, anomaly; those of other kinds are null.
+    """
     EXPORT_FORMAT_ARROW: _ExportFormat.ValueType  # 3
-    """application/vnd.apache.arrow.stream."""
+    """application/vnd.apache.arrow.stream, with the columns of PARQUET."""
 
 class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
     """ExportFormat is how an export is written."""
@@ -167,14 +170,17 @@ class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
 EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
 """Never sent."""
 EXPORT_FORMAT_CSV: ExportFormat.ValueType  # 1
-"""text/csv, RFC 4180, lines end with LF: device, metric, time (ISO 8601, UTC, microseconds),
-kind, value, latitude, longitude, altitude, unit, quality; at its end a line
-`# end of <n> samples`.
+"""text/csv as RFC 4180 but for lines that end with LF, the first one being names: device,
+metric, time (ISO 8601, UTC, microseconds), kind, value, latitude, longitude, altitude,
+unit, quality (percent; empty: not judged), anomaly. Numbers read back as they were.
 """
 EXPORT_FORMAT_PARQUET: ExportFormat.ValueType  # 2
-"""application/vnd.apache.parquet."""
+"""application/vnd.apache.parquet: device, metric, time (timestamp[us, UTC]), kind,
+double_value, int_value, bool_value, string_value, latitude, longitude, altitude, unit,
+quality, anomaly; those of other kinds are null.
+"""
 EXPORT_FORMAT_ARROW: ExportFormat.ValueType  # 3
-"""application/vnd.apache.arrow.stream."""
+"""application/vnd.apache.arrow.stream, with the columns of PARQUET."""
 Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
 
 @_typing.final
@@ -203,8 +209,8 @@ class QuerySeriesRequest(_message.Message):
     include_quality: _builtins.bool
     """Answer the quality of samples as well."""
     page_size: _builtins.int
-    """At most this many points, over all series; 0: 10,000; above 100,000 is taken as 100,000.
-    A page may be shorter, and is below 4 MiB. A series with max_points is answered whole.
+    """At most this many points, over all series; 0: 10,000; above 50,000 is taken as 50,000.
+    A page may be shorter, and is below 4 MiB. With max_points a page holds what fits.
     """
     page_token: _builtins.str
     """next_page_token of the last answer, with the same question."""

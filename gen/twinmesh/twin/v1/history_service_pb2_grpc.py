@@ -67,7 +67,7 @@ class HistoryServiceServicer:
         max_points by LTTB (largest triangle, three buckets), or minutes of
         a series with more than 100,000 of them.
         With max_points RAW is reduced by LTTB, MINUTE, HOUR and DAY by putting buckets together
-        to the least multiple that fits, which keeps minimum and maximum. What was done is said
+        to the least of these widths that fits, which keeps minimum and maximum. What was done is said
         for each series.
 
         Text and positions have no buckets and cannot be reduced: such series are named in
@@ -89,13 +89,13 @@ class HistoryServiceServicer:
         time, of one snapshot: over HTTP the body is the file itself. NOT_FOUND when a device is
         absent, INVALID_ARGUMENT TIME_RANGE_INVALID when the range is empty or reversed.
 
-        An export that fails on its way ends with a status by gRPC. By HTTP/1.1 the headers have
-        been sent by then, so only the file tells: a whole Parquet file ends with its footer, a
-        whole Arrow stream with its end-of-stream marker, a whole CSV file with the line
-        `# end of <n> samples`. FAILED_PRECONDITION EXPORT_EXPIRED after 15 minutes: a snapshot that is
-        held longer keeps the database from cleaning up; export shorter ranges. RESOURCE_EXHAUSTED
-        EXPORTS_BUSY when this process has as many exports as it takes; retry after RetryInfo.
-        A caller that leaves ends the work.
+        An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
+        been sent by then, so only the body tells: a lost connection breaks its chunked encoding,
+        a Parquet file lacks its footer, an Arrow stream its end-of-stream marker, and a CSV file
+        ends with a line `# NOT WHOLE: <reason>: <message>`, which is no row. FAILED_PRECONDITION
+        EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
+        cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
+        as many exports as it takes (2); retry after RetryInfo. A caller that leaves ends the work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

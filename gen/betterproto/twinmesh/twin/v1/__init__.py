@@ -113,19 +113,21 @@ class ExportFormat(betterproto2.Enum):
 
     CSV = 1
     """
-    text/csv, RFC 4180, lines end with LF: device, metric, time (ISO 8601, UTC, microseconds),
-    kind, value, latitude, longitude, altitude, unit, quality; at its end a line
-    `# end of <n> samples`.
+    text/csv as RFC 4180 but for lines that end with LF, the first one being names: device,
+    metric, time (ISO 8601, UTC, microseconds), kind, value, latitude, longitude, altitude,
+    unit, quality (percent; empty: not judged), anomaly. Numbers read back as they were.
     """
 
     PARQUET = 2
     """
-    application/vnd.apache.parquet.
+    application/vnd.apache.parquet: device, metric, time (timestamp[us, UTC]), kind,
+    double_value, int_value, bool_value, string_value, latitude, longitude, altitude, unit,
+    quality, anomaly; those of other kinds are null.
     """
 
     ARROW = 3
     """
-    application/vnd.apache.arrow.stream.
+    application/vnd.apache.arrow.stream, with the columns of PARQUET.
     """
 
     @classmethod
@@ -1252,8 +1254,8 @@ class QuerySeriesRequest(betterproto2.Message):
 
     page_size: "int" = betterproto2.field(10, betterproto2.TYPE_INT32)
     """
-    At most this many points, over all series; 0: 10,000; above 100,000 is taken as 100,000.
-    A page may be shorter, and is below 4 MiB. A series with max_points is answered whole.
+    At most this many points, over all series; 0: 10,000; above 50,000 is taken as 50,000.
+    A page may be shorter, and is below 4 MiB. With max_points a page holds what fits.
     """
 
     page_token: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
@@ -1549,7 +1551,7 @@ class HistoryServiceStub(betterproto2_grpclib.ServiceStub):
                               max_points by LTTB (largest triangle, three buckets), or minutes of
                               a series with more than 100,000 of them.
         With max_points RAW is reduced by LTTB, MINUTE, HOUR and DAY by putting buckets together
-        to the least multiple that fits, which keeps minimum and maximum. What was done is said
+        to the least of these widths that fits, which keeps minimum and maximum. What was done is said
         for each series.
 
         Text and positions have no buckets and cannot be reduced: such series are named in
@@ -1585,13 +1587,13 @@ class HistoryServiceStub(betterproto2_grpclib.ServiceStub):
         time, of one snapshot: over HTTP the body is the file itself. NOT_FOUND when a device is
         absent, INVALID_ARGUMENT TIME_RANGE_INVALID when the range is empty or reversed.
 
-        An export that fails on its way ends with a status by gRPC. By HTTP/1.1 the headers have
-        been sent by then, so only the file tells: a whole Parquet file ends with its footer, a
-        whole Arrow stream with its end-of-stream marker, a whole CSV file with the line
-        `# end of <n> samples`. FAILED_PRECONDITION EXPORT_EXPIRED after 15 minutes: a snapshot that is
-        held longer keeps the database from cleaning up; export shorter ranges. RESOURCE_EXHAUSTED
-        EXPORTS_BUSY when this process has as many exports as it takes; retry after RetryInfo.
-        A caller that leaves ends the work.
+        An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
+        been sent by then, so only the body tells: a lost connection breaks its chunked encoding,
+        a Parquet file lacks its footer, an Arrow stream its end-of-stream marker, and a CSV file
+        ends with a line `# NOT WHOLE: <reason>: <message>`, which is no row. FAILED_PRECONDITION
+        EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
+        cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
+        as many exports as it takes (2); retry after RetryInfo. A caller that leaves ends the work.
         """
 
         async for response in self._unary_stream(
