@@ -77,7 +77,7 @@ async def put_sealed(
     kind: Kind = Kind.DOUBLE,
     tenant: str = "demo",
 ) -> None:
-    """Put a sealed segment; its samples are of one UTC day."""
+    """Put a sealed segment that no rollup knows of yet; its samples are of one UTC day."""
     sealed = encode(kind, samples)
     await admin.execute(
         "SELECT telemetry.ensure_sealed_months(first, first) "
@@ -100,4 +100,14 @@ async def put_sealed(
         sealed.times,
         sealed.values,
         sealed.quality,
+    )
+    await admin.execute(
+        """
+        INSERT INTO telemetry.rollup_stale (tenant_id, series_id, start_time, end_time)
+        VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING
+        """,
+        tenant,
+        series_id,
+        int(samples.times[0]),
+        int(samples.times[-1]) + 1,
     )
