@@ -22,6 +22,8 @@ from telemetry_store.rollups.aggregates import (
     starts_of_width,
 )
 from telemetry_store.rollups.rows import (
+    CONSUMER,
+    NARROWER,
     Horizons,
     Owner,
     Ranges,
@@ -32,26 +34,27 @@ from telemetry_store.rollups.rows import (
 )
 from telemetry_store.tiers.reader import Archive, Span, read_spans
 
-CONSUMER = "rollups"
-NARROWER = {MICROS_PER_DAY: MICROS_PER_HOUR, MICROS_PER_HOUR: MICROS_PER_MINUTE}
-
-# What is behind the frontier: the least order of it, the days that it touches, and whether some
-# of it may not be found any more.
-_BEHIND = """
+_LAGGING = """
 WITH lagging AS (
-    SELECT i.instance, i.floor_commit_no, coalesce((consumer.frontier ->> i.instance::text)::bigint, 0) AS taken
+    SELECT i.instance, i.floor_commit_no, taken.commit_no
     FROM telemetry.ingest_instance AS i
     LEFT JOIN telemetry.feed_consumer AS consumer ON consumer.name = $1
-    WHERE i.last_commit_no > coalesce((consumer.frontier ->> i.instance::text)::bigint, 0)
+    CROSS JOIN LATERAL coalesce((consumer.frontier ->> i.instance::text)::bigint, 0) AS taken (commit_no)
+    WHERE i.last_commit_no > taken.commit_no
 )
+"""
+# What is behind the frontier: the least order of it, the days that it touches, and whether some
+# of it may not be found any more.
+_BEHIND = f"""
+{_LAGGING}
 SELECT min(c.order_no) AS oldest_order,
        (min(c.days[1]) - date '1970-01-01')::bigint AS first_day,
        (max(c.days[cardinality(c.days)]) - date '1970-01-01')::bigint AS last_day,
-       coalesce(bool_or(lagging.taken < lagging.floor_commit_no), false) AS expired,
+       coalesce(bool_or(lagging.commit_no < lagging.floor_commit_no), false) AS expired,
        coalesce(bool_or(c.bulk_series IS NOT NULL), false) AS bulk
 FROM lagging
-LEFT JOIN telemetry.ingest_commit AS c ON c.instance = lagging.instance AND c.commit_no > lagging.taken
-"""
+LEFT JOIN telemetry.ingest_commit AS c ON c.instance = lagging.instance AND c.commit_no > lagging.commit_no
+"""  # noqa: S608 - of constants
 
 _TOUCHED_HOT = """
 SELECT span.place::integer - 1 AS place, s.start_time, s.end_time
@@ -59,23 +62,22 @@ FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[])
     WITH ORDINALITY AS span (tenant_id, series_id, start_time, end_time, place)
 JOIN telemetry.segment AS s
     ON s.tenant_id = span.tenant_id AND s.series_id = span.series_id
-    AND s.start_time >= greatest(span.start_time - span.start_time % 3600000000, $5::bigint)
-    AND s.start_time < least(span.end_time, $6::bigint)
-WHERE s.start_time >= $5::bigint AND s.start_time < $6::bigint AND s.order_no >= $7
+    AND s.start_time >= span.start_time - span.start_time % 3600000000 AND s.start_time < span.end_time
+WHERE s.start_time >= $5 AND s.start_time < $6 AND s.order_no >= $7
 """
 
-_TOUCHED_BULK = """
+_TOUCHED_BULK = f"""
+{_LAGGING}
 SELECT span.place::integer - 1 AS place, loaded.start_time, loaded.end_time
-FROM telemetry.ingest_instance AS i
-LEFT JOIN telemetry.feed_consumer AS consumer ON consumer.name = $5
-JOIN telemetry.ingest_commit AS c
-    ON c.instance = i.instance AND c.commit_no > coalesce((consumer.frontier ->> i.instance::text)::bigint, 0)
-CROSS JOIN LATERAL unnest(c.bulk_series, c.bulk_starts, c.bulk_ends) AS loaded (series_id, start_time, end_time)
-JOIN unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[])
+FROM lagging
+JOIN telemetry.ingest_commit AS c ON c.instance = lagging.instance AND c.commit_no > lagging.commit_no
+CROSS JOIN LATERAL unnest(c.bulk_series, c.bulk_starts, c.bulk_ends)
+    AS loaded (series_id, start_time, end_time)
+JOIN unnest($2::text[], $3::integer[], $4::bigint[], $5::bigint[])
     WITH ORDINALITY AS span (tenant_id, series_id, start_time, end_time, place)
     ON span.series_id = loaded.series_id
-WHERE i.last_commit_no > coalesce((consumer.frontier ->> i.instance::text)::bigint, 0)
-"""
+    AND loaded.start_time < span.end_time AND loaded.end_time >= span.start_time
+"""  # noqa: S608 - of constants
 
 _STALE = """
 SELECT span.place::integer - 1 AS place, s.start_time, s.end_time - 1 AS end_time
@@ -205,9 +207,13 @@ async def _touched(connection: Connection, spans: Sequence[Span]) -> Ranges:
     if behind["first_day"] is not None:
         start_us = behind["first_day"] * MICROS_PER_DAY
         end_us = (behind["last_day"] + 1) * MICROS_PER_DAY
-        rows += await connection.fetch(_TOUCHED_HOT, *arguments, start_us, end_us, behind["oldest_order"])
+        # A run begins in the hour in which a span does.
+        start_us = max(start_us, min(arguments[2]) // MICROS_PER_HOUR * MICROS_PER_HOUR)
+        end_us = min(end_us, max(arguments[3]))
+        if start_us < end_us:
+            rows += await connection.fetch(_TOUCHED_HOT, *arguments, start_us, end_us, behind["oldest_order"])
     if behind["bulk"]:
-        rows += await connection.fetch(_TOUCHED_BULK, *arguments, CONSUMER)
+        rows += await connection.fetch(_TOUCHED_BULK, CONSUMER, *arguments)
     found = Ranges(
         np.array([row["place"] for row in rows], np.intp),
         np.array([row["start_time"] for row in rows], np.int64),

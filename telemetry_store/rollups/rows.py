@@ -15,8 +15,10 @@ from meshkit.db import Connection
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, Times, none, ordered
 
-# By width, microseconds; each is computed from the one before.
+CONSUMER = "rollups"  # Of the feed: what is stored is that of its frontier.
+# By width, microseconds, ascending; each is computed from the one before.
 TABLES = {MICROS_PER_MINUTE: "rollup_minute", MICROS_PER_HOUR: "rollup_hour", MICROS_PER_DAY: "rollup_day"}
+NARROWER = {MICROS_PER_DAY: MICROS_PER_HOUR, MICROS_PER_HOUR: MICROS_PER_MINUTE}
 # PostgreSQL counts from the year 2000.
 _EPOCH_US = 946_684_800_000_000
 
