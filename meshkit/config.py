@@ -114,6 +114,15 @@ ARCHIVE_AFTER_DAYS = 90
 ArchiveAfterDays = Annotated[
     int, Field(ge=1, le=36_500, description="After how many days sealed samples go to the archive.")
 ]
+MINUTE_ROLLUPS_KEPT_DAYS = 7
+MinuteRollupsKeptDays = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=400,
+        description="How many days rollups of minutes are kept; older ones are computed when asked for.",
+    ),
+]
 METRIC_EXPORT_INTERVAL = 10_000
 MetricExportInterval = Annotated[
     int,

@@ -14,6 +14,7 @@ from meshkit.config import (
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
     METRIC_EXPORT_INTERVAL,
+    MINUTE_ROLLUPS_KEPT_DAYS,
     RAW_MESSAGES,
     RAW_MESSAGES_KEPT_DAYS,
     ArchiveAfterDays,
@@ -22,6 +23,7 @@ from meshkit.config import (
     LateWindowDays,
     MaxStreamLifetimeSeconds,
     MetricExportInterval,
+    MinuteRollupsKeptDays,
     RawMessages,
     RawMessagesKeptDays,
     Settings,
@@ -88,6 +90,7 @@ class LauncherSettings(Settings):
         " folder archive of the home if unset.",
     )
     archive_after_days: ArchiveAfterDays = ARCHIVE_AFTER_DAYS
+    minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
     simulate: bool = Field(
         True,
         description="Whether a small simulated fleet sends in tenant demo;"

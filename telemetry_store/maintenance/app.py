@@ -10,6 +10,7 @@ from meshkit import db
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.metrics import meter
 from meshkit.server import running_server
 from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
@@ -17,6 +18,7 @@ from telemetry_store.maintenance.dead_letters import expire_dead_letters
 from telemetry_store.maintenance.instances import close_dead_instances
 from telemetry_store.maintenance.latest import keep_latest
 from telemetry_store.maintenance.limits import forget_limit_hits, forget_unused_limits
+from telemetry_store.maintenance.metrics import observe_rollups
 from telemetry_store.maintenance.partitions import (
     drop_request_windows,
     ensure_request_windows,
@@ -25,7 +27,10 @@ from telemetry_store.maintenance.partitions import (
 from telemetry_store.maintenance.policies import raw_retentions
 from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
 from telemetry_store.maintenance.worker import Step, Worker
+from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
+from telemetry_store.rollups.keeping import RollupKeeper
 from telemetry_store.tiers.archive_orphans import delete_orphans
+from telemetry_store.tiers.archive_reader import ArchiveReader
 from telemetry_store.tiers.archive_store import ArchiveStore, archive_store
 from telemetry_store.tiers.archiving import archive_due
 from telemetry_store.tiers.restoring import work_off_restores
@@ -34,7 +39,7 @@ SERVICE = "maintenance"
 _ARCHIVE_LOCK_KEY = 0x61726368  # "arch"
 
 
-def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
+def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupKeeper) -> tuple[Step, ...]:
     """Return all that maintenance does: name, seconds between runs, work."""
     return (
         Step(
@@ -55,6 +60,17 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
             "raw_messages_kept",
             300,
             partial(_expire_raw_messages, pool, settings),
+        ),
+        Step("rollups", 1, rollups.run),
+        Step(
+            "rollups_kept",
+            300,
+            partial(
+                expire_rollups,
+                pool,
+                kept=RollupsKept(minutes=settings.minute_rollups_kept),
+                kept_by_tenant={},
+            ),
         ),
     )
 
@@ -88,7 +104,11 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         archive_store(settings.archive_url) as store,
     ):
-        worker = Worker(pool=pool, steps=steps(pool, settings))
+        rollups = RollupKeeper(
+            pool=pool, minutes_kept=settings.minute_rollups_kept, archive=ArchiveReader(store)
+        )
+        observe_rollups(meter(), rollups)
+        worker = Worker(pool=pool, steps=steps(pool, settings, rollups=rollups))
         archiver = Worker(
             pool=pool,
             steps=() if store is None else archive_steps(pool, store, settings),

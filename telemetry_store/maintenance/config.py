@@ -8,10 +8,12 @@ from meshkit.config import (
     ARCHIVE_AFTER_DAYS,
     ARCHIVE_URL,
     LATE_WINDOW_DAYS,
+    MINUTE_ROLLUPS_KEPT_DAYS,
     RAW_MESSAGES_KEPT_DAYS,
     ArchiveAfterDays,
     ArchiveUrl,
     LateWindowDays,
+    MinuteRollupsKeptDays,
     RawMessagesKeptDays,
     ServiceSettings,
 )
@@ -34,6 +36,7 @@ class MaintenanceSettings(ServiceSettings):
         le=8760,
         description="How long archived objects stay that are no longer named: longer than any answer takes.",
     )
+    minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
 
     @property
     def archive_after(self) -> timedelta:
@@ -59,3 +62,8 @@ class MaintenanceSettings(ServiceSettings):
     def raw_messages_kept(self) -> timedelta:
         """Return how long raw messages are kept."""
         return timedelta(days=self.raw_messages_kept_days)
+
+    @property
+    def minute_rollups_kept(self) -> timedelta:
+        """Return how long rollups of minutes are kept."""
+        return timedelta(days=self.minute_rollups_kept_days)

@@ -11,6 +11,7 @@ from telemetry_store.columns import MICROS_PER_DAY, Kind
 from tests.store.writing import T0, admin, columns, request, running_writer
 
 ROLES = ("twinmesh_ingest", "twinmesh_twin_feed", "twinmesh_twin_query", "twinmesh_maintenance")
+ROLLUPS = ("rollup_minute", "rollup_hour", "rollup_day", "rollup_horizon", "rollup_stale")
 READ = {"SELECT"}
 KEEP = {"SELECT", "INSERT", "UPDATE"}
 # Everything that anybody may do; what is not here is refused.
@@ -52,7 +53,18 @@ TABLE_RIGHTS = {
         READ,
     ),
     "twinmesh_twin_query": dict.fromkeys(
-        ("series", "segment", "sealed_segment", "archive_object", "series_latest", "event", "placement"), READ
+        (
+            "series",
+            "segment",
+            "sealed_segment",
+            "archive_object",
+            "series_latest",
+            "event",
+            "placement",
+            "feed_consumer",
+            *ROLLUPS,
+        ),
+        READ,
     ),
     "twinmesh_maintenance": {
         "archive": READ,
@@ -70,35 +82,55 @@ TABLE_RIGHTS = {
         "limit_bucket": {*READ, "DELETE"},
         "limit_hit": {*READ, "DELETE"},
         "limit_lease": {*READ, "DELETE"},
+        **dict.fromkeys(ROLLUPS, {*KEEP, "DELETE"}),
     },
 }
-COLUMN_RIGHTS = {
-    *(
-        ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
-        for column in ("closed", "closed_at", "floor_commit_no")
-    ),
-    ("twinmesh_maintenance", "archive_object", "retired_at", "UPDATE"),
-    *(
-        ("twinmesh_maintenance", "restore", column, "UPDATE")
-        for column in ("state", "days", "days_done", "samples", "error", "finished_at")
-    ),
-    *(
-        ("twinmesh_ingest", "dead_letter", column, "UPDATE")
-        for column in (
-            "device_ids",
-            "reason",
-            "message",
-            "payload",
-            "payload_format",
-            "sample_count",
-            "replay_count",
-            "last_replay_at",
-        )
-    ),
-} | {
-    ("twinmesh_maintenance", "ingest_policy", column, "SELECT")
-    for column in ("tenant_id", "raw_retention", "dead_letter_retention")
-}
+COLUMN_RIGHTS = (
+    {
+        *(
+            ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
+            for column in ("closed", "closed_at", "floor_commit_no")
+        ),
+        ("twinmesh_maintenance", "archive_object", "retired_at", "UPDATE"),
+        *(
+            ("twinmesh_maintenance", "restore", column, "UPDATE")
+            for column in ("state", "days", "days_done", "samples", "error", "finished_at")
+        ),
+        *(
+            ("twinmesh_ingest", "dead_letter", column, "UPDATE")
+            for column in (
+                "device_ids",
+                "reason",
+                "message",
+                "payload",
+                "payload_format",
+                "sample_count",
+                "replay_count",
+                "last_replay_at",
+            )
+        ),
+    }
+    | {
+        ("twinmesh_maintenance", "ingest_policy", column, "SELECT")
+        for column in ("tenant_id", "raw_retention", "dead_letter_retention")
+    }
+    | {
+        ("twinmesh_twin_query", table, column, "SELECT")
+        for table, columns_read in {
+            "ingest_instance": ("instance", "last_commit_no", "floor_commit_no"),
+            "ingest_commit": (
+                "instance",
+                "commit_no",
+                "order_no",
+                "days",
+                "bulk_series",
+                "bulk_starts",
+                "bulk_ends",
+            ),
+        }.items()
+        for column in columns_read
+    }
+)
 SEQUENCE_RIGHTS = {
     ("twinmesh_ingest", "commit_order", "USAGE"),
     ("twinmesh_twin_feed", "commit_order", "SELECT"),
@@ -111,8 +143,10 @@ FUNCTION_RIGHTS = {
     ("twinmesh_ingest", "take_tokens"),
     ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
+    ("twinmesh_maintenance", "drop_rollup_days"),
     ("twinmesh_maintenance", "ensure_raw_days"),
     ("twinmesh_maintenance", "ensure_request_windows"),
+    ("twinmesh_maintenance", "ensure_rollup_days"),
     ("twinmesh_maintenance", "ensure_sealed_months"),
     ("twinmesh_maintenance", "ensure_segment_days"),
     ("twinmesh_maintenance", "expire_raw_messages"),
@@ -120,6 +154,10 @@ FUNCTION_RIGHTS = {
 }
 TENANT = (
     "(tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), ''::text) AS \"nullif\"))"
+)
+TENANT_OR_ALL = (
+    "((tenant_id = ''::text) OR (tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), "
+    "''::text) AS \"nullif\")))"
 )
 POLICIES = {
     **{
@@ -132,8 +170,10 @@ POLICIES = {
             "series_latest",
             "event",
             "placement",
+            *ROLLUPS,
         )
     },
+    ("rollup_horizon", "twinmesh_twin_query"): ("SELECT", TENANT_OR_ALL),
     **{
         (table, "twinmesh_twin_feed"): ("SELECT", "true")
         for table in ("series", "segment", "sealed_segment", "series_latest")
@@ -152,6 +192,7 @@ POLICIES = {
             "limit_bucket",
             "limit_hit",
             "limit_lease",
+            *ROLLUPS,
         )
     },
 }
@@ -256,6 +297,7 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "limit_hit",
             "limit_lease",
             "placement",
+            *ROLLUPS,
         ),
         True,
     )
@@ -367,6 +409,8 @@ async def test_ingest_may_do_nothing_else(database: TestDatabase, statement: str
         "SELECT telemetry.ensure_segment_days(1, 32)",
         "SELECT telemetry.ensure_segment_days(-1, 1)",
         "SELECT telemetry.ensure_request_windows('25 hours')",
+        "SELECT telemetry.ensure_rollup_days(ARRAY[date '2020-01-01'])",
+        "SELECT telemetry.ensure_rollup_days(ARRAY[date '2100-01-01'])",
         "SELECT telemetry.drop_request_windows('59 minutes')",
         f"SELECT telemetry.create_backfill('t', 'i', 'p', {T0}, {T0}, '1 day')",
         f"SELECT telemetry.create_backfill('t', 'i', 'p', {T0 - 401 * MICROS_PER_DAY}, {T0}, '1 day')",

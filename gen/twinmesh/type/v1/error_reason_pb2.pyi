@@ -203,6 +203,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Samples that the answer needs are archived, and the service is not told where
     (TWINMESH_ARCHIVE_URL). FAILED_PRECONDITION. Metadata: day.
     """
+    ERROR_REASON_SERIES_TOO_LARGE: _ErrorReason.ValueType  # 130
+    """A series has more samples in the range than are reduced at once; ask for AUTO, MINUTE, HOUR
+    or DAY, or a shorter range. INVALID_ARGUMENT. Metadata: device_id, metric, limit.
+    """
+    ERROR_REASON_EXPORT_EXPIRED: _ErrorReason.ValueType  # 131
+    """An export took as long as its snapshot may be held; export shorter ranges.
+    FAILED_PRECONDITION. Metadata: limit_seconds.
+    """
+    ERROR_REASON_EXPORTS_BUSY: _ErrorReason.ValueType  # 132
+    """This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    Metadata: limit_name, limit, used.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -390,5 +402,17 @@ it. DATA_LOSS. Metadata: day.
 ERROR_REASON_ARCHIVE_NOT_CONFIGURED: ErrorReason.ValueType  # 137
 """Samples that the answer needs are archived, and the service is not told where
 (TWINMESH_ARCHIVE_URL). FAILED_PRECONDITION. Metadata: day.
+"""
+ERROR_REASON_SERIES_TOO_LARGE: ErrorReason.ValueType  # 130
+"""A series has more samples in the range than are reduced at once; ask for AUTO, MINUTE, HOUR
+or DAY, or a shorter range. INVALID_ARGUMENT. Metadata: device_id, metric, limit.
+"""
+ERROR_REASON_EXPORT_EXPIRED: ErrorReason.ValueType  # 131
+"""An export took as long as its snapshot may be held; export shorter ranges.
+FAILED_PRECONDITION. Metadata: limit_seconds.
+"""
+ERROR_REASON_EXPORTS_BUSY: ErrorReason.ValueType  # 132
+"""This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+Metadata: limit_name, limit, used.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

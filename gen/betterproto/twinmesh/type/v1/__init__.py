@@ -362,6 +362,24 @@ class ErrorReason(betterproto2.Enum):
     (TWINMESH_ARCHIVE_URL). FAILED_PRECONDITION. Metadata: day.
     """
 
+    SERIES_TOO_LARGE = 130
+    """
+    A series has more samples in the range than are reduced at once; ask for AUTO, MINUTE, HOUR
+    or DAY, or a shorter range. INVALID_ARGUMENT. Metadata: device_id, metric, limit.
+    """
+
+    EXPORT_EXPIRED = 131
+    """
+    An export took as long as its snapshot may be held; export shorter ranges.
+    FAILED_PRECONDITION. Metadata: limit_seconds.
+    """
+
+    EXPORTS_BUSY = 132
+    """
+    This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    Metadata: limit_name, limit, used.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -427,6 +445,9 @@ class ErrorReason(betterproto2.Enum):
             135: "ERROR_REASON_ARCHIVE_UNAVAILABLE",
             136: "ERROR_REASON_ARCHIVE_DAMAGED",
             137: "ERROR_REASON_ARCHIVE_NOT_CONFIGURED",
+            130: "ERROR_REASON_SERIES_TOO_LARGE",
+            131: "ERROR_REASON_EXPORT_EXPIRED",
+            132: "ERROR_REASON_EXPORTS_BUSY",
         }
 
     @classmethod
@@ -494,6 +515,9 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_ARCHIVE_UNAVAILABLE": 135,
             "ERROR_REASON_ARCHIVE_DAMAGED": 136,
             "ERROR_REASON_ARCHIVE_NOT_CONFIGURED": 137,
+            "ERROR_REASON_SERIES_TOO_LARGE": 130,
+            "ERROR_REASON_EXPORT_EXPIRED": 131,
+            "ERROR_REASON_EXPORTS_BUSY": 132,
         }
 
 
