@@ -223,7 +223,11 @@ async def _groups(
     archive: Archive | None,
 ) -> Sequence[Sequence[Series]]:
     """Return the series that may have samples; small ones of a kind that follow each other are together."""
-    is_sized = archive is None and len(series) > 1 and question.end_us - question.start_us <= _SIZED_RANGE
+    is_sized = len(series) > 1 and question.end_us - question.start_us <= _SIZED_RANGE
+    if is_sized and archive is not None:
+        # What is archived has no sizes that can be looked up.
+        spans = [Span(one.tenant, one.series_id, question.start_us, question.end_us) for one in series]
+        is_sized = not await archive.holds(connection, spans)
     if not is_sized:
         return [[one] for one in series]
     start = question.start_us

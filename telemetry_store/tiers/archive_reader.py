@@ -82,6 +82,15 @@ class ArchiveReader:
         self._footers = None if store is None else Footers(store)
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
+    async def holds(self, connection: Connection, spans: Sequence[Span]) -> bool:
+        """Return whether samples of spans may be archived; the object store is not asked.
+
+        Args:
+            connection: in the snapshot of the whole answer.
+            spans: which, at least one.
+        """
+        return bool(await _objects(connection, spans))
+
     async def read(self, connection: Connection, kind: Kind, spans: Sequence[Span]) -> Sequence[Piece]:
         """Return what is archived of spans.
 

@@ -81,6 +81,15 @@ class Piece:
 class Archive(Protocol):
     """The tier below sealed segments."""
 
+    async def holds(self, connection: Connection, spans: Sequence[Span]) -> bool:
+        """Return whether samples of spans may be archived; the object store is not asked.
+
+        Args:
+            connection: in the snapshot of the whole answer.
+            spans: which, at least one.
+        """
+        ...
+
     async def read(self, connection: Connection, kind: Kind, spans: Sequence[Span]) -> Sequence[Piece]:
         """Return what is archived of spans.
 

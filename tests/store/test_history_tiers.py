@@ -36,6 +36,9 @@ class Shelf:
     pieces: dict[int, list[Piece]] = field(default_factory=dict)
     days_read: list[int] = field(default_factory=list)
 
+    async def holds(self, connection: Connection, spans: Sequence[Span]) -> bool:
+        return any(self.pieces.get(span.series_id) for span in spans)
+
     async def read(self, connection: Connection, kind: Kind, spans: Sequence[Span]) -> Sequence[Piece]:
         found = []
         for place, span in enumerate(spans):
