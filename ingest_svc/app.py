@@ -40,6 +40,7 @@ from ingest_svc.servicers.ingest_policy import IngestPolicyServicer
 from ingest_svc.servicers.limit import LimitServicer
 from ingest_svc.servicers.raw_messages import RawMessageServicer
 from ingest_svc.servicers.receipts import ReceiptServicer
+from ingest_svc.servicers.storage_policy import StoragePolicyServicer
 from ingest_svc.store import BackfillStore, CommitStore, PlacementStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
@@ -60,6 +61,7 @@ from telemetry_store.ingest_policies import IngestPolicyStore
 from telemetry_store.limit_hits import LimitHitStore
 from telemetry_store.limits import LimitStore
 from telemetry_store.receipts import ReceiptStore
+from telemetry_store.storage_policies import StoragePolicyStore
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
@@ -67,6 +69,7 @@ from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh.ingest.v1 import limit_service_pb2_grpc as limit_grpc
 from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as raw_grpc
 from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
+from twinmesh.ingest.v1 import storage_policy_service_pb2_grpc as storage_policy_grpc
 
 SERVICE = "ingest_svc"
 
@@ -237,6 +240,11 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                             policies=policies,
                             live_window=settings.live_window,
                         ),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.StoragePolicyService",
+                        storage_policy_grpc.add_StoragePolicyServiceServicer_to_server,
+                        StoragePolicyServicer(store=StoragePolicyStore(pool=pool)),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.LimitService",

@@ -30,6 +30,8 @@ TABLE_RIGHTS = {
         "series": KEEP,
         "detector_state": KEEP,
         "ingest_policy": KEEP,
+        "storage_policy": KEEP,
+        "storage_room": READ,
         "limit_hit": KEEP,
         "limit_bucket": READ,
         "limit_lease": READ,
@@ -51,7 +53,19 @@ TABLE_RIGHTS = {
         READ,
     ),
     "twinmesh_twin_query": dict.fromkeys(
-        ("series", "segment", "sealed_segment", "series_latest", "event", "placement"), READ
+        (
+            "series",
+            "segment",
+            "sealed_segment",
+            "series_latest",
+            "event",
+            "placement",
+            "storage_policy",
+            "storage_day",
+            "storage_device",
+            "storage_room",
+        ),
+        READ,
     ),
     "twinmesh_maintenance": {
         "series": READ,
@@ -66,6 +80,12 @@ TABLE_RIGHTS = {
         "limit_bucket": {*READ, "DELETE"},
         "limit_hit": {*READ, "DELETE"},
         "limit_lease": {*READ, "DELETE"},
+        "event": {*READ, "DELETE"},
+        "storage_policy": READ,
+        "storage_source": {*KEEP, "DELETE"},
+        "storage_day": {*KEEP, "DELETE"},
+        "storage_device": {*KEEP, "DELETE"},
+        "storage_room": {*KEEP, "DELETE"},
     },
 }
 COLUMN_RIGHTS = {
@@ -90,6 +110,14 @@ COLUMN_RIGHTS = {
     ("twinmesh_maintenance", "ingest_policy", column, "SELECT")
     for column in ("tenant_id", "raw_retention", "dead_letter_retention")
 }
+COLUMN_RIGHTS |= {
+    ("twinmesh_maintenance", "raw_message", column, "SELECT")
+    for column in ("tenant_id", "received_at", "payload")
+}
+COLUMN_RIGHTS |= {
+    ("twinmesh_twin_query", "storage_source", column, "SELECT")
+    for column in ("source", "tier", "measured_at", "estimated")
+}
 SEQUENCE_RIGHTS = {
     ("twinmesh_ingest", "commit_order", "USAGE"),
     ("twinmesh_twin_feed", "commit_order", "SELECT"),
@@ -102,6 +130,8 @@ FUNCTION_RIGHTS = {
     ("twinmesh_ingest", "take_tokens"),
     ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
+    ("twinmesh_maintenance", "drop_sealed_month"),
+    ("twinmesh_maintenance", "empty_sealed_months"),
     ("twinmesh_maintenance", "ensure_raw_days"),
     ("twinmesh_maintenance", "ensure_request_windows"),
     ("twinmesh_maintenance", "ensure_sealed_months"),
@@ -115,13 +145,26 @@ TENANT = (
 POLICIES = {
     **{
         (table, "twinmesh_twin_query"): ("SELECT", TENANT)
-        for table in ("series", "segment", "sealed_segment", "series_latest", "event", "placement")
+        for table in (
+            "series",
+            "segment",
+            "sealed_segment",
+            "series_latest",
+            "event",
+            "placement",
+            "storage_policy",
+            "storage_day",
+            "storage_device",
+        )
     },
     **{
         (table, "twinmesh_twin_feed"): ("SELECT", "true")
         for table in ("series", "segment", "sealed_segment", "series_latest")
     },
-    **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "ingest_policy")},
+    **{
+        (table, "twinmesh_maintenance"): ("SELECT", "true")
+        for table in ("series", "ingest_policy", "storage_policy", "raw_message")
+    },
     **{
         (table, "twinmesh_maintenance"): ("ALL", "true")
         for table in (
@@ -133,6 +176,9 @@ POLICIES = {
             "limit_bucket",
             "limit_hit",
             "limit_lease",
+            "event",
+            "storage_day",
+            "storage_device",
         )
     },
 }
@@ -235,6 +281,9 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "limit_hit",
             "limit_lease",
             "placement",
+            "storage_policy",
+            "storage_day",
+            "storage_device",
         ),
         True,
     )

@@ -18,9 +18,10 @@ from twinmesh.ingest.v1 import (
     limit_service_pb2,
     raw_message_service_pb2,
     receipt_service_pb2,
+    storage_policy_service_pb2,
 )
 from twinmesh.mesh.v1 import health_service_pb2
-from twinmesh.twin.v1 import event_service_pb2, twin_service_pb2
+from twinmesh.twin.v1 import event_service_pb2, storage_service_pb2, twin_service_pb2
 
 _CONTRACTS = [
     api_key_service_pb2,
@@ -38,6 +39,8 @@ _CONTRACTS = [
     receipt_service_pb2,
     raw_message_service_pb2,
     session_service_pb2,
+    storage_policy_service_pb2,
+    storage_service_pb2,
     twin_service_pb2,
 ]
 
@@ -67,9 +70,10 @@ def test_roles_carry_what_the_documentation_says() -> None:
         "api_key:read",
         "api_key:write",
         "ingest_policy:write",
+        "storage:write",
     }
     readable = {permission for permission in admin if permission.endswith(":read")}
-    assert permissions_of(Role.ANALYST) == readable - {"api_key:read", "ingest_policy:read"}
+    assert permissions_of(Role.ANALYST) == readable - {"api_key:read", "ingest_policy:read", "storage:read"}
     assert permissions_of(Role.VIEWER) == {
         "twin:read",
         "history:read",

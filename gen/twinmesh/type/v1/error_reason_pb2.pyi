@@ -191,6 +191,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The gateway has no child of this name, and its type registers none. In a refusal."""
     ERROR_REASON_ASSET_UNKNOWN: _ErrorReason.ValueType  # 127
     """The asset does not exist in the caller's tenant. In a refusal."""
+    ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 140
+    """PostgreSQL's disk is nearly full, and new data are not taken until there is room; nothing
+    was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
+    Metadata: limit_name, limit, used.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -367,4 +372,9 @@ ERROR_REASON_CHILD_UNKNOWN: ErrorReason.ValueType  # 117
 """The gateway has no child of this name, and its type registers none. In a refusal."""
 ERROR_REASON_ASSET_UNKNOWN: ErrorReason.ValueType  # 127
 """The asset does not exist in the caller's tenant. In a refusal."""
+ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 140
+"""PostgreSQL's disk is nearly full, and new data are not taken until there is room; nothing
+was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
+Metadata: limit_name, limit, used.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -344,6 +344,13 @@ class ErrorReason(betterproto2.Enum):
     The asset does not exist in the caller's tenant. In a refusal.
     """
 
+    STORAGE_FULL = 140
+    """
+    PostgreSQL's disk is nearly full, and new data are not taken until there is room; nothing
+    was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
+    Metadata: limit_name, limit, used.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -406,6 +413,7 @@ class ErrorReason(betterproto2.Enum):
             116: "ERROR_REASON_CHUNK_STORAGE_FULL",
             117: "ERROR_REASON_CHILD_UNKNOWN",
             127: "ERROR_REASON_ASSET_UNKNOWN",
+            140: "ERROR_REASON_STORAGE_FULL",
         }
 
     @classmethod
@@ -470,6 +478,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_CHUNK_STORAGE_FULL": 116,
             "ERROR_REASON_CHILD_UNKNOWN": 117,
             "ERROR_REASON_ASSET_UNKNOWN": 127,
+            "ERROR_REASON_STORAGE_FULL": 140,
         }
 
 
