@@ -103,7 +103,8 @@ def _violations(row: StoragePolicyRow) -> Iterator[FieldViolation]:
     if archive_after is not None and delete_after is not None and delete_after <= archive_after:
         yield FieldViolation(
             "storage_policy.delete_after",
-            "must be longer than archive_after, or nothing is ever archived; leave archive_after out to delete sooner",
+            "must be longer than archive_after, or nothing is ever archived;"
+            " leave archive_after out to delete sooner",
         )
     finer = None
     for name in _ROLLUPS:
@@ -148,12 +149,14 @@ class StoragePolicyStore:
             written = await self._pool.fetchrow(
                 f"""
                 INSERT INTO telemetry.storage_policy AS policy
-                    (tenant_id, archive_after, delete_after, minute_rollups_kept, hour_rollups_kept, day_rollups_kept)
+                    (tenant_id, archive_after, delete_after,
+                     minute_rollups_kept, hour_rollups_kept, day_rollups_kept)
                 VALUES ($1, $3, $4, $5, $6, $7)
                 ON CONFLICT (tenant_id) DO UPDATE
                 SET archive_after = excluded.archive_after, delete_after = excluded.delete_after,
                     minute_rollups_kept = excluded.minute_rollups_kept,
-                    hour_rollups_kept = excluded.hour_rollups_kept, day_rollups_kept = excluded.day_rollups_kept,
+                    hour_rollups_kept = excluded.hour_rollups_kept,
+                    day_rollups_kept = excluded.day_rollups_kept,
                     version = policy.version + 1, update_time = clock_timestamp()
                 WHERE policy.version = $2
                 RETURNING {_COLUMNS}
@@ -181,6 +184,16 @@ async def read_storage_policy(connection: Connection, tenant: str) -> StoragePol
         tenant,
     )
     return StoragePolicyRow(tenant) if row is None else _from_row(row)
+
+
+async def read_storage_policies(pool: asyncpg.Pool) -> list[StoragePolicyRow]:
+    """Return the policies of all tenants that have one.
+
+    Args:
+        pool: of the maintenance role.
+    """
+    rows = await pool.fetch(f"SELECT {_COLUMNS} FROM telemetry.storage_policy")  # noqa: S608 - a constant
+    return [_from_row(row) for row in rows]
 
 
 def etag_mismatch() -> Aborted:

@@ -1,7 +1,8 @@
-"""Storage policies between the contract's messages and rows: for who writes them, and who tells what they do."""
+"""Storage policies between messages and rows: for who writes them, and who tells what they do."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from meshkit.updates import updated
 from meshkit.validation import validate
@@ -38,8 +39,13 @@ def changed(row: StoragePolicyRow, sent: policy_pb2.StoragePolicy, paths: Sequen
     policy = updated(current, sent, paths)
     # What a mask puts together was not seen by the interceptor.
     validate(policy)
-    made = replace(
-        row, **{age: getattr(policy, age).ToTimedelta() if policy.HasField(age) else None for age in AGES}
-    )
+    made = replace(row, **_ages(policy))
     require_sense(made)
     return made
+
+
+def _ages(policy: policy_pb2.StoragePolicy) -> dict[str, Any]:
+    return {
+        age: getattr(policy, age).ToTimedelta() if policy.HasField(age) else None  # type: ignore[arg-type] # Fields.
+        for age in AGES
+    }

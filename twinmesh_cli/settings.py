@@ -9,12 +9,18 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_va
 from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, RequestsPerSecond
 from meshkit import secrets
 from meshkit.config import (
+    DATABASE_MAX_BYTES,
+    DELETE_AFTER_DAYS,
+    DISK_RESERVED_BYTES,
     FUTURE_WINDOW_MINUTES,
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
     METRIC_EXPORT_INTERVAL,
     RAW_MESSAGES,
     RAW_MESSAGES_KEPT_DAYS,
+    DatabaseMaxBytes,
+    DeleteAfterDays,
+    DiskReservedBytes,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
@@ -79,6 +85,9 @@ class LauncherSettings(Settings):
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     raw_messages: RawMessages = RAW_MESSAGES
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
+    delete_after_days: DeleteAfterDays = DELETE_AFTER_DAYS
+    disk_reserved_bytes: DiskReservedBytes = DISK_RESERVED_BYTES
+    database_max_bytes: DatabaseMaxBytes = DATABASE_MAX_BYTES
     simulate: bool = Field(
         True,
         description="Whether a small simulated fleet sends in tenant demo;"

@@ -22,21 +22,27 @@ from telemetry_store.maintenance.partitions import (
     ensure_request_windows,
     ensure_segment_days,
 )
-from telemetry_store.maintenance.policies import raw_retentions
+from telemetry_store.maintenance.policies import raw_retentions, retentions
 from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
+from telemetry_store.maintenance.retention import SealedMonths, expire_events, expire_samples
+from telemetry_store.maintenance.storage_room import RoomGuard
+from telemetry_store.maintenance.storage_usage import StorageUsage
 from telemetry_store.maintenance.worker import Step, Worker
 
 SERVICE = "maintenance"
+_STORAGE_LOCK_KEY = 0x73746F72  # "stor"
 
 
 def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
-    """Return all that maintenance does: name, seconds between runs, work."""
+    """Return what maintenance does for those who write and read: name, seconds between runs, work."""
+    months = SealedMonths(pool=pool, late_window_days=settings.late_window_days)
     return (
         Step(
             "segment_days",
             300,
             partial(ensure_segment_days, pool, late_window_days=settings.late_window_days),
         ),
+        Step("sealed_months", 300, months.ensure),
         Step("request_windows_ahead", 60, partial(ensure_request_windows, pool)),
         Step("request_windows_kept", 60, partial(drop_request_windows, pool, keep=settings.request_ids_kept)),
         Step("dead_instances", 2, partial(close_dead_instances, pool)),
@@ -52,6 +58,22 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
             partial(_expire_raw_messages, pool, settings),
         ),
     )
+
+
+def storage_steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
+    """Return what takes long and has time: it must not keep the other steps from running."""
+    months = SealedMonths(pool=pool, late_window_days=settings.late_window_days)
+    return (
+        Step("storage_usage", 60, StorageUsage(pool=pool).measure),
+        Step("samples_kept", 60, partial(_expire_samples, pool, settings)),
+        Step("sealed_months_kept", 600, months.drop_empty),
+    )
+
+
+async def _expire_samples(pool: asyncpg.Pool, settings: MaintenanceSettings) -> None:
+    kept, kept_by_tenant = settings.retention, await retentions(pool, settings.retention, has_archive=False)
+    await expire_samples(pool, kept=kept, kept_by_tenant=kept_by_tenant)
+    await expire_events(pool, kept=kept, kept_by_tenant=kept_by_tenant)
 
 
 async def _expire_raw_messages(pool: asyncpg.Pool, settings: MaintenanceSettings) -> None:
@@ -70,15 +92,29 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
     ):
         worker = Worker(pool=pool, steps=steps(pool, settings))
+        storage = Worker(pool=pool, steps=storage_steps(pool, settings), lock_key=_STORAGE_LOCK_KEY)
+        guard = RoomGuard(
+            pool=pool,
+            data_dir=settings.database_data_dir,
+            reserved=settings.disk_reserved_bytes,
+            most_bytes=settings.database_max_bytes,
+        )
         async with (
             worker.running(),
+            storage.running(),
+            guard.looking(),
             running_server(
                 listen=settings.listen,
                 registrations=(),
                 verifier=TokenVerifier(
                     fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
                 ),
-                checks={"postgresql": lambda: pool.fetchval("SELECT 1"), "maintenance": worker.check},
+                checks={
+                    "postgresql": lambda: pool.fetchval("SELECT 1"),
+                    "maintenance": worker.check,
+                    "storage": storage.check,
+                    "storage room": guard.check,
+                },
             ) as port,
         ):
             yield port

@@ -1,16 +1,24 @@
 """Settings of the maintenance worker."""
 
 from datetime import timedelta
+from pathlib import Path
 
 from pydantic import Field
 
 from meshkit.config import (
+    DATABASE_MAX_BYTES,
+    DELETE_AFTER_DAYS,
+    DISK_RESERVED_BYTES,
     LATE_WINDOW_DAYS,
     RAW_MESSAGES_KEPT_DAYS,
+    DatabaseMaxBytes,
+    DeleteAfterDays,
+    DiskReservedBytes,
     LateWindowDays,
     RawMessagesKeptDays,
     ServiceSettings,
 )
+from telemetry_store.storage_policies import Retention
 
 
 class MaintenanceSettings(ServiceSettings):
@@ -22,6 +30,14 @@ class MaintenanceSettings(ServiceSettings):
     )
     dead_letters_kept_days: int = Field(30, ge=1, le=3650, description="How long dead letters are kept.")
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
+    delete_after_days: DeleteAfterDays = DELETE_AFTER_DAYS
+    database_data_dir: Path | None = Field(
+        None,
+        description="Folder of PostgreSQL's data, on this machine: new data are refused before its disk is"
+        " full; empty: it is elsewhere, and only its operator knows.",
+    )
+    disk_reserved_bytes: DiskReservedBytes = DISK_RESERVED_BYTES
+    database_max_bytes: DatabaseMaxBytes = DATABASE_MAX_BYTES
 
     @property
     def dead_letters_kept(self) -> timedelta:
@@ -37,3 +53,10 @@ class MaintenanceSettings(ServiceSettings):
     def raw_messages_kept(self) -> timedelta:
         """Return how long raw messages are kept."""
         return timedelta(days=self.raw_messages_kept_days)
+
+    @property
+    def retention(self) -> Retention:
+        """Return how long tenants keep what that say nothing."""
+        return Retention(
+            delete_after=None if self.delete_after_days is None else timedelta(days=self.delete_after_days)
+        )

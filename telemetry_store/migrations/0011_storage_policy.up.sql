@@ -44,8 +44,7 @@ CREATE TABLE telemetry.storage_day (
     rows bigint NOT NULL,
     samples bigint NOT NULL,
     bytes bigint NOT NULL,
-    CONSTRAINT storage_day_pkey PRIMARY KEY (tenant_id, source, day),
-    CONSTRAINT storage_day_source_fkey FOREIGN KEY (source) REFERENCES telemetry.storage_source ON DELETE CASCADE
+    CONSTRAINT storage_day_pkey PRIMARY KEY (tenant_id, source, day)
 );
 CREATE INDEX storage_day_source ON telemetry.storage_day (source);
 COMMENT ON COLUMN telemetry.storage_day.day IS 'UTC day from which their retention counts.';
@@ -58,8 +57,7 @@ CREATE TABLE telemetry.storage_device (
     device_id text NOT NULL,
     samples bigint NOT NULL,
     bytes bigint NOT NULL,
-    CONSTRAINT storage_device_pkey PRIMARY KEY (tenant_id, source, device_id),
-    CONSTRAINT storage_device_source_fkey FOREIGN KEY (source) REFERENCES telemetry.storage_source ON DELETE CASCADE
+    CONSTRAINT storage_device_pkey PRIMARY KEY (tenant_id, source, device_id)
 );
 CREATE INDEX storage_device_source ON telemetry.storage_device (source);
 COMMENT ON TABLE telemetry.storage_device IS 'The same by device, of sources whose rows are of one device each.';
@@ -83,7 +81,7 @@ COMMENT ON COLUMN telemetry.storage_room.used IS 'Bytes in use of size, of which
 
 ---------------------------------------------------------------- sealed months that are empty
 
--- Callers insert in the same transaction: until its end the months are not dropped.
+-- Whoever inserts in the same transaction finds the months: until its end none is dropped.
 CREATE OR REPLACE FUNCTION telemetry.ensure_sealed_months(first_day date, last_day date) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '4s'
 AS $$
@@ -100,7 +98,8 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE =
             format('at most 400 days between 1990 and the next 31, not %s to %s', first_day, last_day);
     END IF;
-    PERFORM pg_advisory_xact_lock_shared(hashtext('telemetry.sealed_segment months in use'));
+    -- Keeps months from being dropped, and has what was dropped before be known here.
+    LOCK TABLE ONLY telemetry.sealed_segment IN ACCESS SHARE MODE;
     WHILE month <= last_day LOOP
         next_month := (month + interval '1 month')::date;
         partition := 'sealed_segment_' || to_char(month, 'YYYYMM');
@@ -152,10 +151,10 @@ END $$;
 REVOKE ALL ON FUNCTION telemetry.empty_sealed_months(date) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION telemetry.empty_sealed_months(date) TO twinmesh_maintenance;
 
--- Drops such a month; false when somebody uses it, or it is not empty any more. The lock on the parent waits for
--- every reader, and they for it: not for long.
+-- Drops such a month; false when somebody reads or writes any, or it is not empty any more. The lock on the parent
+-- waits for all of them, and who comes later waits for it: not for long.
 CREATE FUNCTION telemetry.drop_sealed_month(month date) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '1s'
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '200ms'
 AS $$
 DECLARE
     partition constant text := 'sealed_segment_' || to_char(month, 'YYYYMM');
@@ -164,12 +163,10 @@ BEGIN
     IF (date_trunc('month', month) + interval '1 month')::date > (now() AT TIME ZONE 'UTC')::date - 31 THEN
         RAISE invalid_parameter_value USING MESSAGE = format('the month of %s is in use', month);
     END IF;
-    IF NOT pg_try_advisory_xact_lock(hashtext('telemetry.sealed_segment months in use'))
-        OR to_regclass(format('telemetry.%I', partition)) IS NULL
-    THEN
+    LOCK TABLE ONLY telemetry.sealed_segment IN ACCESS EXCLUSIVE MODE;
+    IF to_regclass(format('telemetry.%I', partition)) IS NULL THEN
         RETURN false;
     END IF;
-    LOCK TABLE ONLY telemetry.sealed_segment IN ACCESS EXCLUSIVE MODE;
     EXECUTE format('LOCK TABLE telemetry.%I IN ACCESS EXCLUSIVE MODE', partition);
     EXECUTE format('SELECT NOT EXISTS (SELECT FROM telemetry.%I)', partition) INTO is_empty;
     IF is_empty THEN
