@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
 
@@ -79,6 +79,16 @@ def retention_of(row: StoragePolicyRow, installation: Retention, *, has_archive:
     said = {age: getattr(row, age) for age in AGES if getattr(row, age) is not None}
     retention = replace(installation, **said)
     return retention if has_archive else replace(retention, archive_after=None)
+
+
+def keep_from(kept: timedelta, now: datetime) -> date:
+    """Return the first UTC day of which something is kept: days go as a whole, and can be told before.
+
+    Args:
+        kept: how long.
+        now: the present.
+    """
+    return (now.astimezone(UTC) - kept).date()
 
 
 def require_sense(row: StoragePolicyRow) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from meshkit.db import Connection
 from meshkit.errors import ResourceExhausted
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -77,16 +78,18 @@ def room_of(measured: Sequence[Measured], *, before: bool) -> Room:
     return Room(any(each.refuses(before=before) for each in measured), tightest)
 
 
-async def read_room(pool: asyncpg.Pool) -> Room | None:
+async def read_room(connection: Connection | asyncpg.Pool) -> Room | None:
     """Return what was found last; None: nobody measures.
 
     Args:
-        pool: of the ingest, query or maintenance role.
+        connection: of the ingest, query or maintenance role.
 
     Raises:
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError: PostgreSQL is away.
     """
-    row = await pool.fetchrow("SELECT refused, measured, used, size, reserved FROM telemetry.storage_room")
+    row = await connection.fetchrow(
+        "SELECT refused, measured, used, size, reserved FROM telemetry.storage_room"
+    )
     if row is None:
         return None
     return Room(row["refused"], Measured(row["measured"], row["used"], row["size"], row["reserved"]))

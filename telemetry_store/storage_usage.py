@@ -23,6 +23,20 @@ class Tier(IntEnum):
     EVENTS = 9
 
 
+# What people find it under; the archive is none of PostgreSQL's.
+TABLES = {
+    Tier.HOT: "telemetry.segment",
+    Tier.SEALED: "telemetry.sealed_segment",
+    Tier.ARCHIVED: "archive",
+    Tier.MINUTE_ROLLUPS: "telemetry.rollup_minute",
+    Tier.HOUR_ROLLUPS: "telemetry.rollup_hour",
+    Tier.DAY_ROLLUPS: "telemetry.rollup_day",
+    Tier.RAW_MESSAGES: "telemetry.raw_message",
+    Tier.DEAD_LETTERS: "telemetry.dead_letter",
+    Tier.EVENTS: "telemetry.event",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TierUsage:
     """What one tier takes.

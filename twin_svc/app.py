@@ -26,8 +26,9 @@ from twin_svc.frontier_reports import FrontierReporter
 from twin_svc.metrics import TwinMetrics
 from twin_svc.registry import DeviceRegistry
 from twin_svc.servicer import EventServicer, TwinServicer
+from twin_svc.servicers.storage import StorageServicer
 from twin_svc.watches import Watches
-from twinmesh.twin.v1 import event_service_pb2_grpc, twin_service_pb2_grpc
+from twinmesh.twin.v1 import event_service_pb2_grpc, storage_service_pb2_grpc, twin_service_pb2_grpc
 
 SERVICE = "twin_svc"
 
@@ -115,6 +116,17 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                         "twinmesh.twin.v1.EventService",
                         event_service_pb2_grpc.add_EventServiceServicer_to_server,
                         EventServicer(registry=registry, assets=source, tenant_snapshot=tenant_snapshot),
+                    ),
+                    Registration(
+                        "twinmesh.twin.v1.StorageService",
+                        storage_service_pb2_grpc.add_StorageServiceServicer_to_server,
+                        StorageServicer(
+                            devices=source,
+                            tenant_snapshot=tenant_snapshot,
+                            clock=clock,
+                            installation=settings.retention,
+                            has_archive=False,
+                        ),
                     ),
                 ],
                 verifier=verifier,

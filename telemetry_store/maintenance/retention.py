@@ -13,7 +13,7 @@ import asyncpg
 import structlog
 
 from telemetry_store.columns import MICROS_PER_DAY
-from telemetry_store.storage_policies import Retention
+from telemetry_store.storage_policies import Retention, keep_from
 from telemetry_store.storage_usage import Tier
 
 _log = structlog.get_logger()
@@ -39,13 +39,13 @@ async def expire_samples(
         kept: how long, of tenants that say nothing …
         kept_by_tenant: … and of those that do.
     """
-    left = _MOST_ROWS
-    for row in await _due(pool, Tier.SEALED, kept, kept_by_tenant):
+    left, now = _MOST_ROWS, datetime.now(UTC)
+    for row in await _due(pool, Tier.SEALED, kept, kept_by_tenant, now):
         tenant, month = row["tenant_id"], _month_of(row["source"])
         retention = kept_by_tenant.get(tenant, kept)
         if retention.delete_after is None or retention.archives_first:
             continue
-        deleted = await _expire_month(pool, tenant, month, keep_from(retention.delete_after), most=left)
+        deleted = await _expire_month(pool, tenant, month, keep_from(retention.delete_after, now), most=left)
         if deleted:
             _log.info("samples expired", tenant=tenant, month=f"{month:%Y-%m}", rows=deleted)
         left -= deleted
@@ -63,13 +63,13 @@ async def expire_events(
         kept: how long, of tenants that say nothing …
         kept_by_tenant: … and of those that do.
     """
-    left = _MOST_ROWS
-    for row in await _due(pool, Tier.EVENTS, kept, kept_by_tenant):
+    left, now = _MOST_ROWS, datetime.now(UTC)
+    for row in await _due(pool, Tier.EVENTS, kept, kept_by_tenant, now):
         tenant = row["tenant_id"]
         delete_after = kept_by_tenant.get(tenant, kept).delete_after
         if delete_after is None:
             continue
-        first = keep_from(delete_after)
+        first = keep_from(delete_after, now)
         expired = 0
         while left > 0:
             status = await pool.execute(
@@ -95,22 +95,12 @@ async def expire_events(
             _log.info("events expired", tenant=tenant, events=expired)
 
 
-def keep_from(kept: timedelta, *, now: datetime | None = None) -> date:
-    """Return the first UTC day of which something is kept.
-
-    Args:
-        kept: how long.
-        now: the present; None: the clock's.
-    """
-    return ((now or datetime.now(UTC)) - kept).date()
-
-
 async def _due(
-    pool: asyncpg.Pool, tier: Tier, kept: Retention, kept_by_tenant: Mapping[str, Retention]
+    pool: asyncpg.Pool, tier: Tier, kept: Retention, kept_by_tenant: Mapping[str, Retention], now: datetime
 ) -> list[asyncpg.Record]:
     """Return tenants and sources that hold what is older than any day that is kept of it."""
     first_days = {
-        tenant: keep_from(retention.delete_after)
+        tenant: keep_from(retention.delete_after, now)
         for tenant, retention in kept_by_tenant.items()
         if retention.delete_after is not None
     }
@@ -128,7 +118,7 @@ async def _due(
         list(first_days),
         list(first_days.values()),
         list(kept_by_tenant),
-        None if kept.delete_after is None else keep_from(kept.delete_after),
+        None if kept.delete_after is None else keep_from(kept.delete_after, now),
     )
     return list(rows)
 

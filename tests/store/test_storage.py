@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from meshkit import db
 from meshkit.testing.database import TestDatabase
-from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR
+from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.maintenance.policies import retentions
 from telemetry_store.maintenance.retention import SealedMonths, expire_events, expire_samples
 from telemetry_store.maintenance.storage_room import RoomGuard
@@ -20,12 +19,9 @@ from telemetry_store.series import Value
 from telemetry_store.storage_policies import Retention
 from telemetry_store.storage_room import read_room
 from telemetry_store.storage_usage import Tier, read_day_usage, read_device_usage, read_usage
+from tests.store.old_data import DAY, EPOCH, TODAY, put_event, seal, start_us
 from tests.store.telemetry import Recorder, Sent, recorder
 from tests.store.writing import admin
-
-DAY = timedelta(days=1)
-TODAY = datetime.now(UTC).date()
-EPOCH = date(1970, 1, 1)
 
 
 @pytest.fixture
@@ -52,66 +48,9 @@ async def writer(database: TestDatabase) -> AsyncIterator[Recorder]:
         yield writing
 
 
-def start_us(day: date) -> int:
-    return (day - EPOCH).days * MICROS_PER_DAY
-
-
 def sent(device: str, count: int, *, value: Value = 1.0, metric: str = "m") -> list[Sent]:
     first = start_us(TODAY)
     return [Sent(device, metric, first + number, value) for number in range(count)]
-
-
-async def series_of(connection: asyncpg.Connection, tenant: str, device: str = "pump-1") -> int:
-    series_id: int = await connection.fetchval(
-        """
-        INSERT INTO telemetry.series (tenant_id, device_id, metric, kind, unit) VALUES ($1, $2, 'm', 1, '')
-        ON CONFLICT (tenant_id, device_id, metric, kind) DO UPDATE SET unit = '' RETURNING series_id
-        """,
-        tenant,
-        device,
-    )
-    return series_id
-
-
-async def seal(
-    connection: asyncpg.Connection,
-    tenant: str,
-    days_ago: int,
-    *,
-    device: str = "pump-1",
-    samples: int = 10,
-    sealed_days_ago: int | None = None,
-) -> None:
-    """Put a sealed row in that is of one day, and was sealed on that day or later."""
-    day = TODAY - days_ago * DAY
-    await connection.execute("SELECT telemetry.ensure_sealed_months($1, $1)", day)
-    await connection.execute(
-        """
-        INSERT INTO telemetry.sealed_segment
-            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values", sealed_at)
-        VALUES ($1, $2, $3, $4, $5, true, 1, $6, $6, $7)
-        """,
-        tenant,
-        await series_of(connection, tenant, device),
-        start_us(day),
-        start_us(day) + MICROS_PER_HOUR,
-        samples,
-        bytes(samples),
-        datetime.now(UTC) - (days_ago if sealed_days_ago is None else sealed_days_ago) * DAY,
-    )
-
-
-async def event(connection: asyncpg.Connection, tenant: str, days_ago: int, received_days_ago: int) -> None:
-    await connection.execute(
-        """
-        INSERT INTO telemetry.event
-            (tenant_id, device_id, type, severity, time, received_at, message, attributes, instance, commit_no, order_no)
-        VALUES ($1, 'pump-1', 'x', 200, $2, $3, '', '{}', 1, 1, 1)
-        """,
-        tenant,
-        start_us(TODAY - days_ago * DAY),
-        datetime.now(UTC) - received_days_ago * DAY,
-    )
 
 
 async def sealed(connection: asyncpg.Connection, tenant: str) -> list[int]:
@@ -144,7 +83,7 @@ async def test_what_was_written_is_counted_by_tier_day_and_device(
     await writer.commit("other", sent("pump-1", 7))
     await seal(connection, "acme", 40, device="long", samples=100)
     await seal(connection, "acme", 39, device="long", samples=50, sealed_days_ago=2)
-    await event(connection, "acme", 5, 3)
+    await put_event(connection, "acme", 5, 3)
 
     await StorageUsage(pool=pool).measure()
 
@@ -188,8 +127,8 @@ async def test_tenants_share_what_the_table_takes_on_disk(
     await StorageUsage(pool=pool).measure()
     rows = await connection.fetch("SELECT tenant_id, bytes FROM telemetry.storage_day ORDER BY tenant_id")
     size = await connection.fetchval(
-        "SELECT pg_total_relation_size(('telemetry.sealed_segment_' || to_char($1::date, 'YYYYMM'))::regclass)",
-        TODAY - 100 * DAY,
+        "SELECT pg_total_relation_size($1::text::regclass)",
+        f"telemetry.sealed_segment_{TODAY - 100 * DAY:%Y%m}",
     )
     assert sum(row["bytes"] for row in rows) == pytest.approx(size, abs=2)
     assert rows[0]["bytes"] / rows[1]["bytes"] == pytest.approx(3, rel=0.1)
@@ -230,7 +169,7 @@ async def test_only_what_has_changed_is_measured_again(
 
 async def test_without_a_policy_nothing_expires(connection: asyncpg.Connection, pool: asyncpg.Pool) -> None:
     await seal(connection, "acme", 1_000)
-    await event(connection, "acme", 1_000, 1_000)
+    await put_event(connection, "acme", 1_000, 1_000)
     await expire(pool, Retention())
     assert await sealed(connection, "acme") == [1_000]
     assert await connection.fetchval("SELECT count(*) FROM telemetry.event") == 1
@@ -242,7 +181,7 @@ async def test_each_tenant_keeps_what_it_says_and_others_what_is_set(
     for tenant in ("acme", "short", "long"):
         for days_ago in (1, 9, 10, 11, 30, 31, 400):
             await seal(connection, tenant, days_ago)
-            await event(connection, tenant, days_ago, days_ago)
+            await put_event(connection, tenant, days_ago, days_ago)
     said = {"short": Retention(delete_after=10 * DAY), "long": Retention()}
     await expire(pool, Retention(delete_after=30 * DAY), said)
     # What is kept for 10 days is gone on the 11th.
@@ -257,7 +196,7 @@ async def test_what_came_late_is_kept_from_when_it_came(
     connection: asyncpg.Connection, pool: asyncpg.Pool
 ) -> None:
     await seal(connection, "acme", 300, sealed_days_ago=5)
-    await event(connection, "acme", 300, 5)
+    await put_event(connection, "acme", 300, 5)
     await expire(pool, Retention(delete_after=5 * DAY))
     assert await sealed(connection, "acme") == [300]
     assert await connection.fetchval("SELECT count(*) FROM telemetry.event") == 1
@@ -299,7 +238,10 @@ async def test_policies_are_read_over_the_installations(
 
 async def months(connection: asyncpg.Connection) -> set[str]:
     rows = await connection.fetch(
-        "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'telemetry.sealed_segment'::regclass"
+        """
+        SELECT inhrelid::regclass::text AS name
+        FROM pg_inherits WHERE inhparent = 'telemetry.sealed_segment'::regclass
+        """
     )
     return {row["name"].removeprefix("telemetry.sealed_segment_") for row in rows}
 

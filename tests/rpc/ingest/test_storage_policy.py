@@ -76,7 +76,7 @@ async def test_a_change_is_written_by_mask_and_etag(ingest: Ingest) -> None:
         ),
     ],
 )
-async def test_nonsense_is_refused(ingest: Ingest, days: dict[str, float], named: list[str]) -> None:
+async def test_nonsense_is_refused(ingest: Ingest, days: dict[str, Any], named: list[str]) -> None:
     told = await refused(update(ingest, **days))
     assert (told.code, told.reason, told.fields) == (
         grpc.StatusCode.INVALID_ARGUMENT,
