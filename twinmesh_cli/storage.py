@@ -163,7 +163,12 @@ def _show_report(report: storage_service_pb2.StorageReport) -> None:
         about = "~" if each.estimated else ""
         ratio = f"{each.bytes / each.samples:.2f}" if each.samples else ""
         amounts = (each.rows, each.samples, each.bytes)
-        tiers.add_row(_tier(each.tier), each.table, *(f"{about}{amount:,}" for amount in amounts), ratio)
+        tiers.add_row(
+            _tier(each.tier),
+            each.table.removeprefix("telemetry."),
+            *(f"{about}{amount:,}" for amount in amounts),
+            ratio,
+        )
     tiers.add_row("all", "", "", "", f"{report.bytes:,}", "")
     types = Table("device type", title="By device type", title_justify="left")
     for name in ("devices", "samples", "bytes"):

@@ -64,8 +64,8 @@ def storage_steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[St
     """Return what takes long and has time: it must not keep the other steps from running."""
     months = SealedMonths(pool=pool, late_window_days=settings.late_window_days)
     return (
-        Step("storage_usage", 60, StorageUsage(pool=pool).measure),
-        Step("samples_kept", 60, partial(_expire_samples, pool, settings)),
+        Step("storage_usage", 10, StorageUsage(pool=pool).measure),
+        Step("samples_kept", 10, partial(_expire_samples, pool, settings)),
         Step("sealed_months_kept", 600, months.drop_empty),
     )
 

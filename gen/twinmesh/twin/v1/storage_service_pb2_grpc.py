@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class StorageServiceStub:
     """StorageService tells what of the caller's tenant is stored, and what a change of the
-    storage policy would do to it. Both answer from what maintenance measured last, about
-    every minute and less often where that takes long; as_of says when.
+    storage policy would do to it. Both answer from what maintenance measured last: some
+    seconds after it has changed, and less often where that takes long; as_of says when.
     """
 
     def __init__(self, channel):
@@ -51,8 +51,8 @@ class StorageServiceStub:
 
 class StorageServiceServicer:
     """StorageService tells what of the caller's tenant is stored, and what a change of the
-    storage policy would do to it. Both answer from what maintenance measured last, about
-    every minute and less often where that takes long; as_of says when.
+    storage policy would do to it. Both answer from what maintenance measured last: some
+    seconds after it has changed, and less often where that takes long; as_of says when.
     """
 
     def GetStorageReport(self, request, context):
@@ -95,8 +95,8 @@ def add_StorageServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class StorageService:
     """StorageService tells what of the caller's tenant is stored, and what a change of the
-    storage policy would do to it. Both answer from what maintenance measured last, about
-    every minute and less often where that takes long; as_of says when.
+    storage policy would do to it. Both answer from what maintenance measured last: some
+    seconds after it has changed, and less often where that takes long; as_of says when.
     """
 
     @staticmethod

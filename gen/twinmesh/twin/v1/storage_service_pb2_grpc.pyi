@@ -28,8 +28,8 @@ GRPC_VERSION: str
 
 class StorageServiceStub:
     """StorageService tells what of the caller's tenant is stored, and what a change of the
-    storage policy would do to it. Both answer from what maintenance measured last, about
-    every minute and less often where that takes long; as_of says when.
+    storage policy would do to it. Both answer from what maintenance measured last: some
+    seconds after it has changed, and less often where that takes long; as_of says when.
     """
 
     @_typing.overload
@@ -49,8 +49,8 @@ class StorageServiceStub:
 @_typing.type_check_only
 class StorageServiceAsyncStub(StorageServiceStub):
     """StorageService tells what of the caller's tenant is stored, and what a change of the
-    storage policy would do to it. Both answer from what maintenance measured last, about
-    every minute and less often where that takes long; as_of says when.
+    storage policy would do to it. Both answer from what maintenance measured last: some
+    seconds after it has changed, and less often where that takes long; as_of says when.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -66,8 +66,8 @@ class StorageServiceAsyncStub(StorageServiceStub):
 
 class StorageServiceServicer:
     """StorageService tells what of the caller's tenant is stored, and what a change of the
-    storage policy would do to it. Both answer from what maintenance measured last, about
-    every minute and less often where that takes long; as_of says when.
+    storage policy would do to it. Both answer from what maintenance measured last: some
+    seconds after it has changed, and less often where that takes long; as_of says when.
     """
 
     def GetStorageReport(

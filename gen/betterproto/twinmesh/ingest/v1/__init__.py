@@ -2750,6 +2750,7 @@ class Throttle(betterproto2.Message):
     keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
     of the process; gateway_open_messages or tenant_chunk_bytes (CHUNK_STORAGE_FULL); for
     LIMIT_EXCEEDED one of the tenant's ingest policy, such as tenant_samples_per_second;
+    storage_disk or storage_database (STORAGE_FULL);
     empty when the reason is another one.
     """
 
@@ -2779,7 +2780,8 @@ class Throttle(betterproto2.Message):
         6, betterproto2.TYPE_ENUM, default_factory=lambda: __type__v1__.ErrorReason(0)
     )
     """
-    INGEST_BUSY, LIMIT_EXCEEDED or CHUNK_STORAGE_FULL for a limit; DEPENDENCY_UNAVAILABLE;
+    INGEST_BUSY, LIMIT_EXCEEDED, CHUNK_STORAGE_FULL or STORAGE_FULL for a limit;
+    DEPENDENCY_UNAVAILABLE;
     UNKNOWN_ALIAS: send SeriesDefs again before the batch.
     """
 

@@ -1353,8 +1353,8 @@ class EventServiceStub(betterproto2_grpclib.ServiceStub):
 class StorageServiceStub(betterproto2_grpclib.ServiceStub):
     """
     StorageService tells what of the caller's tenant is stored, and what a change of the
-    storage policy would do to it. Both answer from what maintenance measured last, about
-    every minute and less often where that takes long; as_of says when.
+    storage policy would do to it. Both answer from what maintenance measured last: some
+    seconds after it has changed, and less often where that takes long; as_of says when.
     """
 
     async def get_storage_report(
