@@ -19,11 +19,12 @@ from telemetry_store.storage_usage import Tier
 # So it measures for no more than 5 % of the time.
 _REST = 20
 _PAGE = 8192
-# Of hot segments so many pages are looked at: when they are more it is an estimate.
+# Of hot segments and rollups so many pages are looked at: when they are more it is an estimate.
 _MOST_PAGES = 32_768
 # The statistics may be reset: once in so long everything is measured, whatever they say.
 _TRUSTED_S = 6 * 3600.0
 
+_ROLLUP_COLUMNS = 120
 _ROW = 28  # bytes of a row beside its columns: header and line pointer
 
 
@@ -43,7 +44,9 @@ class _Table:
         size: SQL of a row's bytes, of its columns wherever they lie.
         owner: column that leads to the device: series_id, device_id; None: rows are of several.
         key: column of the partitions, None: there are none.
+        where: SQL of the rows that count.
         is_sampled: a part may do.
+        is_elsewhere: what it tells of takes room somewhere else, as many bytes as `size` says.
     """
 
     name: str
@@ -53,11 +56,26 @@ class _Table:
     size: str
     owner: str | None = None
     key: str | None = None
+    where: str = "true"
     is_sampled: bool = False
+    is_elsewhere: bool = False
 
 
 def _day(microseconds: str) -> str:
     return f"date '1970-01-01' + ({microseconds} / {MICROS_PER_DAY})::integer"
+
+
+def _rollups(name: str, tier: Tier, key: str | None = None) -> _Table:
+    return _Table(
+        name,
+        tier,
+        day="(start_time AT TIME ZONE 'UTC')::date",
+        samples="0",
+        size=str(_ROW + _ROLLUP_COLUMNS),
+        owner="series_id",
+        key=key,
+        is_sampled=True,
+    )
 
 
 _VALUES = ("doubles", "ints", "bools", "strings", "points", "codes", "quality")
@@ -105,6 +123,18 @@ _TABLES = (
         size=_sizes("attributes", "message"),
         owner="device_id",
     ),
+    _Table(
+        "archive_object",
+        Tier.ARCHIVED,
+        day="greatest(day, (sealed_at AT TIME ZONE 'UTC')::date)",
+        samples="samples",
+        size="bytes",
+        where="retired_at IS NULL",
+        is_elsewhere=True,
+    ),
+    _rollups("rollup_minute", Tier.MINUTE_ROLLUPS, key="start_time"),
+    _rollups("rollup_hour", Tier.HOUR_ROLLUPS),
+    _rollups("rollup_day", Tier.DAY_ROLLUPS),
 )
 
 
@@ -166,7 +196,7 @@ class StorageUsage:
             FROM pg_stat_user_tables
             WHERE schemaname = 'telemetry'
               AND CASE WHEN $2 THEN relid IN (
-                      SELECT inhrelid FROM pg_inherits WHERE inhparent = ('telemetry.' || $1)::regclass
+                      SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('telemetry.' || $1)
                   ) ELSE relname = $1 END
             ORDER BY relname
             """,
@@ -213,11 +243,11 @@ class StorageUsage:
                 FROM (
                     SELECT tenant_id, {table.day} AS day, {owner} AS owner, {table.samples} AS samples,
                            {table.size} AS size
-                    FROM telemetry.{table.name} {sampled} WHERE {bounds}
+                    FROM telemetry.{table.name} {sampled} WHERE {table.where} AND {bounds}
                 ) AS stored
                 GROUP BY GROUPING SETS ((tenant_id, day), (tenant_id, owner))
             ), scale AS (
-                SELECT $5::float8 AS of_rows, $2::float8 / sum(size)::float8 AS of_bytes
+                SELECT $5::float8 AS of_rows, coalesce($2::float8 / sum(size)::float8, 1) AS of_bytes
                 FROM measured WHERE is_day
             ), days AS (
                 INSERT INTO telemetry.storage_day (tenant_id, source, tier, day, rows, samples, bytes)
@@ -245,9 +275,8 @@ class StorageUsage:
                 source.changes,
                 share < 100,
             )
-            await connection.execute(
-                statement, source.name, source.size, *_bounds(source), 100 / share, table.tier
-            )
+            size = None if table.is_elsewhere else source.size
+            await connection.execute(statement, source.name, size, *_bounds(source), 100 / share, table.tier)
 
 
 async def _forget(connection: Connection, names: Sequence[str]) -> None:
@@ -270,7 +299,7 @@ def _bounds(source: _Source) -> tuple[object, object]:
     end = start + timedelta(days=1)
     if day is None:
         end = (start + timedelta(days=31)).replace(day=1)
-    if source.table.key == "received_at":
+    if source.table.tier not in (Tier.HOT, Tier.SEALED):
         return start, end
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     return (start - epoch) // timedelta(microseconds=1), (end - epoch) // timedelta(microseconds=1)

@@ -9,7 +9,7 @@ DROP TABLE telemetry.storage_device;
 DROP TABLE telemetry.storage_day;
 DROP TABLE telemetry.storage_source;
 DROP TABLE telemetry.storage_policy;
-ALTER TABLE telemetry.sealed_segment DROP COLUMN sealed_at;
+ALTER TABLE telemetry.sealed_segment DROP COLUMN IF EXISTS sealed_at;
 
 CREATE OR REPLACE FUNCTION telemetry.ensure_sealed_months(first_day date, last_day date) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '4s'

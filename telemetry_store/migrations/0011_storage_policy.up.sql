@@ -1,6 +1,6 @@
 -- How long tenants keep what, how much there is of it, and whether there is room for more (docs/storage.md).
 
-ALTER TABLE telemetry.sealed_segment ADD COLUMN sealed_at timestamptz NOT NULL DEFAULT now();
+ALTER TABLE telemetry.sealed_segment ADD COLUMN IF NOT EXISTS sealed_at timestamptz NOT NULL DEFAULT now();
 COMMENT ON COLUMN telemetry.sealed_segment.sealed_at IS
     'When it was last sealed: retention counts from the later of this and end_time.';
 

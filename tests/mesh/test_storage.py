@@ -1,4 +1,4 @@
-"""Storage through the gateway: policies, what is stored, what a policy deletes, and a database that is full."""
+"""Storage through the gateway: policies, what is stored, what a policy deletes, and a full database."""
 
 import asyncio
 import json

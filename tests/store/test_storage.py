@@ -11,6 +11,7 @@ import pytest
 from meshkit import db
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY
+from telemetry_store.maintenance import storage_usage
 from telemetry_store.maintenance.policies import retentions
 from telemetry_store.maintenance.retention import SealedMonths, expire_events, expire_samples
 from telemetry_store.maintenance.storage_room import RoomGuard
@@ -374,3 +375,30 @@ async def test_a_guard_that_cannot_see_says_so(pool: asyncpg.Pool) -> None:
                 if "No such file" in str(error):
                     break
             await asyncio.sleep(0.01)
+
+
+async def test_of_many_hot_pages_a_part_is_looked_at(
+    connection: asyncpg.Connection,
+    pool: asyncpg.Pool,
+    query: asyncpg.Pool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await connection.execute(
+        """
+        INSERT INTO telemetry.segment
+            (tenant_id, series_id, start_time, end_time, times, doubles, instance, commit_no, order_no)
+        SELECT 'acme', 1, $1, $1, array_fill($1::bigint, ARRAY[100]), array_fill(1.0::float8, ARRAY[100]), 1, 1, 1
+        FROM generate_series(1, 800)
+        """,
+        start_us(TODAY),
+    )
+    monkeypatch.setattr(storage_usage, "_MOST_PAGES", 100)  # of 200
+    await StorageUsage(pool=pool).measure()
+    async with db.tenant_transaction(query, "acme") as reader:
+        (hot,) = await read_usage(reader, "acme")
+    assert hot.estimated
+    assert hot.samples == hot.rows * 100 == pytest.approx(80_000, rel=0.5)
+    size = await connection.fetchval(
+        "SELECT pg_total_relation_size($1::text::regclass)", f"telemetry.segment_{TODAY:%Y%m%d}"
+    )
+    assert hot.size == pytest.approx(size, abs=2)

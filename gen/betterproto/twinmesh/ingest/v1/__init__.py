@@ -2596,7 +2596,8 @@ class StoragePolicy(betterproto2.Message):
     """
     StoragePolicy says how long what is kept. Ages are counted from the later of event time
     and the time when the data came to rest where they are (samples: were last sealed,
-    events: were received), in whole UTC days: what is kept for 30 days is gone on the 31st.
+    events: were received), of rollups from their own time, in whole UTC days: what is kept
+    for 30 days is gone on the 31st.
     The latest sample of each series stays in any case.
     """
 
