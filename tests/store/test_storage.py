@@ -387,7 +387,8 @@ async def test_of_many_hot_pages_a_part_is_looked_at(
         """
         INSERT INTO telemetry.segment
             (tenant_id, series_id, start_time, end_time, times, doubles, instance, commit_no, order_no)
-        SELECT 'acme', 1, $1, $1, array_fill($1::bigint, ARRAY[100]), array_fill(1.0::float8, ARRAY[100]), 1, 1, 1
+        SELECT 'acme', 1, $1, $1, array_fill($1::bigint, ARRAY[100]), array_fill(1.0::float8, ARRAY[100]),
+               1, 1, 1
         FROM generate_series(1, 800)
         """,
         start_us(TODAY),
