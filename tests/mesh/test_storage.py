@@ -31,7 +31,9 @@ def small_mesh() -> Iterator[Mesh]:
     """A mesh whose database may not become large."""
     home = Path(tempfile.mkdtemp(prefix="twinmesh-storage-"))
     home.chmod(0o755)
-    started = start_mesh(home, TWINMESH_DATABASE_MAX_BYTES=str(_MOST_BYTES))
+    started = start_mesh(
+        home, TWINMESH_DATABASE_MAX_BYTES=str(_MOST_BYTES), OTEL_METRIC_EXPORT_INTERVAL="500"
+    )
     yield started
     started.twinmesh("down")
     shutil.rmtree(home, ignore_errors=True)
@@ -76,6 +78,11 @@ async def reported(
 
 def count_of(usage: dict[str, dict[str, Any]], tier: str, what: str) -> int:
     return int(usage.get(f"STORAGE_TIER_{tier}", {}).get(what, 0))
+
+
+async def tells_full(mesh: Mesh) -> bool:
+    told = await asyncio.to_thread(mesh.status)
+    return bool(told["storageFull"])
 
 
 @asynccontextmanager
@@ -192,6 +199,7 @@ async def test_a_full_database_holds_data_back_by_each_door_and_loses_none(
             report = await reported(small_admin, lambda usage: True)
             assert report["storageFull"]
             assert "no room" in small_mesh.twinmesh("storage").stdout
+            await until(lambda: tells_full(small_mesh), "twinmesh status tells it")
             assert await mqtt.values(sensor) == []
         await mqtt.until_values(sensor, 21.5)
 
