@@ -2938,8 +2938,8 @@ class DeadLetterServiceStub(betterproto2_grpclib.ServiceStub):
         INVALID_ARGUMENT PAGE_TOKEN_INVALID, TIME_RANGE_INVALID; PERMISSION_DENIED
         PERMISSION_MISSING when a letter, or the request, names a backfill and the caller lacks
         telemetry:backfill; FAILED_PRECONDITION BACKFILL_UNKNOWN for the request's backfill;
-        UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY after which part
-        of the letters may have been replayed.
+        UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL
+        after which part of the letters may have been replayed.
         """
 
         return await self._unary_unary(
@@ -3056,9 +3056,9 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
         REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
         OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
-        DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
-        after RetryInfo.
+        RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, LIMIT_EXCEEDED (with QuotaFailure) and
+        UNAVAILABLE DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or
+        sequence after RetryInfo.
         """
 
         return await self._unary_unary(
@@ -3088,7 +3088,7 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         request_id (kept one hour) a repeated request is answered with the first one's outcome and
         stores nothing; a chunk needs none, the same chunk counts once.
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
-        RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+        RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, CHUNK_STORAGE_FULL and UNAVAILABLE
         DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
         """
 
