@@ -21,7 +21,8 @@ _SERIES_AT_ONCE = 1_000
 _EVENTS_AT_ONCE = 10_000
 # A worker long away catches up over several turns, and does its other steps in between.
 _MOST_ROWS = 500_000
-MONTHS_AHEAD_DAYS = 31
+# A day less, and one more, than the database allows: its clock may be behind midnight, and ours not.
+_DAYS_AHEAD, _DAYS_IN_USE = 30, 32
 # Answers read one snapshot. One that began before the last row went may still look for it.
 _EMPTY_FOR_S = 3600.0
 
@@ -179,7 +180,7 @@ class SealedMonths:
         made = await self._pool.fetchval(
             "SELECT telemetry.ensure_sealed_months($1, $2)",
             today - self._late,
-            today + timedelta(days=MONTHS_AHEAD_DAYS),
+            today + timedelta(days=_DAYS_AHEAD),
         )
         if made:
             _log.info("sealed months made", months=made)
@@ -191,7 +192,7 @@ class SealedMonths:
             empty_for_s: for so long.
         """
         now = asyncio.get_running_loop().time()
-        ended_before = datetime.now(UTC).date() - max(self._late, timedelta(days=31))
+        ended_before = datetime.now(UTC).date() - max(self._late, timedelta(days=_DAYS_IN_USE))
         rows = await self._pool.fetch("SELECT telemetry.empty_sealed_months($1) AS name", ended_before)
         self._empty_since = {row["name"]: self._empty_since.get(row["name"], now) for row in rows}
         for name, since in self._empty_since.items():

@@ -256,7 +256,7 @@ async def test_months_are_made_ahead_and_dropped_when_empty(
 ) -> None:
     sealed_months = SealedMonths(pool=pool, late_window_days=7)
     await sealed_months.ensure()
-    running = {month(8), month(0), month(-31)}
+    running = {month(8), month(0), month(-30)}
     assert running <= await months(connection)
     await seal(connection, "acme", 100)
     await connection.execute("SELECT telemetry.ensure_sealed_months($1, $1)", TODAY - 200 * DAY)
