@@ -256,7 +256,7 @@ async def test_months_are_made_ahead_and_dropped_when_empty(
 ) -> None:
     sealed_months = SealedMonths(pool=pool, late_window_days=7)
     await sealed_months.ensure()
-    running = {month(8), month(0), month(-30)}
+    running = {month(days_ago) for days_ago in range(-30, 9)}
     assert running <= await months(connection)
     await seal(connection, "acme", 100)
     await connection.execute("SELECT telemetry.ensure_sealed_months($1, $1)", TODAY - 200 * DAY)
@@ -264,7 +264,7 @@ async def test_months_are_made_ahead_and_dropped_when_empty(
     await sealed_months.drop_empty()
     assert {month(100), month(200)} <= await months(connection)  # It may be somebody's snapshot still.
     await sealed_months.drop_empty(empty_for_s=0)
-    assert await months(connection) == (running | {month(100)}) | (await months(connection) & {month(30)})
+    assert await months(connection) == running | {month(100)}
 
 
 async def test_a_month_that_somebody_is_about_to_fill_is_not_dropped(
