@@ -18,6 +18,7 @@ from telemetry_store.storage_usage import Tier
 
 _log = structlog.get_logger()
 _SERIES_AT_ONCE = 1_000
+_STATEMENT_S = 600.0  # Of these a month is deleted at once, when a policy is new.
 _EVENTS_AT_ONCE = 10_000
 # A worker long away catches up over several turns, and does its other steps in between.
 _MOST_ROWS = 500_000
@@ -153,6 +154,7 @@ async def _expire_month(pool: asyncpg.Pool, tenant: str, month: date, first: dat
             _start_us(_next(month)),
             _start_us(first),
             _start(first),
+            timeout=_STATEMENT_S,
         )
         if row is None or row["last"] is None:
             break

@@ -21,6 +21,7 @@ _REST = 20
 _PAGE = 8192
 # Of hot segments and rollups so many pages are looked at: when they are more it is an estimate.
 _MOST_PAGES = 32_768
+_STATEMENT_S = 600.0  # A partition may have many millions of rows.
 # The statistics may be reset: once in so long everything is measured, whatever they say.
 _TRUSTED_S = 6 * 3600.0
 
@@ -276,7 +277,15 @@ class StorageUsage:
                 share < 100,
             )
             size = None if table.is_elsewhere else source.size
-            await connection.execute(statement, source.name, size, *_bounds(source), 100 / share, table.tier)
+            await connection.execute(
+                statement,
+                source.name,
+                size,
+                *_bounds(source),
+                100 / share,
+                table.tier,
+                timeout=_STATEMENT_S,
+            )
 
 
 async def _forget(connection: Connection, names: Sequence[str]) -> None:
