@@ -18,9 +18,10 @@ from twinmesh.ingest.v1 import (
     limit_service_pb2,
     raw_message_service_pb2,
     receipt_service_pb2,
+    storage_policy_service_pb2,
 )
 from twinmesh.mesh.v1 import health_service_pb2
-from twinmesh.twin.v1 import event_service_pb2, twin_service_pb2
+from twinmesh.twin.v1 import event_service_pb2, storage_service_pb2, twin_service_pb2
 
 _FILES = (
     api_key_service_pb2,
@@ -37,6 +38,8 @@ _FILES = (
     raw_message_service_pb2,
     receipt_service_pb2,
     session_service_pb2,
+    storage_policy_service_pb2,
+    storage_service_pb2,
     twin_service_pb2,
 )
 

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import asyncpg
 import grpc
@@ -41,6 +42,8 @@ from ingest_svc.servicers.limit import LimitServicer
 from ingest_svc.servicers.raw_messages import RawMessageServicer
 from ingest_svc.servicers.receipts import ReceiptServicer
 from ingest_svc.servicers.restore import RestoreServicer
+from ingest_svc.servicers.storage_policy import StoragePolicyServicer
+from ingest_svc.storage_room import StorageRoom
 from ingest_svc.store import BackfillStore, CommitStore, PlacementStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
@@ -62,6 +65,8 @@ from telemetry_store.limit_hits import LimitHitStore
 from telemetry_store.limits import LimitStore
 from telemetry_store.receipts import ReceiptStore
 from telemetry_store.restores import RestoreStore
+from telemetry_store.storage_policies import StoragePolicyStore
+from telemetry_store.storage_room import read_room
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
@@ -70,6 +75,7 @@ from twinmesh.ingest.v1 import limit_service_pb2_grpc as limit_grpc
 from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as raw_grpc
 from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
 from twinmesh.ingest.v1 import restore_service_pb2_grpc as restore_grpc
+from twinmesh.ingest.v1 import storage_policy_service_pb2_grpc as storage_policy_grpc
 
 SERVICE = "ingest_svc"
 
@@ -136,8 +142,10 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
+        StorageRoom(source=partial(read_room, pool)) as room,
         TelemetryWriter(
             pool=pool,
+            refusal=room.refusal,
             judge=(processing := Processing(catalog=catalog, store=StateStore(pool=pool))).judge,
             on_committed=committed,
             on_group=metrics.group_stored,
@@ -174,7 +182,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         raw = RawTrail(keeps=policies.keeps_raw)
         credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
         budgets = Budgets()
-        metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams)
+        metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams, room=room)
         observe_caches(
             meter(),
             profiles=profiles.lookups,
@@ -240,6 +248,11 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                             policies=policies,
                             live_window=settings.live_window,
                         ),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.StoragePolicyService",
+                        storage_policy_grpc.add_StoragePolicyServiceServicer_to_server,
+                        StoragePolicyServicer(store=StoragePolicyStore(pool=pool)),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.LimitService",

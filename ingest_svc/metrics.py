@@ -7,6 +7,7 @@ from opentelemetry.metrics import Meter
 
 from ingest_svc.announcer import Announcer
 from ingest_svc.open_streams import OpenStreams
+from ingest_svc.storage_room import StorageRoom
 from meshkit.metrics import reading
 from telemetry_store.commit import Stored
 from telemetry_store.requests import WriteRequest, WriteResult
@@ -67,7 +68,9 @@ class IngestMetrics:
             explicit_bucket_boundaries_advisory=_BATCHES,
         )
 
-    def observe(self, *, waiting: WaitingBatches, announcer: Announcer, streams: OpenStreams) -> None:
+    def observe(
+        self, *, waiting: WaitingBatches, announcer: Announcer, streams: OpenStreams, room: StorageRoom
+    ) -> None:
         """Export what these tell of themselves, from now on."""
         meter = self._meter
         meter.create_observable_up_down_counter(
@@ -105,6 +108,12 @@ class IngestMetrics:
             reading(lambda: len(streams)),
             unit="{stream}",
             description="Open gateway streams.",
+        )
+        meter.create_observable_gauge(
+            "twinmesh.ingest.storage_full",
+            reading(lambda: int(room.is_full)),
+            unit="1",
+            description="1 while new data are refused, because PostgreSQL's disk is nearly full.",
         )
 
     def limited(self, name: str) -> None:

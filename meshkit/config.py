@@ -123,6 +123,27 @@ MinuteRollupsKeptDays = Annotated[
         description="How many days rollups of minutes are kept; older ones are computed when asked for.",
     ),
 ]
+# How long samples and events are kept: maintenance deletes them, twin_svc tells what a policy would delete.
+DELETE_AFTER_DAYS: int | None = None
+DeleteAfterDays = Annotated[
+    int | None,
+    Field(ge=1, le=36_500, description="After how many days samples and events are deleted; empty: never."),
+]
+# How full PostgreSQL may become; the launcher passes it on to maintenance.
+DISK_RESERVED_BYTES: int | None = None
+DiskReservedBytes = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        description="Bytes of PostgreSQL's disk that stay free: new data are refused when fewer are; empty:"
+        " 5 %, at least 1 GiB and at most 20.",
+    ),
+]
+DATABASE_MAX_BYTES: int | None = None
+DatabaseMaxBytes = Annotated[
+    int | None,
+    Field(ge=1, description="Size of the database from which on new data are refused; empty: any."),
+]
 METRIC_EXPORT_INTERVAL = 10_000
 MetricExportInterval = Annotated[
     int,

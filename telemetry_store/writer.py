@@ -50,6 +50,7 @@ class TelemetryWriter:
         max_waiting_samples: most samples in memory before callers are told to wait.
         max_waiting_bytes: most bytes of them.
         judge: judges samples that are about to be stored; None: nobody does.
+        refusal: tells why nothing new is taken now; None: it is.
         window_s: how long small batches wait for others before each commit while many come, in
             seconds.
         on_committed: told of every commit once its callers are answered.
@@ -63,11 +64,13 @@ class TelemetryWriter:
         max_waiting_samples: int = _WAITING_SAMPLES,
         max_waiting_bytes: int = _WAITING_BYTES,
         judge: Judge | None = None,
+        refusal: Callable[[], DomainError | None] = lambda: None,
         window_s: float = _WINDOW_S,
         on_committed: Callable[[Commit], None] = lambda _: None,
         on_group: Callable[[Stored, float], None] = lambda *_: None,
     ) -> None:
         self._judge = judge
+        self._refusal = refusal
         self._window_s = window_s
         self._on_committed = on_committed
         self._on_group = on_group
@@ -121,9 +124,11 @@ class TelemetryWriter:
             A future with the result once the batch is durable, or with what `write` raises.
 
         Raises:
-            ResourceExhausted: INGEST_BUSY; nothing was taken.
+            ResourceExhausted: INGEST_BUSY or STORAGE_FULL; nothing was taken.
             Unavailable: DEPENDENCY_UNAVAILABLE, the writer is stopping; nothing was taken.
         """
+        if (refusal := self._refusal()) is not None:
+            raise refusal
         return self._waiting.enter(request)
 
     async def write(self, request: WriteRequest) -> WriteResult:
@@ -134,7 +139,7 @@ class TelemetryWriter:
             InvalidArgument: SEQUENCE_REUSED, REQUEST_ID_REUSED, or VALUE_REFUSED when
                 PostgreSQL refuses the identity itself.
             PermissionDenied: WRITER_NOT_OWNED.
-            ResourceExhausted: INGEST_BUSY; nothing was taken.
+            ResourceExhausted: INGEST_BUSY or STORAGE_FULL; nothing was taken.
             Unavailable: DEPENDENCY_UNAVAILABLE; sent again under the same identity the
                 batch is committed once.
         """

@@ -30,8 +30,14 @@ from twin_svc.metrics import TwinMetrics
 from twin_svc.registry import DeviceRegistry
 from twin_svc.servicer import EventServicer, TwinServicer
 from twin_svc.servicers.history import HistoryServicer
+from twin_svc.servicers.storage import StorageServicer
 from twin_svc.watches import Watches
-from twinmesh.twin.v1 import event_service_pb2_grpc, history_service_pb2_grpc, twin_service_pb2_grpc
+from twinmesh.twin.v1 import (
+    event_service_pb2_grpc,
+    history_service_pb2_grpc,
+    storage_service_pb2_grpc,
+    twin_service_pb2_grpc,
+)
 
 SERVICE = "twin_svc"
 
@@ -143,6 +149,17 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                         "twinmesh.twin.v1.HistoryService",
                         history_service_pb2_grpc.add_HistoryServiceServicer_to_server,
                         history_servicer,
+                    ),
+                    Registration(
+                        "twinmesh.twin.v1.StorageService",
+                        storage_service_pb2_grpc.add_StorageServiceServicer_to_server,
+                        StorageServicer(
+                            devices=source,
+                            tenant_snapshot=tenant_snapshot,
+                            clock=clock,
+                            installation=settings.retention,
+                            has_archive=bool(settings.archive_url),
+                        ),
                     ),
                 ],
                 verifier=verifier,

@@ -2,16 +2,11 @@
 
 from pydantic import Field, SecretStr
 
-from meshkit.config import (
-    ARCHIVE_URL,
-    FUTURE_WINDOW_MINUTES,
-    ArchiveUrl,
-    BusServiceSettings,
-    FutureWindowMinutes,
-)
+from meshkit.config import FUTURE_WINDOW_MINUTES, BusServiceSettings, FutureWindowMinutes
+from telemetry_store.retention_settings import RetentionSettings
 
 
-class TwinSettings(BusServiceSettings):
+class TwinSettings(BusServiceSettings, RetentionSettings):
     """What twin_svc needs beside what every service needs.
 
     `service_database_url` is of the role twinmesh_twin_query, which sees one tenant per
@@ -26,7 +21,6 @@ class TwinSettings(BusServiceSettings):
         1_000, ge=10, le=60_000, description="How often commits that were not announced are looked for."
     )
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
-    archive_url: ArchiveUrl = ARCHIVE_URL
 
     @property
     def feed_url(self) -> str:

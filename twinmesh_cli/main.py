@@ -24,6 +24,7 @@ from twinmesh_cli import (
     restore,
     simulate,
     status,
+    storage,
     tail,
     trace,
     up,
@@ -61,6 +62,7 @@ app.command()(metrics.metrics)
 app.command()(login.login)
 app.command()(login.logout)
 app.add_typer(limits.limits_app, name="limits")
+app.add_typer(storage.storage_app, name="storage")
 app.command()(load.load)
 app.command()(query.query)
 app.command()(export.export)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from meshkit import secrets
 from meshkit.embedded import EmbeddedNats, free_ports
@@ -28,13 +29,15 @@ _FEED_ROLE = "twinmesh_twin_feed"
 class Surroundings:
     """What the services live on; known once it is there.
 
-    `nats` is the embedded server, None where one is given.
+    `nats` is the embedded server, None where one is given, and `data_dir` where the embedded PostgreSQL
+    keeps its data, likewise.
     """
 
     admin_url: str
     nats_url: str
     otlp_endpoint: str
     nats: EmbeddedNats | None
+    data_dir: Path | None
 
 
 def service_ports(settings: LauncherSettings) -> dict[str, list[int]]:
@@ -81,6 +84,7 @@ def service_processes(
         "TWINMESH_ARCHIVE_AFTER_DAYS": str(settings.archive_after_days),
         "TWINMESH_MINUTE_ROLLUPS_KEPT_DAYS": str(settings.minute_rollups_kept_days),
         "TWINMESH_SEAL_AFTER_MINUTES": str(settings.seal_after_minutes),
+        "TWINMESH_DELETE_AFTER_DAYS": _written(settings.delete_after_days),
         "TWINMESH_MAX_STREAM_LIFETIME_SECONDS": str(settings.max_stream_lifetime_seconds),
     }
     return [
@@ -91,7 +95,7 @@ def service_processes(
             variables={
                 **shared,
                 "TWINMESH_SERVICE_DATABASE_URL": role_url(surroundings.admin_url, root=root, role=role),
-                **_own(name, surroundings, root),
+                **_own(name, settings, surroundings, root),
             },
             log_path=home.log(part),
         )
@@ -100,10 +104,22 @@ def service_processes(
     ]
 
 
-def _own(service: str, surroundings: Surroundings, root: bytes) -> Mapping[str, str]:
+def _written(setting: int | None) -> str:
+    return "" if setting is None else str(setting)
+
+
+def _own(
+    service: str, settings: LauncherSettings, surroundings: Surroundings, root: bytes
+) -> Mapping[str, str]:
     """What only one service is told; of devices by MQTT nobody is with a NATS that is given."""
     nats = surroundings.nats
     match service:
+        case "maintenance":
+            return {
+                "TWINMESH_DATABASE_DATA_DIR": str(surroundings.data_dir or ""),
+                "TWINMESH_DISK_RESERVED_BYTES": _written(settings.disk_reserved_bytes),
+                "TWINMESH_DATABASE_MAX_BYTES": _written(settings.database_max_bytes),
+            }
         case "twin_svc":
             feed_url = role_url(surroundings.admin_url, root=root, role=_FEED_ROLE)
             return {"TWINMESH_FEED_DATABASE_URL": feed_url}

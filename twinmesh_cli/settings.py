@@ -10,6 +10,9 @@ from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, Request
 from meshkit import secrets
 from meshkit.config import (
     ARCHIVE_AFTER_DAYS,
+    DATABASE_MAX_BYTES,
+    DELETE_AFTER_DAYS,
+    DISK_RESERVED_BYTES,
     FUTURE_WINDOW_MINUTES,
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
@@ -20,6 +23,9 @@ from meshkit.config import (
     SEAL_AFTER_MINUTES,
     ArchiveAfterDays,
     ArchiveUrl,
+    DatabaseMaxBytes,
+    DeleteAfterDays,
+    DiskReservedBytes,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
@@ -94,6 +100,9 @@ class LauncherSettings(Settings):
     archive_after_days: ArchiveAfterDays = ARCHIVE_AFTER_DAYS
     minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
     seal_after_minutes: SealAfterMinutes = SEAL_AFTER_MINUTES
+    delete_after_days: DeleteAfterDays = DELETE_AFTER_DAYS
+    disk_reserved_bytes: DiskReservedBytes = DISK_RESERVED_BYTES
+    database_max_bytes: DatabaseMaxBytes = DATABASE_MAX_BYTES
     simulate: bool = Field(
         True,
         description="Whether a small simulated fleet sends in tenant demo;"

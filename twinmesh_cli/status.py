@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from twinmesh_cli.home import Home
+from twinmesh_cli.metric_store import MetricStore
 from twinmesh_cli.settings import load_settings
 from twinmesh_cli.state import LauncherState, PartRecord, PartState
 
 _GONE = "gone"
+_STORAGE_FULL = "twinmesh.ingest.storage_full"
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,31 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
     )
     if as_json:
         parts = [row.__dict__ for row in rows]
-        url = state.gateway_url if state else None
-        print(json.dumps({"ready": ready, "running": running, "gatewayUrl": url, "parts": parts}, indent=2))
+        told = {
+            "ready": ready,
+            "running": running,
+            "gatewayUrl": state.gateway_url if state else None,
+            "storageFull": running and _is_full(home),
+            "parts": parts,
+        }
+        print(json.dumps(told, indent=2))
     elif state is None:
         print(f"nothing is running in {home.root}")
     else:
         _print(state, rows, running=running, ready=ready)
+        if running and _is_full(home):
+            print("there is no room: new data are refused (STORAGE_FULL)")
     raise typer.Exit(0 if ready else 1)
+
+
+def _is_full(home: Home) -> bool:
+    """Say whether ingest refuses new data for want of room, as far as it has reported that here."""
+    try:
+        with MetricStore.reading(home.metrics) as store:
+            kept = store.kept("ingest_svc")
+    except FileNotFoundError:
+        return False
+    return any(each.series.name == _STORAGE_FULL and each.newest.value == 1 for each in kept)
 
 
 def _row(part: PartRecord) -> _Row:

@@ -122,7 +122,7 @@ class EmbeddedPostgres(Part):
 
     def _starting(self) -> Iterator[None]:
         yield from self._take_home()
-        if not (self._data / "PG_VERSION").exists():
+        if not (self.data_dir / "PG_VERSION").exists():
             yield from self._make_cluster()
         deadline = time.monotonic() + _TRY_SECONDS
         while True:
@@ -159,7 +159,8 @@ class EmbeddedPostgres(Part):
         return self._root
 
     @property
-    def _data(self) -> Path:
+    def data_dir(self) -> Path:
+        """The server's data folder."""
         return self._folder / "data"
 
     def _password(self, role: str) -> str:
@@ -188,7 +189,7 @@ class EmbeddedPostgres(Part):
         The server itself would take anybody who has the id in the lock file for its
         predecessor: a stranger who got the same id, or a dead process nobody reaped.
         """
-        lock_file = self._data / "postmaster.pid"
+        lock_file = self.data_dir / "postmaster.pid"
         if not lock_file.exists():
             return
         for number, seconds in _LEFTOVER_SIGNALS:
@@ -205,21 +206,21 @@ class EmbeddedPostgres(Part):
             else:
                 lock_file.unlink(missing_ok=True)
                 return
-        raise PartFailedError(self.name, f"processes of an earlier start still use {self._data}")
+        raise PartFailedError(self.name, f"processes of an earlier start still use {self.data_dir}")
 
     def _processes_on_data(self) -> list[psutil.Process]:
         """The server, or its children if they outlived it: all of them work in the data folder."""
         found: dict[int, tuple[psutil.Process, int]] = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(self._data):
+                if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(self.data_dir):
                     found[process.pid] = (process, process.ppid())
         return [process for process, parent in found.values() if parent not in found]
 
     def _make_cluster(self) -> Iterator[None]:
         folder = self._folder
         # A first start that was interrupted leaves a folder that initdb refuses.
-        shutil.rmtree(self._data, ignore_errors=True)
+        shutil.rmtree(self.data_dir, ignore_errors=True)
         for role in (SUPERUSER, MIGRATOR):
             write_private(folder / f"{role}.password", secrets.token_urlsafe(32), self._account)
         half_made = folder / "data.new"
@@ -246,7 +247,7 @@ class EmbeddedPostgres(Part):
             raise PartFailedError(
                 self.name, f"initdb ended with code {initdb.exit_code}", log_tail=initdb.log_tail()
             )
-        half_made.rename(self._data)
+        half_made.rename(self.data_dir)
 
     def _start_server(self) -> Iterator[None]:
         if self._port is None:
@@ -258,9 +259,9 @@ class EmbeddedPostgres(Part):
             "unix_socket_directories": "''",
         }
         text = "".join(f"{name} = {value}\n" for name, value in lines.items())
-        write_private(self._data / "postgresql.conf", text, self._account)
+        write_private(self.data_dir / "postgresql.conf", text, self._account)
         self._process = ChildProcess(
-            command=[str(binaries.postgres_bin(self._account) / "postgres"), "-D", str(self._data)],
+            command=[str(binaries.postgres_bin(self._account) / "postgres"), "-D", str(self.data_dir)],
             log_path=self._log_path,
             environment=self._environment(),
             account=self._account,
@@ -274,7 +275,7 @@ class EmbeddedPostgres(Part):
     def is_ready(self) -> bool:
         """Whether connections are accepted, by line eight of the server's pid file, as pg_ctl reads it."""
         try:
-            lines = (self._data / "postmaster.pid").read_text().splitlines()
+            lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
         except OSError:
             return False
         if self._process is None or len(lines) < 8 or lines[0].strip() != str(self._process.pid):

@@ -25,14 +25,18 @@ from telemetry_store.maintenance.partitions import (
     ensure_request_windows,
     ensure_segment_days,
 )
-from telemetry_store.maintenance.policies import raw_retentions
+from telemetry_store.maintenance.policies import raw_retentions, retentions
 from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
+from telemetry_store.maintenance.retention import SealedMonths, expire_events, expire_samples
 from telemetry_store.maintenance.sealing import Sealing
+from telemetry_store.maintenance.storage_room import RoomGuard
+from telemetry_store.maintenance.storage_usage import StorageUsage
 from telemetry_store.maintenance.throttle import Throttle
 from telemetry_store.maintenance.worker import Step, Worker
 from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper
-from telemetry_store.tiers.archive_orphans import delete_orphans
+from telemetry_store.storage_policies import Retention
+from telemetry_store.tiers.archive_orphans import delete_orphans, expire_archive
 from telemetry_store.tiers.archive_reader import ArchiveReader
 from telemetry_store.tiers.archive_store import ArchiveStore, archive_store
 from telemetry_store.tiers.archiving import archive_due
@@ -41,16 +45,19 @@ from telemetry_store.tiers.restoring import work_off_restores
 SERVICE = "maintenance"
 _MOVING_LOCK_KEY = 0x6D6F7665  # "move"
 _ARCHIVE_LOCK_KEY = 0x61726368  # "arch"
+_STORAGE_LOCK_KEY = 0x73746F72  # "stor"
 
 
 def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupKeeper) -> tuple[Step, ...]:
-    """Return all that is done quickly: name, seconds between runs, work."""
+    """Return what is done quickly, for those who write and read: name, seconds between runs, work."""
+    months = SealedMonths(pool=pool, late_window_days=settings.late_window_days)
     return (
         Step(
             "segment_days",
             300,
             partial(ensure_segment_days, pool, late_window_days=settings.late_window_days),
         ),
+        Step("sealed_months", 300, months.ensure),
         Step("request_windows_ahead", 60, partial(ensure_request_windows, pool)),
         Step("request_windows_kept", 60, partial(drop_request_windows, pool, keep=settings.request_ids_kept)),
         Step("dead_instances", 2, partial(close_dead_instances, pool)),
@@ -66,16 +73,6 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupK
             partial(_expire_raw_messages, pool, settings),
         ),
         Step("rollups", 1, rollups.run),
-        Step(
-            "rollups_kept",
-            300,
-            partial(
-                expire_rollups,
-                pool,
-                kept=RollupsKept(minutes=settings.minute_rollups_kept),
-                kept_by_tenant={},
-            ),
-        ),
     )
 
 
@@ -92,6 +89,59 @@ def moving_steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Ste
     )
 
 
+def storage_steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
+    """Return what takes long and has time: it must not keep the other steps from running."""
+    months = SealedMonths(pool=pool, late_window_days=settings.late_window_days)
+    return (
+        Step("storage_usage", 10, StorageUsage(pool=pool).measure),
+        Step("samples_kept", 10, partial(_expire_samples, pool, settings)),
+        Step("rollups_kept", 300, partial(_expire_rollups, pool, settings)),
+        Step("sealed_months_kept", 600, months.drop_empty),
+    )
+
+
+async def _retentions(pool: asyncpg.Pool, settings: MaintenanceSettings) -> dict[str, Retention]:
+    return await retentions(pool, settings.retention, has_archive=bool(settings.archive_url))
+
+
+async def _expire_samples(pool: asyncpg.Pool, settings: MaintenanceSettings) -> None:
+    kept, kept_by_tenant = settings.retention, await _retentions(pool, settings)
+    await expire_samples(pool, kept=kept, kept_by_tenant=kept_by_tenant)
+    await expire_events(pool, kept=kept, kept_by_tenant=kept_by_tenant)
+    await expire_archive(
+        pool,
+        kept=kept.delete_after,
+        kept_by_tenant={
+            tenant: retention.delete_after
+            for tenant, retention in kept_by_tenant.items()
+            if retention.delete_after is not None
+        },
+    )
+
+
+async def _expire_rollups(pool: asyncpg.Pool, settings: MaintenanceSettings) -> None:
+    kept_by_tenant = await _retentions(pool, settings)
+    await expire_rollups(
+        pool,
+        kept=RollupsKept.of(settings.retention),
+        kept_by_tenant={tenant: RollupsKept.of(retention) for tenant, retention in kept_by_tenant.items()},
+    )
+
+
+async def _archive(pool: asyncpg.Pool, store: ArchiveStore, settings: MaintenanceSettings) -> None:
+    kept_by_tenant = await _retentions(pool, settings)
+    await archive_due(
+        pool,
+        store,
+        after=settings.archive_after,
+        after_by_tenant={
+            tenant: retention.archive_after
+            for tenant, retention in kept_by_tenant.items()
+            if retention.archive_after is not None
+        },
+    )
+
+
 async def _expire_raw_messages(pool: asyncpg.Pool, settings: MaintenanceSettings) -> None:
     await expire_raw_messages(
         pool, kept=settings.raw_messages_kept, kept_by_tenant=await raw_retentions(pool)
@@ -102,11 +152,7 @@ def archive_steps(pool: asyncpg.Pool, store: ArchiveStore, settings: Maintenance
     """Return what moves samples to and from the archive, and may take long."""
     return (
         Step("restores", 2, partial(work_off_restores, pool, store)),
-        Step(
-            "archive",
-            60,
-            partial(archive_due, pool, store, after=settings.archive_after, after_by_tenant={}),
-        ),
+        Step("archive", 60, partial(_archive, pool, store, settings)),
         Step("archive_orphans", 3600, partial(delete_orphans, pool, store, grace=settings.archive_grace)),
     )
 
@@ -117,7 +163,8 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     async with (
-        db.pool(settings.database_url, application=SERVICE) as pool,
+        # A connection of each worker holds its lock while others work.
+        db.pool(settings.database_url, application=SERVICE, max_size=16) as pool,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         archive_store(settings.archive_url) as store,
     ):
@@ -132,10 +179,19 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
             steps=() if store is None else archive_steps(pool, store, settings),
             lock_key=_ARCHIVE_LOCK_KEY,
         )
+        storage = Worker(pool=pool, steps=storage_steps(pool, settings), lock_key=_STORAGE_LOCK_KEY)
+        guard = RoomGuard(
+            pool=pool,
+            data_dir=settings.database_data_dir,
+            reserved=settings.disk_reserved_bytes,
+            most_bytes=settings.database_max_bytes,
+        )
         async with (
             worker.running(),
             mover.running(),
             archiver.running(),
+            storage.running(),
+            guard.looking(),
             running_server(
                 listen=settings.listen,
                 registrations=(),
@@ -147,6 +203,8 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
                     "maintenance": worker.check,
                     "moving": mover.check,
                     "archive": archiver.check,
+                    "storage": storage.check,
+                    "storage room": guard.check,
                 },
             ) as port,
         ):

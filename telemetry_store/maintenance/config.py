@@ -1,27 +1,26 @@
 """Settings of the maintenance worker."""
 
 from datetime import timedelta
+from pathlib import Path
 
 from pydantic import Field
 
 from meshkit.config import (
-    ARCHIVE_AFTER_DAYS,
-    ARCHIVE_URL,
+    DATABASE_MAX_BYTES,
+    DISK_RESERVED_BYTES,
     LATE_WINDOW_DAYS,
-    MINUTE_ROLLUPS_KEPT_DAYS,
     RAW_MESSAGES_KEPT_DAYS,
     SEAL_AFTER_MINUTES,
-    ArchiveAfterDays,
-    ArchiveUrl,
+    DatabaseMaxBytes,
+    DiskReservedBytes,
     LateWindowDays,
-    MinuteRollupsKeptDays,
     RawMessagesKeptDays,
     SealAfterMinutes,
-    ServiceSettings,
 )
+from telemetry_store.retention_settings import RetentionSettings
 
 
-class MaintenanceSettings(ServiceSettings):
+class MaintenanceSettings(RetentionSettings):
     """What maintenance needs beside what every service needs."""
 
     late_window_days: LateWindowDays = LATE_WINDOW_DAYS
@@ -30,21 +29,20 @@ class MaintenanceSettings(ServiceSettings):
     )
     dead_letters_kept_days: int = Field(30, ge=1, le=3650, description="How long dead letters are kept.")
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
-    archive_url: ArchiveUrl = ARCHIVE_URL
-    archive_after_days: ArchiveAfterDays = ARCHIVE_AFTER_DAYS
+    seal_after_minutes: SealAfterMinutes = SEAL_AFTER_MINUTES
     archive_grace_hours: int = Field(
         24,
         ge=1,
         le=8760,
         description="How long archived objects stay that are no longer named: longer than any answer takes.",
     )
-    minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
-    seal_after_minutes: SealAfterMinutes = SEAL_AFTER_MINUTES
-
-    @property
-    def archive_after(self) -> timedelta:
-        """Return how long samples stay sealed before they are archived."""
-        return timedelta(days=self.archive_after_days)
+    database_data_dir: Path | None = Field(
+        None,
+        description="Folder of PostgreSQL's data, on this machine: new data are refused before its disk is"
+        " full; empty: it is elsewhere, and only its operator knows.",
+    )
+    disk_reserved_bytes: DiskReservedBytes = DISK_RESERVED_BYTES
+    database_max_bytes: DatabaseMaxBytes = DATABASE_MAX_BYTES
 
     @property
     def archive_grace(self) -> timedelta:
@@ -65,11 +63,6 @@ class MaintenanceSettings(ServiceSettings):
     def raw_messages_kept(self) -> timedelta:
         """Return how long raw messages are kept."""
         return timedelta(days=self.raw_messages_kept_days)
-
-    @property
-    def minute_rollups_kept(self) -> timedelta:
-        """Return how long rollups of minutes are kept."""
-        return timedelta(days=self.minute_rollups_kept_days)
 
     @property
     def seal_after(self) -> timedelta:

@@ -4,6 +4,8 @@ from datetime import timedelta
 
 import asyncpg
 
+from telemetry_store.storage_policies import Retention, read_storage_policies, retention_of
+
 
 async def raw_retentions(pool: asyncpg.Pool) -> dict[str, timedelta]:
     """Return how long those tenants keep raw messages that say so."""
@@ -11,3 +13,19 @@ async def raw_retentions(pool: asyncpg.Pool) -> dict[str, timedelta]:
         "SELECT tenant_id, raw_retention FROM telemetry.ingest_policy WHERE raw_retention IS NOT NULL"
     )
     return {row["tenant_id"]: row["raw_retention"] for row in rows}
+
+
+async def retentions(
+    pool: asyncpg.Pool, installation: Retention, *, has_archive: bool
+) -> dict[str, Retention]:
+    """Return how long those tenants keep what that say so.
+
+    Args:
+        pool: of the maintenance role.
+        installation: what holds where they say nothing.
+        has_archive: there is an archive to go to.
+    """
+    return {
+        row.tenant: retention_of(row, installation, has_archive=has_archive)
+        for row in await read_storage_policies(pool)
+    }

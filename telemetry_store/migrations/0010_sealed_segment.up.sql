@@ -32,6 +32,7 @@ CREATE INDEX sealed_segment_pieces ON telemetry.sealed_segment (start_time) WHER
 
 -- Makes the months that a range of days lies in; returns how many were made. A stray clock must
 -- not make partitions without end: samples come here only through segment days or a backfill.
+-- Whoever inserts in the same transaction finds the months: until its end none is dropped.
 CREATE FUNCTION telemetry.ensure_sealed_months(first_day date, last_day date) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '4s'
 AS $$
@@ -48,6 +49,8 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE =
             format('at most 400 days between 1990 and the next 31, not %s to %s', first_day, last_day);
     END IF;
+    -- Keeps months from being dropped, and has what was dropped before be known here.
+    LOCK TABLE ONLY telemetry.sealed_segment IN ACCESS SHARE MODE;
     WHILE month <= last_day LOOP
         next_month := (month + interval '1 month')::date;
         partition := 'sealed_segment_' || to_char(month, 'YYYYMM');

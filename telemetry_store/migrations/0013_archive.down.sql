@@ -3,4 +3,4 @@ DROP TABLE telemetry.restore;
 DROP TABLE telemetry.archive_object;
 DROP TABLE telemetry.archive;
 DROP INDEX telemetry.sealed_segment_start;
-ALTER TABLE telemetry.sealed_segment DROP COLUMN IF EXISTS sealed_at;
+ALTER TABLE telemetry.sealed_segment DROP COLUMN sealed_at;

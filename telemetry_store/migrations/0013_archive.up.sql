@@ -1,6 +1,6 @@
 -- The archive: which objects hold what is no longer sealed, and what is to be brought back (docs/adr/0014).
 
-ALTER TABLE telemetry.sealed_segment ADD COLUMN IF NOT EXISTS sealed_at timestamptz NOT NULL DEFAULT now();
+ALTER TABLE telemetry.sealed_segment ADD COLUMN sealed_at timestamptz NOT NULL DEFAULT now();
 COMMENT ON COLUMN telemetry.sealed_segment.sealed_at IS
     'When it was last sealed: ages are counted from the later of this and the time of its samples.';
 -- Rows come about in the order of their days, so what is old is found by few ranges of blocks.

@@ -10,6 +10,7 @@ import structlog
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE
 from telemetry_store.rollups.rows import TABLES
+from telemetry_store.storage_policies import Retention
 
 _log = structlog.get_logger()
 _DELETED_AT_ONCE = 20_000
@@ -58,9 +59,14 @@ _DELETE_OF = {width: _DELETE.format(table=table) for width, table in TABLES.item
 class RollupsKept:
     """How long rollups are kept, counted from the time of the event, in whole UTC days; None: for ever."""
 
-    minutes: timedelta
+    minutes: timedelta | None = None
     hours: timedelta | None = None
     days: timedelta | None = None
+
+    @classmethod
+    def of(cls, retention: Retention) -> "RollupsKept":
+        """Return what a retention says of rollups."""
+        return cls(retention.minute_rollups_kept, retention.hour_rollups_kept, retention.day_rollups_kept)
 
     def of_width(self, width_us: int) -> timedelta | None:
         """Return how long buckets of a width are kept."""

@@ -32,6 +32,8 @@ TABLE_RIGHTS = {
         "series": KEEP,
         "detector_state": KEEP,
         "ingest_policy": KEEP,
+        "storage_policy": KEEP,
+        "storage_room": READ,
         "limit_hit": KEEP,
         "limit_bucket": READ,
         "limit_lease": READ,
@@ -63,6 +65,10 @@ TABLE_RIGHTS = {
             "placement",
             "feed_consumer",
             *ROLLUPS,
+            "storage_policy",
+            "storage_day",
+            "storage_device",
+            "storage_room",
         ),
         READ,
     ),
@@ -83,6 +89,12 @@ TABLE_RIGHTS = {
         "limit_hit": {*READ, "DELETE"},
         "limit_lease": {*READ, "DELETE"},
         **{table: {*KEEP, "DELETE"} for table in ROLLUPS},
+        "event": {*READ, "DELETE"},
+        "storage_policy": READ,
+        "storage_source": {*KEEP, "DELETE"},
+        "storage_day": {*KEEP, "DELETE"},
+        "storage_device": {*KEEP, "DELETE"},
+        "storage_room": {*KEEP, "DELETE"},
     },
 }
 COLUMN_RIGHTS = (
@@ -131,6 +143,14 @@ COLUMN_RIGHTS = (
         for column in columns_read
     }
 )
+COLUMN_RIGHTS |= {
+    ("twinmesh_maintenance", "raw_message", column, "SELECT")
+    for column in ("tenant_id", "received_at", "payload")
+}
+COLUMN_RIGHTS |= {
+    ("twinmesh_twin_query", "storage_source", column, "SELECT")
+    for column in ("source", "tier", "measured_at", "estimated")
+}
 SEQUENCE_RIGHTS = {
     ("twinmesh_ingest", "commit_order", "USAGE"),
     ("twinmesh_twin_feed", "commit_order", "SELECT"),
@@ -144,6 +164,8 @@ FUNCTION_RIGHTS = {
     ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
     ("twinmesh_maintenance", "drop_rollup_days"),
+    ("twinmesh_maintenance", "drop_sealed_month"),
+    ("twinmesh_maintenance", "empty_sealed_months"),
     ("twinmesh_maintenance", "ensure_raw_days"),
     ("twinmesh_maintenance", "ensure_request_windows"),
     ("twinmesh_maintenance", "ensure_rollup_days"),
@@ -172,6 +194,9 @@ POLICIES = {
             "event",
             "placement",
             *ROLLUPS,
+            "storage_policy",
+            "storage_day",
+            "storage_device",
         )
     },
     ("rollup_horizon", "twinmesh_twin_query"): ("SELECT", TENANT_OR_ALL),
@@ -179,7 +204,10 @@ POLICIES = {
         (table, "twinmesh_twin_feed"): ("SELECT", "true")
         for table in ("series", "segment", "sealed_segment", "series_latest")
     },
-    **{(table, "twinmesh_maintenance"): ("SELECT", "true") for table in ("series", "ingest_policy")},
+    **{
+        (table, "twinmesh_maintenance"): ("SELECT", "true")
+        for table in ("series", "ingest_policy", "storage_policy", "raw_message")
+    },
     **{
         (table, "twinmesh_maintenance"): ("ALL", "true")
         for table in (
@@ -194,6 +222,9 @@ POLICIES = {
             "limit_hit",
             "limit_lease",
             *ROLLUPS,
+            "event",
+            "storage_day",
+            "storage_device",
         )
     },
 }
@@ -299,6 +330,9 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "limit_lease",
             "placement",
             *ROLLUPS,
+            "storage_policy",
+            "storage_day",
+            "storage_device",
         ),
         True,
     )

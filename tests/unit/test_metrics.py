@@ -123,7 +123,10 @@ def test_parts_of_ingest_are_read_at_each_export(reader: InMemoryMetricReader) -
     announcer = SimpleNamespace(waiting_bytes=5, left_out=6)
     streams: Any = [None] * 7
     IngestMetrics(meter()).observe(
-        waiting=cast(Any, waiting), announcer=cast(Any, announcer), streams=streams
+        waiting=cast(Any, waiting),
+        announcer=cast(Any, announcer),
+        streams=streams,
+        room=cast(Any, SimpleNamespace(is_full=True)),
     )
     told(reader)
     waiting.samples = 31
@@ -134,6 +137,7 @@ def test_parts_of_ingest_are_read_at_each_export(reader: InMemoryMetricReader) -
         ("twinmesh.ingest.announcer.queue.bytes", ()): 5,
         ("twinmesh.ingest.announcer.left_out", ()): 6,
         ("twinmesh.ingest.streams", ()): 7,
+        ("twinmesh.ingest.storage_full", ()): 1,
     }
 
 

@@ -1,1 +1,1 @@
-"""Servicers of twin_svc's further services: one module per contract."""
+"""The contract's side of twin_svc, beside `twin_svc/servicer.py`: one module for each service."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import grpc
 import nats
 import pytest
 
@@ -17,7 +18,15 @@ from meshkit.mqtt import STREAM
 from meshkit.testing.auth import TokenMint
 from meshkit.testing.database import TestDatabase
 from tests.rpc.ingest.device_site import DeviceNats, device_nats_server
-from tests.rpc.ingest.neighbours import TENANT, FakeAssets, Ingest, running_ingest, serving, until
+from tests.rpc.ingest.neighbours import (
+    TENANT,
+    FakeAssets,
+    Ingest,
+    reading,
+    running_ingest,
+    serving,
+    until,
+)
 
 NOW = SystemClock().now_us()
 
@@ -315,3 +324,20 @@ async def without_database(database: TestDatabase) -> AsyncIterator[asyncpg.Conn
     finally:
         await own.close()
         await admin.close()
+
+
+async def test_messages_are_held_while_there_is_no_room(world: World) -> None:
+    async with world.ingest() as ingest:
+        await ingest.execute(
+            "INSERT INTO telemetry.storage_room (refused, measured, used, size, reserved)"
+            " VALUES (true, 'disk', 96, 100, 5)"
+        )
+    async with world.ingest() as ingest:  # It begins with what is known.
+        await world.site.send(*map(counting, range(20)))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ingest.send(reading(count=100))
+        assert await counts(ingest) == []
+        await ingest.execute("UPDATE telemetry.storage_room SET refused = false")
+        await until_counts(ingest, list(range(20)))
+        assert await rows(ingest) == 20
+        assert await world.letters() == []

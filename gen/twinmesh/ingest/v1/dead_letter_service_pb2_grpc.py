@@ -109,8 +109,8 @@ class DeadLetterServiceServicer:
         INVALID_ARGUMENT PAGE_TOKEN_INVALID, TIME_RANGE_INVALID; PERMISSION_DENIED
         PERMISSION_MISSING when a letter, or the request, names a backfill and the caller lacks
         telemetry:backfill; FAILED_PRECONDITION BACKFILL_UNKNOWN for the request's backfill;
-        UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY after which part
-        of the letters may have been replayed.
+        UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL
+        after which part of the letters may have been replayed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

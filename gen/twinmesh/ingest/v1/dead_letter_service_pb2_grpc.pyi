@@ -62,8 +62,8 @@ class DeadLetterServiceStub:
     INVALID_ARGUMENT PAGE_TOKEN_INVALID, TIME_RANGE_INVALID; PERMISSION_DENIED
     PERMISSION_MISSING when a letter, or the request, names a backfill and the caller lacks
     telemetry:backfill; FAILED_PRECONDITION BACKFILL_UNKNOWN for the request's backfill;
-    UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY after which part
-    of the letters may have been replayed.
+    UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL
+    after which part of the letters may have been replayed.
     """
     PurgeDeadLetters: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.PurgeDeadLettersRequest, _dead_letter_service_pb2.PurgeDeadLettersResponse]
     """PurgeDeadLetters deletes letters for good, the oldest first, 10,000 in one call at
@@ -105,8 +105,8 @@ class DeadLetterServiceAsyncStub(DeadLetterServiceStub):
     INVALID_ARGUMENT PAGE_TOKEN_INVALID, TIME_RANGE_INVALID; PERMISSION_DENIED
     PERMISSION_MISSING when a letter, or the request, names a backfill and the caller lacks
     telemetry:backfill; FAILED_PRECONDITION BACKFILL_UNKNOWN for the request's backfill;
-    UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY after which part
-    of the letters may have been replayed.
+    UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL
+    after which part of the letters may have been replayed.
     """
     PurgeDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.PurgeDeadLettersRequest, _dead_letter_service_pb2.PurgeDeadLettersResponse]  # type: ignore[assignment]
     """PurgeDeadLetters deletes letters for good, the oldest first, 10,000 in one call at
@@ -165,8 +165,8 @@ class DeadLetterServiceServicer:
         INVALID_ARGUMENT PAGE_TOKEN_INVALID, TIME_RANGE_INVALID; PERMISSION_DENIED
         PERMISSION_MISSING when a letter, or the request, names a backfill and the caller lacks
         telemetry:backfill; FAILED_PRECONDITION BACKFILL_UNKNOWN for the request's backfill;
-        UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY after which part
-        of the letters may have been replayed.
+        UNAVAILABLE DEPENDENCY_UNAVAILABLE and RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL
+        after which part of the letters may have been replayed.
         """
 
     def PurgeDeadLetters(

@@ -1208,6 +1208,7 @@ class Throttle(_message.Message):
     keeps to Opened never meets; process_inflight_bytes, waiting_samples or waiting_bytes
     of the process; gateway_open_messages or tenant_chunk_bytes (CHUNK_STORAGE_FULL); for
     LIMIT_EXCEEDED one of the tenant's ingest policy, such as tenant_samples_per_second;
+    storage_disk or storage_database (STORAGE_FULL);
     empty when the reason is another one.
     """
     limit: _builtins.int
@@ -1217,7 +1218,8 @@ class Throttle(_message.Message):
     first_refused_sequence: _builtins.int
     """Batches from this one on are to be sent again."""
     reason: _error_reason_pb2.ErrorReason.ValueType
-    """INGEST_BUSY, LIMIT_EXCEEDED or CHUNK_STORAGE_FULL for a limit; DEPENDENCY_UNAVAILABLE;
+    """INGEST_BUSY, LIMIT_EXCEEDED, CHUNK_STORAGE_FULL or STORAGE_FULL for a limit;
+    DEPENDENCY_UNAVAILABLE;
     UNKNOWN_ALIAS: send SeriesDefs again before the batch.
     """
     message: _builtins.str

@@ -80,9 +80,9 @@ class IngestServiceServicer:
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
         REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
         OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
-        DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
-        after RetryInfo.
+        RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, LIMIT_EXCEEDED (with QuotaFailure) and
+        UNAVAILABLE DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or
+        sequence after RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,7 +98,7 @@ class IngestServiceServicer:
         request_id (kept one hour) a repeated request is answered with the first one's outcome and
         stores nothing; a chunk needs none, the same chunk counts once.
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
-        RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+        RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, CHUNK_STORAGE_FULL and UNAVAILABLE
         DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -47,9 +47,9 @@ class IngestServiceStub:
     Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
     REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
     OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-    RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
-    DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
-    after RetryInfo.
+    RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, LIMIT_EXCEEDED (with QuotaFailure) and
+    UNAVAILABLE DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or
+    sequence after RetryInfo.
     """
     IngestMessage: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestMessageRequest, _ingest_service_pb2.IngestMessageResponse]
     """IngestMessage stores what one JSON message of a device says, read by its type's
@@ -61,7 +61,7 @@ class IngestServiceStub:
     request_id (kept one hour) a repeated request is answered with the first one's outcome and
     stores nothing; a chunk needs none, the same chunk counts once.
     Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
-    RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+    RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, CHUNK_STORAGE_FULL and UNAVAILABLE
     DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
     """
     IngestEvents: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestEventsRequest, _ingest_service_pb2.IngestEventsResponse]
@@ -115,9 +115,9 @@ class IngestServiceAsyncStub(IngestServiceStub):
     Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
     REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
     OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-    RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
-    DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
-    after RetryInfo.
+    RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, LIMIT_EXCEEDED (with QuotaFailure) and
+    UNAVAILABLE DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or
+    sequence after RetryInfo.
     """
     IngestMessage: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestMessageRequest, _ingest_service_pb2.IngestMessageResponse]  # type: ignore[assignment]
     """IngestMessage stores what one JSON message of a device says, read by its type's
@@ -129,7 +129,7 @@ class IngestServiceAsyncStub(IngestServiceStub):
     request_id (kept one hour) a repeated request is answered with the first one's outcome and
     stores nothing; a chunk needs none, the same chunk counts once.
     Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
-    RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+    RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, CHUNK_STORAGE_FULL and UNAVAILABLE
     DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
     """
     IngestEvents: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.IngestEventsRequest, _ingest_service_pb2.IngestEventsResponse]  # type: ignore[assignment]
@@ -185,9 +185,9 @@ class IngestServiceServicer:
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD,
         REQUEST_ID_REUSED, SEQUENCE_REUSED; FAILED_PRECONDITION SEQUENCE_GAP,
         OUTCOME_EXPIRED, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED;
-        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (with QuotaFailure) and UNAVAILABLE
-        DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or sequence
-        after RetryInfo.
+        RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, LIMIT_EXCEEDED (with QuotaFailure) and
+        UNAVAILABLE DEPENDENCY_UNAVAILABLE, all to be retried with the same request_id or
+        sequence after RetryInfo.
         """
 
     def IngestMessage(
@@ -204,7 +204,7 @@ class IngestServiceServicer:
         request_id (kept one hour) a repeated request is answered with the first one's outcome and
         stores nothing; a chunk needs none, the same chunk counts once.
         Errors of the whole request: INVALID_ARGUMENT INVALID_FIELD, REQUEST_ID_REUSED;
-        RESOURCE_EXHAUSTED INGEST_BUSY, CHUNK_STORAGE_FULL and UNAVAILABLE
+        RESOURCE_EXHAUSTED INGEST_BUSY, STORAGE_FULL, CHUNK_STORAGE_FULL and UNAVAILABLE
         DEPENDENCY_UNAVAILABLE, to be retried after RetryInfo.
         """
 

@@ -215,6 +215,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
     Metadata: limit_name, limit, used.
     """
+    ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 140
+    """PostgreSQL's disk is nearly full, and new data are not taken until there is room; nothing
+    was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
+    Metadata: limit_name, limit, used.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -413,6 +418,11 @@ FAILED_PRECONDITION. Metadata: limit_seconds.
 """
 ERROR_REASON_EXPORTS_BUSY: ErrorReason.ValueType  # 132
 """This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+Metadata: limit_name, limit, used.
+"""
+ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 140
+"""PostgreSQL's disk is nearly full, and new data are not taken until there is room; nothing
+was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
 Metadata: limit_name, limit, used.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -380,6 +380,13 @@ class ErrorReason(betterproto2.Enum):
     Metadata: limit_name, limit, used.
     """
 
+    STORAGE_FULL = 140
+    """
+    PostgreSQL's disk is nearly full, and new data are not taken until there is room; nothing
+    was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
+    Metadata: limit_name, limit, used.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -448,6 +455,7 @@ class ErrorReason(betterproto2.Enum):
             130: "ERROR_REASON_SERIES_TOO_LARGE",
             131: "ERROR_REASON_EXPORT_EXPIRED",
             132: "ERROR_REASON_EXPORTS_BUSY",
+            140: "ERROR_REASON_STORAGE_FULL",
         }
 
     @classmethod
@@ -518,6 +526,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_SERIES_TOO_LARGE": 130,
             "ERROR_REASON_EXPORT_EXPIRED": 131,
             "ERROR_REASON_EXPORTS_BUSY": 132,
+            "ERROR_REASON_STORAGE_FULL": 140,
         }
 
 

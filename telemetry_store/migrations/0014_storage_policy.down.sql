@@ -1,0 +1,11 @@
+REVOKE SELECT (tenant_id, received_at, payload) ON telemetry.raw_message FROM twinmesh_maintenance;
+DROP POLICY maintenance ON telemetry.raw_message;
+REVOKE SELECT, DELETE ON telemetry.event FROM twinmesh_maintenance;
+DROP POLICY maintenance ON telemetry.event;
+DROP FUNCTION telemetry.drop_sealed_month(date);
+DROP FUNCTION telemetry.empty_sealed_months(date);
+DROP TABLE telemetry.storage_room;
+DROP TABLE telemetry.storage_device;
+DROP TABLE telemetry.storage_day;
+DROP TABLE telemetry.storage_source;
+DROP TABLE telemetry.storage_policy;

@@ -1,0 +1,51 @@
+"""Storage policies between messages and rows: for who writes them, and who tells what they do."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from meshkit.updates import updated
+from meshkit.validation import validate
+from telemetry_store.storage_policies import AGES, StoragePolicyRow, etag_mismatch, require_sense
+from twinmesh.ingest.v1 import storage_policy_service_pb2 as policy_pb2
+
+
+def to_policy(row: StoragePolicyRow) -> policy_pb2.StoragePolicy:
+    """Return a policy as it is written."""
+    policy = policy_pb2.StoragePolicy(etag=f'"{row.version}"')
+    for age in AGES:
+        if (said := getattr(row, age)) is not None:
+            getattr(policy, age).FromTimedelta(said)
+    if row.update_us:
+        policy.update_time.FromMicroseconds(row.update_us)
+    return policy
+
+
+def changed(row: StoragePolicyRow, sent: policy_pb2.StoragePolicy, paths: Sequence[str]) -> StoragePolicyRow:
+    """Return what to write so that a policy is as an update says.
+
+    Args:
+        row: as it is written now.
+        sent: the new values, by the rules of the contract.
+        paths: which of them to take over.
+
+    Raises:
+        Aborted: ETAG_MISMATCH.
+        InvalidArgument: INVALID_FIELD or FIELD_IMMUTABLE.
+    """
+    current = to_policy(row)
+    if sent.etag and sent.etag != current.etag:
+        raise etag_mismatch()
+    policy = updated(current, sent, paths)
+    # What a mask puts together was not seen by the interceptor.
+    validate(policy)
+    made = replace(row, **_ages(policy))
+    require_sense(made)
+    return made
+
+
+def _ages(policy: policy_pb2.StoragePolicy) -> dict[str, Any]:
+    return {
+        age: getattr(policy, age).ToTimedelta() if policy.HasField(age) else None  # type: ignore[arg-type] # Fields.
+        for age in AGES
+    }
