@@ -2,7 +2,6 @@
 
 import asyncio
 import csv
-import io
 import random
 import uuid
 from asyncio.subprocess import DEVNULL
@@ -13,7 +12,10 @@ import asyncpg
 import pytest
 
 from meshkit.testing.mesh import Mesh
+from telemetry_store.columns import Kind
+from telemetry_store.tiers.reader import Span, read_spans
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 METRICS = ("pressure", "flow")
 Samples = set[tuple[datetime, str, float]]
 
@@ -39,13 +41,35 @@ def options(path: Path, device: str) -> list[str]:
     return ["load", str(path), *of_file, "--device", device, "--device-type", "recorded-pump"]
 
 
-def history_of(mesh: Mesh, device: str) -> Samples:
-    range_of_2020 = ["--start", "2020-01-01", "--end", "2021-01-01"]
-    shown = mesh.twinmesh("query", device, "--as", "csv", *range_of_2020).stdout
-    rows = list(csv.DictReader(io.StringIO(shown)))
-    found = {(datetime.fromisoformat(row["time"]), row["metric"], float(row["value"])) for row in rows}
-    assert len(found) == len(rows), "nothing is there twice"
-    return found
+async def history_of(mesh: Mesh, device: str) -> Samples:
+    """Return what is stored of a device's doubles, in whatever tier."""
+    start, end = to_us(datetime(2020, 1, 1, tzinfo=UTC)), to_us(datetime(2021, 1, 1, tzinfo=UTC))
+    connection = await asyncpg.connect(mesh.database_url("postgres"))
+    try:
+        async with connection.transaction(isolation="repeatable_read"):
+            rows = await connection.fetch(
+                "SELECT tenant_id, series_id, metric FROM telemetry.series WHERE device_id = $1 AND kind = $2",
+                device,
+                Kind.DOUBLE,
+            )
+            spans = [Span(row["tenant_id"], row["series_id"], start, end) for row in rows]
+            found = await read_spans(connection, Kind.DOUBLE, spans, archive=None)
+    finally:
+        await connection.close()
+    return {
+        (from_us(time), rows[place]["metric"], value)
+        for place, time, value in zip(
+            found.places.tolist(), found.samples.times.tolist(), found.samples.values.tolist(), strict=True
+        )
+    }
+
+
+def to_us(moment: datetime) -> int:
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def from_us(time: int) -> datetime:
+    return EPOCH + timedelta(microseconds=time)
 
 
 @pytest.fixture(scope="module")
@@ -54,40 +78,34 @@ def logged_in(mesh: Mesh) -> Mesh:
     return mesh
 
 
-def test_a_recording_is_loaded_once(logged_in: Mesh, tmp_path: Path) -> None:
+async def test_a_recording_is_loaded_once(logged_in: Mesh, tmp_path: Path) -> None:
     device, path = f"pump-{uuid.uuid4().hex[:8]}", tmp_path / "recording.csv"
     samples = write_recording(path, 2_345)
     first = logged_in.twinmesh(*options(path, device)).stdout
     assert f"{len(samples)} samples were new" in first
-    assert history_of(logged_in, device) == samples
+    assert await history_of(logged_in, device) == samples
     again = logged_in.twinmesh(*options(path, device)).stdout
     assert "0 samples were new" in again
-    assert history_of(logged_in, device) == samples
+    assert await history_of(logged_in, device) == samples
 
 
 async def test_a_killed_load_is_completed(logged_in: Mesh, tmp_path: Path) -> None:
     device, path = f"pump-{uuid.uuid4().hex[:8]}", tmp_path / "recording.csv"
     samples = write_recording(path, 20_000)
-    connection = await asyncpg.connect(logged_in.database_url("postgres"))
     command = logged_in.command(*options(path, device))
     running = await asyncio.create_subprocess_exec(*command, env=logged_in.environment, stdout=DEVNULL)
     stored = 0
     try:
         while not stored:
             assert running.returncode is None, "the load ended before it was killed"
-            stored = await connection.fetchval(
-                "SELECT count(*) FROM telemetry.segment JOIN telemetry.series "
-                "USING (tenant_id, series_id) WHERE device_id = $1",
-                device,
-            )
+            stored = len(await history_of(logged_in, device))
     finally:
         running.kill()
         await running.wait()
-        await connection.close()
-    found = history_of(logged_in, device)
+    found = await history_of(logged_in, device)
     assert found < samples
     logged_in.twinmesh(*options(path, device))
-    assert history_of(logged_in, device) == samples
+    assert await history_of(logged_in, device) == samples
 
 
 def test_a_row_that_does_not_fit_is_named_before_anything_is_sent(logged_in: Mesh, tmp_path: Path) -> None:
@@ -99,7 +117,7 @@ def test_a_row_that_does_not_fit_is_named_before_anything_is_sent(logged_in: Mes
     assert "warm" in refused.stderr
 
 
-def test_a_load_that_cannot_fit_consumes_nothing_and_works_once_it_can(
+async def test_a_load_that_cannot_fit_consumes_nothing_and_works_once_it_can(
     logged_in: Mesh, tmp_path: Path
 ) -> None:
     device, path = f"pump-{uuid.uuid4().hex[:8]}", tmp_path / "recording.csv"
@@ -109,6 +127,6 @@ def test_a_load_that_cannot_fit_consumes_nothing_and_works_once_it_can(
     assert (absent.returncode, absent.stdout) == (1, "")
     assert f"device '{device}' does not exist" in absent.stderr
     logged_in.twinmesh(*options(path, device))
-    assert history_of(logged_in, device) == samples
+    assert await history_of(logged_in, device) == samples
     other_kind = logged_in.twinmesh(*without_type, "--metric", "flow=flow:string", check=False)
     assert "no metric 'flow' of kind string" in other_kind.stderr
