@@ -71,7 +71,8 @@ class LoadStream:
             ).SerializeToString()
             for start in range(0, len(recording.definitions), _DEFINITIONS_PER_MESSAGE)
         ]
-        self._source = _Ahead(recording.batches())
+        self._recording = recording
+        self._source = _Ahead(iter(()))
         self._backfills = backfills
         self._on_durable = on_durable
         # Sent once at least, and not known to be durable; all of one stream or of those before.
@@ -109,6 +110,7 @@ class LoadStream:
         try:
             opened = await self._begin(call)
             if not self._opened_before:
+                self._source = _Ahead(self._recording.batches(opened.last_committed_sequence))
                 await self._skip(opened.last_committed_sequence, skip)
                 self._opened_before = True
             with suppress(*_CALL_IS_OVER):
@@ -217,9 +219,9 @@ class _Exchange:
                 await self._hear()
                 continue
             request = self._load.request(outgoing)
-            while self._next == sequence and not self._going_away and not self._fits(len(request)):
+            while self._is_turn(sequence) and not self._fits(len(request)):
                 await self._hear()
-            if self._next != sequence or self._going_away:
+            if not self._is_turn(sequence):
                 continue
             self._load.sent(outgoing)
             self._in_flight.append((sequence, len(request)))
@@ -234,6 +236,9 @@ class _Exchange:
         close = ingest_pb2.StreamTelemetryRequest(close=ingest_pb2.Close())
         await self._call.write(close.SerializeToString())
         await self._call.done_writing()
+
+    def _is_turn(self, sequence: int) -> bool:
+        return self._next == sequence and not self._going_away
 
     def _fits(self, size: int) -> bool:
         return not self._in_flight or (
@@ -331,4 +336,5 @@ def _unavailable(details: str) -> grpc.aio.AioRpcError:
 
 
 def _is_passing(error: grpc.aio.AioRpcError) -> bool:
-    return error.code() in _PASSING or (error.code() in _LOCAL and not error_info_of(error).reason)
+    code = error.code()
+    return code in _PASSING or (code in _LOCAL and not error_info_of(error).reason)

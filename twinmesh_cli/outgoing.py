@@ -22,7 +22,7 @@ class Outgoing:
         sequence: from 1 on.
         span: of its times.
         samples: how many it holds.
-        content: serialized fields of Batch: columns, or readings.
+        content: serialized fields of Batch: columns, or readings; empty when it is not to be sent.
     """
 
     sequence: int
@@ -54,8 +54,8 @@ class Recording(Protocol):
         """Return the series that columns name by their places; none when batches hold readings."""
         ...
 
-    def batches(self) -> Iterator[Outgoing]:
-        """Yield the same batches each time."""
+    def batches(self, after: int) -> Iterator[Outgoing]:
+        """Yield the same batches each time, those up to a sequence without their content."""
         ...
 
 
@@ -79,10 +79,12 @@ class CsvRecording:
             devices.update(reading.device_id for reading in chunk.readings)
         self.reported: Mapping[str, Sequence[MetricColumn]] = dict.fromkeys(sorted(devices), mapping.metrics)
 
-    def batches(self) -> Iterator[Outgoing]:
-        """Yield the rows, a thousand at a time."""
+    def batches(self, after: int) -> Iterator[Outgoing]:
+        """Yield the rows, a thousand at a time; those up to a sequence without their content."""
         for chunk in recording.chunks(self._path, self._mapping):
-            content = ingest_service_pb2.Batch(readings=chunk.readings).SerializeToString()
+            content = b""
+            if chunk.sequence > after:
+                content = ingest_service_pb2.Batch(readings=chunk.readings).SerializeToString()
             yield Outgoing(chunk.sequence, chunk.span, _samples(chunk), content)
 
 

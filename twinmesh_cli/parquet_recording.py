@@ -108,7 +108,7 @@ class ParquetRecording:
         pairs: set[int] = set()
         for span, samples in self._spans():
             self.samples += len(samples.times)
-            pairs.update(np.unique(samples.pairs).tolist())
+            pairs.update(samples.pairs[_starts(samples.pairs)].tolist())
             first, last = spans.get(span, (2**63, 0))
             spans[span] = min(first, int(samples.times.min())), max(last, int(samples.times.max()))
         if len(pairs) > MOST_SERIES:
@@ -133,18 +133,18 @@ class ParquetRecording:
             for alias, (device, metric) in enumerate(series)
         ]
 
-    def batches(self) -> Iterator[Outgoing]:
-        """Yield the samples, window by window and by series within."""
+    def batches(self, after: int) -> Iterator[Outgoing]:
+        """Yield the samples, window by window and by series within; up to a sequence without content."""
         sequence = 0
         for span, samples in self._spans():
             for chosen in _cuts(samples):
                 sequence += 1
-                content = self._content(samples, chosen)
+                content = self._content(samples, chosen) if sequence > after else b""
                 yield Outgoing(sequence, span, chosen.stop - chosen.start, content)
 
     def _content(self, samples: _Samples, chosen: slice) -> bytes:
         pairs, values = samples.pairs[chosen], samples.values[chosen]
-        starts = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))
+        starts = _starts(pairs)
         parts = {
             "series": np.searchsorted(self._pairs, pairs[starts]).astype("<u4"),
             "run_lengths": np.diff(starts, append=len(pairs)).astype("<u4"),
@@ -169,16 +169,10 @@ class ParquetRecording:
             devices = self._devices_of(rows)
             for samples in self._samples_of(rows, times, devices):
                 spans = (samples.times - _EPOCH_US) // _SPAN_US
-                for span in np.unique(spans).tolist():
-                    chosen = spans == span
-                    order = np.flatnonzero(chosen)
-                    order = order[np.argsort(samples.pairs[order], kind="stable")]
-                    yield (
-                        span,
-                        _Samples(
-                            samples.kind, samples.pairs[order], samples.times[order], samples.values[order]
-                        ),
-                    )
+                for span in range(int(spans.min()), int(spans.max()) + 1):
+                    chosen = np.flatnonzero(spans == span)
+                    if len(chosen):
+                        yield span, _sorted(samples, chosen)
 
     def _devices_of(self, rows: "_Rows") -> npt.NDArray[np.int64]:
         """Return each row's device, as its place among those met so far."""
@@ -274,10 +268,12 @@ class _Rows:
         if not fits.all():
             row = int(np.flatnonzero(~fits)[0])
             raise self.misfit(row, f"column {name!r}: {numbers[row]} is no time in {unit}")
+        counted: npt.NDArray[np.int64]
         if numbers.dtype.kind == "f":
-            counted: npt.NDArray[np.int64] = np.rint(numbers * (nanoseconds / 1000)).astype(np.int64)
-            return counted
-        return numbers.astype(np.int64) * nanoseconds // 1000
+            counted = np.rint(numbers * (nanoseconds / 1000)).astype(np.int64)
+        else:
+            counted = numbers.astype(np.int64) * nanoseconds // 1000
+        return counted
 
     def _told(self, name: str, column: Any) -> npt.NDArray[np.int64]:
         wanted = pa.timestamp("us")
@@ -420,6 +416,20 @@ def _mask(column: Any) -> npt.NDArray[np.bool_]:
 
 def _nan_is_missing(missing: Sequence[str]) -> bool:
     return any(text.lower() == "nan" for text in missing)
+
+
+def _sorted(samples: _Samples, chosen: npt.NDArray[np.intp]) -> _Samples:
+    """Return some of the samples by series, of each in the order that they have."""
+    pairs = samples.pairs if len(chosen) == len(samples.pairs) else samples.pairs[chosen]
+    # Small integers are sorted by their digits.
+    order = np.argsort(pairs.astype(np.min_scalar_type(int(pairs.max()))), kind="stable")
+    chosen = chosen[order]
+    return _Samples(samples.kind, pairs[order], samples.times[chosen], samples.values[chosen])
+
+
+def _starts(pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """Return where runs of one series begin."""
+    return np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))
 
 
 def _cuts(samples: _Samples) -> Iterator[slice]:
