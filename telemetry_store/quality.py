@@ -58,18 +58,20 @@ def pack(
 
 def unpack(codes: Codes) -> Quality:
     """Return what codes stand for."""
-    judged = codes != NOT_JUDGED
     parts = np.stack([(codes >> shift & 31) * _STEP_PERCENT for shift in _PART_SHIFTS])
-    return Quality(
-        scores=np.where(judged, codes & 127, NOT_JUDGED),
-        parts=np.where(judged, parts, NOT_JUDGED),
-        anomalous=judged & ((codes & _ANOMALOUS) != 0),
-    )
+    scores, anomalous = scores_of(codes)
+    return Quality(scores=scores, parts=np.where(codes != NOT_JUDGED, parts, NOT_JUDGED), anomalous=anomalous)
 
 
 def score_of(code: int) -> tuple[int | None, bool]:
     """Return the score that a code holds, None when nobody has judged, and whether it is an anomaly."""
     return (None, False) if code == NOT_JUDGED else (code & 127, bool(code & _ANOMALOUS))
+
+
+def scores_of(codes: Codes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Return samples' scores, NOT_JUDGED of those that were not, and whether they are anomalies."""
+    judged = codes != NOT_JUDGED
+    return np.where(judged, codes & 127, NOT_JUDGED), judged & ((codes & _ANOMALOUS) != 0)
 
 
 def constant(code: int, samples: int) -> Codes:

@@ -118,9 +118,9 @@ async def until_blocked(connection: asyncpg.Connection, backends: int = 1) -> li
         await asyncio.sleep(0.01)
 
 
-async def terminate(database: TestDatabase, pids: Sequence[int]) -> None:
-    """Kill backends of the ingest role."""
-    connection = await asyncpg.connect(database.url("twinmesh_ingest"))
+async def terminate(database: TestDatabase, pids: Sequence[int], *, role: str = "twinmesh_ingest") -> None:
+    """Kill backends of a role."""
+    connection = await asyncpg.connect(database.url(role))
     try:
         for pid in pids:
             assert await connection.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)

@@ -1,0 +1,1 @@
+"""Rollups: what the samples of a minute, an hour and a day come to."""

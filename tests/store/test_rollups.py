@@ -1,0 +1,473 @@
+"""Rollups, as they are read and as they are stored, are those of the samples, whatever happens."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import asyncpg
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from meshkit import db
+from meshkit.db import DATABASE_ERRORS, Connection, tenant_transaction
+from meshkit.testing.database import TestDatabase
+from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
+from telemetry_store.feed import read_consumer
+from telemetry_store.rollups import new_samples, stale
+from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, of_samples, starts_of_width
+from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
+from telemetry_store.rollups.keeping import RollupKeeper, advance_rollups, register_rollups
+from telemetry_store.rollups.reader import read_buckets
+from telemetry_store.rollups.rows import CONSUMER, TABLES, Owner, Ranges, read_horizons, read_rows
+from telemetry_store.tiers.codec import Samples, encode
+from telemetry_store.tiers.reader import Span, read_spans
+from tests.store.telemetry import Sent, recorder
+from tests.store.writing import admin, terminate
+
+NOW = int(time.time()) * 1_000_000
+TODAY = NOW - NOW % MICROS_PER_DAY
+FIRST, END = TODAY - 7 * MICROS_PER_DAY, TODAY + 2 * MICROS_PER_DAY
+KEPT = timedelta(days=3)
+NUMERIC = (Kind.DOUBLE, Kind.INT, Kind.BOOL)
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    query: asyncpg.Pool
+    maintenance: asyncpg.Pool
+
+
+@pytest.fixture
+async def pools(database: TestDatabase) -> AsyncIterator[Pools]:
+    async with (
+        db.pool(database.url("twinmesh_twin_query"), application="query") as query,
+        db.pool(database.url("twinmesh_maintenance"), application="rollups", min_size=0) as maintenance,
+    ):
+        await register_rollups(maintenance, minutes_kept=KEPT)
+        yield Pools(query, maintenance)
+
+
+async def series_of(pool: asyncpg.Pool, tenant: str) -> dict[Kind, list[int]]:
+    found: dict[Kind, list[int]] = {}
+    async with tenant_transaction(pool, tenant) as connection:
+        for row in await connection.fetch("SELECT series_id, kind FROM telemetry.series ORDER BY 1"):
+            found.setdefault(Kind(row["kind"]), []).append(row["series_id"])
+    return found
+
+
+def same(found: Buckets, expected: Buckets) -> None:
+    """Compare: equal but for the rounding of sums, means and deviations, which the unit tests bound."""
+    for name in Buckets.__slots__:
+        left, right = getattr(found, name), getattr(expected, name)
+        if name in {"sums", "means", "m2s"}:
+            assert left == pytest.approx(right, rel=1e-9, abs=1e-6), name
+        else:
+            assert left.tolist() == right.tolist(), name
+
+
+async def brute(connection: Connection, kind: Kind, spans: Sequence[Span], width_us: int) -> Buckets:
+    samples = await read_spans(connection, kind, spans, archive=None)
+    return of_samples(samples.places, samples.samples, starts_of_width(width_us))
+
+
+async def check_read(pool: asyncpg.Pool, tenant: str, *, start: int = FIRST, end: int = END) -> None:
+    for kind, ids in (await series_of(pool, tenant)).items():
+        if kind not in NUMERIC:
+            continue
+        spans = [Span(tenant, series_id, start, end) for series_id in ids]
+        spans.append(Span(tenant, ids[0], TODAY, TODAY + MICROS_PER_DAY))
+        async with tenant_transaction(pool, tenant, isolation="repeatable_read") as connection:
+            for width_us in TABLES:
+                found = await read_buckets(connection, kind, spans, width_us=width_us, archive=None)
+                same(found, await brute(connection, kind, spans, width_us))
+
+
+async def check_stored(pools: Pools, tenant: str) -> None:
+    """Compare the tables, from their horizons on."""
+    series = await series_of(pools.query, tenant)
+    async with tenant_transaction(pools.query, tenant, isolation="repeatable_read") as connection:
+        assert await connection.fetchval("SELECT count(*) FROM telemetry.rollup_stale") == 0
+        horizons = await read_horizons(connection, [tenant])
+        for kind in NUMERIC:
+            owners = [Owner(tenant, series_id) for series_id in series.get(kind, [])]
+            for width_us in TABLES:
+                starts = np.maximum(horizons.of(owners, width_us), FIRST)
+                ranges = Ranges(np.arange(len(owners), dtype=np.intp), starts, np.full(len(owners), END))
+                spans = [
+                    Span(tenant, owner.series_id, int(start), END)
+                    for owner, start in zip(owners, starts, strict=True)
+                ]
+                stored = await read_rows(connection, width_us, owners, ranges)
+                same(stored, await brute(connection, kind, spans, width_us))
+        stored_ids = {
+            row["series_id"]
+            for table in TABLES.values()
+            for row in await connection.fetch(f"SELECT DISTINCT series_id FROM telemetry.{table}")
+        }
+        assert stored_ids <= {number for kind in NUMERIC for number in series.get(kind, [])}
+
+
+async def catch_up(pool: asyncpg.Pool) -> None:
+    while await advance_rollups(pool, archive=None):
+        pass
+
+
+async def seal(pool: asyncpg.Pool, tenant: str) -> None:
+    """Move a tenant's hot rows that the rollups have taken to sealed ones, one per series and day."""
+    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
+        frontier = await read_consumer(connection, CONSUMER)
+        taken = await connection.fetch(
+            """
+            SELECT s.series_id, s.kind, min(h.start_time) AS first, max(h.end_time) AS last,
+                   max(h.order_no) AS order_no
+            FROM telemetry.segment AS h
+            JOIN telemetry.series AS s USING (tenant_id, series_id)
+            WHERE s.tenant_id = $1
+            GROUP BY s.series_id, s.kind, h.start_time / 86400000000
+            HAVING bool_and(h.commit_no <= coalesce(($2::jsonb ->> h.instance::text)::bigint, 0))
+            """,
+            tenant,
+            _json(frontier),
+        )
+        for row in taken:
+            start = row["first"] - row["first"] % MICROS_PER_DAY
+            span = Span(tenant, row["series_id"], start, start + MICROS_PER_DAY)
+            found = (await read_spans(connection, Kind(row["kind"]), [span], archive=None)).samples
+            for table in ("segment", "sealed_segment"):
+                await connection.execute(
+                    f"DELETE FROM telemetry.{table} WHERE series_id = $1 AND start_time >= $2 AND start_time < $3",
+                    row["series_id"],
+                    start,
+                    start + MICROS_PER_DAY,
+                )
+            await insert_sealed(
+                connection, tenant, row["series_id"], Kind(row["kind"]), found, row["order_no"]
+            )
+
+
+async def insert_sealed(
+    connection: Connection, tenant: str, series_id: int, kind: Kind, samples: Samples, order_no: int
+) -> None:
+    sealed = encode(kind, samples)
+    first = int(samples.times[0])
+    await connection.execute(
+        "SELECT telemetry.ensure_sealed_months(day, day) FROM (SELECT date '1970-01-01' + $1::integer) AS d (day)",
+        first // MICROS_PER_DAY,
+    )
+    await connection.execute(
+        """
+        INSERT INTO telemetry.sealed_segment
+            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values", quality)
+        VALUES ($1, $2, $3, $4, $5, true, $6, $7, $8, $9)
+        """,
+        tenant,
+        series_id,
+        first,
+        int(samples.times[-1]),
+        len(samples),
+        order_no,
+        sealed.times,
+        sealed.values,
+        sealed.quality,
+    )
+
+
+def _json(frontier: dict[int, int]) -> str:
+    return "{" + ", ".join(f'"{key}": {value}' for key, value in frontier.items()) + "}"
+
+
+async def load_in_bulk(database: TestDatabase, tenant: str, series_id: int, times: Sequence[int]) -> None:
+    """Commit sealed rows, one a day, as a bulk load does."""
+    days = sorted({moment // MICROS_PER_DAY for moment in times})
+    async with admin(database) as connection, connection.transaction():
+        instance = await connection.fetchval(
+            "INSERT INTO telemetry.ingest_instance (last_commit_no, closed, closed_at) "
+            "VALUES (1, true, now()) RETURNING instance"
+        )
+        order_no = await connection.fetchval("SELECT nextval('telemetry.commit_order')")
+        for day in days:
+            of_day = sorted({moment for moment in times if moment // MICROS_PER_DAY == day})
+            samples = Samples(
+                np.array(of_day, np.int64),
+                np.arange(len(of_day), dtype=np.float64),
+                np.full(len(of_day), 90, np.int32),
+            )
+            await insert_sealed(connection, tenant, series_id, Kind.DOUBLE, samples, order_no)
+        await connection.execute(
+            """
+            INSERT INTO telemetry.ingest_commit
+                (instance, commit_no, order_no, days, bulk_series, bulk_starts, bulk_ends)
+            VALUES ($1, 1, $2, ARRAY (SELECT date '1970-01-01' + day FROM unnest($3::integer[]) AS day),
+                    $4, $5, $6)
+            """,
+            instance,
+            order_no,
+            days,
+            [series_id],
+            [min(times)],
+            [max(times)],
+        )
+
+
+# Few minutes, so that buckets are shared and times are equal; hours, days and the horizon are crossed.
+_TIMES = st.builds(
+    lambda day, minute, second: day + minute * MICROS_PER_MINUTE + second * 1_000_000,
+    st.sampled_from([TODAY, TODAY - MICROS_PER_DAY, TODAY - 5 * MICROS_PER_DAY]),
+    st.sampled_from([0, 1, 59, 60, 61, 600]),
+    st.integers(0, 5),
+)
+_VALUES = st.one_of(st.floats(-1e6, 1e6), st.integers(-5, 5), st.booleans(), st.sampled_from(["on", "off"]))
+_SAMPLES = st.builds(Sent, st.sampled_from(["a", "b"]), st.just("m"), _TIMES, _VALUES)
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("commit"), st.sampled_from([0, 1]), st.lists(_SAMPLES, min_size=1, max_size=12)),
+        st.tuples(
+            st.just("concurrent"),
+            st.lists(_SAMPLES, min_size=1, max_size=8),
+            st.lists(_SAMPLES, min_size=1, max_size=8),
+        ),
+        st.tuples(st.just("turn")),
+        st.tuples(st.just("killed turn"), st.floats(0, 0.03)),
+        st.tuples(st.just("cancelled turn"), st.floats(0, 0.03)),
+        st.tuples(st.just("two turns")),
+        st.tuples(st.just("seal")),
+        st.tuples(st.just("bulk"), st.lists(_TIMES, min_size=1, max_size=6)),
+        st.tuples(st.just("read")),
+    ),
+    min_size=2,
+    max_size=10,
+)
+
+
+async def killed(database: TestDatabase, pool: asyncpg.Pool, after_s: float) -> None:
+    """Run a turn whose backends are terminated in between."""
+    turn = asyncio.create_task(advance_rollups(pool, archive=None))
+    await asyncio.wait([turn], timeout=after_s)
+    async with admin(database) as connection:
+        rows = await connection.fetch(
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE application_name = 'rollups' AND datname = current_database()"
+        )
+    await terminate(database, [row["pid"] for row in rows], role="twinmesh_maintenance")
+    with suppress(*DATABASE_ERRORS):
+        await turn
+
+
+async def cancelled(pool: asyncpg.Pool, after_s: float) -> None:
+    turn = asyncio.create_task(advance_rollups(pool, archive=None))
+    await asyncio.wait([turn], timeout=after_s)
+    turn.cancel()
+    with suppress(asyncio.CancelledError):
+        await turn
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(steps=_STEPS, most_samples=st.sampled_from([5, 2_000_000]))
+async def test_rollups_are_those_of_the_samples_whatever_happens(
+    database: TestDatabase,
+    pools: Pools,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[tuple],
+    most_samples: int,
+) -> None:
+    tenant = f"tenant-{uuid.uuid4().hex}"
+    monkeypatch.setattr(new_samples, "MOST_SAMPLES", most_samples)
+    monkeypatch.setattr(stale, "MOST_SAMPLES", most_samples)
+    async with recorder(database) as first, recorder(database) as second:
+        for step in steps:
+            match step:
+                case ("commit", instance, samples):
+                    await (first, second)[instance].commit(tenant, samples)
+                case ("concurrent", some, others):
+                    await asyncio.gather(first.commit(tenant, some), second.commit(tenant, others))
+                case ("turn",):
+                    await advance_rollups(pools.maintenance, archive=None)
+                case ("killed turn", after_s):
+                    await killed(database, pools.maintenance, after_s)
+                case ("cancelled turn", after_s):
+                    await cancelled(pools.maintenance, after_s)
+                case ("two turns",):
+                    outcomes = await asyncio.gather(
+                        *(advance_rollups(pools.maintenance, archive=None) for _ in range(2)),
+                        return_exceptions=True,
+                    )
+                    assert any(isinstance(outcome, bool) for outcome in outcomes)
+                    assert all(isinstance(outcome, bool | asyncpg.SerializationError) for outcome in outcomes)
+                case ("seal",):
+                    await seal(pools.maintenance, tenant)
+                case ("bulk", times):
+                    await first.commit(tenant, [Sent("a", "m", TODAY, 1.0)])
+                    ids = await series_of(pools.query, tenant)
+                    await load_in_bulk(database, tenant, ids[Kind.DOUBLE][0], times)
+                case ("read",):
+                    await check_read(pools.query, tenant)
+    await check_read(pools.query, tenant)
+    await catch_up(pools.maintenance)
+    await check_read(pools.query, tenant)
+    await check_stored(pools, tenant)
+
+
+async def test_only_what_is_asked_for_is_read(database: TestDatabase, pools: Pools) -> None:
+    async with recorder(database) as writer:
+        await writer.commit(
+            "demo", [Sent("a", "m", TODAY - hour * MICROS_PER_HOUR, float(hour)) for hour in range(48)]
+        )
+        await check_read(pools.query, "demo", start=TODAY - MICROS_PER_DAY, end=TODAY)
+        await catch_up(pools.maintenance)
+        await check_read(pools.query, "demo", start=TODAY - MICROS_PER_DAY, end=TODAY)
+    ids = await series_of(pools.query, "demo")
+    async with tenant_transaction(pools.query, "other", isolation="repeatable_read") as connection:
+        span = Span("demo", ids[Kind.DOUBLE][0], TODAY - MICROS_PER_DAY, TODAY)
+        found = await read_buckets(connection, Kind.DOUBLE, [span], width_us=MICROS_PER_HOUR, archive=None)
+    assert len(found) == 0
+
+
+async def test_a_consumer_that_is_expired_is_rebuilt(database: TestDatabase, pools: Pools) -> None:
+    async with recorder(database) as writer:
+        await writer.commit("demo", [Sent("a", "m", TODAY, 1.0), Sent("a", "m", TODAY + 1, 2.0)])
+        await catch_up(pools.maintenance)
+        await writer.commit(
+            "demo", [Sent("a", "m", TODAY - 5 * MICROS_PER_DAY, 3.0), Sent("b", "m", TODAY, 4.0)]
+        )
+        await writer.commit("demo", [Sent("a", "m", TODAY + 5, 5.0)])
+    async with admin(database) as connection:
+        await connection.execute("UPDATE telemetry.ingest_instance SET floor_commit_no = 3")
+        await connection.execute("DELETE FROM telemetry.ingest_commit WHERE commit_no <= 3")
+
+    await check_read(pools.query, "demo")
+    assert await advance_rollups(pools.maintenance, archive=None)
+    await check_read(pools.query, "demo")
+    await catch_up(pools.maintenance)
+    await check_read(pools.query, "demo")
+    await check_stored(pools, "demo")
+
+
+async def test_rollups_outlive_the_samples(database: TestDatabase, pools: Pools) -> None:
+    start = TODAY - 5 * MICROS_PER_DAY
+    async with recorder(database) as writer:
+        await writer.commit("demo", [Sent("a", "m", start + second, float(second)) for second in range(10)])
+        await catch_up(pools.maintenance)
+        async with admin(database) as connection:
+            await connection.execute("DELETE FROM telemetry.segment")
+        await writer.commit("demo", [Sent("a", "m", start + 3, 33.0)])
+        for _ in range(2):
+            ids = await series_of(pools.query, "demo")
+            async with tenant_transaction(pools.query, "demo", isolation="repeatable_read") as connection:
+                for width_us in (MICROS_PER_HOUR, MICROS_PER_DAY):
+                    found = await read_buckets(
+                        connection,
+                        Kind.DOUBLE,
+                        [Span("demo", ids[Kind.DOUBLE][0], start, start + MICROS_PER_DAY)],
+                        width_us=width_us,
+                        archive=None,
+                    )
+                    assert (found.counts.tolist(), found.lasts.tolist()) == ([10], [9.0])
+            await catch_up(pools.maintenance)
+
+
+async def test_an_archive_that_is_away_stops_no_commit(database: TestDatabase, pools: Pools) -> None:
+    class Away:
+        async def read(self, *_: object) -> Sequence[object]:
+            raise ConnectionError("away")
+
+    async with recorder(database) as writer:
+        await writer.commit("demo", [Sent("a", "m", TODAY, 1.0)])
+        await catch_up(pools.maintenance)
+        await writer.commit("demo", [Sent("a", "m", TODAY, 2.0), Sent("b", "m", TODAY, 3.0)])
+    with pytest.raises(ConnectionError):
+        await advance_rollups(pools.maintenance, archive=Away())  # type: ignore[arg-type]
+    async with admin(database) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM telemetry.rollup_day") == 2
+        assert await connection.fetchval("SELECT count(*) FROM telemetry.rollup_stale") == 1
+    await check_read(pools.query, "demo")
+    await catch_up(pools.maintenance)
+    await check_stored(pools, "demo")
+
+
+async def rows_by_tenant(database: TestDatabase, table: str) -> dict[str, int]:
+    async with admin(database) as connection:
+        rows = await connection.fetch(f"SELECT tenant_id, count(*) FROM telemetry.{table} GROUP BY 1")
+    return {row["tenant_id"]: row["count"] for row in rows}
+
+
+async def test_rollups_expire_by_tenant_and_are_computed_from_then_on(
+    database: TestDatabase, pools: Pools
+) -> None:
+    tenants = ("short", "default", "long")
+    days = [TODAY - age * MICROS_PER_DAY for age in range(7)]
+    async with admin(database) as connection:
+        await connection.execute("UPDATE telemetry.rollup_horizon SET start_time = $1", FIRST)
+    async with recorder(database) as writer:
+        for tenant in tenants:
+            await writer.commit(tenant, [Sent("a", "m", day, 1.0) for day in days])
+        await catch_up(pools.maintenance)
+        assert await rows_by_tenant(database, "rollup_minute") == dict.fromkeys(tenants, 7)
+
+        kept = RollupsKept(minutes=timedelta(days=3))
+        by_tenant = {
+            "short": replace(
+                kept, minutes=timedelta(days=1), hours=timedelta(days=2), days=timedelta(days=4)
+            ),
+            "long": replace(kept, minutes=timedelta(days=5)),
+        }
+        await expire_rollups(pools.maintenance, kept=kept, kept_by_tenant=by_tenant)
+
+        # Of today, and of so many days before; one day more stays of what goes as a whole.
+        assert await rows_by_tenant(database, "rollup_minute") == {"short": 2, "default": 4, "long": 7}
+        assert await rows_by_tenant(database, "rollup_hour") == {"short": 3, "default": 7, "long": 7}
+        assert await rows_by_tenant(database, "rollup_day") == {"short": 5, "default": 7, "long": 7}
+        for tenant in tenants:
+            await check_read(pools.query, tenant)
+        # What is late goes by the horizons.
+        for tenant in tenants:
+            await writer.commit(tenant, [Sent("a", "m", day + 1, 2.0) for day in days])
+            await writer.commit(tenant, [Sent("a", "m", day, 3.0) for day in days])
+        await catch_up(pools.maintenance)
+        for tenant in tenants:
+            await check_read(pools.query, tenant)
+            await check_stored(pools, tenant)
+
+        # Who is named no more is as the others, and nothing that is gone comes back.
+        await expire_rollups(
+            pools.maintenance, kept=replace(kept, minutes=timedelta(days=2)), kept_by_tenant={}
+        )
+        assert await rows_by_tenant(database, "rollup_minute") == {
+            "short": 2,
+            "default": 3 + 1,
+            "long": 3 + 1,
+        }
+        for tenant in tenants:
+            await check_read(pools.query, tenant)
+
+
+async def test_the_keeper_rests_when_it_has_caught_up(database: TestDatabase, pools: Pools) -> None:
+    keeper = RollupKeeper(pool=pools.maintenance, minutes_kept=KEPT, archive=None)
+    async with recorder(database) as writer:
+        await writer.commit("demo", [Sent("a", "m", TODAY, 1.0)])
+        await keeper.run()
+        assert await rows_by_tenant(database, "rollup_day") == {"demo": 1}
+        assert keeper.lag_s < 60
+        await writer.commit("demo", [Sent("b", "m", TODAY, 1.0)])
+        await keeper.run()
+        assert await rows_by_tenant(database, "rollup_day") == {"demo": 1}
+
+
+async def test_people_see_deviation_and_mean_quality(database: TestDatabase, pools: Pools) -> None:
+    async with recorder(database) as writer:
+        await writer.commit(
+            "demo", [Sent("a", "m", TODAY + place, float(value)) for place, value in enumerate([1, 3])]
+        )
+    await catch_up(pools.maintenance)
+    async with tenant_transaction(pools.query, "demo") as connection:
+        row = await connection.fetchrow(
+            "SELECT count, mean, stddev, quality, start_time::text AS start_time FROM telemetry.rollup_minute"
+        )
+    assert row is not None
+    assert (row["count"], row["mean"], row["stddev"], row["quality"]) == (2, 2.0, 1.0, None)
+    assert row["start_time"].endswith("00:00:00+00")
