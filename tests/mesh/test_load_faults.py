@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 
 import asyncpg
@@ -19,18 +19,20 @@ async def test_a_load_survives_the_death_of_ingest(fragile_site: Site, tmp_path:
     mesh = fragile_site.mesh
     device, path = f"pump-{uuid.uuid4().hex[:8]}", tmp_path / "recording.parquet"
     columns = write_parquet(path, ROWS)
+    mesh.twinmesh("login", "--password-stdin", stdin=f"{mesh.password}\n")
     connection = await asyncpg.connect(mesh.database_url("postgres"))
     running = await asyncio.create_subprocess_exec(
         *mesh.command(*load_parquet(path, device)),
-        env={**mesh.environment, "TWINMESH_API_KEY": fragile_site.key},
+        env=mesh.environment,
         stdout=PIPE,
+        stderr=STDOUT,
     )
     try:
         seen = 0
         for part in mesh.parts("ingest_svc"):
             # Each in turn: one of them has the stream.
             while True:
-                assert running.returncode is None, "the load ended before ingest was killed"
+                assert running.returncode is None, await running.communicate()
                 count = await connection.fetchval(
                     "SELECT count(*) FROM telemetry.sealed_segment JOIN telemetry.series "
                     "USING (tenant_id, series_id) WHERE device_id = $1",
