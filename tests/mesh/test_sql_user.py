@@ -28,7 +28,9 @@ async def test_a_user_asks_the_running_mesh(mesh: Mesh) -> None:
             (await client.post("/v1/devices", json=device)).raise_for_status()
             reading = {"deviceId": device["id"], "numbers": {"level": 81.5}}
             (await client.post("/v1/telemetry", json={"readings": [reading]})).raise_for_status()
-        rows = await connection.fetch("SELECT metric, value FROM telemetry WHERE device_id = $1", device["id"])
+        rows = await connection.fetch(
+            "SELECT metric, value FROM telemetry WHERE device_id = $1", device["id"]
+        )
         assert [tuple(row) for row in rows] == [("level", 81.5)]
         assert entry["user"] in mesh.twinmesh("sql-user", "list").stdout
         rotated = mesh.twinmesh("sql-user", "rotate", name).stdout

@@ -100,8 +100,10 @@ COLUMN_RIGHTS = {
 SQL_COLUMNS = {
     "sql_user": "role_name tenant_id",
     "series": "tenant_id series_id device_id metric kind unit",
-    "segment": "tenant_id series_id start_time end_time times doubles ints bools strings points codes quality order_no",
-    "series_latest": "tenant_id series_id time double_value int_value bool_value string_value point_value quality",
+    "segment": "tenant_id series_id start_time end_time times doubles ints bools strings points codes quality"
+    " order_no",
+    "series_latest": "tenant_id series_id time double_value int_value bool_value string_value point_value"
+    " quality",
     "event": "tenant_id event_id device_id asset_id type severity time received_at message attributes",
     **dict.fromkeys(
         ("rollup_minute", "rollup_hour", "rollup_day"),

@@ -73,7 +73,9 @@ async def series_ids(database: TestDatabase) -> dict[str, int]:
 
 def pairs(found: SpanSamples, place: int) -> list[tuple[int, float]]:
     chosen = found.places == place
-    return list(zip(found.samples.times[chosen].tolist(), found.samples.values[chosen].tolist(), strict=True))
+    return list(
+        zip(found.samples.times[chosen].tolist(), found.samples.values[chosen].tolist(), strict=True)
+    )
 
 
 async def test_hot_and_sealed_samples_are_one_series(database: TestDatabase, query: asyncpg.Pool) -> None:
