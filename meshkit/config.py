@@ -90,6 +90,15 @@ RawMessages = Annotated[
 ]
 RAW_MESSAGES_KEPT_DAYS = 7
 RawMessagesKeptDays = Annotated[int, Field(ge=1, le=3650, description="How many days raw messages are kept.")]
+MINUTE_ROLLUPS_KEPT_DAYS = 7
+MinuteRollupsKeptDays = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=400,
+        description="How many days rollups of minutes are kept; older ones are computed when asked for.",
+    ),
+]
 METRIC_EXPORT_INTERVAL = 10_000
 MetricExportInterval = Annotated[
     int,

@@ -77,6 +77,7 @@ def service_processes(
         "TWINMESH_FUTURE_WINDOW_MINUTES": str(settings.future_window_minutes),
         "TWINMESH_RAW_MESSAGES": str(settings.raw_messages),
         "TWINMESH_RAW_MESSAGES_KEPT_DAYS": str(settings.raw_messages_kept_days),
+        "TWINMESH_MINUTE_ROLLUPS_KEPT_DAYS": str(settings.minute_rollups_kept_days),
         "TWINMESH_MAX_STREAM_LIFETIME_SECONDS": str(settings.max_stream_lifetime_seconds),
     }
     return [

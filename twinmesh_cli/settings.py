@@ -13,12 +13,14 @@ from meshkit.config import (
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
     METRIC_EXPORT_INTERVAL,
+    MINUTE_ROLLUPS_KEPT_DAYS,
     RAW_MESSAGES,
     RAW_MESSAGES_KEPT_DAYS,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
     MetricExportInterval,
+    MinuteRollupsKeptDays,
     RawMessages,
     RawMessagesKeptDays,
     Settings,
@@ -79,6 +81,7 @@ class LauncherSettings(Settings):
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     raw_messages: RawMessages = RAW_MESSAGES
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
+    minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
     simulate: bool = Field(
         True,
         description="Whether a small simulated fleet sends in tenant demo;"

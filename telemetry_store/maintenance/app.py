@@ -10,6 +10,7 @@ from meshkit import db
 from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.metrics import meter
 from meshkit.server import running_server
 from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
@@ -17,20 +18,27 @@ from telemetry_store.maintenance.dead_letters import expire_dead_letters
 from telemetry_store.maintenance.instances import close_dead_instances
 from telemetry_store.maintenance.latest import keep_latest
 from telemetry_store.maintenance.limits import forget_limit_hits, forget_unused_limits
+from telemetry_store.maintenance.metrics import observe_rollups
 from telemetry_store.maintenance.partitions import (
     drop_request_windows,
+    drop_segment_days,
     ensure_request_windows,
     ensure_segment_days,
 )
 from telemetry_store.maintenance.policies import raw_retentions
 from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
+from telemetry_store.maintenance.sealing import Sealing
+from telemetry_store.maintenance.throttle import Throttle
 from telemetry_store.maintenance.worker import Step, Worker
+from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
+from telemetry_store.rollups.keeping import RollupKeeper
 
 SERVICE = "maintenance"
+_MOVING_LOCK_KEY = 0x6D6F7665  # "move"
 
 
-def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
-    """Return all that maintenance does: name, seconds between runs, work."""
+def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupKeeper) -> tuple[Step, ...]:
+    """Return all that is done quickly: name, seconds between runs, work."""
     return (
         Step(
             "segment_days",
@@ -51,6 +59,30 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]
             300,
             partial(_expire_raw_messages, pool, settings),
         ),
+        Step("rollups", 1, rollups.run),
+        Step(
+            "rollups_kept",
+            300,
+            partial(
+                expire_rollups,
+                pool,
+                kept=RollupsKept(minutes=settings.minute_rollups_kept),
+                kept_by_tenant={},
+            ),
+        ),
+    )
+
+
+def moving_steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
+    """Return what moves samples between tiers and may take long, beside the quick steps."""
+    sealing = Sealing(pool=pool, seal_after=settings.seal_after, throttle=Throttle(pool=pool))
+    return (
+        Step("sealing", 1, sealing.turn),
+        Step(
+            "segment_days_kept",
+            300,
+            partial(drop_segment_days, pool, late_window_days=settings.late_window_days),
+        ),
     )
 
 
@@ -69,16 +101,24 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=SERVICE) as pool,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
     ):
-        worker = Worker(pool=pool, steps=steps(pool, settings))
+        rollups = RollupKeeper(pool=pool, minutes_kept=settings.minute_rollups_kept, archive=None)
+        observe_rollups(meter(), rollups)
+        worker = Worker(pool=pool, steps=steps(pool, settings, rollups=rollups))
+        mover = Worker(pool=pool, steps=moving_steps(pool, settings), lock_key=_MOVING_LOCK_KEY)
         async with (
             worker.running(),
+            mover.running(),
             running_server(
                 listen=settings.listen,
                 registrations=(),
                 verifier=TokenVerifier(
                     fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
                 ),
-                checks={"postgresql": lambda: pool.fetchval("SELECT 1"), "maintenance": worker.check},
+                checks={
+                    "postgresql": lambda: pool.fetchval("SELECT 1"),
+                    "maintenance": worker.check,
+                    "moving": mover.check,
+                },
             ) as port,
         ):
             yield port

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -18,6 +19,7 @@ from telemetry_store.feed import read_commits, snapshot
 from telemetry_store.latest import advance_checkpoint, read_checkpoint, read_latest
 from telemetry_store.latest_columns import LatestColumns
 from telemetry_store.maintenance.latest import keep_latest
+from telemetry_store.rollups.keeping import advance_rollups, register_rollups
 from telemetry_store.series import Point, Value
 from telemetry_store.tiers.bulk import LEAST_SAMPLES
 from telemetry_store.tiers.reader import Span, read_spans
@@ -202,3 +204,24 @@ async def test_bulk_or_not_makes_no_difference_to_what_is_read(
     found = await read(database, query, f"bulk-{name}")
     assert found == await read(database, query, f"hot-{name}")
     assert found
+
+
+async def test_rollups_hold_what_was_loaded(database: TestDatabase, query: asyncpg.Pool) -> None:
+    loaded = ramp("pump-1", 7_200)
+    async with (
+        recorder(database) as writer,
+        db.pool(database.url("twinmesh_maintenance"), application="maintenance") as maintenance,
+    ):
+        await register_rollups(maintenance, minutes_kept=timedelta(days=7))
+        await writer.commit("demo", loaded, bulk=True)
+        while await advance_rollups(maintenance, archive=None):
+            pass
+        await advance_rollups(maintenance, archive=None)
+    async with admin(database) as connection:
+        hours = await connection.fetch(
+            "SELECT count, first, last, sum FROM telemetry.rollup_hour ORDER BY start_time"
+        )
+    assert [tuple(row) for row in hours] == [
+        (3_600, 0.0, 3_599 / 8, sum(range(3_600)) / 8),
+        (3_600, 450.0, 7_199 / 8, sum(range(3_600, 7_200)) / 8),
+    ]

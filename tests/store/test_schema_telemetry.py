@@ -17,6 +17,7 @@ ROLES = (
     "twinmesh_maintenance",
     "twinmesh_sql",
 )
+ROLLUPS = ("rollup_minute", "rollup_hour", "rollup_day", "rollup_horizon", "rollup_stale")
 READ = {"SELECT"}
 KEEP = {"SELECT", "INSERT", "UPDATE"}
 # Everything that anybody may do; what is not here is refused.
@@ -57,7 +58,17 @@ TABLE_RIGHTS = {
         READ,
     ),
     "twinmesh_twin_query": dict.fromkeys(
-        ("series", "segment", "sealed_segment", "series_latest", "event", "placement"), READ
+        (
+            "series",
+            "segment",
+            "sealed_segment",
+            "series_latest",
+            "event",
+            "placement",
+            "feed_consumer",
+            *ROLLUPS,
+        ),
+        READ,
     ),
     "twinmesh_maintenance": {
         "series": READ,
@@ -72,30 +83,50 @@ TABLE_RIGHTS = {
         "limit_bucket": {*READ, "DELETE"},
         "limit_hit": {*READ, "DELETE"},
         "limit_lease": {*READ, "DELETE"},
+        **{table: {*KEEP, "DELETE"} for table in ROLLUPS},
     },
 }
-COLUMN_RIGHTS = {
-    *(
-        ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
-        for column in ("closed", "closed_at", "floor_commit_no")
-    ),
-    *(
-        ("twinmesh_ingest", "dead_letter", column, "UPDATE")
-        for column in (
-            "device_ids",
-            "reason",
-            "message",
-            "payload",
-            "payload_format",
-            "sample_count",
-            "replay_count",
-            "last_replay_at",
-        )
-    ),
-} | {
-    ("twinmesh_maintenance", "ingest_policy", column, "SELECT")
-    for column in ("tenant_id", "raw_retention", "dead_letter_retention")
-}
+COLUMN_RIGHTS = (
+    {
+        *(
+            ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
+            for column in ("closed", "closed_at", "floor_commit_no")
+        ),
+        *(
+            ("twinmesh_ingest", "dead_letter", column, "UPDATE")
+            for column in (
+                "device_ids",
+                "reason",
+                "message",
+                "payload",
+                "payload_format",
+                "sample_count",
+                "replay_count",
+                "last_replay_at",
+            )
+        ),
+    }
+    | {
+        ("twinmesh_maintenance", "ingest_policy", column, "SELECT")
+        for column in ("tenant_id", "raw_retention", "dead_letter_retention")
+    }
+    | {
+        ("twinmesh_twin_query", table, column, "SELECT")
+        for table, columns_read in {
+            "ingest_instance": ("instance", "last_commit_no", "floor_commit_no"),
+            "ingest_commit": (
+                "instance",
+                "commit_no",
+                "order_no",
+                "days",
+                "bulk_series",
+                "bulk_starts",
+                "bulk_ends",
+            ),
+        }.items()
+        for column in columns_read
+    }
+)
 # People see columns of what the views of schema twinmesh show, and nothing directly: they cannot name it.
 SQL_COLUMNS = {
     "sql_user": "role_name tenant_id",
@@ -128,8 +159,10 @@ FUNCTION_RIGHTS = {
     ("twinmesh_ingest", "take_tokens"),
     ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
+    ("twinmesh_maintenance", "drop_rollup_days"),
     ("twinmesh_maintenance", "ensure_raw_days"),
     ("twinmesh_maintenance", "ensure_request_windows"),
+    ("twinmesh_maintenance", "ensure_rollup_days"),
     ("twinmesh_maintenance", "ensure_sealed_months"),
     ("twinmesh_maintenance", "ensure_segment_days"),
     ("twinmesh_maintenance", "expire_raw_messages"),
@@ -141,13 +174,18 @@ TENANT = (
 OF_SQL_USER = (
     "(tenant_id = ( SELECT u.tenant_id\n   FROM telemetry.sql_user u\n  WHERE (u.role_name = CURRENT_USER)))"
 )
+TENANT_OR_ALL = (
+    "((tenant_id = ''::text) OR (tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), "
+    "''::text) AS \"nullif\")))"
+)
 POLICIES = {
     ("sql_user", "twinmesh_sql"): ("SELECT", "(role_name = CURRENT_USER)"),
     **{(table, "twinmesh_sql"): ("SELECT", OF_SQL_USER) for table in SQL_COLUMNS if table != "sql_user"},
     **{
         (table, "twinmesh_twin_query"): ("SELECT", TENANT)
-        for table in ("series", "segment", "sealed_segment", "series_latest", "event", "placement")
+        for table in ("series", "segment", "sealed_segment", "series_latest", "event", "placement", *ROLLUPS)
     },
+    ("rollup_horizon", "twinmesh_twin_query"): ("SELECT", TENANT_OR_ALL),
     **{
         (table, "twinmesh_twin_feed"): ("SELECT", "true")
         for table in ("series", "segment", "sealed_segment", "series_latest")
@@ -164,6 +202,7 @@ POLICIES = {
             "limit_bucket",
             "limit_hit",
             "limit_lease",
+            *ROLLUPS,
         )
     },
 }
@@ -267,6 +306,7 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "limit_lease",
             "placement",
             "sql_user",
+            *ROLLUPS,
         ),
         True,
     )
@@ -380,6 +420,8 @@ async def test_ingest_may_do_nothing_else(database: TestDatabase, statement: str
         "SELECT telemetry.ensure_segment_days(1, 32)",
         "SELECT telemetry.ensure_segment_days(-1, 1)",
         "SELECT telemetry.ensure_request_windows('25 hours')",
+        "SELECT telemetry.ensure_rollup_days(ARRAY[date '2020-01-01'])",
+        "SELECT telemetry.ensure_rollup_days(ARRAY[date '2100-01-01'])",
         "SELECT telemetry.drop_request_windows('59 minutes')",
         f"SELECT telemetry.create_backfill('t', 'i', 'p', {T0}, {T0}, '1 day')",
         f"SELECT telemetry.create_backfill('t', 'i', 'p', {T0 - 401 * MICROS_PER_DAY}, {T0}, '1 day')",

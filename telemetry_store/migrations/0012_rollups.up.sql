@@ -153,7 +153,7 @@ CREATE POLICY tenant ON telemetry.rollup_day FOR SELECT TO twinmesh_twin_query
     USING (tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
 -- The row of all tenants beside the own one.
 CREATE POLICY tenant ON telemetry.rollup_horizon FOR SELECT TO twinmesh_twin_query
-    USING (tenant_id IN ('', (SELECT nullif(current_setting('twinmesh.tenant', true), ''))));
+    USING (tenant_id = '' OR tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
 CREATE POLICY tenant ON telemetry.rollup_stale FOR SELECT TO twinmesh_twin_query
     USING (tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
 
