@@ -192,9 +192,11 @@ class BatchPath:
                 to_stream_events(batch.events),
                 origin,
                 all_or_nothing=batch.mode == ingest_pb2.MODE_ALL_OR_NOTHING,
+                backfill_id=batch.backfill_id,
                 received_us=received_us,
             )
-        if batch.sequence <= self._flow.last_committed:  # It is known, and so is its trail.
+        # It is known, and so is its trail; or somebody has a recording, which needs none.
+        if batch.sequence <= self._flow.last_committed or batch.backfill_id:
             return request, content, BatchTrail()
         trail = await self._trail.of_batch(batch, _named(content), received_us)
         return replace(request, raw=trail.messages), content, trail
@@ -216,10 +218,13 @@ class BatchPath:
         origin: Origin,
         *,
         all_or_nothing: bool,
+        backfill_id: str,
         received_us: int,
     ) -> WriteRequest:
         if isinstance(content, RefusedContent):
-            return self._intake.refuse(origin, content, events=events, received_us=received_us)
+            return self._intake.refuse(
+                origin, content, events=events, backfill_id=backfill_id, received_us=received_us
+            )
         if isinstance(content, SentColumns):
             return await self._intake.take_columns(
                 origin,
@@ -227,10 +232,16 @@ class BatchPath:
                 self._series,
                 events=events,
                 all_or_nothing=all_or_nothing,
+                backfill_id=backfill_id,
                 received_us=received_us,
             )
         return await self._intake.take_readings(
-            origin, content, events=events, all_or_nothing=all_or_nothing, received_us=received_us
+            origin,
+            content,
+            events=events,
+            all_or_nothing=all_or_nothing,
+            backfill_id=backfill_id,
+            received_us=received_us,
         )
 
     def _trail_written(self, trail: BatchTrail, written: asyncio.Future[WriteResult]) -> None:

@@ -333,6 +333,8 @@ def to_messages(batch: ingest_pb2.Batch, *, arrival_us: int) -> list[DeviceMessa
         why = ErrorReason.ERROR_REASON_COLUMNS_INVALID, "messages are alone in their batch"
     else:
         try:
+            if batch.backfill_id:
+                raise invalid_field("backfill_id", "is not for messages")
             if len(batch.messages) > MAX_MESSAGES:
                 raise invalid_field("messages", f"must not have more than {MAX_MESSAGES} items")
             _validate_each(batch.messages, "messages")

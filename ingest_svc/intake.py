@@ -168,6 +168,7 @@ class Intake:
             dead_letters.of_readings(arrival, readings, list(assessment.refused.values())),
             partial(dead_letters.whole_readings, arrival, readings),
             live_us=0 if backfill_id else received_us,
+            bulk=bool(backfill_id),
         )
         if events:
             taken = await self._beside_events(origin, taken, events, window, arrival)
@@ -264,6 +265,7 @@ class Intake:
             dead_letters.of_columns(arrival, assessed.refused, series),
             partial(dead_letters.whole_columns, arrival, columns, series),
             live_us=0 if backfill_id else received_us,
+            bulk=bool(backfill_id),
         )
         if events:
             taken = await self._beside_events(origin, taken, events, window, arrival)
@@ -429,6 +431,7 @@ class _Taken:
         whole: makes the letter of all of its samples; None: it has none.
         events: to store.
         live_us: as WriteRequest has it.
+        bulk: likewise.
     """
 
     digest: bytes
@@ -438,6 +441,7 @@ class _Taken:
     whole: Callable[[Why], DeadLetter] | None = None
     events: Sequence[Event] = ()
     live_us: int = 0
+    bulk: bool = False
 
     def letters_if_refused(self) -> Sequence[DeadLetter]:
         """Return the letters for the case that PostgreSQL refuses the content."""
@@ -483,6 +487,7 @@ def _request(origin: Origin, taken: _Taken) -> WriteRequest:
         events=taken.events if outcome.stored_events else (),
         replay=origin.replay,
         received_us=taken.live_us,
+        bulk=taken.bulk,
     )
 
 

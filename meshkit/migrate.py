@@ -39,12 +39,14 @@ class MigrationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A login role of the database, without any ownership.
+    """A role of the database, without any ownership.
 
-    `settings` are role-level defaults of PostgreSQL parameters.
+    `settings` are role-level defaults of PostgreSQL parameters. Without `login` it is a group, whose
+    members log in, and has no password.
     """
 
     name: str
+    login: bool = True
     bypass_rls: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -113,13 +115,13 @@ async def ensure_roles(
     Args:
         connection: as a role with CREATEROLE (and BYPASSRLS to grant it).
         owners: whose roles.
-        passwords: by role name.
+        passwords: by name of a role that logs in.
 
     Raises:
-        MigrationError: a role has no password.
+        MigrationError: such a role has no password.
     """
     for role in (role for owner in owners for role in owner.roles):
-        if role.name not in passwords:
+        if role.login and role.name not in passwords:
             raise MigrationError(f"no password for role {role.name}")
         # Roles belong to the whole cluster: another database's migration may run now.
         async with connection.transaction():
@@ -128,11 +130,11 @@ async def ensure_roles(
             verb = "ALTER" if exists else "CREATE"
             bypass = "BYPASSRLS" if role.bypass_rls else "NOBYPASSRLS"
             statement = await connection.fetchval(
-                "SELECT format('%s ROLE %I LOGIN %s PASSWORD %L', $1::text, $2::text, $3::text, $4::text)",
+                "SELECT format('%s ROLE %I %s PASSWORD %L', $1::text, $2::text, $3::text, $4::text)",
                 verb,
                 role.name,
-                bypass,
-                passwords[role.name],
+                f"{'LOGIN' if role.login else 'NOLOGIN'} {bypass}",
+                passwords[role.name] if role.login else None,
             )
             await connection.execute(statement)
             for name, value in role.settings.items():

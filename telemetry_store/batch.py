@@ -24,6 +24,7 @@ from telemetry_store.requests import (
     WriteRequest,
     WriterIdentity,
 )
+from telemetry_store.tiers.bulk import SealedRow, split
 
 LetterKey = tuple[str, int]  # tenant, dead letter id
 
@@ -159,6 +160,7 @@ class Prepared:
         days: UTC days they touch, as days since 1970-01-01, ascending.
         latest: the latest sample of each of their series, by tenant and kind.
         raw: payloads of their raw messages, compressed, in the order of the batches.
+        sealed: what is stored sealed at once; neither `payload` nor `rows` has it.
     """
 
     batches: tuple[Batch, ...]
@@ -168,6 +170,7 @@ class Prepared:
     days: tuple[int, ...]
     latest: tuple[TenantSamples, ...]
     raw: tuple[bytes, ...]
+    sealed: tuple[SealedRow, ...] = ()
 
 
 def prepare(batches: Sequence[Batch], judge: Judge | None = None) -> Prepared:
@@ -177,27 +180,34 @@ def prepare(batches: Sequence[Batch], judge: Judge | None = None) -> Prepared:
         UnicodeEncodeError: a string has no UTF-8 form.
     """
     parts: defaultdict[Kind, list[KindColumns]] = defaultdict(list)
-    tenants: defaultdict[Kind, list[str]] = defaultdict(list)
-    received: defaultdict[Kind, list[int]] = defaultdict(list)
+    origins: defaultdict[Kind, list[WriteRequest]] = defaultdict(list)
     for batch in batches:
         for columns in batch.samples:
             if len(columns):
                 parts[columns.kind].append(columns)
-                tenants[columns.kind].append(batch.request.tenant)
-                received[columns.kind].append(batch.request.received_us)
-    merged = [
-        (_judged(merge(parts[kind]), np.array(received[kind], np.int64), judge), tenants[kind])
-        for kind in parts
-    ]
+                origins[columns.kind].append(batch.request)
+    merged: list[tuple[Runs, list[str]]] = []
+    hot: list[tuple[Runs, list[str]]] = []
+    sealed: list[SealedRow] = []
+    for kind, requests in origins.items():
+        tenants = [request.tenant for request in requests]
+        received = np.array([request.received_us for request in requests], np.int64)
+        runs = _judged(merge(parts[kind]), received, judge)
+        merged.append((runs, tenants))
+        runs, rows = split(runs, parts[kind], tenants, [request.bulk for request in requests])
+        sealed += rows
+        if len(runs.starts):
+            hot.append((runs, tenants))
     days = {int(day) for runs, _ in merged for day in np.unique(runs.times[runs.starts] // MICROS_PER_DAY)}
     return Prepared(
         batches=tuple(batches),
-        payload=encode(merged),
-        rows=sum(len(runs.starts) for runs, _ in merged),
+        payload=encode(hot),
+        rows=sum(len(runs.starts) for runs, _ in hot),
         samples=sum(len(runs.times) for runs, _ in merged),
         days=tuple(sorted(days)),
         latest=tuple(latest for runs, tenants in merged for latest in _latest(runs, tenants)),
         raw=compress([message.payload for batch in batches for message in batch.request.raw]),
+        sealed=tuple(sealed),
     )
 
 

@@ -14,7 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from meshkit.db import Connection
 from meshkit.errors import DomainError
-from telemetry_store import chunks, cursors, dead_letters, events, raw_messages, request_ids
+from telemetry_store import bulk_rows, chunks, cursors, dead_letters, events, raw_messages, request_ids
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, LetterKey, Prepared
 from telemetry_store.chunks import GroupChunks, MessageKey
@@ -121,6 +121,8 @@ async def store_group(
         raise InstanceClosedError
     if prepared.rows:
         await _copy(connection, prepared, numbers)
+    if prepared.sealed:
+        await bulk_rows.copy(connection, prepared.sealed, numbers)
     letters = await dead_letters.keep(connection, decision.taken)
     await raw_messages.insert(
         connection,
@@ -137,16 +139,20 @@ async def store_group(
     if decision.advanced:
         await cursors.advance(connection, decision.advanced)
     traceparent = _traceparent()
+    ranges = bulk_rows.ranges(prepared.sealed)
     await connection.execute(
         """
-        INSERT INTO telemetry.ingest_commit (instance, commit_no, order_no, days, traceparent)
-        SELECT $1, $2, $3, ARRAY (SELECT date '1970-01-01' + day FROM unnest($4::integer[]) AS day), $5
+        INSERT INTO telemetry.ingest_commit
+            (instance, commit_no, order_no, days, traceparent, bulk_series, bulk_starts, bulk_ends)
+        SELECT $1, $2, $3, ARRAY (SELECT date '1970-01-01' + day FROM unnest($4::integer[]) AS day), $5,
+            $6, $7, $8
         """,
         numbers.instance,
         numbers.commit_no,
         numbers.order_no,
         prepared.days,
         traceparent or None,
+        *ranges,
     )
     for batch in decision.taken:
         decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=False, commit=numbers)

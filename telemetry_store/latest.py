@@ -7,11 +7,13 @@ goes on with the commits that follow.
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
 import asyncpg
 import numpy as np
 
 from meshkit.db import Connection
+from telemetry_store import bulk_rows
 from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.feed import (
     COMMITS_PER_READ,
@@ -47,19 +49,27 @@ WHERE start_time >= $1 AND start_time < $2
 ORDER BY series_id, end_time DESC, order_no DESC
 """
 
-_ADVANCE = f"""
+_KEEP_LATER = """
 INSERT INTO telemetry.series_latest AS kept
     (tenant_id, series_id, time, order_no, double_value, int_value, bool_value, string_value, point_value,
      quality)
 SELECT tenant_id, series_id, time, order_no, double_value, int_value, bool_value, string_value, point_value,
     quality
-FROM ({_LAST_OF_COMMITS}) AS latest
+FROM ({latest}) AS latest
 ON CONFLICT (tenant_id, series_id) DO UPDATE
 SET time = excluded.time, order_no = excluded.order_no, double_value = excluded.double_value,
     int_value = excluded.int_value, bool_value = excluded.bool_value,
     string_value = excluded.string_value, point_value = excluded.point_value, quality = excluded.quality
 WHERE (excluded.time, excluded.order_no) > (kept.time, kept.order_no)
-"""  # noqa: S608 - of constants
+"""
+_ADVANCE = _KEEP_LATER.format(latest=_LAST_OF_COMMITS)
+_KEEP = _KEEP_LATER.format(
+    latest="""
+    SELECT $1::text AS tenant_id, $2::integer AS series_id, $3::bigint AS time, $4::bigint AS order_no,
+        $5::double precision AS double_value, $6::bigint AS int_value, $7::boolean AS bool_value,
+        $8::text AS string_value, $9::double precision[] AS point_value, $10::integer AS quality
+    """
+)
 
 _CHECKPOINT = """
 SELECT tenant_id, series_id, time, order_no, 0 AS instance, 0 AS commit_no,
@@ -82,7 +92,7 @@ JOIN telemetry.series AS s USING (tenant_id, series_id)
 async def read_latest(connection: Connection, commits: Sequence[Commit]) -> list[LatestColumns]:
     """Return the latest sample of each series that the commits stored.
 
-    A series comes once per run of days that it was written to.
+    A series comes once per run of days that it was written to, and once per commit that loaded it in bulk.
 
     Args:
         connection: in the snapshot in which the commits were read.
@@ -91,7 +101,7 @@ async def read_latest(connection: Connection, commits: Sequence[Commit]) -> list
     found: list[LatestColumns] = []
     for (start, end), orders in day_ranges(commits):
         found += _columns(await connection.fetch(_LAST_OF_COMMITS, start, end, orders[0], orders[-1], orders))
-    return found
+    return found + await bulk_rows.read_latest(connection, commits)
 
 
 async def read_checkpoint(
@@ -153,6 +163,8 @@ async def advance_checkpoint(pool: asyncpg.Pool, *, limit: int = COMMITS_PER_REA
             return False
         for (start, end), orders in day_ranges(read.commits):
             await connection.execute(_ADVANCE, start, end, orders[0], orders[-1], orders)
+        for columns in await bulk_rows.read_latest(connection, read.commits):
+            await connection.executemany(_KEEP, _rows(columns))
         await connection.execute(_SAVE_FRONTIER, CHECKPOINT, encode_frontier(read.frontier))
         return read.behind
 
@@ -165,6 +177,22 @@ _VALUE_COLUMNS = {
     "string_value": Kind.STRING,
     "point_value": Kind.POINT,
 }
+
+
+def _rows(columns: LatestColumns) -> Iterable[tuple[Any, ...]]:
+    """Yield latest samples as `_KEEP` takes them."""
+    samples = columns.samples
+    quality = [NOT_JUDGED] * len(samples) if samples.quality is None else samples.quality.tolist()
+    for series, time, order_no, value, code in zip(
+        samples.series.tolist(),
+        samples.times.tolist(),
+        columns.orders.tolist(),
+        samples.tolist(),
+        quality,
+        strict=True,
+    ):
+        values = [value if kind is samples.kind else None for kind in _VALUE_COLUMNS.values()]
+        yield columns.tenant, series, time, order_no, *values, None if code == NOT_JUDGED else code
 
 
 def _columns(rows: Iterable[asyncpg.Record]) -> list[LatestColumns]:

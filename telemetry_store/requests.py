@@ -253,6 +253,8 @@ class WriteRequest:
         end: a message that came in chunks and ends in the same commit.
         received_us: when it came, microseconds since the epoch; 0: its samples are not live.
         raw: kept in the same commit, also when PostgreSQL refuses the content.
+        bulk: days of a series with many samples are stored sealed at once (telemetry_store.tiers.bulk).
+            The months of its samples have partitions of telemetry.sealed_segment.
     """
 
     tenant: str
@@ -272,6 +274,7 @@ class WriteRequest:
     end: MessageEnd | None = None
     received_us: int = 0
     raw: Sequence[RawMessage] = ()
+    bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ class Bench(StrEnum):
     UNARY = "unary"
     QUERY = "query"
     INGEST = "ingest"
+    LOAD = "load"
     STREAMS = "streams"
     LATENCY = "latency"
     TWINS = "twins"

@@ -23,6 +23,7 @@ from twinmesh_cli import (
     restart,
     restore,
     simulate,
+    sql_user,
     status,
     storage,
     tail,
@@ -56,6 +57,7 @@ app.command()(restart.restart)
 app.command()(status.status)
 app.command()(config.config)
 app.add_typer(migrations.migrate_app, name="migrate")
+app.add_typer(sql_user.sql_user_app, name="sql-user")
 app.command()(migrations.seed)
 app.command()(trace.trace)
 app.command()(metrics.metrics)

@@ -22,11 +22,14 @@ from twinmesh.ingest.v1 import ingest_service_pb2
 from twinmesh.type.v1 import value_pb2
 
 CHUNK_READINGS = 1_000
-# Half of what a service takes in one message.
-CHUNK_BYTES = 4 * 1024 * 1024
+# A batch of a stream may have 1 MiB everywhere; the rest is for what stands around the readings.
+CHUNK_BYTES = 1000 * 1024
+_CUT = 2  # To be raised when files of any form are cut otherwise.
 # Below the longest backfill the server takes.
 SPAN = timedelta(days=365)
-_EPOCH = datetime(1990, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1990, 1, 1, tzinfo=UTC)
+TIME_UNITS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}  # in nanoseconds
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS = {
     "double": value_pb2.VALUE_KIND_DOUBLE,
     "int": value_pb2.VALUE_KIND_INT,
@@ -61,7 +64,9 @@ class MetricColumn:
 class Mapping:
     """How the rows of a file become readings.
 
-    Cells that are empty or one of `missing` hold no sample.
+    A metric has a column of its own, or `metric_column` names it and `value_column` has its value; then
+    `MetricColumn.column` is the name in the file, and rows of other names are left out. Cells that are
+    empty or one of `missing` hold no sample.
 
     Raises:
         RecordingError: two columns would become one metric.
@@ -73,6 +78,16 @@ class Mapping:
     device_column: str = ""
     delimiter: str = ","
     missing: tuple[str, ...] = ()
+    metric_column: str = ""
+    value_column: str = ""
+    time_unit: str = ""  # Of times that are numbers since 1970: one of TIME_UNITS.
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the columns of the file that are read."""
+        values = [self.metric_column, self.value_column] if self.metric_column else []
+        values = values or [column.column for column in self.metrics]
+        return [self.time_column, *([self.device_column] if self.device_column else []), *values]
 
     def __post_init__(self) -> None:
         by_metric: dict[str, str] = {}
@@ -122,6 +137,15 @@ def parse_metric_option(text: str) -> MetricColumn:
     return parsed
 
 
+def parse_metric_options(texts: Sequence[str]) -> tuple[MetricColumn, ...]:
+    """Return the columns that options describe.
+
+    Raises:
+        RecordingError: one of them describes none.
+    """
+    return tuple(map(parse_metric_option, texts))
+
+
 def metric_name(column: str) -> str:
     """Return a metric name made of a column's heading."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", column.strip()).strip("_").lower()
@@ -141,11 +165,10 @@ def header(path: Path, delimiter: str) -> list[str]:
 
 def writer_id(path: Path, mapping: Mapping) -> str:
     """Return the name of the writer that loads this content by this mapping, and no other."""
-    cut = [CHUNK_READINGS, CHUNK_BYTES, SPAN.days]
+    cut = [_CUT, CHUNK_READINGS, CHUNK_BYTES, SPAN.days]
     digest = hashlib.sha256(json.dumps([cut, asdict(mapping)], sort_keys=True).encode())
     with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
+        digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"load:{digest.hexdigest()[:40]}"
 
 
@@ -174,12 +197,34 @@ def plan(path: Path, mapping: Mapping) -> Plan:
     return Plan(sequence, readings, ranges)
 
 
-def parse_time(text: str) -> datetime:
-    """Return the moment that ISO 8601 text tells, in UTC if it tells no zone.
+def metric_names(path: Path, mapping: Mapping) -> list[str]:
+    """Return what the metric column names, in the file's order.
+
+    Raises:
+        RecordingError: there is no such column, or a line cannot be read.
+    """
+    headings = header(path, mapping.delimiter)
+    place = _place(path, headings, mapping.metric_column)
+    names: dict[str, None] = {}
+    for line, row in islice(_lines(path, mapping.delimiter), 1, None):
+        if row:
+            if place >= len(row):
+                raise _misfit(path, line, f"{len(row)} columns, but the heading has {len(headings)}")
+            names[row[place]] = None
+    return list(names)
+
+
+def parse_time(text: str, unit: str = "") -> datetime:
+    """Return the moment that ISO 8601 text tells, in UTC if it tells no zone, or a number of units.
 
     Raises:
         ValueError: it is something else.
     """
+    if unit:
+        try:
+            return _UNIX_EPOCH + timedelta(microseconds=int(Decimal(text) * TIME_UNITS[unit] // 1000))
+        except (ArithmeticError, ValueError):
+            raise ValueError(f"{text!r} is no time in {unit}") from None
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -197,7 +242,7 @@ def _chunks(rows: Iterable[_Row]) -> Iterator[Chunk]:
     sequence = span = size = 0
     waiting: list[ingest_service_pb2.Reading] = []
     for row in rows:
-        its_span, its_size = (row.moment - _EPOCH) // SPAN, row.reading.ByteSize()
+        its_span, its_size = (row.moment - EPOCH) // SPAN, row.reading.ByteSize()
         full = len(waiting) == CHUNK_READINGS or size + its_size > CHUNK_BYTES
         if waiting and (full or its_span != span):
             sequence += 1
@@ -221,17 +266,23 @@ def _valid(path: Path, rows: Iterable[_Row]) -> Iterator[_Row]:
 
 def _readings(path: Path, mapping: Mapping) -> Iterator[_Row]:
     headings = header(path, mapping.delimiter)
-    place = {name: _place(path, headings, name) for name in _wanted(mapping)}
+    place = {name: _place(path, headings, name) for name in mapping.columns}
+    named = {column.column: column for column in mapping.metrics}
+
+    def cells(row: list[str]) -> Iterable[tuple[MetricColumn, str]]:
+        if not mapping.metric_column:
+            return [(column, row[place[column.column]]) for column in mapping.metrics]
+        column = named.get(row[place[mapping.metric_column]])
+        return [] if column is None else [(column, row[place[mapping.value_column]])]
 
     def reading(row: list[str]) -> tuple[datetime, ingest_service_pb2.Reading]:
         if len(row) != len(headings):
             raise ValueError(f"{len(row)} columns, but the heading has {len(headings)}")
-        moment = parse_time(row[place[mapping.time_column]])
+        moment = parse_time(row[place[mapping.time_column]], mapping.time_unit)
         device_id = row[place[mapping.device_column]] if mapping.device_column else mapping.device_id
         made = ingest_service_pb2.Reading(device_id=device_id)
         made.time.FromDatetime(moment)
-        for column in mapping.metrics:
-            text = row[place[column.column]]
+        for column, text in cells(row):
             if text and text not in mapping.missing:
                 _set_value(made.values[column.metric], column, text)
         return moment, made
@@ -247,11 +298,6 @@ def _readings(path: Path, mapping: Mapping) -> Iterator[_Row]:
         # A row without any sample is nothing to send; the server would refuse it.
         if made.values:
             yield _Row(line, moment, made)
-
-
-def _wanted(mapping: Mapping) -> list[str]:
-    columns = [mapping.time_column, *(column.column for column in mapping.metrics)]
-    return [*columns, mapping.device_column] if mapping.device_column else columns
 
 
 def _place(path: Path, headings: Sequence[str], name: str) -> int:

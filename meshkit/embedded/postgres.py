@@ -47,8 +47,13 @@ _SETTINGS: Mapping[str, str] = {
     "log_line_prefix": "'%m [%p] %q%u '",
     "log_lock_waits": "on",
 }
-# Each statement by itself can be repeated, since a start may be interrupted between any two.
+# Each statement by itself can be repeated, since a start may be interrupted between any two. People who
+# have a role of their own (docs/sql.md) shall write nothing, not even large objects, in no database.
 _MAKE_DATABASE = f"""
+    \\connect template1
+    REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
+    \\connect postgres
+    REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC;
     SELECT 'CREATE ROLE {MIGRATOR}' WHERE to_regrole('{MIGRATOR}') IS NULL \\gexec
     ALTER ROLE {MIGRATOR} LOGIN CREATEDB CREATEROLE BYPASSRLS PASSWORD '{{password}}';
     SELECT 'CREATE DATABASE {DATABASE} OWNER {MIGRATOR}'

@@ -17,5 +17,7 @@ OWNER = Owner(
         Role("twinmesh_twin_feed", settings={"plan_cache_mode": "force_custom_plan"}),
         Role("twinmesh_twin_query", settings={"plan_cache_mode": "force_custom_plan"}),
         Role("twinmesh_maintenance", settings={"plan_cache_mode": "force_custom_plan"}),
+        # People who ask in SQL (telemetry.sql_user), one role each.
+        Role("twinmesh_sql", login=False),
     ),
 )

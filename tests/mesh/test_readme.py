@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
                 '"storedSamples": "1"',
                 "Offices 21.",
                 "1 sample is durable",
-                "3 readings read",
+                "8 samples read",
                 " 0 without an outcome",
             ],
         ),

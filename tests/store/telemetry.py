@@ -41,7 +41,13 @@ class Recorder:
         self._writer = writer
 
     async def commit(
-        self, tenant: str, samples: Sequence[Sent], *, unit: str = "unit", span: SpanContext | None = None
+        self,
+        tenant: str,
+        samples: Sequence[Sent],
+        *,
+        unit: str = "unit",
+        span: SpanContext | None = None,
+        bulk: bool = False,
     ) -> None:
         """Commit samples, in the order given, by a request with this span."""
         keys = [SeriesKey(sample.device_id, sample.metric, sample.kind, unit) for sample in samples]
@@ -68,6 +74,7 @@ class Recorder:
                 outcome=b"",
                 refused_outcome=b"",
                 span=span,
+                bulk=bulk,
             )
         )
 

@@ -10,7 +10,13 @@ from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, Kind
 from tests.store.writing import T0, admin, columns, request, running_writer
 
-ROLES = ("twinmesh_ingest", "twinmesh_twin_feed", "twinmesh_twin_query", "twinmesh_maintenance")
+ROLES = (
+    "twinmesh_ingest",
+    "twinmesh_twin_feed",
+    "twinmesh_twin_query",
+    "twinmesh_maintenance",
+    "twinmesh_sql",
+)
 ROLLUPS = ("rollup_minute", "rollup_hour", "rollup_day", "rollup_horizon", "rollup_stale")
 READ = {"SELECT"}
 KEEP = {"SELECT", "INSERT", "UPDATE"}
@@ -151,6 +157,26 @@ COLUMN_RIGHTS |= {
     ("twinmesh_twin_query", "storage_source", column, "SELECT")
     for column in ("source", "tier", "measured_at", "estimated")
 }
+# People see columns of what the views of schema twinmesh show, and nothing directly: they cannot name it.
+SQL_COLUMNS = {
+    "sql_user": "role_name tenant_id",
+    "series": "tenant_id series_id device_id metric kind unit",
+    "segment": "tenant_id series_id start_time end_time times doubles ints bools strings points codes quality"
+    " order_no",
+    "series_latest": "tenant_id series_id time double_value int_value bool_value string_value point_value"
+    " quality",
+    "event": "tenant_id event_id device_id asset_id type severity time received_at message attributes",
+    **dict.fromkeys(
+        ("rollup_minute", "rollup_hour", "rollup_day"),
+        "tenant_id series_id start_time count min max sum mean m2 first last first_time last_time anomalies"
+        " quality_sum quality_count stddev quality",
+    ),
+}
+COLUMN_RIGHTS |= {
+    ("twinmesh_sql", table, column, "SELECT")
+    for table, columns in SQL_COLUMNS.items()
+    for column in columns.split()
+}
 SEQUENCE_RIGHTS = {
     ("twinmesh_ingest", "commit_order", "USAGE"),
     ("twinmesh_twin_feed", "commit_order", "SELECT"),
@@ -178,11 +204,16 @@ FUNCTION_RIGHTS = {
 TENANT = (
     "(tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), ''::text) AS \"nullif\"))"
 )
+OF_SQL_USER = (
+    "(tenant_id = ( SELECT u.tenant_id\n   FROM telemetry.sql_user u\n  WHERE (u.role_name = CURRENT_USER)))"
+)
 TENANT_OR_ALL = (
     "((tenant_id = ''::text) OR (tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), "
     "''::text) AS \"nullif\")))"
 )
 POLICIES = {
+    ("sql_user", "twinmesh_sql"): ("SELECT", "(role_name = CURRENT_USER)"),
+    **{(table, "twinmesh_sql"): ("SELECT", OF_SQL_USER) for table in SQL_COLUMNS if table != "sql_user"},
     **{
         (table, "twinmesh_twin_query"): ("SELECT", TENANT)
         for table in (
@@ -329,6 +360,7 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "limit_hit",
             "limit_lease",
             "placement",
+            "sql_user",
             *ROLLUPS,
             "storage_policy",
             "storage_day",
@@ -354,6 +386,8 @@ async def test_unique_keys_of_tenant_tables_start_with_the_tenant(connection: as
         JOIN pg_class AS object ON object.oid = index.indrelid
         JOIN pg_attribute AS first ON first.attrelid = object.oid AND first.attnum = index.indkey[0]
         WHERE object.relnamespace = 'telemetry'::regnamespace AND index.indisunique
+          -- A role is of one tenant: it says whose, and nobody but itself reads its row.
+          AND object.relname <> 'sql_user'
           AND EXISTS (
               SELECT FROM pg_attribute WHERE attrelid = object.oid AND attname = 'tenant_id'
           )

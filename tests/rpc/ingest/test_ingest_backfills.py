@@ -5,6 +5,7 @@ import time
 import grpc
 
 from tests.rpc.ingest.neighbours import Ingest, Refused, reading, refused
+from tests.rpc.ingest.streaming import columns, opened, streaming
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -116,3 +117,50 @@ async def test_stray_clocks_make_no_partitions(ingest: Ingest) -> None:
         assert (await ingest.send(*stray, backfill_id=backfill_id)).stored_samples == 0
     assert declared == before + 1
     assert await ingest.fetch_value(PARTITIONS) == declared
+
+
+async def test_a_batch_of_a_stream_may_name_a_backfill(ingest: Ingest) -> None:
+    backfill = await declare(ingest)
+    times = [START_US + number * SECOND_US for number in range(100)]
+    async with opened(ingest) as client:
+        await client.batch(1, columns(*map(float, range(100)), times=times), backfill_id=backfill.id)
+        await client.batch(
+            2, columns(1.0, 2.0, times=[END_US, time.time_ns() // 1000]), backfill_id=backfill.id
+        )
+        await client.batch(3, columns(3.0, times=[START_US]))
+        await client.batch(4, columns(4.0))
+        await client.batch(
+            5, readings=[reading(time_us=END_US - 1, temperature=5.0)], backfill_id=backfill.id
+        )
+        message = ingest_pb2.DeviceMessage(device_id="pump-1", payload=b"{}")
+        await client.batch(6, messages=[message], backfill_id=backfill.id)
+        results = {result.sequence: result for result in await client.durable(6)}
+    # Out of the backfill's range, and what names none out of the live window.
+    assert {sequence: result.refused_samples for sequence, result in results.items()} == {2: 2, 3: 1, 6: 1}
+    assert results[6].reason == ErrorReason.ERROR_REASON_INVALID_FIELD
+    sealed = "SELECT sum(samples) FROM telemetry.sealed_segment"
+    assert await ingest.fetch_value(sealed) == 100
+    hot = "SELECT sum(cardinality(times)) FROM telemetry.segment"
+    assert await ingest.fetch_value(hot) == 2
+    # The recording is one: of what names a backfill no raw message is kept.
+    raw = "SELECT count(*) FROM telemetry.raw_message WHERE format = 1"
+    assert await ingest.fetch_value(raw) == 2
+    assert await ingest.fetch_value("SELECT DISTINCT (quality IS NOT NULL) FROM telemetry.sealed_segment")
+
+
+async def test_a_stream_ends_that_names_a_backfill_it_may_not(ingest: Ingest) -> None:
+    async with opened(ingest) as client:
+        await client.batch(1, columns(1.0, times=[START_US]), backfill_id="bf-0")
+        told = await client.fails()
+        assert (told.code, told.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "BACKFILL_UNKNOWN")
+    backfill = await declare(ingest)
+    async with streaming(ingest, caller=ingest.caller(permissions=["telemetry:write"])) as client:
+        await client.open()
+        await client.define(("pump-1", "temperature"))
+        await client.batch(1, columns(1.0, times=[START_US]), backfill_id=backfill.id)
+        told = await client.fails()
+        assert (told.code, told.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+    # Nothing was used up.
+    async with opened(ingest) as client:
+        await client.batch(1, columns(1.0, times=[START_US]), backfill_id=backfill.id)
+        assert await client.durable(1) == []

@@ -830,6 +830,7 @@ class Batch(_message.Message):
     COLUMNS_FIELD_NUMBER: _builtins.int
     READINGS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    BACKFILL_ID_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch's number: 1, then one more each time. At most 2^63-1."""
@@ -839,6 +840,12 @@ class Batch(_message.Message):
     """
     traceparent: _builtins.str
     """W3C trace context of this batch; another form is as none."""
+    backfill_id: _builtins.str
+    """A declared backfill, whose range then replaces the live window; not beside messages. Needs the
+    permission telemetry:backfill (PERMISSION_MISSING ends the stream, as BACKFILL_UNKNOWN does). Days
+    of a series of which many samples come together are stored compressed at once, and no raw
+    message is kept: the recording is one.
+    """
     @_builtins.property
     def columns(self) -> Global___Columns:
         """Samples as columns. What is wrong in them refuses samples or the batch, as a
@@ -873,11 +880,12 @@ class Batch(_message.Message):
         columns: Global___Columns | None = ...,
         readings: _abc.Iterable[Global___Reading] | None = ...,
         events: _abc.Iterable[_event_pb2.Event] | None = ...,
+        backfill_id: _builtins.str = ...,
         messages: _abc.Iterable[Global___DeviceMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "events", b"events", "messages", b"messages", "mode", b"mode", "readings", b"readings", "sequence", b"sequence", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_id", b"backfill_id", "columns", b"columns", "events", b"events", "messages", b"messages", "mode", b"mode", "readings", b"readings", "sequence", b"sequence", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

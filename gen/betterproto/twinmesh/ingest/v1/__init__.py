@@ -549,6 +549,14 @@ class Batch(betterproto2.Message):
     (INVALID_FIELD). Mode ALL_OR_NOTHING holds for samples and events together.
     """
 
+    backfill_id: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    A declared backfill, whose range then replaces the live window; not beside messages. Needs the
+    permission telemetry:backfill (PERMISSION_MISSING ends the stream, as BACKFILL_UNKNOWN does). Days
+    of a series of which many samples come together are stored compressed at once, and no raw
+    message is kept: the recording is one.
+    """
+
     messages: "list[DeviceMessage]" = betterproto2.field(20, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     Messages of devices and chunks of them, at most 1,000, and nothing beside them. By the rules
@@ -3386,7 +3394,7 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         Errors end the stream. To be mended by the client before it opens again:
         INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
         BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (open
-        again with resume only), SEQUENCE_GAP; PERMISSION_DENIED WRITER_NOT_OWNED,
+        again with resume only), SEQUENCE_GAP, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED,
         PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID.
         To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
         RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (streams), DEADLINE_EXCEEDED (no Open

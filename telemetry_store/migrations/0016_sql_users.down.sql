@@ -1,0 +1,10 @@
+DROP SCHEMA twinmesh CASCADE;
+DROP POLICY sql_user ON telemetry.rollup_day;
+DROP POLICY sql_user ON telemetry.rollup_hour;
+DROP POLICY sql_user ON telemetry.rollup_minute;
+DROP POLICY sql_user ON telemetry.event;
+DROP POLICY sql_user ON telemetry.series_latest;
+DROP POLICY sql_user ON telemetry.segment;
+DROP POLICY sql_user ON telemetry.series;
+REVOKE ALL ON ALL TABLES IN SCHEMA telemetry FROM twinmesh_sql;
+DROP TABLE telemetry.sql_user;
