@@ -134,6 +134,7 @@ FUNCTION_RIGHTS = {
     ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
     ("twinmesh_maintenance", "drop_rollup_days"),
+    ("twinmesh_maintenance", "drop_segment_days"),
     ("twinmesh_maintenance", "ensure_raw_days"),
     ("twinmesh_maintenance", "ensure_request_windows"),
     ("twinmesh_maintenance", "ensure_rollup_days"),
@@ -141,6 +142,7 @@ FUNCTION_RIGHTS = {
     ("twinmesh_maintenance", "ensure_segment_days"),
     ("twinmesh_maintenance", "expire_raw_messages"),
     ("twinmesh_maintenance", "raw_tenants"),
+    ("twinmesh_maintenance", "summarize_segment_days"),
 }
 TENANT = (
     "(tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), ''::text) AS \"nullif\"))"
