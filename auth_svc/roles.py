@@ -15,8 +15,8 @@ class Role(StrEnum):
 
 _REFLECTION = frozenset({"contract:read"})
 _API_KEYS = frozenset({"api_key:read", "api_key:write"})
-_POLICY_READ = frozenset({"ingest_policy:read"})
-_POLICY_WRITE = frozenset({"ingest_policy:write"})
+_POLICY_READ = frozenset({"ingest_policy:read", "storage:read"})
+_POLICY_WRITE = frozenset({"ingest_policy:write", "storage:write"})
 _READ = frozenset(
     {
         "twin:read",

@@ -1,111 +1,210 @@
-"""`bench query`: history through the gateway: 24 hours of 1 Hz data of one series."""
+"""`bench query`: history through the gateway, hot and sealed, beside one row per sample with an index.
 
-import json
-import random
+The past is put straight into the store. Warm: the same question again. Cold: the first question
+about a series since PostgreSQL was restarted, so that its buffers are empty; the operating
+system's cache is not, which only root could empty.
+"""
+
+import asyncio
+import io
 import time
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import asyncpg
 import grpc
-import httpx
 import uvloop
 
-from bench import http_load
+from bench.history_data import METRIC, MICROS_PER_SECOND, Recording, fill, whole_hour
 from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh
-from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
+from telemetry_store.columns import MICROS_PER_DAY
+from twinmesh.twin.v1 import history_service_pb2, history_service_pb2_grpc, twin_service_pb2_grpc
+from twinmesh.twin.v1 import twin_service_pb2 as twin_contract
 
 SAMPLES = 86_400
-QUERIES = 100
-BATCHES = {"temp-1": 3_600, "temp-2": 60, "temp-3": 1}
+DAYS = 30
+SERIES = 50
+POINTS = 1_000
+QUERIES = 60
+_PEER_QUERIES = 15
 _SHARES = {"p50": 0.5, "p95": 0.95}
 _MAX_MESSAGE = ("grpc.max_receive_message_length", 64 * 1024 * 1024)
+_ROLLED_UP_WITHIN_S = 120.0
+
+_PEER_RAW = (
+    "SELECT time, value FROM bench.sample WHERE series = $1 AND time >= $2 AND time < $3 ORDER BY time"
+)
+_PEER_CHART = """
+SELECT series, time / $4::bigint, count(*), min(value), max(value), avg(value), stddev_pop(value)
+FROM bench.sample WHERE series = ANY ($1::integer[]) AND time >= $2 AND time < $3
+GROUP BY 1, 2 ORDER BY 1, 2
+"""
 
 
 def run() -> Report:
     """Measure and return the report."""
-    with own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0") as mesh:
-        token = mesh.log_in()
-        end = datetime.now(UTC).replace(microsecond=0)
-        start = end - timedelta(seconds=SAMPLES)
-        cases = []
-        for device, batch in BATCHES.items():
-            uvloop.run(_fill(mesh, token, device, start, batch))
-            label = f"committed {batch} at a time"
-            over_grpc = uvloop.run(_time_grpc(mesh, token, device, start, end))
-            cases += _cases(f"gRPC, {label}", over_grpc)
-            cases += _cases(f"JSON, {label}", _time_json(mesh, token, device, start, end))
-    return Report(
-        "query", cases, [f"{SAMPLES} samples per answer, {QUERIES} queries one after the other, warm cache"]
-    )
+    with own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0", TWINMESH_SIMULATE="false") as mesh:
+        return uvloop.run(_measure(mesh))
+
+
+async def _measure(mesh: Mesh) -> Report:
+    end = whole_hour(time.time_ns() // 1_000)
+    many = [f"bench-{number}" for number in range(SERIES)]
+    months = ["bench-month"]
+    day = end - SAMPLES * MICROS_PER_SECOND
+    month = end - DAYS * MICROS_PER_DAY
+    recordings = [
+        *(Recording(device, day, end) for device in many),
+        *(Recording(device, month, end) for device in months),
+        Recording("bench-hours", day, end, run=3_600),
+        Recording("bench-single", day, end, run=1),
+    ]
+    token = mesh.log_in()
+    await _make_devices(mesh, token, [one.device for one in recordings])
+    admin = await asyncpg.connect(mesh.database_url())
+    ids = await fill(admin, recordings)
+    await _rolled_up(admin)
+    cases: list[Case] = []
+    async with grpc.aio.insecure_channel(mesh.address, options=[_MAX_MESSAGE]) as channel:
+        asking = _Asking(channel, token)
+
+        async def raw(device: str) -> None:
+            await asking.raw(device, day, end)
+
+        async def chart(devices: Sequence[str], start: int) -> None:
+            await asking.chart(devices, start, end)
+
+        async def raw_peer(device: str) -> None:
+            # Binary COPY: the driver makes no Python object per row.
+            sink = io.BytesIO()
+            await admin.copy_from_query(_PEER_RAW, ids[device], day, end, output=sink, format="binary")
+            _require(sink.tell() > SAMPLES * 16)
+
+        async def chart_peer(devices: Sequence[str], start: int, width_s: int) -> None:
+            rows = await admin.fetch(
+                _PEER_CHART, [ids[device] for device in devices], start, end, width_s * MICROS_PER_SECOND
+            )
+            _require(len(rows) >= (end - start) // MICROS_PER_SECOND // width_s * len(devices))
+
+        charts = f"{SERIES} series x 24 h in {POINTS} points, sealed"
+        long_chart = f"{DAYS} days in {POINTS} points, sealed"
+        cold: dict[str, list[float]] = {}
+        await _restart_postgres(mesh, asking, many[0])
+        cold[f"{charts}, cold"] = await _timed([lambda: chart(many, day)])
+        cold[f"{long_chart}, cold"] = await _timed([lambda: chart(months, month)])
+        await _restart_postgres(mesh, asking, many[0])
+        first_reads = [partial(raw, device) for device in many[1:]]
+        cold["24 h raw, sealed, cold"] = await _timed(first_reads)
+        cold["24 h raw, hot, runs of an hour, cold"] = await _timed([lambda: raw("bench-hours")])
+        cold["24 h raw, hot, each alone, cold"] = await _timed([lambda: raw("bench-single")])
+        await admin.close()
+        admin = await asyncpg.connect(mesh.database_url())
+        questions: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
+            "24 h raw, sealed": (QUERIES, lambda: raw(many[1])),
+            "24 h raw, hot, runs of an hour": (QUERIES, lambda: raw("bench-hours")),
+            "24 h raw, hot, each alone": (_PEER_QUERIES, lambda: raw("bench-single")),
+            "24 h raw, peer": (_PEER_QUERIES, lambda: raw_peer(many[1])),
+            long_chart: (QUERIES, lambda: chart(months, month)),
+            f"{DAYS} days in hours, peer": (3, lambda: chart_peer(months, month, 3_600)),
+            charts: (_PEER_QUERIES, lambda: chart(many, day)),
+            f"{SERIES} series x 24 h in 2 minutes, peer": (2, lambda: chart_peer(many, day, 120)),
+        }
+        for name, (count, ask) in questions.items():
+            await ask()
+            cases += _cases(name, await _timed([ask] * count))
+        for name, seconds in cold.items():
+            cases += _cases(name, seconds)
+    await admin.close()
+    notes = [
+        "through Envoy by gRPC; the peer: one row per sample, unique index on (series, time), "
+        "asked over a local connection without a gateway",
+        "warm but for what says cold: the first read since PostgreSQL was restarted, the system's cache is warm",
+    ]
+    return Report("query", cases, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Questions of one caller through the gateway."""
+
+    channel: grpc.aio.Channel
+    token: str
+
+    async def raw(self, device: str, start: int, end: int) -> None:
+        request = twin_contract.QueryHistoryRequest(id=device, metrics=[METRIC], page_size=100_000)
+        request.start_time.FromMicroseconds(start)
+        request.end_time.FromMicroseconds(end)
+        stub: Any = twin_service_pb2_grpc.TwinServiceStub(self.channel)
+        answer = await stub.QueryHistory(request, metadata=bearer(self.token), timeout=30)
+        _require(len(answer.metrics[0].times) == (end - start) // MICROS_PER_SECOND)
+
+    async def chart(self, devices: Sequence[str], start: int, end: int) -> None:
+        request = history_service_pb2.QuerySeriesRequest(ids=devices, metrics=[METRIC], max_points=POINTS)
+        request.start_time.FromMicroseconds(start)
+        request.end_time.FromMicroseconds(end)
+        stub: Any = history_service_pb2_grpc.HistoryServiceStub(self.channel)
+        series = samples = 0
+        while True:
+            page = await stub.QuerySeries(request, metadata=bearer(self.token), timeout=30)
+            series += len(page.series)
+            samples += sum(sum(one.buckets.counts) for one in page.series)
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+        _require(series == len(devices))
+        _require(samples == (end - start) // MICROS_PER_SECOND * len(devices))
+
+
+async def _timed(asks: Sequence[Callable[[], Awaitable[None]]]) -> list[float]:
+    taken = []
+    for ask in asks:
+        began = time.perf_counter()
+        await ask()
+        taken.append(time.perf_counter() - began)
+    return taken
 
 
 def _cases(name: str, seconds: list[float]) -> list[Case]:
+    if len(seconds) == 1:
+        return [Case(f"{name}: once", seconds[0] * 1000, "ms")]
     return [
         Case(f"{name}: {label}", percentile(seconds, share) * 1000, "ms") for label, share in _SHARES.items()
     ]
 
 
-async def _fill(mesh: Mesh, token: str, device: str, start: datetime, batch: int) -> None:
-    """Ingest the series; single samples come in random order, so that commits do not merge them into runs."""
-    seconds = list(range(SAMPLES))
-    if batch == 1:
-        random.Random(1).shuffle(seconds)
-    bodies = []
-    for first in range(0, SAMPLES, batch):
-        readings = [
-            {
-                "deviceId": device,
-                "time": _iso(start + timedelta(seconds=second)),
-                "numbers": {"temperature": second / 7},
-            }
-            for second in seconds[first : first + batch]
-        ]
-        bodies.append(json.dumps({"readings": readings}).encode())
-
-    def request(number: int) -> bytes:
-        return http_load.post("/v1/telemetry", host=mesh.address, token=token, body=bodies[number])
-
-    outcome = await http_load.run_all(
-        address=("127.0.0.1", mesh.port), requests=request, connections=64, count=len(bodies)
-    )
-    if outcome.failures:
-        raise RuntimeError(f"filling failed: {outcome.failures}")
+async def _make_devices(mesh: Mesh, token: str, devices: Sequence[str]) -> None:
+    async with mesh.client(token) as client:
+        for device in devices:
+            made = await client.post("/v1/devices", json={"id": device, "deviceTypeId": "temperature-sensor"})
+            made.raise_for_status()
 
 
-async def _time_grpc(mesh: Mesh, token: str, device: str, start: datetime, end: datetime) -> list[float]:
-    request = twin_service_pb2.QueryHistoryRequest(id=device, metrics=["temperature"], page_size=100_000)
-    request.start_time.FromDatetime(start)
-    request.end_time.FromDatetime(end)
-    async with grpc.aio.insecure_channel(mesh.address, options=[_MAX_MESSAGE]) as channel:
-        stub: Any = twin_service_pb2_grpc.TwinServiceStub(channel)
-        taken = []
-        for _ in range(QUERIES):
-            began = time.perf_counter()
-            answer = await stub.QueryHistory(request, metadata=bearer(token), timeout=30)
-            taken.append(time.perf_counter() - began)
-            _require(len(answer.metrics[0].times) == SAMPLES)
-    return taken
+async def _rolled_up(admin: asyncpg.Connection) -> None:
+    """Wait until maintenance has taken what was put into the store."""
+    async with asyncio.timeout(_ROLLED_UP_WITHIN_S):
+        while True:
+            if not await admin.fetchval("SELECT count(*) FROM telemetry.rollup_stale"):
+                return
+            await asyncio.sleep(0.2)
 
 
-def _time_json(mesh: Mesh, token: str, device: str, start: datetime, end: datetime) -> list[float]:
-    times = {"startTime": _iso(start), "endTime": _iso(end)}
-    taken = []
-    with httpx.Client(base_url=mesh.url, headers={"authorization": f"Bearer {token}"}, timeout=30) as client:
-        for _ in range(QUERIES):
-            began = time.perf_counter()
-            answer = client.get(
-                f"/v1/twins/{device}/history", params={"metrics": "temperature", "pageSize": 100_000, **times}
-            )
-            taken.append(time.perf_counter() - began)
-        _require(len(answer.json()["metrics"][0]["times"]) == SAMPLES)
-    return taken
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
+async def _restart_postgres(mesh: Mesh, asking: _Asking, device: str) -> None:
+    """Restart PostgreSQL, and ask about another series until the services are connected again."""
+    await asyncio.to_thread(mesh.twinmesh, "restart", "postgres")
+    stub: Any = twin_service_pb2_grpc.TwinServiceStub(asking.channel)
+    request = twin_contract.QueryHistoryRequest(id=device, page_size=1)
+    async with asyncio.timeout(_ROLLED_UP_WITHIN_S):
+        while True:
+            try:
+                await stub.QueryHistory(request, metadata=bearer(asking.token), timeout=5)
+                return
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.2)
 
 
 def _require(complete: bool) -> None:

@@ -15,6 +15,7 @@ from twinmesh.auth.v1 import permission_pb2
 # The descriptor set that is generated beside the Python code.
 CONTRACT = Path(next(iter(twinmesh.__path__))).with_name("twinmesh.binpb")
 _OWN_PACKAGES = "twinmesh."
+_HTTP_BODY = ".google.api.HttpBody"
 _IDEMPOTENT = (
     descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS,
     descriptor_pb2.MethodOptions.IDEMPOTENT,
@@ -41,6 +42,7 @@ class Rpc:
     client_streaming: bool
     server_streaming: bool
     idempotent: bool
+    answers_files: bool
 
     @property
     def path(self) -> str:
@@ -76,8 +78,12 @@ class Contract:
 
     @property
     def streamed(self) -> tuple[Rpc, ...]:
-        """Return the rpcs that are asked once and answer many times."""
-        return tuple(rpc for rpc in self.rpcs if rpc.server_streaming and not rpc.client_streaming)
+        """Return the rpcs that are asked once and answer many messages; a file in pieces is none of them."""
+        return tuple(
+            rpc
+            for rpc in self.rpcs
+            if rpc.server_streaming and not rpc.client_streaming and not rpc.answers_files
+        )
 
     def rpc(self, path: str) -> Rpc:
         """Return the rpc with this gRPC path.
@@ -123,6 +129,7 @@ def _rpc(package: str, service: str, method: descriptor_pb2.MethodDescriptorProt
         client_streaming=method.client_streaming,
         server_streaming=method.server_streaming,
         idempotent=method.options.idempotency_level in _IDEMPOTENT,
+        answers_files=method.output_type == _HTTP_BODY,
     )
 
 

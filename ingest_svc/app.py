@@ -40,6 +40,7 @@ from ingest_svc.servicers.ingest_policy import IngestPolicyServicer
 from ingest_svc.servicers.limit import LimitServicer
 from ingest_svc.servicers.raw_messages import RawMessageServicer
 from ingest_svc.servicers.receipts import ReceiptServicer
+from ingest_svc.servicers.restore import RestoreServicer
 from ingest_svc.store import BackfillStore, CommitStore, PlacementStore, RawMessageStore, StateStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
@@ -60,6 +61,7 @@ from telemetry_store.ingest_policies import IngestPolicyStore
 from telemetry_store.limit_hits import LimitHitStore
 from telemetry_store.limits import LimitStore
 from telemetry_store.receipts import ReceiptStore
+from telemetry_store.restores import RestoreStore
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
@@ -67,6 +69,7 @@ from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh.ingest.v1 import limit_service_pb2_grpc as limit_grpc
 from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as raw_grpc
 from twinmesh.ingest.v1 import receipt_service_pb2_grpc as receipt_grpc
+from twinmesh.ingest.v1 import restore_service_pb2_grpc as restore_grpc
 
 SERVICE = "ingest_svc"
 
@@ -255,6 +258,11 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         "twinmesh.ingest.v1.ReceiptService",
                         receipt_grpc.add_ReceiptServiceServicer_to_server,
                         ReceiptServicer(receipts=Receipts(store=ReceiptStore(pool=pool))),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.RestoreService",
+                        restore_grpc.add_RestoreServiceServicer_to_server,
+                        RestoreServicer(restores=RestoreStore(pool=pool)),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.RawMessageService",

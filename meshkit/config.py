@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -90,6 +91,29 @@ RawMessages = Annotated[
 ]
 RAW_MESSAGES_KEPT_DAYS = 7
 RawMessagesKeptDays = Annotated[int, Field(ge=1, le=3650, description="How many days raw messages are kept.")]
+# Where old samples lie: maintenance brings them there, twin_svc reads them.
+ARCHIVE_URL = ""
+
+
+def _without_password(url: str) -> str:
+    # Settings are printed; a store takes credentials from its own part of the environment.
+    if urlsplit(url).password is not None:
+        raise ValueError("an archive's URL has no password; the object store takes it from its own variables")
+    return url
+
+
+ArchiveUrl = Annotated[
+    str,
+    AfterValidator(_without_password),
+    Field(
+        description="Folder of the archive: a path, s3://bucket/folder or another URL of fsspec's;"
+        " empty: none."
+    ),
+]
+ARCHIVE_AFTER_DAYS = 90
+ArchiveAfterDays = Annotated[
+    int, Field(ge=1, le=36_500, description="After how many days sealed samples go to the archive.")
+]
 MINUTE_ROLLUPS_KEPT_DAYS = 7
 MinuteRollupsKeptDays = Annotated[
     int,
@@ -107,6 +131,11 @@ MetricExportInterval = Annotated[
         validation_alias="OTEL_METRIC_EXPORT_INTERVAL",
         description="Time between two exports of metrics, milliseconds.",
     ),
+]
+SEAL_AFTER_MINUTES = 30.0
+SealAfterMinutes = Annotated[
+    float,
+    Field(ge=0, le=1440, description="How many minutes commits stay findable before they may be sealed."),
 ]
 
 

@@ -11,6 +11,7 @@
     ├── ResourceExhausted    a limit; retry later
     ├── Unavailable          a dependency is away; retry later
     ├── DeadlineExceeded
+    ├── DataLoss             what was stored is missing or damaged
     └── Unimplemented        in the contract, not built yet
 
 `meshkit.status` is the one table that turns them into google.rpc.Status and back.
@@ -101,6 +102,10 @@ class Unavailable(DomainError):
 
 class DeadlineExceeded(DomainError):
     """The time allowed ran out."""
+
+
+class DataLoss(DomainError):
+    """What was stored is missing or damaged; retrying does not help."""
 
 
 class Unimplemented(DomainError):

@@ -38,11 +38,22 @@ class Series:
     kind: Kind
     unit: str
 
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Return its place among all of its tenant: by device, metric and kind."""
+        return self.device_id, self.metric, self.kind
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a device's history: in one series, after a time (microseconds since the epoch)."""
+    """A place in the history of devices: in one series, after a time (microseconds since the epoch)."""
 
+    device_id: str
     metric: str
     kind: Kind
     after_us: int
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Return the place of the series, as in Series."""
+        return self.device_id, self.metric, self.kind

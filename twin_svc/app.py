@@ -15,19 +15,23 @@ from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from telemetry_store.feed import snapshot
+from telemetry_store.tiers.archive_reader import ArchiveReader
+from telemetry_store.tiers.archive_store import archive_store
 from twin_svc.announcements import follow_announcements
 from twin_svc.asset_client import AssetDevices
 from twin_svc.changes import Changes
 from twin_svc.config import TwinSettings
 from twin_svc.devices import WatchedDevices
+from twin_svc.exports import MOST_EXPORTS, Exports
 from twin_svc.fleet import Fleet
 from twin_svc.follower import FeedFollower
 from twin_svc.frontier_reports import FrontierReporter
 from twin_svc.metrics import TwinMetrics
 from twin_svc.registry import DeviceRegistry
 from twin_svc.servicer import EventServicer, TwinServicer
+from twin_svc.servicers.history import HistoryServicer
 from twin_svc.watches import Watches
-from twinmesh.twin.v1 import event_service_pb2_grpc, twin_service_pb2_grpc
+from twinmesh.twin.v1 import event_service_pb2_grpc, history_service_pb2_grpc, twin_service_pb2_grpc
 
 SERVICE = "twin_svc"
 
@@ -42,6 +46,11 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         # One connection follows the feed, one reads the series that announcements name, and one
         # proves that the database answers, also while long answers hold all of the first pool.
         db.pool(settings.feed_url, application=f"{SERVICE} feed", max_size=3) as feed_pool,
+        # Exports last minutes; they must not take the connections of short answers.
+        db.pool(
+            settings.database_url, application=f"{SERVICE} export", min_size=0, max_size=MOST_EXPORTS
+        ) as export_pool,
+        archive_store(settings.archive_url) as store,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
     ):
@@ -86,13 +95,27 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             follower.look()
 
         tenant_snapshot = partial(db.tenant_transaction, query_pool, isolation="repeatable_read")
+        archive = ArchiveReader(store)
+        future_us = settings.future_window_minutes * 60 * MICROS_PER_SECOND
         servicer = TwinServicer(
             fleet=fleet,
             registry=registry,
             watches=watches,
             tenant_snapshot=tenant_snapshot,
             clock=clock,
-            future_us=settings.future_window_minutes * 60 * MICROS_PER_SECOND,
+            future_us=future_us,
+            archive=archive,
+        )
+        history_servicer = HistoryServicer(
+            registry=registry,
+            tenant_snapshot=tenant_snapshot,
+            exports=Exports(
+                tenant_snapshot=partial(db.tenant_transaction, export_pool, isolation="repeatable_read"),
+                archive=archive,
+            ),
+            clock=clock,
+            future_us=future_us,
+            archive=archive,
         )
         async with (
             bus.connection(
@@ -115,6 +138,11 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                         "twinmesh.twin.v1.EventService",
                         event_service_pb2_grpc.add_EventServiceServicer_to_server,
                         EventServicer(registry=registry, assets=source, tenant_snapshot=tenant_snapshot),
+                    ),
+                    Registration(
+                        "twinmesh.twin.v1.HistoryService",
+                        history_service_pb2_grpc.add_HistoryServiceServicer_to_server,
+                        history_servicer,
                     ),
                 ],
                 verifier=verifier,

@@ -2,7 +2,13 @@
 
 from pydantic import Field, SecretStr
 
-from meshkit.config import FUTURE_WINDOW_MINUTES, BusServiceSettings, FutureWindowMinutes
+from meshkit.config import (
+    ARCHIVE_URL,
+    FUTURE_WINDOW_MINUTES,
+    ArchiveUrl,
+    BusServiceSettings,
+    FutureWindowMinutes,
+)
 
 
 class TwinSettings(BusServiceSettings):
@@ -20,6 +26,7 @@ class TwinSettings(BusServiceSettings):
         1_000, ge=10, le=60_000, description="How often commits that were not announced are looked for."
     )
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
+    archive_url: ArchiveUrl = ARCHIVE_URL
 
     @property
     def feed_url(self) -> str:

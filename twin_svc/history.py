@@ -58,7 +58,7 @@ class Bookmark:
 def bookmark_to_json(bookmark: Bookmark) -> list[object]:
     """Return a bookmark as it stands in a page token."""
     span, position = bookmark.range, bookmark.position
-    return [span.start_us, span.end_us, position.metric, int(position.kind), position.after_us]
+    return [span.start_us, span.end_us, *position.place, position.after_us]
 
 
 def bookmark_from_json(after: object) -> Bookmark:
@@ -68,8 +68,8 @@ def bookmark_from_json(after: object) -> Bookmark:
         InvalidArgument: PAGE_TOKEN_INVALID, nobody here made it.
     """
     match after:
-        case [int(start), int(end), str(metric), int(kind), int(time)] if kind in set(Kind):
+        case [int(start), int(end), str(device), str(metric), int(kind), int(time)] if kind in set(Kind):
             # A series is left at one of its samples, or before the first.
             if EARLIEST_US - DEFAULT_SPAN_US <= start <= time + 1 <= end <= LATEST_US:
-                return Bookmark(TimeRange(start, end), Position(metric, Kind(kind), time))
+                return Bookmark(TimeRange(start, end), Position(device, metric, Kind(kind), time))
     raise invalid_token()

@@ -21,6 +21,7 @@ from twin_svc.history import EARLIEST_US, LATEST_US
 from twin_svc.twins import Twin
 from twin_svc.watch import Area, Selection
 from twinmesh.twin.v1 import event_service_pb2 as event_pb2
+from twinmesh.twin.v1 import history_service_pb2 as history_pb2
 from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.type.v1 import severity_pb2, value_pb2
 
@@ -141,7 +142,10 @@ def placement_message(placement: Placement) -> contract.Placement:
 
 
 def time_bound(
-    message: contract.QueryHistoryRequest | event_pb2.ListEventsRequest,
+    message: contract.QueryHistoryRequest
+    | event_pb2.ListEventsRequest
+    | history_pb2.QuerySeriesRequest
+    | history_pb2.ExportHistoryRequest,
     field: Literal["start_time", "end_time"],
 ) -> int | None:
     """Return a bound of a time range in microseconds since the epoch, None when it is absent.

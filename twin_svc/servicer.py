@@ -10,8 +10,9 @@ from meshkit.db import Connection
 from meshkit.errors import DomainError
 from meshkit.identity import current_principal
 from telemetry_store.events import EventFilter, read_newest
-from telemetry_store.history import read_history
+from telemetry_store.history import HistoryQuestion, find_series, read_history
 from telemetry_store.placements import read_placements
+from telemetry_store.tiers.reader import Archive
 from twin_svc import messages, tokens, watch_messages
 from twin_svc.events import AssetSource, event_range, first_place, place_from_json, wanted_assets
 from twin_svc.fleet import Fleet
@@ -39,6 +40,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
         tenant_snapshot: opens a REPEATABLE READ transaction that sees one tenant.
         clock: tells the present.
         future_us: how far live telemetry may run ahead of now.
+        archive: the tier below; None: nothing was ever archived.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
         tenant_snapshot: Callable[[str], AbstractAsyncContextManager[Connection]],
         clock: Clock,
         future_us: int,
+        archive: Archive | None,
     ) -> None:
         self._fleet = fleet
         self._registry = registry
@@ -57,6 +60,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
         self._tenant_snapshot = tenant_snapshot
         self._clock = clock
         self._future_us = future_us
+        self._archive = archive
         self._watch_messages = watch_messages.WatchMessages()
 
     async def GetTwin(self, request: contract.GetTwinRequest, context: Any) -> contract.Twin:
@@ -103,20 +107,20 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
         )
         await self._registry.get(tenant, request.id)
         async with self._tenant_snapshot(tenant) as connection:
+            series = await find_series(
+                connection, tenant=tenant, device_ids=[request.id], metrics=request.metrics
+            )
             page = await read_history(
                 connection,
-                tenant=tenant,
-                device_id=request.id,
-                metrics=request.metrics,
-                start_us=span.start_us,
-                end_us=span.end_us,
+                series,
+                HistoryQuestion(span.start_us, span.end_us, with_quality=request.include_quality),
                 position=bookmark.position if bookmark else None,
                 limit=paging.page_size(
                     request.page_size,
                     default=_SAMPLES_PER_PAGE,
                     maximum=_MOST_JUDGED_SAMPLES if request.include_quality else _MOST_SAMPLES,
                 ),
-                with_quality=request.include_quality,
+                archive=self._archive,
             )
             placements = await read_placements(
                 connection,

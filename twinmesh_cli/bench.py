@@ -21,6 +21,7 @@ class Bench(StrEnum):
     MQTT = "mqtt"
     HOT_PATH = "hot_path"
     ANOMALY = "anomaly"
+    SEALING = "sealing"
 
 
 def bench(

@@ -27,6 +27,7 @@ class Home:
         self.seeded = root / "seeded"
         self.traces = root / "traces.sqlite"
         self.metrics = root / "metrics.sqlite"
+        self.archive = root / "archive"
 
     def make(self) -> None:
         """Makes the folder. Servers of a root launcher must get through it; nobody else may look inside."""

@@ -11,6 +11,7 @@ from twinmesh_cli import (
     config,
     deadletters,
     events,
+    export,
     limits,
     load,
     login,
@@ -20,6 +21,7 @@ from twinmesh_cli import (
     raw,
     receipt,
     restart,
+    restore,
     simulate,
     status,
     tail,
@@ -61,8 +63,10 @@ app.command()(login.logout)
 app.add_typer(limits.limits_app, name="limits")
 app.command()(load.load)
 app.command()(query.query)
+app.command()(export.export)
 app.command()(receipt.receipt)
 app.add_typer(raw.raw_app, name="raw")
+app.add_typer(restore.restore_app, name="restore")
 app.add_typer(deadletters.deadletters_app, name="deadletters")
 app.add_typer(events.events_app, name="events")
 app.command()(tail.tail)

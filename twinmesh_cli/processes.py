@@ -77,7 +77,10 @@ def service_processes(
         "TWINMESH_FUTURE_WINDOW_MINUTES": str(settings.future_window_minutes),
         "TWINMESH_RAW_MESSAGES": str(settings.raw_messages),
         "TWINMESH_RAW_MESSAGES_KEPT_DAYS": str(settings.raw_messages_kept_days),
+        "TWINMESH_ARCHIVE_URL": settings.archive_url or str(home.archive),
+        "TWINMESH_ARCHIVE_AFTER_DAYS": str(settings.archive_after_days),
         "TWINMESH_MINUTE_ROLLUPS_KEPT_DAYS": str(settings.minute_rollups_kept_days),
+        "TWINMESH_SEAL_AFTER_MINUTES": str(settings.seal_after_minutes),
         "TWINMESH_MAX_STREAM_LIFETIME_SECONDS": str(settings.max_stream_lifetime_seconds),
     }
     return [

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_va
 from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, RequestsPerSecond
 from meshkit import secrets
 from meshkit.config import (
+    ARCHIVE_AFTER_DAYS,
     FUTURE_WINDOW_MINUTES,
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
@@ -16,6 +17,9 @@ from meshkit.config import (
     MINUTE_ROLLUPS_KEPT_DAYS,
     RAW_MESSAGES,
     RAW_MESSAGES_KEPT_DAYS,
+    SEAL_AFTER_MINUTES,
+    ArchiveAfterDays,
+    ArchiveUrl,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
@@ -23,6 +27,7 @@ from meshkit.config import (
     MinuteRollupsKeptDays,
     RawMessages,
     RawMessagesKeptDays,
+    SealAfterMinutes,
     Settings,
 )
 from meshkit.runtime import read_settings
@@ -81,7 +86,14 @@ class LauncherSettings(Settings):
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     raw_messages: RawMessages = RAW_MESSAGES
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
+    archive_url: ArchiveUrl | None = Field(
+        None,
+        description="Folder of the archive: a path, s3://bucket/folder or another URL of fsspec's;"
+        " folder archive of the home if unset.",
+    )
+    archive_after_days: ArchiveAfterDays = ARCHIVE_AFTER_DAYS
     minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
+    seal_after_minutes: SealAfterMinutes = SEAL_AFTER_MINUTES
     simulate: bool = Field(
         True,
         description="Whether a small simulated fleet sends in tenant demo;"

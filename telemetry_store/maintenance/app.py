@@ -32,9 +32,15 @@ from telemetry_store.maintenance.throttle import Throttle
 from telemetry_store.maintenance.worker import Step, Worker
 from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper
+from telemetry_store.tiers.archive_orphans import delete_orphans
+from telemetry_store.tiers.archive_reader import ArchiveReader
+from telemetry_store.tiers.archive_store import ArchiveStore, archive_store
+from telemetry_store.tiers.archiving import archive_due
+from telemetry_store.tiers.restoring import work_off_restores
 
 SERVICE = "maintenance"
 _MOVING_LOCK_KEY = 0x6D6F7665  # "move"
+_ARCHIVE_LOCK_KEY = 0x61726368  # "arch"
 
 
 def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupKeeper) -> tuple[Step, ...]:
@@ -92,6 +98,19 @@ async def _expire_raw_messages(pool: asyncpg.Pool, settings: MaintenanceSettings
     )
 
 
+def archive_steps(pool: asyncpg.Pool, store: ArchiveStore, settings: MaintenanceSettings) -> tuple[Step, ...]:
+    """Return what moves samples to and from the archive, and may take long."""
+    return (
+        Step("restores", 2, partial(work_off_restores, pool, store)),
+        Step(
+            "archive",
+            60,
+            partial(archive_due, pool, store, after=settings.archive_after, after_by_tenant={}),
+        ),
+        Step("archive_orphans", 3600, partial(delete_orphans, pool, store, grace=settings.archive_grace)),
+    )
+
+
 @asynccontextmanager
 async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
     """Run the worker while the context is open; yields its health port."""
@@ -100,14 +119,23 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
     async with (
         db.pool(settings.database_url, application=SERVICE) as pool,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
+        archive_store(settings.archive_url) as store,
     ):
-        rollups = RollupKeeper(pool=pool, minutes_kept=settings.minute_rollups_kept, archive=None)
+        rollups = RollupKeeper(
+            pool=pool, minutes_kept=settings.minute_rollups_kept, archive=ArchiveReader(store)
+        )
         observe_rollups(meter(), rollups)
         worker = Worker(pool=pool, steps=steps(pool, settings, rollups=rollups))
         mover = Worker(pool=pool, steps=moving_steps(pool, settings), lock_key=_MOVING_LOCK_KEY)
+        archiver = Worker(
+            pool=pool,
+            steps=() if store is None else archive_steps(pool, store, settings),
+            lock_key=_ARCHIVE_LOCK_KEY,
+        )
         async with (
             worker.running(),
             mover.running(),
+            archiver.running(),
             running_server(
                 listen=settings.listen,
                 registrations=(),
@@ -118,6 +146,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
                     "postgresql": lambda: pool.fetchval("SELECT 1"),
                     "maintenance": worker.check,
                     "moving": mover.check,
+                    "archive": archiver.check,
                 },
             ) as port,
         ):

@@ -5,12 +5,18 @@ from datetime import timedelta
 from pydantic import Field
 
 from meshkit.config import (
+    ARCHIVE_AFTER_DAYS,
+    ARCHIVE_URL,
     LATE_WINDOW_DAYS,
     MINUTE_ROLLUPS_KEPT_DAYS,
     RAW_MESSAGES_KEPT_DAYS,
+    SEAL_AFTER_MINUTES,
+    ArchiveAfterDays,
+    ArchiveUrl,
     LateWindowDays,
     MinuteRollupsKeptDays,
     RawMessagesKeptDays,
+    SealAfterMinutes,
     ServiceSettings,
 )
 
@@ -24,13 +30,26 @@ class MaintenanceSettings(ServiceSettings):
     )
     dead_letters_kept_days: int = Field(30, ge=1, le=3650, description="How long dead letters are kept.")
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
-    minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
-    seal_after_minutes: float = Field(
-        30,
-        ge=0,
-        le=1440,
-        description="How long commits stay findable one by one before their samples may be sealed.",
+    archive_url: ArchiveUrl = ARCHIVE_URL
+    archive_after_days: ArchiveAfterDays = ARCHIVE_AFTER_DAYS
+    archive_grace_hours: int = Field(
+        24,
+        ge=1,
+        le=8760,
+        description="How long archived objects stay that are no longer named: longer than any answer takes.",
     )
+    minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
+    seal_after_minutes: SealAfterMinutes = SEAL_AFTER_MINUTES
+
+    @property
+    def archive_after(self) -> timedelta:
+        """Return how long samples stay sealed before they are archived."""
+        return timedelta(days=self.archive_after_days)
+
+    @property
+    def archive_grace(self) -> timedelta:
+        """Return how long archived objects stay that are no longer named."""
+        return timedelta(hours=self.archive_grace_hours)
 
     @property
     def dead_letters_kept(self) -> timedelta:

@@ -1,6 +1,7 @@
 """How fast samples are moved while others write: ingest goes first, but not for ever."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 
@@ -12,7 +13,11 @@ _EVEN_BYTES_PER_S = 4_000_000
 _MOST_RESTS = 9.0
 # … of a round's first hours; less and less rest then, none when it is so old.
 _ROUND_S = 6 * 3600.0
-_MEASURED_EVERY_S = 1.0
+# Backends tell what they have written once a second at the most.
+_MEASURED_EVERY_S = 2.0
+# A rate of before that says nothing about now: it is measured anew, unless the work was too short to matter.
+_STALE_S = 10.0
+_SHORT_S = 0.1
 
 _WRITTEN = """
 SELECT coalesce(sum((pg_stat_get_backend_wal(pid)).wal_bytes), 0)::bigint
@@ -26,10 +31,15 @@ class Throttle:
 
     Args:
         pool: of the maintenance role.
+        sleep: how it rests.
     """
 
-    def __init__(self, *, pool: asyncpg.Pool) -> None:
+    def __init__(
+        self, *, pool: asyncpg.Pool, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self._pool = pool
+        self._sleep = sleep
+        self._measuring = asyncio.Lock()
         self._measured_at = float("-inf")
         self._written = 0
         self._rate = 0.0
@@ -41,21 +51,28 @@ class Throttle:
             took_s: how long it took, in seconds.
             round_s: how old its round is.
         """
-        await self._measure()
+        async with self._measuring:
+            await self._measure(now=took_s >= _SHORT_S)
         rests = rests_for(self._rate, round_s=round_s)
         if rests:
             # The other lanes work meanwhile.
-            await asyncio.sleep(took_s * rests * LANES)
+            await self._sleep(took_s * rests * LANES)
 
-    async def _measure(self) -> None:
-        now = asyncio.get_running_loop().time()
-        elapsed = now - self._measured_at
+    async def _measure(self, *, now: bool) -> None:
+        elapsed = asyncio.get_running_loop().time() - self._measured_at
         if elapsed < _MEASURED_EVERY_S:
             return
+        await self._read()
+        if now and elapsed > _STALE_S:
+            await self._sleep(_MEASURED_EVERY_S)
+            await self._read()
+
+    async def _read(self) -> None:
         written = await self._pool.fetchval(_WRITTEN)
+        time_s = asyncio.get_running_loop().time()
         # What a connection wrote is forgotten with it, so the sum may fall.
-        self._rate = max(written - self._written, 0) / elapsed
-        self._measured_at, self._written = now, written
+        self._rate = max(written - self._written, 0) / (time_s - self._measured_at)
+        self._measured_at, self._written = time_s, written
 
 
 def rests_for(bytes_per_s: float, *, round_s: float) -> float:

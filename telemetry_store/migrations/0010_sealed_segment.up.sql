@@ -53,7 +53,10 @@ BEGIN
         partition := 'sealed_segment_' || to_char(month, 'YYYYMM');
         IF to_regclass(format('telemetry.%I', partition)) IS NULL THEN
             PERFORM pg_advisory_xact_lock(hashtext('telemetry.sealed_segment'));
-            IF to_regclass(format('telemetry.%I', partition)) IS NULL THEN
+            -- In the catalog itself: to_regclass may remember that there was none before the wait.
+            IF NOT EXISTS (
+                SELECT FROM pg_class WHERE relnamespace = 'telemetry'::regnamespace AND relname = partition
+            ) THEN
                 EXECUTE format(
                     'CREATE TABLE telemetry.%I (LIKE telemetry.sealed_segment INCLUDING STORAGE INCLUDING CONSTRAINTS)',
                     partition

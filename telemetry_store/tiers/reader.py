@@ -81,6 +81,15 @@ class Piece:
 class Archive(Protocol):
     """The tier below sealed segments."""
 
+    async def holds(self, connection: Connection, spans: Sequence[Span]) -> bool:
+        """Return whether samples of spans may be archived; the object store is not asked.
+
+        Args:
+            connection: in the snapshot of the whole answer.
+            spans: which, at least one.
+        """
+        ...
+
     async def read(self, connection: Connection, kind: Kind, spans: Sequence[Span]) -> Sequence[Piece]:
         """Return what is archived of spans.
 
@@ -178,13 +187,29 @@ def merged(
         samples: n of them.
     """
     times = samples.times
+    kept = surviving(places, orders, times)
+    if kept is None:
+        return places, samples
+    return places[kept], Samples(times[kept], samples.values[kept], samples.quality[kept])
+
+
+def surviving(
+    places: npt.NDArray[np.intp], orders: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
+) -> npt.NDArray[np.intp] | None:
+    """Return where samples are that count, by place and time; None: all, and they are so ordered.
+
+    Args:
+        places: intp[n], in any order.
+        orders: int64[n]; of equal places and times the greatest counts.
+        times: int64[n].
+    """
     ascending = (places[1:] > places[:-1]) | ((places[1:] == places[:-1]) & (times[1:] > times[:-1]))
     if bool(ascending.all()):
-        return places, samples
+        return None
     ranked = np.lexsort((orders, times, places))
     same = (places[ranked][1:] == places[ranked][:-1]) & (times[ranked][1:] == times[ranked][:-1])
-    kept = ranked[np.append(~same, True)]
-    return places[kept], Samples(times[kept], samples.values[kept], samples.quality[kept])
+    kept: npt.NDArray[np.intp] = ranked[np.append(~same, True)]
+    return kept
 
 
 def _arguments(spans: Sequence[Span], width: int) -> tuple[Any, ...]:

@@ -16,9 +16,10 @@ from meshkit.migrate import migrate_down, migrations_of
 from meshkit.testing.database import TestDatabase
 from telemetry_store import history
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
-from telemetry_store.history import HistoryPage, read_history
+from telemetry_store.history import HistoryPage, HistoryQuestion, find_series, read_history
 from telemetry_store.migrations import OWNER
 from telemetry_store.series import Point, Position, Value
+from telemetry_store.tiers import paging
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import admin
 
@@ -48,13 +49,11 @@ async def read(
     async with tenant_transaction(pool, seen_by or tenant, isolation="repeatable_read") as connection:
         return await read_history(
             connection,
-            tenant=tenant,
-            device_id=device_id,
-            metrics=metrics,
-            start_us=start_us,
-            end_us=end_us,
+            await find_series(connection, tenant=tenant, device_ids=[device_id], metrics=metrics),
+            HistoryQuestion(start_us, end_us),
             position=position,
             limit=limit,
+            archive=None,
         )
 
 
@@ -301,7 +300,7 @@ async def test_a_page_reads_its_series_by_index_and_its_days_only(
     await admin.close()
     async with tenant_transaction(query, "demo", isolation="repeatable_read") as connection:
         plan = await connection.fetch(
-            f"EXPLAIN {history._SEGMENTS_OF[Kind.DOUBLE, True]}",
+            f"EXPLAIN {paging._HOT_OF[Kind.DOUBLE, True]}",
             "demo",
             7,
             day,

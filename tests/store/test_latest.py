@@ -16,7 +16,7 @@ from meshkit.db import tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR
 from telemetry_store.feed import Frontier, read_commits, read_consumer, snapshot
-from telemetry_store.history import read_history
+from telemetry_store.history import HistoryQuestion, find_series, read_history
 from telemetry_store.latest import CHECKPOINT, advance_checkpoint, read_checkpoint, read_latest, read_series
 from telemetry_store.latest_columns import LatestColumns
 from telemetry_store.maintenance.latest import keep_latest
@@ -178,13 +178,11 @@ async def test_twin_checkpoint_and_history_agree_with_a_model(
         async with tenant_transaction(pools.query, tenant, isolation="repeatable_read") as connection:
             page = await read_history(
                 connection,
-                tenant=tenant,
-                device_id=device_id,
-                metrics=(),
-                start_us=NOW - 3 * MICROS_PER_DAY,
-                end_us=NOW + 2,
+                await find_series(connection, tenant=tenant, device_ids=[device_id], metrics=()),
+                HistoryQuestion(NOW - 3 * MICROS_PER_DAY, NOW + 2),
                 position=None,
                 limit=1_000,
+                archive=None,
             )
         assert {
             (history.series.metric, history.series.kind): list(

@@ -18,7 +18,7 @@ from telemetry_store import latest
 from telemetry_store.columns import MICROS_PER_HOUR
 from telemetry_store.detector_states import load_states, save_states
 from telemetry_store.feed import read_commits, snapshot
-from telemetry_store.history import SeriesHistory, read_history
+from telemetry_store.history import HistoryQuestion, SeriesHistory, find_series, read_history
 from telemetry_store.latest_columns import LatestColumns
 from telemetry_store.merge import Runs
 from telemetry_store.quality import NOT_JUDGED, PERFECT, Codes, constant, pack, score_of, unpack
@@ -61,14 +61,11 @@ async def histories(pool: asyncpg.Pool, *, with_quality: bool) -> list[SeriesHis
     async with tenant_transaction(pool, "demo", isolation="repeatable_read") as connection:
         page = await read_history(
             connection,
-            tenant="demo",
-            device_id="pump-1",
-            metrics=[],
-            start_us=HOUR,
-            end_us=HOUR + 3 * MICROS_PER_HOUR,
+            await find_series(connection, tenant="demo", device_ids=["pump-1"], metrics=[]),
+            HistoryQuestion(HOUR, HOUR + 3 * MICROS_PER_HOUR, with_quality=with_quality),
             position=None,
             limit=10_000,
-            with_quality=with_quality,
+            archive=None,
         )
     return list(page.histories)
 

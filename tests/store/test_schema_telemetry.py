@@ -19,6 +19,7 @@ TABLE_RIGHTS = {
     "twinmesh_ingest": {
         "segment": {"INSERT"},
         "sealed_segment": {"INSERT"},
+        "restore": KEEP,
         "dead_letter": {"SELECT", "INSERT", "DELETE"},
         "raw_device_set": {"SELECT", "INSERT"},
         "raw_message": {"SELECT", "INSERT"},
@@ -56,6 +57,7 @@ TABLE_RIGHTS = {
             "series",
             "segment",
             "sealed_segment",
+            "archive_object",
             "series_latest",
             "event",
             "placement",
@@ -65,6 +67,9 @@ TABLE_RIGHTS = {
         READ,
     ),
     "twinmesh_maintenance": {
+        "archive": READ,
+        "archive_object": {*READ, "INSERT", "DELETE"},
+        "restore": {*READ, "DELETE"},
         "series": READ,
         "segment": {*READ, "DELETE"},
         "sealed_segment": {*READ, "INSERT", "DELETE"},
@@ -85,6 +90,11 @@ COLUMN_RIGHTS = (
         *(
             ("twinmesh_maintenance", "ingest_instance", column, "UPDATE")
             for column in ("closed", "closed_at", "floor_commit_no")
+        ),
+        ("twinmesh_maintenance", "archive_object", "retired_at", "UPDATE"),
+        *(
+            ("twinmesh_maintenance", "restore", column, "UPDATE")
+            for column in ("state", "days", "days_done", "samples", "error", "finished_at")
         ),
         *(
             ("twinmesh_ingest", "dead_letter", column, "UPDATE")
@@ -140,6 +150,7 @@ FUNCTION_RIGHTS = {
     ("twinmesh_maintenance", "ensure_rollup_days"),
     ("twinmesh_maintenance", "ensure_sealed_months"),
     ("twinmesh_maintenance", "ensure_segment_days"),
+    ("twinmesh_maintenance", "drop_segment_days"),
     ("twinmesh_maintenance", "expire_raw_messages"),
     ("twinmesh_maintenance", "raw_tenants"),
     ("twinmesh_maintenance", "summarize_segment_days"),
@@ -154,7 +165,16 @@ TENANT_OR_ALL = (
 POLICIES = {
     **{
         (table, "twinmesh_twin_query"): ("SELECT", TENANT)
-        for table in ("series", "segment", "sealed_segment", "series_latest", "event", "placement", *ROLLUPS)
+        for table in (
+            "series",
+            "segment",
+            "sealed_segment",
+            "archive_object",
+            "series_latest",
+            "event",
+            "placement",
+            *ROLLUPS,
+        )
     },
     ("rollup_horizon", "twinmesh_twin_query"): ("SELECT", TENANT_OR_ALL),
     **{
@@ -167,6 +187,8 @@ POLICIES = {
         for table in (
             "segment",
             "sealed_segment",
+            "archive_object",
+            "restore",
             "series_latest",
             "backfill",
             "dead_letter",
@@ -259,6 +281,8 @@ async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.
             "series",
             "segment",
             "sealed_segment",
+            "archive_object",
+            "restore",
             "writer_cursor",
             "writer_outcome",
             "request_id",
@@ -385,6 +409,8 @@ async def test_ingest_may_do_nothing_else(database: TestDatabase, statement: str
     "statement",
     [
         "SELECT telemetry.ensure_segment_days(401, 1)",
+        "SELECT telemetry.drop_segment_days(-1)",
+        "SELECT telemetry.drop_segment_days(401)",
         "SELECT telemetry.ensure_segment_days(1, 32)",
         "SELECT telemetry.ensure_segment_days(-1, 1)",
         "SELECT telemetry.ensure_request_windows('25 hours')",

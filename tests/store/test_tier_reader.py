@@ -3,16 +3,14 @@
 from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
-import numpy as np
 import pytest
 
 from meshkit import db
 from meshkit.db import tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
-from telemetry_store.quality import NOT_JUDGED
-from telemetry_store.tiers.codec import Samples, encode
 from telemetry_store.tiers.reader import Span, SpanSamples, read_spans
+from tests.store.stored import put_sealed, samples_of
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import T0, admin
 
@@ -34,35 +32,9 @@ async def seal(
     database: TestDatabase, series_id: int, times: Sequence[int], values: Sequence[float], order_no: int
 ) -> None:
     """Put a sealed segment beside what the writer stored."""
-    sealed = encode(
-        Kind.DOUBLE,
-        Samples(
-            np.array(times, np.int64),
-            np.array(values, np.float64),
-            np.full(len(times), NOT_JUDGED, np.int32),
-        ),
-    )
-    async with db.pool(database.url("twinmesh_maintenance"), application="seal") as pool:
-        await pool.execute(
-            "SELECT telemetry.ensure_sealed_months(first, first) "
-            "FROM (SELECT date '1970-01-01' + ($1::bigint / 86400000000)::integer AS first) AS day",
-            times[0],
-        )
-        await pool.execute(
-            """
-            INSERT INTO telemetry.sealed_segment
-                (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values", quality)
-            VALUES ('demo', $1, $2, $3, $4, true, $5, $6, $7, $8)
-            """,
-            series_id,
-            times[0],
-            times[-1],
-            len(times),
-            order_no,
-            sealed.times,
-            sealed.values,
-            sealed.quality,
-        )
+    samples = samples_of(Kind.DOUBLE, list(zip(times, values, strict=True)))
+    async with admin(database) as connection:
+        await put_sealed(connection, series_id, samples, order_no)
 
 
 async def series_ids(database: TestDatabase) -> dict[str, int]:

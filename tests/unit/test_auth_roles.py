@@ -18,6 +18,7 @@ from twinmesh.ingest.v1 import (
     limit_service_pb2,
     raw_message_service_pb2,
     receipt_service_pb2,
+    restore_service_pb2,
 )
 from twinmesh.mesh.v1 import health_service_pb2
 from twinmesh.twin.v1 import event_service_pb2, twin_service_pb2
@@ -36,6 +37,7 @@ _CONTRACTS = [
     limit_service_pb2,
     profile_service_pb2,
     receipt_service_pb2,
+    restore_service_pb2,
     raw_message_service_pb2,
     session_service_pb2,
     twin_service_pb2,
@@ -67,9 +69,10 @@ def test_roles_carry_what_the_documentation_says() -> None:
         "api_key:read",
         "api_key:write",
         "ingest_policy:write",
+        "storage:write",
     }
     readable = {permission for permission in admin if permission.endswith(":read")}
-    assert permissions_of(Role.ANALYST) == readable - {"api_key:read", "ingest_policy:read"}
+    assert permissions_of(Role.ANALYST) == readable - {"api_key:read", "ingest_policy:read", "storage:read"}
     assert permissions_of(Role.VIEWER) == {
         "twin:read",
         "history:read",

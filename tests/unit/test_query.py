@@ -12,13 +12,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from twinmesh.twin.v1.twin_service_pb2 import (
-    MetricHistory,
-    QualityColumns,
-    QueryHistoryRequest,
-    QueryHistoryResponse,
+from twinmesh.twin.v1 import history_service_pb2
+from twinmesh.twin.v1.history_service_pb2 import (
+    BucketColumns,
+    DeviceSeries,
+    LeftOutSeries,
+    QuerySeriesRequest,
+    QuerySeriesResponse,
 )
-from twinmesh.twin.v1.twin_service_pb2_grpc import TwinServiceServicer, add_TwinServiceServicer_to_server
+from twinmesh.twin.v1.history_service_pb2_grpc import (
+    HistoryServiceServicer,
+    add_HistoryServiceServicer_to_server,
+)
+from twinmesh.twin.v1.twin_service_pb2 import MetricHistory, QualityColumns
 from twinmesh.type.v1 import value_pb2
 from twinmesh.type.v1.value_pb2 import Point
 from twinmesh_cli import query
@@ -44,10 +50,56 @@ EVERY_KIND = [
         point_values=[Point(latitude=1.5, longitude=-2), Point(latitude=0, longitude=0, altitude=0)],
     ),
 ]
+BUCKETS = DeviceSeries(
+    device_id="pump-2",
+    history=MetricHistory(metric="flow", kind=value_pb2.VALUE_KIND_DOUBLE, unit="l/min"),
+    buckets=BucketColumns(
+        start_times=[START, START + SECOND],
+        counts=[2, 1],
+        minimums=[0.5, 2.0],
+        maximums=[1.5, 2.0],
+        sums=[2.0, 2.0],
+        means=[1.0, 2.0],
+        standard_deviations=[0.5, 0.0],
+        firsts=[0.5, 2.0],
+        first_times=[START, START],
+        lasts=[1.5, 2.0],
+        last_times=[START, START],
+        anomalies=[1, 0],
+        mean_qualities=[87.5, -1.0],
+    ),
+)
+
+
+def samples(*histories: MetricHistory) -> list[DeviceSeries]:
+    return [DeviceSeries(device_id="pump-1", history=history) for history in histories]
+
+
+def test_buckets_and_samples_of_several_devices_are_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    query._csv([*samples(EVERY_KIND[0]), BUCKETS])
+    head, raw, first, second = csv.reader(io.StringIO(capsys.readouterr().out))
+    statistics = ["count", "minimum", "mean", "maximum", "sum", "deviation", "first", "last"]
+    assert head == ["time", "device", "metric", "value", *statistics, "anomalies", "quality", "unit"]
+    assert raw == ["2020-03-01T00:00:00+00:00", "pump-1", "flow", "0.1", *[""] * 10, "l/min"]
+    values = ["2", "0.5", "1.0", "1.5", "2.0", "0.5", "0.5", "1.5", "1", "87.5"]
+    assert first == ["2020-03-01T00:00:00+00:00", "pump-2", "flow", "", *values, "l/min"]
+    assert second[-3:] == ["0", "", "l/min"]
+
+
+def test_a_chart_of_buckets_shows_their_means(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    query._chart([BUCKETS, *samples(EVERY_KIND[0])])
+    titles = [line for line in capsys.readouterr().out.splitlines() if " of pump" in line]
+    assert [title.partition(", 2020")[0] for title in titles] == [
+        "flow of pump-1, 1 samples",
+        "flow of pump-2, 2 means",
+    ]
 
 
 def test_csv_holds_every_kind_to_the_last_digit(capsys: pytest.CaptureFixture[str]) -> None:
-    query._csv(EVERY_KIND)
+    query._csv(samples(*EVERY_KIND))
     shown = capsys.readouterr().out
     assert "\r" not in shown
     assert list(csv.reader(io.StringIO(shown))) == [
@@ -76,7 +128,7 @@ def test_csv_holds_the_quality_when_it_was_asked_for(capsys: pytest.CaptureFixtu
             anomalous=[True, False],
         ),
     )
-    query._csv([judged])
+    query._csv(samples(judged))
     assert list(csv.reader(io.StringIO(capsys.readouterr().out))) == [
         [
             *("time", "metric", "value", "unit", "quality"),
@@ -95,7 +147,7 @@ def test_the_table_shows_what_devices_send_and_obeys_none_of_it(
     history = MetricHistory(
         metric="state", kind=value_pb2.VALUE_KIND_STRING, times=[START], string_values=[text]
     )
-    query._table([history])
+    query._table(samples(history))
     shown = capsys.readouterr().out
     assert r"[/] [red]hot[/red] :boom: \x1b[2J\n" in shown
     assert "\x1b" not in shown
@@ -105,10 +157,10 @@ def test_a_chart_is_drawn_for_each_metric_that_has_numbers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    query._chart(EVERY_KIND)
+    query._chart(samples(*EVERY_KIND))
     titles = [line for line in capsys.readouterr().out.splitlines() if "samples" in line]
     assert [title.partition(" samples")[0] for title in titles] == ["flow, 1", "running, 1", "starts, 1"]
-    query._chart(EVERY_KIND[3:])
+    query._chart(samples(*EVERY_KIND[3:]))
     assert capsys.readouterr().out == "no numbers to draw\n"
 
 
@@ -152,16 +204,14 @@ def test_a_chart_never_leaves_its_frame(
     assert all(len(line) <= max(42, width) for line in lines)
 
 
-class Twins(TwinServiceServicer):
+class Twins(HistoryServiceServicer):
     """A twin_svc that gives pages of at most two samples; remembers what it was asked."""
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
-        self.asked: list[QueryHistoryRequest] = []
+        self.asked: list[QuerySeriesRequest] = []
 
-    def QueryHistory(
-        self, request: QueryHistoryRequest, context: grpc.ServicerContext
-    ) -> QueryHistoryResponse:
+    def QuerySeries(self, request: QuerySeriesRequest, context: grpc.ServicerContext) -> QuerySeriesResponse:
         self.asked.append(request)
         begin = int(request.page_token or 0)
         end = min(begin + min(2, request.page_size), self.samples)
@@ -169,12 +219,17 @@ class Twins(TwinServiceServicer):
             metric="m", kind=value_pb2.VALUE_KIND_INT, times=range(begin, end), int_values=range(begin, end)
         )
         token = "" if end == self.samples else str(end)
-        return QueryHistoryResponse(metrics=[history], next_page_token=token)
+        return QuerySeriesResponse(
+            series=[DeviceSeries(device_id="pump-1", history=history)],
+            next_page_token=token,
+            unknown_ids=["gone"] if begin == 0 else [],
+            left_out=[LeftOutSeries(device_id="pump-1", metric="state")] if begin == 0 else [],
+        )
 
 
 def run_query(twins: Twins, *arguments: str) -> Result:
     server = grpc.server(ThreadPoolExecutor(1))
-    add_TwinServiceServicer_to_server(twins, server)
+    add_HistoryServiceServicer_to_server(twins, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     environment = {"TWINMESH_GATEWAY": f"127.0.0.1:{port}", "TWINMESH_API_KEY": "key"}
@@ -191,14 +246,16 @@ def test_pages_are_followed_up_to_the_limit(limit: int, found: int) -> None:
     assert done.exit_code == 0, done.output
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [int(row["value"]) for row in rows] == list(range(found))
-    assert ("there are more" in done.stderr) is (found < 5)
+    assert ("there is more" in done.stderr) is (found < 5)
+    assert "no such devices: gone\n" in done.stderr
+    assert "state of pump-1 is no number" in done.stderr
     assert all(request.page_size <= limit for request in twins.asked)
 
 
 def test_a_page_is_never_larger_than_the_server_gives() -> None:
     twins = Twins(1)
     run_query(twins, "--limit", str(10**12))
-    assert [request.page_size for request in twins.asked] == [100_000]
+    assert [request.page_size for request in twins.asked] == [50_000]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +270,8 @@ def test_times_are_taken_as_they_are_told(told: str, moment: datetime) -> None:
     twins = Twins(1)
     run_query(twins, "--start", told, "--metric", "a", "--metric", "b")
     (request,) = twins.asked
-    assert (request.id, list(request.metrics)) == ("pump-1", ["a", "b"])
+    assert (list(request.ids), list(request.metrics)) == (["pump-1"], ["a", "b"])
+    assert request.resolution == history_service_pb2.RESOLUTION_RAW
     assert request.start_time.ToDatetime(tzinfo=UTC) == moment
     assert not request.HasField("end_time")
 
@@ -222,3 +280,12 @@ def test_what_is_no_time_is_quoted() -> None:
     done = run_query(Twins(1), "--end", "yesterday")
     assert done.exit_code == 2
     assert "'yesterday' is not a time" in done.stderr
+
+
+def test_how_fine_is_asked_as_told() -> None:
+    twins = Twins(1)
+    run_query(twins, "pump-2", *("--resolution", "day", "--max-points", "30", "--time-zone", "Europe/Berlin"))
+    (request,) = twins.asked
+    assert list(request.ids) == ["pump-1", "pump-2"]
+    assert (request.resolution, request.max_points) == (history_service_pb2.RESOLUTION_DAY, 30)
+    assert request.time_zone == "Europe/Berlin"

@@ -65,7 +65,7 @@ def test_empty_and_reversed_ranges_are_refused(start: int, end: int | None) -> N
 
 
 def test_a_bookmark_survives_as_json() -> None:
-    bookmark = Bookmark(TimeRange(10, 20), Position("pressure", Kind.POINT, 9))
+    bookmark = Bookmark(TimeRange(10, 20), Position("pump-1", "pressure", Kind.POINT, 9))
     assert bookmark_from_json(bookmark_to_json(bookmark)) == bookmark
 
 
@@ -76,7 +76,10 @@ _JSON = st.recursive(
 )
 
 
-@given(_JSON | st.tuples(st.integers(), st.integers(), st.text(), st.integers(), st.integers()).map(list))
+@given(
+    _JSON
+    | st.tuples(st.integers(), st.integers(), st.text(), st.text(), st.integers(), st.integers()).map(list)
+)
 def test_a_forged_bookmark_is_refused_or_harmless(after: object) -> None:
     with suppress(InvalidArgument):
         bookmark = bookmark_from_json(after)
@@ -86,7 +89,7 @@ def test_a_forged_bookmark_is_refused_or_harmless(after: object) -> None:
 
 def test_a_damaged_bookmark_has_its_reason() -> None:
     with pytest.raises(InvalidArgument) as refused:
-        bookmark_from_json([1, 2, "metric", 9, 1])
+        bookmark_from_json([1, 2, "device", "metric", 9, 1])
     assert refused.value.reason == ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID
 
 

@@ -121,7 +121,7 @@ class Neighbours:
         return bearer(self.mint.token(tenant=tenant or self.tenant, permissions=permissions, **claims))
 
     @asynccontextmanager
-    async def twin_svc(self, *, feed_poll_ms: int = 20) -> AsyncIterator["TwinApp"]:
+    async def twin_svc(self, *, feed_poll_ms: int = 20, archive_url: str = "") -> AsyncIterator["TwinApp"]:
         """Run twin_svc; it may not be ready yet."""
         settings = TwinSettings(
             service_database_url=self.database.url("twinmesh_twin_query"),
@@ -131,6 +131,7 @@ class Neighbours:
             auth_address=self.auth_address,
             asset_address=self.asset_address,
             feed_poll_ms=feed_poll_ms,
+            archive_url=archive_url,
         )
         async with app(settings) as port:
             address = f"127.0.0.1:{port}"

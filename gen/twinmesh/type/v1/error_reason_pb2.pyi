@@ -191,6 +191,30 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The gateway has no child of this name, and its type registers none. In a refusal."""
     ERROR_REASON_ASSET_UNKNOWN: _ErrorReason.ValueType  # 127
     """The asset does not exist in the caller's tenant. In a refusal."""
+    ERROR_REASON_ARCHIVE_UNAVAILABLE: _ErrorReason.ValueType  # 135
+    """The archive's object store does not answer, or refuses; nothing is answered in part. Retry
+    after RetryInfo. UNAVAILABLE.
+    """
+    ERROR_REASON_ARCHIVE_DAMAGED: _ErrorReason.ValueType  # 136
+    """An archived object that the answer needs is missing or damaged; the service's log names
+    it. DATA_LOSS. Metadata: day.
+    """
+    ERROR_REASON_ARCHIVE_NOT_CONFIGURED: _ErrorReason.ValueType  # 137
+    """Samples that the answer needs are archived, and the service is not told where
+    (TWINMESH_ARCHIVE_URL). FAILED_PRECONDITION. Metadata: day.
+    """
+    ERROR_REASON_SERIES_TOO_LARGE: _ErrorReason.ValueType  # 130
+    """A series has more samples in the range than are reduced at once; ask for AUTO, MINUTE, HOUR
+    or DAY, or a shorter range. INVALID_ARGUMENT. Metadata: device_id, metric, limit.
+    """
+    ERROR_REASON_EXPORT_EXPIRED: _ErrorReason.ValueType  # 131
+    """An export took as long as its snapshot may be held; export shorter ranges.
+    FAILED_PRECONDITION. Metadata: limit_seconds.
+    """
+    ERROR_REASON_EXPORTS_BUSY: _ErrorReason.ValueType  # 132
+    """This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    Metadata: limit_name, limit, used.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -367,4 +391,28 @@ ERROR_REASON_CHILD_UNKNOWN: ErrorReason.ValueType  # 117
 """The gateway has no child of this name, and its type registers none. In a refusal."""
 ERROR_REASON_ASSET_UNKNOWN: ErrorReason.ValueType  # 127
 """The asset does not exist in the caller's tenant. In a refusal."""
+ERROR_REASON_ARCHIVE_UNAVAILABLE: ErrorReason.ValueType  # 135
+"""The archive's object store does not answer, or refuses; nothing is answered in part. Retry
+after RetryInfo. UNAVAILABLE.
+"""
+ERROR_REASON_ARCHIVE_DAMAGED: ErrorReason.ValueType  # 136
+"""An archived object that the answer needs is missing or damaged; the service's log names
+it. DATA_LOSS. Metadata: day.
+"""
+ERROR_REASON_ARCHIVE_NOT_CONFIGURED: ErrorReason.ValueType  # 137
+"""Samples that the answer needs are archived, and the service is not told where
+(TWINMESH_ARCHIVE_URL). FAILED_PRECONDITION. Metadata: day.
+"""
+ERROR_REASON_SERIES_TOO_LARGE: ErrorReason.ValueType  # 130
+"""A series has more samples in the range than are reduced at once; ask for AUTO, MINUTE, HOUR
+or DAY, or a shorter range. INVALID_ARGUMENT. Metadata: device_id, metric, limit.
+"""
+ERROR_REASON_EXPORT_EXPIRED: ErrorReason.ValueType  # 131
+"""An export took as long as its snapshot may be held; export shorter ranges.
+FAILED_PRECONDITION. Metadata: limit_seconds.
+"""
+ERROR_REASON_EXPORTS_BUSY: ErrorReason.ValueType  # 132
+"""This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+Metadata: limit_name, limit, used.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -344,6 +344,42 @@ class ErrorReason(betterproto2.Enum):
     The asset does not exist in the caller's tenant. In a refusal.
     """
 
+    ARCHIVE_UNAVAILABLE = 135
+    """
+    The archive's object store does not answer, or refuses; nothing is answered in part. Retry
+    after RetryInfo. UNAVAILABLE.
+    """
+
+    ARCHIVE_DAMAGED = 136
+    """
+    An archived object that the answer needs is missing or damaged; the service's log names
+    it. DATA_LOSS. Metadata: day.
+    """
+
+    ARCHIVE_NOT_CONFIGURED = 137
+    """
+    Samples that the answer needs are archived, and the service is not told where
+    (TWINMESH_ARCHIVE_URL). FAILED_PRECONDITION. Metadata: day.
+    """
+
+    SERIES_TOO_LARGE = 130
+    """
+    A series has more samples in the range than are reduced at once; ask for AUTO, MINUTE, HOUR
+    or DAY, or a shorter range. INVALID_ARGUMENT. Metadata: device_id, metric, limit.
+    """
+
+    EXPORT_EXPIRED = 131
+    """
+    An export took as long as its snapshot may be held; export shorter ranges.
+    FAILED_PRECONDITION. Metadata: limit_seconds.
+    """
+
+    EXPORTS_BUSY = 132
+    """
+    This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    Metadata: limit_name, limit, used.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -406,6 +442,12 @@ class ErrorReason(betterproto2.Enum):
             116: "ERROR_REASON_CHUNK_STORAGE_FULL",
             117: "ERROR_REASON_CHILD_UNKNOWN",
             127: "ERROR_REASON_ASSET_UNKNOWN",
+            135: "ERROR_REASON_ARCHIVE_UNAVAILABLE",
+            136: "ERROR_REASON_ARCHIVE_DAMAGED",
+            137: "ERROR_REASON_ARCHIVE_NOT_CONFIGURED",
+            130: "ERROR_REASON_SERIES_TOO_LARGE",
+            131: "ERROR_REASON_EXPORT_EXPIRED",
+            132: "ERROR_REASON_EXPORTS_BUSY",
         }
 
     @classmethod
@@ -470,6 +512,12 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_CHUNK_STORAGE_FULL": 116,
             "ERROR_REASON_CHILD_UNKNOWN": 117,
             "ERROR_REASON_ASSET_UNKNOWN": 127,
+            "ERROR_REASON_ARCHIVE_UNAVAILABLE": 135,
+            "ERROR_REASON_ARCHIVE_DAMAGED": 136,
+            "ERROR_REASON_ARCHIVE_NOT_CONFIGURED": 137,
+            "ERROR_REASON_SERIES_TOO_LARGE": 130,
+            "ERROR_REASON_EXPORT_EXPIRED": 131,
+            "ERROR_REASON_EXPORTS_BUSY": 132,
         }
 
 

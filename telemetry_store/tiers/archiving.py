@@ -1,0 +1,493 @@
+"""From sealed rows to the archive: one tenant's day at a time, and never a moment in which it is nowhere.
+
+    read the sealed rows and the objects of the generation before
+    write new objects under new names
+    read them back and compare
+    one transaction: delete exactly those rows, retire the old objects, name the new ones
+
+Whoever dies in between leaves everything as it was, and perhaps objects that nobody names
+(telemetry_store/tiers/archive_orphans.py). Rows that were sealed anew in between are found
+missing by the transaction, and the attempt starts over. A lock per tenant and day is held by
+the connection that makes the switch, so whoever has lost it cannot switch either.
+
+Memory is bounded by SAMPLES_AT_ONCE, whatever a day holds; objects by _SAMPLES_PER_OBJECT.
+"""
+
+import asyncio
+import os
+import tempfile
+import zlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from meshkit.db import Connection
+from telemetry_store.columns import MICROS_PER_DAY, Kind
+from telemetry_store.series import Series
+from telemetry_store.tiers.archive_file import (
+    Block,
+    BlockWriter,
+    Checksum,
+    CorruptObjectError,
+    Footer,
+    Written,
+    footer_size,
+    read_blocks,
+    read_footer,
+)
+from telemetry_store.tiers.archive_manifest import ArchivedObject, day_lock, folder_of, read_footer_of
+from telemetry_store.tiers.archive_merge import Part, SealedRows, merged_part, parts_of
+from telemetry_store.tiers.archive_store import ArchiveStore, StoreError
+from telemetry_store.tiers.codec import Samples, Sealed, decode
+
+_SAMPLES_PER_OBJECT = 1 << 25  # About 130 MB.
+_GROUPS_PER_READ = 8
+_TRIES = 3
+_DAYS_PER_TURN = 100
+_STATEMENT_S = 600.0  # A day may have millions of rows.
+_EPOCH = date(1970, 1, 1)
+_log = structlog.get_logger()
+
+_DUE = """
+WITH days AS (
+    SELECT tenant_id, start_time / 86400000000 AS day, min(sealed_at) AS sealed_at
+    FROM telemetry.sealed_segment
+    WHERE start_time < $4
+    GROUP BY 1, 2
+    HAVING bool_and(compacted)
+)
+SELECT days.tenant_id, date '1970-01-01' + day::integer AS day
+FROM days
+LEFT JOIN unnest($2::text[], $3::interval[]) AS own (tenant_id, after) USING (tenant_id)
+WHERE greatest(sealed_at, timestamptz 'epoch' + (day + 1) * interval '1 day')
+    <= now() - coalesce(own.after, $1)
+  AND NOT EXISTS (
+      SELECT FROM telemetry.restore AS held
+      WHERE held.tenant_id = days.tenant_id AND held.kept_until > now()
+        AND date '1970-01-01' + days.day::integer BETWEEN held.first_day AND held.last_day
+  )
+ORDER BY days.day, days.tenant_id
+LIMIT $5
+"""
+
+_HELD = """
+SELECT EXISTS (
+    SELECT FROM telemetry.restore
+    WHERE tenant_id = $1 AND $2 BETWEEN first_day AND last_day AND kept_until > now()
+)
+"""
+
+_SEALED_ROWS = """
+SELECT string_agg(int4send(series_id), '') AS series,
+       string_agg(int8send(start_time), '') AS starts,
+       string_agg(int8send(end_time), '') AS ends,
+       string_agg(int4send(samples), '') AS samples,
+       string_agg(int8send(order_no), '') AS orders,
+       string_agg(int8send((extract(epoch FROM sealed_at) * 1000000)::bigint), '') AS sealed
+FROM (
+    SELECT series_id, start_time, end_time, samples, order_no, sealed_at
+    FROM telemetry.sealed_segment
+    WHERE tenant_id = $1 AND start_time >= $2 AND start_time < $3
+    ORDER BY series_id, start_time
+) AS found
+"""
+
+_ROWS = """
+SELECT series_id, order_no, samples, times, "values", quality
+FROM telemetry.sealed_segment
+WHERE tenant_id = $1 AND series_id = ANY ($2::integer[])
+  AND start_time >= $3 AND start_time < $4 AND end_time >= $5
+"""
+
+_NAMES = """
+SELECT series_id, tenant_id, device_id, metric, kind, unit
+FROM telemetry.series
+WHERE tenant_id = $1 AND series_id = ANY ($2::integer[])
+"""
+
+_FORMER = """
+SELECT tenant_id, day, path, first_series, last_series, first_time, last_time, bytes, footer_bytes,
+    footer_crc, sealed_at
+FROM telemetry.archive_object
+WHERE tenant_id = $1 AND day = $2 AND retired_at IS NULL
+ORDER BY first_series, first_time
+"""
+
+_DELETE_SEALED = """
+WITH gone AS (
+    DELETE FROM telemetry.sealed_segment AS s
+    USING unnest($4::integer[], $5::bigint[], $6::bigint[], $7::integer[], $8::bigint[], $9::bigint[])
+        AS read (series_id, start_time, end_time, samples, order_no, sealed_us)
+    WHERE s.tenant_id = $1 AND s.start_time >= $2 AND s.start_time < $3
+      AND s.series_id = read.series_id AND s.start_time = read.start_time AND s.end_time = read.end_time
+      AND s.samples = read.samples AND s.order_no = read.order_no
+      AND (extract(epoch FROM s.sealed_at) * 1000000)::bigint = read.sealed_us
+    RETURNING 1
+)
+SELECT count(*) FROM gone
+"""
+
+_RETIRE = """
+WITH retired AS (
+    UPDATE telemetry.archive_object SET retired_at = now()
+    WHERE tenant_id = $1 AND day = $2 AND retired_at IS NULL
+    RETURNING path
+)
+SELECT coalesce(array_agg(path), '{}') FROM retired
+"""
+
+_NAME = """
+INSERT INTO telemetry.archive_object
+    (tenant_id, day, path, generation, first_series, last_series, first_time, last_time, series, samples,
+     bytes, footer_bytes, footer_crc, checksum, order_no, sealed_at, verified_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+"""
+
+
+# Objects of the generation before, with what their footers say.
+Former = Sequence[tuple[ArchivedObject, Footer]]
+
+
+class _MovedError(Exception):
+    """What was read is no longer all there is to move; read it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """An object that was read back and is what was written."""
+
+    path: str
+    written: Written
+    bytes: int
+    footer_bytes: int
+    footer_crc: int
+    verified_at: datetime
+
+
+async def archive_due(
+    pool: asyncpg.Pool,
+    store: ArchiveStore,
+    *,
+    after: timedelta,
+    after_by_tenant: Mapping[str, timedelta],
+) -> None:
+    """Archive days that have been over and sealed for as long as they are to stay, at most 100 of them.
+
+    A day moves as a whole once its oldest row is due. What comes later stays sealed as long
+    again, so that a day is written anew at most once in that time.
+
+    Args:
+        pool: of the maintenance role.
+        store: where to.
+        after: how long samples stay sealed, from the later of their day's end and their sealing,
+            unless a tenant says otherwise …
+        after_by_tenant: … as these do.
+
+    Raises:
+        StoreError: the store does not answer; nothing is lost, the rest waits.
+        ExceptionGroup: of CorruptObjectError, by days whose objects are damaged; the others were done.
+    """
+    soonest = min([after, *after_by_tenant.values()])
+    cutoff = datetime.now(UTC) - soonest
+    due = await pool.fetch(
+        _DUE,
+        after,
+        list(after_by_tenant),
+        list(after_by_tenant.values()),
+        int(cutoff.timestamp() * 1_000_000),
+        _DAYS_PER_TURN,
+        timeout=_STATEMENT_S,
+    )
+    damaged: list[Exception] = []
+    for row in due:
+        try:
+            await archive_day(pool, store, row["tenant_id"], row["day"])
+        except CorruptObjectError as error:
+            _log.exception("a day cannot be archived", tenant=row["tenant_id"], day=row["day"].isoformat())
+            damaged.append(error)
+    if damaged:
+        raise ExceptionGroup("days cannot be archived", damaged)
+
+
+async def archive_day(pool: asyncpg.Pool, store: ArchiveStore, tenant: str, day: date) -> bool:
+    """Move what is sealed of a tenant's day to the archive; returns whether anything was moved.
+
+    Nothing is when nothing is sealed, when a restore holds it, when another worker is at it, or when it was
+    sealed anew again and again.
+
+    Args:
+        pool: of the maintenance role.
+        store: where to.
+        tenant: whose.
+        day: UTC.
+
+    Raises:
+        StoreError: the store does not answer.
+        CorruptObjectError: an object of the generation before, or one just written, is not what it was.
+    """
+    async with pool.acquire() as connection, day_lock(connection, tenant, day) as locked:
+        # Looked at under the lock, since restoring takes it too.
+        if not locked or await connection.fetchval(_HELD, tenant, day):
+            return False
+        for _ in range(_TRIES):
+            attempt = _Attempt(connection, store, tenant, day)
+            try:
+                return await attempt.run()
+            except _MovedError:
+                _log.info("sealed anew while it was archived", tenant=tenant, day=day.isoformat())
+                await attempt.forget()
+    return False
+
+
+class _Attempt:
+    """One attempt at moving a day."""
+
+    def __init__(self, connection: Connection, store: ArchiveStore, tenant: str, day: date) -> None:
+        self._connection = connection
+        self._store = store
+        self._tenant = tenant
+        self._day = day
+        self._start_us = (day - _EPOCH).days * MICROS_PER_DAY
+        self._end_us = self._start_us + MICROS_PER_DAY
+        self._new: list[str] = []
+
+    async def run(self) -> bool:
+        """Move what is there; returns whether anything was.
+
+        Raises:
+            _MovedError: it was sealed anew.
+            StoreError: the store does not answer.
+            CorruptObjectError: an object is not what was written.
+        """
+        plan = await self._sealed_rows()
+        if not len(plan):
+            return False
+        rows = await self._connection.fetch(_FORMER, self._tenant, self._day)
+        former = []
+        for found in map(ArchivedObject.of, rows):
+            former.append((found, await read_footer_of(self._store, found)))
+        with tempfile.TemporaryDirectory(prefix="twinmesh-archive-") as folder:
+            stored = [each async for each in self._store_all(plan, former, Path(folder))]
+        sealed_at = max(
+            [
+                datetime.fromtimestamp(int(plan.sealed.max()) / 1_000_000, UTC),
+                *(row["sealed_at"] for row in rows),
+            ]
+        )
+        await self._switch(plan, former, stored, sealed_at)
+        _log.info(
+            "archived",
+            tenant=self._tenant,
+            day=self._day.isoformat(),
+            objects=len(stored),
+            samples=sum(each.written.samples for each in stored),
+            bytes=sum(each.bytes for each in stored),
+        )
+        return True
+
+    async def forget(self) -> None:
+        """Delete what was written, which nobody can name any more; what is left is an orphan."""
+        with suppress(StoreError):
+            for path in self._new:
+                await self._store.remove(path)
+
+    async def _sealed_rows(self) -> SealedRows:
+        row = await self._connection.fetchrow(
+            _SEALED_ROWS, self._tenant, self._start_us, self._end_us, timeout=_STATEMENT_S
+        )
+        assert row is not None  # noqa: S101 - an aggregate without groups is one row
+        types = {
+            "series": ">i4",
+            "samples": ">i4",
+            "starts": ">i8",
+            "ends": ">i8",
+            "orders": ">i8",
+            "sealed": ">i8",
+        }
+        return SealedRows(
+            **{
+                name: np.frombuffer(row[name] or b"", stored).astype(stored[1:])
+                for name, stored in types.items()
+            }
+        )
+
+    async def _store_all(self, plan: SealedRows, former: Former, folder: Path) -> AsyncIterator[_Stored]:
+        """Write all samples in as many objects as they need; yields each once it is verified."""
+        archive_id = await self._connection.fetchval("SELECT archive_id FROM telemetry.archive")
+        place = folder_of(archive_id, self._tenant, self._day)
+        written = _Object(folder, tenant=self._tenant, day=self._day)
+        try:
+            for part in parts_of(plan, [footer for _, footer in former], self._start_us, self._end_us):
+                await self._write_part(written.writer, part, former)
+                if written.writer.samples >= _SAMPLES_PER_OBJECT:
+                    yield await self._stored(written, place)
+                    written = _Object(folder, tenant=self._tenant, day=self._day)
+            if written.writer.samples:
+                yield await self._stored(written, place)
+        finally:
+            written.close()
+
+    async def _write_part(self, writer: BlockWriter, part: Part, former: Former) -> None:
+        rows = await self._connection.fetch(
+            _ROWS, self._tenant, part.sealed, self._start_us, part.end_us, part.start_us, timeout=_STATEMENT_S
+        )
+        old = [block for found, footer in former for block in await self._old_blocks(found, footer, part)]
+        ids = {row["series_id"] for row in rows}.union(*(np.unique(block.series).tolist() for block in old))
+        if not ids:
+            return
+        series = [
+            Series(
+                series_id=row["series_id"],
+                tenant=row["tenant_id"],
+                device_id=row["device_id"],
+                metric=row["metric"],
+                kind=Kind(row["kind"]),
+                unit=row["unit"],
+            )
+            for row in await self._connection.fetch(_NAMES, self._tenant, list(ids))
+        ]
+        names = {each.series_id: each for each in series}
+
+        def write() -> None:
+            block = merged_part(_decoded(rows, names), old, names, part)
+            if len(block):
+                writer.write(block, names)
+
+        await asyncio.to_thread(write)
+
+    async def _old_blocks(self, found: ArchivedObject, footer: Footer, part: Part) -> Sequence[Block]:
+        groups = np.flatnonzero(
+            (footer.first_series <= part.last)
+            & (footer.last_series >= part.first)
+            & (footer.first_times < part.end_us)
+            & (footer.last_times >= part.start_us)
+        ).tolist()
+        if not groups:
+            return []
+        return await self._store.run(
+            lambda: list(read_blocks(self._store.reader(found.path, found.bytes), footer, groups))
+        )
+
+    async def _stored(self, written: "_Object", place: str) -> _Stored:
+        """Bring a finished object to the store and read it back."""
+        facts, size, footer_bytes, footer_crc = await asyncio.to_thread(written.finish)
+        path = f"{place}/{uuid4().hex}.parquet"
+        self._new.append(path)
+        await self._store.write(path, written.path)
+        await asyncio.to_thread(written.path.unlink)
+        footer = read_footer(await self._store.read(path, size - footer_bytes, size), footer_crc)
+        checksum = Checksum()
+        samples = 0
+        groups = range(len(footer.rows))
+        for start in range(0, len(groups), _GROUPS_PER_READ):
+            chosen = groups[start : start + _GROUPS_PER_READ]
+            source = self._store.reader(path, size)
+            blocks = await self._store.run(lambda: list(read_blocks(source, footer, chosen)))  # noqa: B023 - awaited
+            for block in blocks:
+                await asyncio.to_thread(checksum.add, block)
+                samples += len(block)
+        if samples != facts.samples or checksum.digest() != facts.checksum:
+            raise CorruptObjectError(f"{path} does not hold the samples that were written to it")
+        return _Stored(path, facts, size, footer_bytes, footer_crc, datetime.now(UTC))
+
+    async def _switch(
+        self, plan: SealedRows, former: Former, stored: Sequence[_Stored], sealed_at: datetime
+    ) -> None:
+        """Make the new objects the place where the samples lie."""
+        connection = self._connection
+        async with connection.transaction():
+            deleted = await connection.fetchval(
+                _DELETE_SEALED,
+                self._tenant,
+                self._start_us,
+                self._end_us,
+                plan.series.tolist(),
+                plan.starts.tolist(),
+                plan.ends.tolist(),
+                plan.samples.tolist(),
+                plan.orders.tolist(),
+                plan.sealed.tolist(),
+                timeout=_STATEMENT_S,
+            )
+            retired = await connection.fetchval(_RETIRE, self._tenant, self._day)
+            if deleted != len(plan) or set(retired) != {found.path for found, _ in former}:
+                raise _MovedError
+            generation = await connection.fetchval(
+                "SELECT coalesce(max(generation), 0) + 1 FROM telemetry.archive_object "
+                "WHERE tenant_id = $1 AND day = $2",
+                self._tenant,
+                self._day,
+            )
+            await connection.executemany(
+                _NAME,
+                [
+                    (
+                        self._tenant,
+                        self._day,
+                        each.path,
+                        generation,
+                        each.written.first_series,
+                        each.written.last_series,
+                        each.written.first_time_us,
+                        each.written.last_time_us,
+                        each.written.series,
+                        each.written.samples,
+                        each.bytes,
+                        each.footer_bytes,
+                        each.footer_crc,
+                        each.written.checksum,
+                        each.written.order_no,
+                        sealed_at,
+                        each.verified_at,
+                    )
+                    for each in stored
+                ],
+            )
+
+
+class _Object:
+    """An object that is being written, in a file of its own."""
+
+    def __init__(self, folder: Path, *, tenant: str, day: date) -> None:
+        self.path = folder / uuid4().hex
+        self._sink = self.path.open("w+b")
+        self.writer = BlockWriter(self._sink, tenant=tenant, day=day.isoformat())
+
+    def finish(self) -> tuple[Written, int, int, int]:
+        """Write its end; returns what it holds, its size, and its footer's size and CRC-32."""
+        written = self.writer.finish()
+        size = self._sink.seek(0, os.SEEK_END)
+        self._sink.seek(-8, os.SEEK_END)
+        footer_bytes = footer_size(self._sink.read())
+        self._sink.seek(-footer_bytes, os.SEEK_END)
+        footer_crc = zlib.crc32(self._sink.read())
+        self.close()
+        return written, size, footer_bytes, footer_crc
+
+    def close(self) -> None:
+        """Give up what is not finished; after `finish` nothing is left to do."""
+        self.writer.close()
+        self._sink.close()
+
+
+def _column(sent: bytes | None, stored: str) -> npt.NDArray[Any]:
+    return np.frombuffer(sent or b"", stored).astype(stored[1:])
+
+
+def _decoded(
+    rows: Sequence[asyncpg.Record], names: Mapping[int, Series]
+) -> Iterator[tuple[int, int, Samples]]:
+    """Yield series id, order and samples of sealed rows."""
+    for row in rows:
+        sealed = Sealed(row["times"], row["values"], row["quality"])
+        samples = decode(names[row["series_id"]].kind, sealed, row["samples"])
+        yield row["series_id"], row["order_no"], samples

@@ -1,0 +1,210 @@
+"""Rounds of sealing over turns, and the days that they leave empty."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import date, timedelta
+
+import asyncpg
+import pytest
+
+from meshkit import db
+from meshkit.migrate import migrate_down
+from meshkit.testing.database import TestDatabase
+from telemetry_store.columns import MICROS_PER_DAY
+from telemetry_store.latest import advance_checkpoint
+from telemetry_store.maintenance import throttle
+from telemetry_store.maintenance.partitions import drop_segment_days
+from telemetry_store.maintenance.sealing import Sealing
+from telemetry_store.maintenance.throttle import Throttle
+from telemetry_store.migrations import OWNER
+from telemetry_store.tiers import due
+from tests.store.sealing import AT_ONCE, bound_now, seal_all
+from tests.store.telemetry import Sent, recorder
+from tests.store.writing import T0, admin, commit_numbers
+
+LATE_DAYS = 7
+YESTERDAY = T0 // MICROS_PER_DAY * MICROS_PER_DAY - MICROS_PER_DAY
+TODAY = date(1970, 1, 1) + timedelta(days=YESTERDAY // MICROS_PER_DAY + 1)
+
+
+@pytest.fixture
+async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
+    async with db.pool(database.url("twinmesh_maintenance"), application="sealing") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
+    async with admin(database) as opened:
+        yield opened
+
+
+async def write(database: TestDatabase, time_us: int, *, devices: int = 1) -> None:
+    async with recorder(database) as writer:
+        await writer.commit(
+            "demo", [Sent(f"pump-{number}", "flow", time_us, 1.0) for number in range(devices)]
+        )
+
+
+async def hot(connection: asyncpg.Connection) -> int:
+    count: int = await connection.fetchval("SELECT count(*) FROM telemetry.segment")
+    return count
+
+
+async def days(connection: asyncpg.Connection) -> set[date]:
+    rows = await connection.fetch(
+        "SELECT to_date(right(inhrelid::regclass::text, 8), 'YYYYMMDD') AS day "
+        "FROM pg_inherits WHERE inhparent = 'telemetry.segment'::regclass"
+    )
+    return {row["day"] for row in rows}
+
+
+def stepping(pool: asyncpg.Pool, *, seal_after: timedelta = AT_ONCE, turn_s: float = 60.0) -> Sealing:
+    return Sealing(pool=pool, seal_after=seal_after, throttle=Throttle(pool=pool), turn_s=turn_s)
+
+
+async def test_a_round_goes_on_over_turns(
+    database: TestDatabase,
+    pool: asyncpg.Pool,
+    connection: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(due, "_BATCH_SERIES", 1)
+    await write(database, YESTERDAY, devices=4)
+    await advance_checkpoint(pool)
+    sealing = stepping(pool, turn_s=0.0)
+    left = []
+    for _ in range(4):
+        await sealing.turn()
+        left.append(await hot(connection))
+    assert left == [3, 2, 1, 0]
+    assert await commit_numbers(connection) == [(1, 1)]
+    await sealing.turn()
+    # The round is over: nobody asks for its commits any more.
+    assert await commit_numbers(connection) == []
+
+
+async def test_the_next_round_waits_until_the_grace_is_over(
+    database: TestDatabase, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async def commit_of_before(time_us: int) -> None:
+        await write(database, time_us)
+        await connection.execute(
+            "UPDATE telemetry.ingest_commit SET committed_at = now() - interval '2 hours'"
+        )
+        await advance_checkpoint(pool)
+
+    sealing = stepping(pool, seal_after=timedelta(hours=1))
+    await commit_of_before(YESTERDAY)
+    await sealing.turn()
+    assert await hot(connection) == 0
+    await commit_of_before(YESTERDAY + 1)
+    await sealing.turn()
+    assert await hot(connection) == 1
+    await stepping(pool, seal_after=timedelta(hours=1)).turn()
+    assert await hot(connection) == 0
+
+
+async def test_nothing_is_sealed_while_a_transaction_may_still_commit_an_older_order(
+    database: TestDatabase, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    await write(database, YESTERDAY)
+    await advance_checkpoint(pool)
+    sealing = stepping(pool)
+    async with admin(database) as other, other.transaction():
+        await other.execute("SELECT pg_current_xact_id()")
+        await sealing.turn()
+        assert await hot(connection) == 1
+    await sealing.turn()
+    assert await hot(connection) == 0
+
+
+async def test_what_fails_is_begun_anew(
+    database: TestDatabase,
+    pool: asyncpg.Pool,
+    connection: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await write(database, YESTERDAY)
+    await advance_checkpoint(pool)
+    sealing = stepping(pool)
+    with monkeypatch.context() as patch:
+        patch.setattr("telemetry_store.maintenance.sealing.seal", lambda *_, **__: 1 // 0)
+        with pytest.raises(ExceptionGroup):
+            await sealing.turn()
+    await sealing.turn()
+    assert await hot(connection) == 0
+
+
+async def test_what_ingest_writes_makes_sealing_rest(
+    database: TestDatabase, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        rests.append(seconds)
+
+    monkeypatch.setattr(throttle, "_MEASURED_EVERY_S", 0.0)
+    throttled = Throttle(pool=pool, sleep=sleep)
+    await throttled.rest(took_s=1.0, round_s=0.0)
+    assert rests == [0.0]  # It looked twice, and nobody wrote.
+    rests.clear()
+    # What backends have written is told now and then.
+    async with recorder(database) as writer, asyncio.timeout(30):
+        while not rests:
+            await writer.commit(
+                "demo", [Sent("pump-1", "flow", YESTERDAY + number, 1.0) for number in range(1000)]
+            )
+            await throttled.rest(took_s=1.0, round_s=0.0)
+
+
+async def test_days_that_sealing_emptied_are_dropped_but_not_those_that_are_to_be_written(
+    database: TestDatabase, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    live = await days(connection)
+    emptied, filled, declared, expired = (TODAY - timedelta(days=number) for number in (20, 21, 22, 23))
+    for day in (emptied, filled, declared, expired):
+        await connection.execute("SELECT telemetry.make_segment_day($1)", day)
+    await write(database, YESTERDAY - 19 * MICROS_PER_DAY)
+    bound = await bound_now(pool)
+    assert bound is not None
+    await seal_all(pool, bound)
+    await write(database, YESTERDAY - 20 * MICROS_PER_DAY)
+    for day, ends in ((declared, "1 day"), (expired, "-2 hours")):
+        start_us = (day - date(1970, 1, 1)).days * MICROS_PER_DAY
+        await connection.execute(
+            """
+            INSERT INTO telemetry.backfill
+                (tenant_id, backfill_id, principal, start_time, end_time, expire_time)
+            VALUES ('demo', $1, 'user:ada', $2, $2::bigint + 1, now() + $1::text::interval)
+            """,
+            ends,
+            start_us,
+        )
+
+    # Whoever reads for long is not waited for, and nobody waits behind us.
+    async with admin(database) as reader:
+        async with reader.transaction():
+            await reader.execute("SELECT FROM telemetry.segment LIMIT 1")
+            await drop_segment_days(pool, late_window_days=LATE_DAYS)
+        assert emptied in await days(connection)
+    await drop_segment_days(pool, late_window_days=LATE_DAYS)
+    assert await days(connection) == live | {filled, declared}
+    # A new declaration makes the day again.
+    await connection.fetch(
+        "SELECT telemetry.create_backfill('demo', 'bf', 'user:ada', $1, $1::bigint + 1, '1 day')",
+        (emptied - date(1970, 1, 1)).days * MICROS_PER_DAY,
+    )
+    assert emptied in await days(connection)
+
+
+async def test_who_has_sealed_does_not_go_back(
+    database: TestDatabase, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    await write(database, YESTERDAY)
+    bound = await bound_now(pool)
+    assert bound is not None
+    await seal_all(pool, bound)
+    with pytest.raises(asyncpg.ObjectInUseError, match="sealed samples would be lost"):
+        await migrate_down(connection, OWNER, to_version=9)
+    assert await connection.fetchval("SELECT count(*) FROM telemetry.sealed_segment") == 1

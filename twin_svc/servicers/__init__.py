@@ -1,0 +1,1 @@
+"""Servicers of twin_svc's further services: one module per contract."""
