@@ -144,7 +144,6 @@ FUNCTION_RIGHTS = {
     ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
     ("twinmesh_maintenance", "drop_rollup_days"),
-    ("twinmesh_maintenance", "drop_segment_days"),
     ("twinmesh_maintenance", "ensure_raw_days"),
     ("twinmesh_maintenance", "ensure_request_windows"),
     ("twinmesh_maintenance", "ensure_rollup_days"),
