@@ -3,6 +3,7 @@ REVOKE SELECT (instance, last_commit_no, floor_commit_no) ON telemetry.ingest_in
 REVOKE SELECT (instance, commit_no, order_no, days, bulk_series, bulk_starts, bulk_ends)
     ON telemetry.ingest_commit FROM twinmesh_twin_query;
 DELETE FROM telemetry.feed_consumer WHERE name = 'rollups';
+DROP FUNCTION telemetry.summarize_segment_days();
 DROP FUNCTION telemetry.drop_rollup_days();
 DROP FUNCTION telemetry.ensure_rollup_days(date[]);
 DROP TABLE telemetry.rollup_stale, telemetry.rollup_horizon, telemetry.rollup_day, telemetry.rollup_hour,

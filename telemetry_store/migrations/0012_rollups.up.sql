@@ -128,6 +128,32 @@ END $$;
 REVOKE ALL ON FUNCTION telemetry.drop_rollup_days() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION telemetry.drop_rollup_days() TO twinmesh_maintenance;
 
+-- Summarizes what was written since the last time, so that whoever looks for commits does not read all of it;
+-- by itself that happens once a minute. Returns how many ranges of pages.
+CREATE FUNCTION telemetry.summarize_segment_days() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET lock_timeout = '500ms'
+AS $$
+DECLARE
+    index regclass;
+    summarized integer := 0;
+BEGIN
+    FOR index IN
+        SELECT inhrelid
+        FROM pg_inherits
+        WHERE inhparent = 'telemetry.segment_order'::regclass
+    LOOP
+        BEGIN
+            summarized := summarized + brin_summarize_new_values(index);
+        EXCEPTION WHEN lock_not_available OR undefined_table THEN
+            -- Vacuum is at it, or the day has just been dropped.
+            CONTINUE;
+        END;
+    END LOOP;
+    RETURN summarized;
+END $$;
+REVOKE ALL ON FUNCTION telemetry.summarize_segment_days() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION telemetry.summarize_segment_days() TO twinmesh_maintenance;
+
 ---------------------------------------------------------------- tenancy
 
 ALTER TABLE telemetry.rollup_minute ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;

@@ -57,6 +57,8 @@ ON CONFLICT (tenant_id, width) DO NOTHING
 _LOCK_FRONTIER = "SELECT frontier FROM telemetry.feed_consumer WHERE name = $1 FOR UPDATE"
 _SAVE_FRONTIER = "UPDATE telemetry.feed_consumer SET frontier = $2, updated_at = now() WHERE name = $1"
 
+# Otherwise each turn reads all that was written in the last minute or two.
+_SUMMARIZE = "SELECT telemetry.summarize_segment_days()"
 _NEWEST = "SELECT instance, last_commit_no FROM telemetry.ingest_instance"
 
 
@@ -139,6 +141,7 @@ class RollupKeeper:
         if started < self._due_at:
             return
         await register_rollups(self._pool, minutes_kept=self._minutes_kept)
+        await self._pool.execute(_SUMMARIZE)
         more = True
         while more and time.monotonic() < started + _RUN_S:
             turn_at = time.monotonic()

@@ -91,18 +91,19 @@ CROSS JOIN LATERAL (
 ORDER BY stale.tenant_id, stale.series_id, stale.start_time
 """
 
-# From the first day of any partition on.
+# From the first day of any partition or of the archive on.
 _EVERYTHING_STALE = """
 INSERT INTO telemetry.rollup_stale (tenant_id, series_id, start_time, end_time)
-SELECT series.tenant_id, series.series_id, first.start_time,
+SELECT series.tenant_id, series.series_id, (first.day - date '1970-01-01') * 86400000000,
        (extract(epoch FROM date_trunc('day', now())) * 1000000)::bigint + 3 * 86400000000
 FROM telemetry.series
 CROSS JOIN (
-    SELECT (min(to_date(rpad(named.day, 8, '01'), 'YYYYMMDD')) - date '1970-01-01') * 86400000000
-        AS start_time
+    SELECT least(
+        min(to_date(rpad(substring(child.relname FROM '[0-9]+$'), 8, '01'), 'YYYYMMDD')),
+        (SELECT min(day) FROM telemetry.archive_object)
+    ) AS day
     FROM pg_inherits
     JOIN pg_class AS child ON child.oid = pg_inherits.inhrelid
-    CROSS JOIN LATERAL substring(child.relname FROM '[0-9]+$') AS named (day)
     WHERE pg_inherits.inhparent IN ('telemetry.segment'::regclass, 'telemetry.sealed_segment'::regclass)
 ) AS first
 WHERE series.kind <= 3

@@ -400,3 +400,11 @@ async def test_people_see_deviation_and_mean_quality(database: TestDatabase, poo
     assert row is not None
     assert (row["count"], row["mean"], row["stddev"], row["quality"]) == (2, 2.0, 1.0, None)
     assert row["start_time"].endswith("00:00:00+00")
+
+
+async def test_what_was_just_written_is_found_by_its_commit(database: TestDatabase, pools: Pools) -> None:
+    async with recorder(database) as writer:
+        # More than a range of pages.
+        await writer.commit("demo", [Sent(f"device-{number}", "m", TODAY, 1.0) for number in range(12_000)])
+    assert await pools.maintenance.fetchval("SELECT telemetry.summarize_segment_days()") > 0
+    assert await pools.maintenance.fetchval("SELECT telemetry.summarize_segment_days()") == 0

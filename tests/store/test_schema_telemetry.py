@@ -200,6 +200,7 @@ FUNCTION_RIGHTS = {
     ("twinmesh_maintenance", "drop_segment_days"),
     ("twinmesh_maintenance", "expire_raw_messages"),
     ("twinmesh_maintenance", "raw_tenants"),
+    ("twinmesh_maintenance", "summarize_segment_days"),
 }
 TENANT = (
     "(tenant_id = ( SELECT NULLIF(current_setting('twinmesh.tenant'::text, true), ''::text) AS \"nullif\"))"
