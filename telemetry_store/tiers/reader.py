@@ -3,7 +3,7 @@
 One statement per tier, all in the caller's snapshot: hot and sealed rows move in one
 transaction, and the archive's manifest names immutable objects, so nothing is missed and
 nothing comes twice while maintenance works. Of equal times the sample with the greater
-order counts (docs/adr/0004); a sealed or archived segment stands for its greatest.
+order counts (docs/adr/0004); a sealed segment stands for its greatest, an archived sample has its own.
 """
 
 from collections.abc import Sequence

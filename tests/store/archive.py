@@ -104,6 +104,13 @@ class SealedDays:
         )
         return found
 
+    async def sealed_of(self, series_id: int) -> int:
+        """Return how many samples of a series are sealed."""
+        found: int = await self._admin.fetchval(
+            "SELECT coalesce(sum(samples), 0) FROM telemetry.sealed_segment WHERE series_id = $1", series_id
+        )
+        return found
+
     async def manifest(self) -> list[asyncpg.Record]:
         """Return the rows of the manifest, current ones first."""
         rows: list[asyncpg.Record] = await self._admin.fetch(
