@@ -77,11 +77,12 @@ COMMENT ON COLUMN telemetry.storage_room.used IS 'Bytes in use of size, of which
 
 ---------------------------------------------------------------- sealed months that are empty
 
--- Months that hold nothing and ended before a day, 31 days back at least.
+-- Months that hold nothing, ended before a day, 31 days back at least, and of which no backfill is declared.
 CREATE FUNCTION telemetry.empty_sealed_months(ended_before date) RETURNS SETOF text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC'
 AS $$
 DECLARE
+    day_us constant bigint := 86400000000;
     partition text;
     is_empty boolean;
 BEGIN
@@ -95,6 +96,14 @@ BEGIN
         JOIN pg_class AS child ON child.oid = pg_inherits.inhrelid
         WHERE pg_inherits.inhparent = 'telemetry.sealed_segment'::regclass
           AND to_date(right(child.relname, 6), 'YYYYMM') + interval '1 month' <= ended_before
+          -- A batch may be under way that found its backfill just before it expired.
+          AND NOT EXISTS (
+              SELECT FROM telemetry.backfill
+              WHERE start_time < day_us
+                      * ((to_date(right(child.relname, 6), 'YYYYMM') + interval '1 month')::date - date '1970-01-01')
+                AND end_time > day_us * (to_date(right(child.relname, 6), 'YYYYMM') - date '1970-01-01')
+                AND expire_time > now() - interval '1 hour'
+          )
         ORDER BY child.relname
     LOOP
         EXECUTE format('SELECT NOT EXISTS (SELECT FROM telemetry.%I)', partition) INTO is_empty;

@@ -40,7 +40,7 @@ RETURNING consumer.name
 
 _BOUND = """
 SELECT
-    EXISTS (SELECT FROM telemetry.feed_consumer WHERE name = $1) AS registered,
+    (SELECT count(*) FROM telemetry.feed_consumer WHERE name = ANY ($1::text[])) = cardinality($1) AS registered,
     least($2::bigint, young.order_no - 1, untaken.order_no - 1) AS order_no,
     (extract(epoch FROM least(now() - $3::interval, untaken.committed_at)) * 1000000)::bigint AS through
 FROM (
@@ -146,7 +146,7 @@ async def find_bound(pool: asyncpg.Pool, settled: int, *, seal_after: timedelta)
         settled: an order up to which all are committed or never will be.
         seal_after: how long a commit stays findable, for readers that lag and watches that resume.
     """
-    [row] = await pool.fetch(_BOUND, CHECKPOINT, settled, seal_after)
+    [row] = await pool.fetch(_BOUND, list(OWN_CONSUMERS), settled, seal_after)
     if not row["registered"] or row["order_no"] <= 0:
         return None
     return Bound(row["order_no"], row["through"])
