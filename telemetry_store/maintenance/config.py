@@ -25,6 +25,12 @@ class MaintenanceSettings(ServiceSettings):
     dead_letters_kept_days: int = Field(30, ge=1, le=3650, description="How long dead letters are kept.")
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
     minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
+    seal_after_minutes: float = Field(
+        30,
+        ge=0,
+        le=1440,
+        description="How long commits stay findable one by one before their samples may be sealed.",
+    )
 
     @property
     def dead_letters_kept(self) -> timedelta:
@@ -45,3 +51,8 @@ class MaintenanceSettings(ServiceSettings):
     def minute_rollups_kept(self) -> timedelta:
         """Return how long rollups of minutes are kept."""
         return timedelta(days=self.minute_rollups_kept_days)
+
+    @property
+    def seal_after(self) -> timedelta:
+        """Return how long commits stay findable."""
+        return timedelta(minutes=self.seal_after_minutes)

@@ -13,6 +13,7 @@ from meshkit.tasks import background
 
 _log = structlog.get_logger()
 _TICK_S = 0.5
+# Of the worker that does everything unless another is named.
 _LOCK_KEY = 0x6D61696E74  # "maint"
 
 
@@ -33,10 +34,12 @@ class Worker:
     Args:
         pool: of the maintenance role.
         steps: in the order in which they run when several are due.
+        lock_key: of the advisory lock that one of several workers with the same steps holds while it works.
     """
 
-    def __init__(self, *, pool: asyncpg.Pool, steps: Sequence[Step]) -> None:
+    def __init__(self, *, pool: asyncpg.Pool, steps: Sequence[Step], lock_key: int = _LOCK_KEY) -> None:
         self._pool = pool
+        self._lock_key = lock_key
         self._steps = steps
         self._due_at = dict.fromkeys((step.name for step in steps), float("-inf"))
         self._failing = dict.fromkeys((step.name for step in steps), "it has not run yet")
@@ -73,7 +76,7 @@ class Worker:
         if not due:
             return
         async with self._pool.acquire() as connection:
-            if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK_KEY):
+            if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", self._lock_key):
                 # Another worker is at it; giving the connection back gives up the lock.
                 for step in due:
                     self._failing.pop(step.name, None)
