@@ -18,6 +18,8 @@ _PEER = """
 CREATE SCHEMA bench;
 CREATE TABLE bench.sample (series integer NOT NULL, time bigint NOT NULL, value double precision NOT NULL);
 """
+# An order that sealing does not reach while the bench runs.
+_UNSEALED = 1 << 40
 _PEER_ROWS = """
 INSERT INTO bench.sample
 SELECT $1, time, round((20 + 5 * sin(time / 1e9))::numeric, 2)
@@ -27,7 +29,7 @@ _HOT = """
 INSERT INTO telemetry.segment
     (tenant_id, series_id, start_time, end_time, times, doubles, instance, commit_no, order_no)
 SELECT $1, $2, min(time), max(time), array_agg(time ORDER BY time),
-       array_agg(round((20 + 5 * sin(time / 1e9))::numeric, 2)::float8 ORDER BY time), 1, 1, 1
+       array_agg(round((20 + 5 * sin(time / 1e9))::numeric, 2)::float8 ORDER BY time), 1, $6, $6
 FROM generate_series($3::bigint, $4::bigint - 1, 1000000) AS time
 GROUP BY time / 3600000000, (time / 1000000) / $5
 """
@@ -62,7 +64,7 @@ async def fill(admin: asyncpg.Connection, recordings: Sequence[Recording]) -> di
         )
         ids[one.device] = series_id
         if one.run:
-            await admin.execute(_HOT, TENANT, series_id, one.start_us, one.end_us, one.run)
+            await admin.execute(_HOT, TENANT, series_id, one.start_us, one.end_us, one.run, _UNSEALED)
         else:
             await _seal(admin, series_id, one)
             await admin.execute(_PEER_ROWS, series_id, one.start_us, one.end_us)
@@ -86,7 +88,9 @@ async def _seal(admin: asyncpg.Connection, series_id: int, one: Recording) -> No
     last_day = (one.end_us - 1) // MICROS_PER_DAY
     await admin.execute(
         """
-        SELECT telemetry.ensure_sealed_months(date '1970-01-01' + $1::integer, date '1970-01-01' + $2::integer)
+        SELECT telemetry.ensure_sealed_months(
+            date '1970-01-01' + $1::integer, date '1970-01-01' + $2::integer
+        )
         """,
         first_day,
         last_day,

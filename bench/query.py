@@ -121,9 +121,8 @@ async def _measure(mesh: Mesh) -> Report:
             cases += _cases(name, seconds)
     await admin.close()
     notes = [
-        "through Envoy by gRPC; the peer: one row per sample, unique index on (series, time), "
-        "asked over a local connection without a gateway",
-        "warm but for what says cold: the first read since PostgreSQL was restarted, the system's cache is warm",
+        "through Envoy by gRPC; the peer: one row per sample, unique index, over a local connection",
+        "warm but for what says cold: first read since PostgreSQL was restarted, the system's cache is warm",
     ]
     return Report("query", cases, notes)
 

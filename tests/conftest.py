@@ -93,7 +93,7 @@ _MESHES = {
     "mesh": re.compile(
         r"tests/mesh/test_(applied|archive|bad_input\w*|dead_letters|end_to_end|events|history|load|metrics|mqtt(_flood)?|processing|raw_messages|readme|tail_and_simulate|watch)\.py"
     ),
-    "fragile mesh": re.compile(r"tests/mesh/test_(\w+_)?faults\w*\.py"),
+    "fragile mesh": re.compile(r"tests/mesh/test_((\w+_)?faults\w*|rollups)\.py"),
 }
 
 

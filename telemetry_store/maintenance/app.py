@@ -21,11 +21,14 @@ from telemetry_store.maintenance.limits import forget_limit_hits, forget_unused_
 from telemetry_store.maintenance.metrics import observe_rollups
 from telemetry_store.maintenance.partitions import (
     drop_request_windows,
+    drop_segment_days,
     ensure_request_windows,
     ensure_segment_days,
 )
 from telemetry_store.maintenance.policies import raw_retentions
 from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
+from telemetry_store.maintenance.sealing import Sealing
+from telemetry_store.maintenance.throttle import Throttle
 from telemetry_store.maintenance.worker import Step, Worker
 from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper
@@ -37,10 +40,11 @@ from telemetry_store.tiers.restoring import work_off_restores
 
 SERVICE = "maintenance"
 _ARCHIVE_LOCK_KEY = 0x61726368  # "arch"
+_MOVING_LOCK_KEY = 0x6D6F7665  # "move"
 
 
 def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupKeeper) -> tuple[Step, ...]:
-    """Return all that maintenance does: name, seconds between runs, work."""
+    """Return all that is done quickly: name, seconds between runs, work."""
     return (
         Step(
             "segment_days",
@@ -71,6 +75,19 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupK
                 kept=RollupsKept(minutes=settings.minute_rollups_kept),
                 kept_by_tenant={},
             ),
+        ),
+    )
+
+
+def moving_steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
+    """Return what moves samples between tiers and may take long, beside the quick steps."""
+    sealing = Sealing(pool=pool, seal_after=settings.seal_after, throttle=Throttle(pool=pool))
+    return (
+        Step("sealing", 1, sealing.turn),
+        Step(
+            "segment_days_kept",
+            300,
+            partial(drop_segment_days, pool, late_window_days=settings.late_window_days),
         ),
     )
 
@@ -114,8 +131,10 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
             steps=() if store is None else archive_steps(pool, store, settings),
             lock_key=_ARCHIVE_LOCK_KEY,
         )
+        mover = Worker(pool=pool, steps=moving_steps(pool, settings), lock_key=_MOVING_LOCK_KEY)
         async with (
             worker.running(),
+            mover.running(),
             archiver.running(),
             running_server(
                 listen=settings.listen,
@@ -127,6 +146,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
                     "postgresql": lambda: pool.fetchval("SELECT 1"),
                     "maintenance": worker.check,
                     "archive": archiver.check,
+                    "moving": mover.check,
                 },
             ) as port,
         ):

@@ -37,6 +37,12 @@ class MaintenanceSettings(ServiceSettings):
         description="How long archived objects stay that are no longer named: longer than any answer takes.",
     )
     minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
+    seal_after_minutes: float = Field(
+        30,
+        ge=0,
+        le=1440,
+        description="How long commits stay findable one by one before their samples may be sealed.",
+    )
 
     @property
     def archive_after(self) -> timedelta:
@@ -67,3 +73,8 @@ class MaintenanceSettings(ServiceSettings):
     def minute_rollups_kept(self) -> timedelta:
         """Return how long rollups of minutes are kept."""
         return timedelta(days=self.minute_rollups_kept_days)
+
+    @property
+    def seal_after(self) -> timedelta:
+        """Return how long commits stay findable."""
+        return timedelta(minutes=self.seal_after_minutes)

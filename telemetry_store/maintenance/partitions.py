@@ -19,6 +19,13 @@ async def ensure_segment_days(pool: asyncpg.Pool, *, late_window_days: int) -> N
         _log.info("segment days made", days=made)
 
 
+async def drop_segment_days(pool: asyncpg.Pool, *, late_window_days: int) -> None:
+    """Drop the days of before the live window that sealing has emptied and no backfill is declared for."""
+    dropped = await pool.fetchval("SELECT telemetry.drop_segment_days($1)", late_window_days + 1)
+    if dropped:
+        _log.info("segment days dropped", days=dropped)
+
+
 async def ensure_request_windows(pool: asyncpg.Pool) -> None:
     """Make the windows that request ids go into during the next hours."""
     made = await pool.fetchval("SELECT telemetry.ensure_request_windows($1)", WINDOWS_AHEAD)

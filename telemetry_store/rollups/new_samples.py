@@ -20,7 +20,7 @@ from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, none,
 from telemetry_store.rollups.rows import Owner
 from telemetry_store.segment_arrays import VALUE_COLUMNS, SegmentArrays, aggregates, stored_columns
 from telemetry_store.tiers.codec import Samples
-from telemetry_store.tiers.reader import joined, merged
+from telemetry_store.tiers.reader import merged
 
 KINDS = (Kind.DOUBLE, Kind.INT, Kind.BOOL)
 # Of one statement: some 60 bytes each, in PostgreSQL and here.
@@ -116,23 +116,44 @@ async def new_minutes(
     """
     tenants: dict[int, str] = {}
     series: list[npt.NDArray[np.int64]] = []
-    orders: list[npt.NDArray[np.int64]] = []
-    parts: list[Samples] = []
+    found: list[SegmentArrays] = []
     for kind, row in await _segments(connection, commits, kinds):
-        found = SegmentArrays(kind, row, with_quality=True)
-        ids = np.frombuffer(row["series"], ">i4").astype(np.int64)
-        tenants.update(dict.fromkeys(ids.tolist(), row["tenant_id"]))
-        sequence = _sequence(ids, found)
-        series.append(np.repeat(ids, found.lengths)[sequence])
-        orders.append(np.repeat(found.order_nos, found.lengths)[sequence])
-        values = found.values[sequence].astype(np.float64)
-        parts.append(Samples(found.times[sequence], values, found.quality[sequence]))
-    if not parts:
+        found.append(SegmentArrays(kind, row, with_quality=True))
+        series.append(np.frombuffer(row["series"], ">i4").astype(np.int64))
+        tenants.update(dict.fromkeys(np.unique(series[-1]).tolist(), row["tenant_id"]))
+    if not found:
         return [], none()
     ids, places = np.unique(np.concatenate(series), return_inverse=True)
-    places, samples = merged(places, np.concatenate(orders), joined(parts))
     owners = [Owner(tenants[series_id], series_id) for series_id in ids.tolist()]
-    return owners, of_samples(places, samples, starts_of_width(MICROS_PER_MINUTE))
+    samples = _by_place(places, found)
+    return owners, of_samples(*samples, starts_of_width(MICROS_PER_MINUTE))
+
+
+def _by_place(
+    places: npt.NDArray[np.intp], found: Sequence[SegmentArrays]
+) -> tuple[npt.NDArray[np.intp], Samples]:
+    """Return samples by place and time, each once.
+
+    Args:
+        places: of the segments of all that was found.
+        found: at least one.
+    """
+    times = np.concatenate([part.times for part in found])
+    lengths = np.concatenate([part.lengths for part in found])
+    firsts = np.cumsum(lengths) - lengths
+    order = np.lexsort((times[firsts], places))
+    firsts, lengths = firsts[order], lengths[order]
+    sequence = np.repeat(firsts - (np.cumsum(lengths) - lengths), lengths)
+    sequence += np.arange(len(times))
+    return merged(
+        np.repeat(places[order], lengths),
+        np.repeat(np.concatenate([part.order_nos for part in found])[order], lengths),
+        Samples(
+            times[sequence],
+            np.concatenate([part.values.astype(np.float64) for part in found])[sequence],
+            np.concatenate([part.quality for part in found])[sequence],
+        ),
+    )
 
 
 async def _segments(
@@ -152,12 +173,3 @@ async def _by_commit(connection: Connection) -> AsyncIterator[None]:
     await connection.execute(_BY_COMMIT)
     yield
     await connection.execute(_AS_USUAL)
-
-
-def _sequence(series: npt.NDArray[np.int64], found: SegmentArrays) -> npt.NDArray[np.intp]:
-    """Return the order of samples in which segments follow each other by series and start."""
-    firsts = np.cumsum(found.lengths) - found.lengths
-    order = np.lexsort((found.times[firsts], series))
-    lengths = found.lengths[order]
-    before = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(firsts[order], lengths) + np.arange(len(before)) - before

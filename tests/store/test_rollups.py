@@ -1,12 +1,12 @@
 """Rollups, as they are read and as they are stored, are those of the samples, whatever happens."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import numpy as np
@@ -18,23 +18,21 @@ from meshkit import db
 from meshkit.db import DATABASE_ERRORS, Connection, tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
-from telemetry_store.feed import read_consumer
 from telemetry_store.rollups import new_samples, stale
-from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, of_samples, starts_of_width
+from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE
 from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper, advance_rollups, register_rollups
 from telemetry_store.rollups.reader import read_buckets
-from telemetry_store.rollups.rows import CONSUMER, TABLES, Owner, Ranges, read_horizons, read_rows
+from telemetry_store.rollups.rows import TABLES, Owner
 from telemetry_store.tiers.codec import Samples, encode
-from telemetry_store.tiers.reader import Span, read_spans
+from telemetry_store.tiers.floor import forget_commits
+from telemetry_store.tiers.reader import Span
+from tests.store.rollup_tables import END, FIRST, NUMERIC, TODAY, brute, check_stored, same, series_of
+from tests.store.sealing import bound_now, seal_all
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import admin, terminate
 
-NOW = int(time.time()) * 1_000_000
-TODAY = NOW - NOW % MICROS_PER_DAY
-FIRST, END = TODAY - 7 * MICROS_PER_DAY, TODAY + 2 * MICROS_PER_DAY
 KEPT = timedelta(days=3)
-NUMERIC = (Kind.DOUBLE, Kind.INT, Kind.BOOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +51,6 @@ async def pools(database: TestDatabase) -> AsyncIterator[Pools]:
         yield Pools(query, maintenance)
 
 
-async def series_of(pool: asyncpg.Pool, tenant: str) -> dict[Kind, list[int]]:
-    found: dict[Kind, list[int]] = {}
-    async with tenant_transaction(pool, tenant) as connection:
-        for row in await connection.fetch("SELECT series_id, kind FROM telemetry.series ORDER BY 1"):
-            found.setdefault(Kind(row["kind"]), []).append(row["series_id"])
-    return found
-
-
-def same(found: Buckets, expected: Buckets) -> None:
-    """Compare: equal but for the rounding of sums, means and deviations, which the unit tests bound."""
-    for name in Buckets.__slots__:
-        left, right = getattr(found, name), getattr(expected, name)
-        if name in {"sums", "means", "m2s"}:
-            assert left == pytest.approx(right, rel=1e-9, abs=1e-6), name
-        else:
-            assert left.tolist() == right.tolist(), name
-
-
-async def brute(connection: Connection, kind: Kind, spans: Sequence[Span], width_us: int) -> Buckets:
-    samples = await read_spans(connection, kind, spans, archive=None)
-    return of_samples(samples.places, samples.samples, starts_of_width(width_us))
-
-
 async def check_read(pool: asyncpg.Pool, tenant: str, *, start: int = FIRST, end: int = END) -> None:
     for kind, ids in (await series_of(pool, tenant)).items():
         if kind not in NUMERIC:
@@ -88,98 +63,46 @@ async def check_read(pool: asyncpg.Pool, tenant: str, *, start: int = FIRST, end
                 same(found, await brute(connection, kind, spans, width_us))
 
 
-async def check_stored(pools: Pools, tenant: str) -> None:
-    """Compare the tables, from their horizons on."""
-    series = await series_of(pools.query, tenant)
-    async with tenant_transaction(pools.query, tenant, isolation="repeatable_read") as connection:
-        assert await connection.fetchval("SELECT count(*) FROM telemetry.rollup_stale") == 0
-        horizons = await read_horizons(connection, [tenant])
-        for kind in NUMERIC:
-            owners = [Owner(tenant, series_id) for series_id in series.get(kind, [])]
-            for width_us in TABLES:
-                starts = np.maximum(horizons.of(owners, width_us), FIRST)
-                ranges = Ranges(np.arange(len(owners), dtype=np.intp), starts, np.full(len(owners), END))
-                spans = [
-                    Span(tenant, owner.series_id, int(start), END)
-                    for owner, start in zip(owners, starts, strict=True)
-                ]
-                stored = await read_rows(connection, width_us, owners, ranges)
-                same(stored, await brute(connection, kind, spans, width_us))
-        stored_ids = {
-            row["series_id"]
-            for table in TABLES.values()
-            for row in await connection.fetch(f"SELECT DISTINCT series_id FROM telemetry.{table}")
-        }
-        assert stored_ids <= {number for kind in NUMERIC for number in series.get(kind, [])}
-
-
 async def catch_up(pool: asyncpg.Pool) -> None:
     while await advance_rollups(pool, archive=None):
         pass
 
 
-async def seal(pool: asyncpg.Pool, tenant: str) -> None:
-    """Move a tenant's hot rows that the rollups have taken to sealed ones, one per series and day."""
-    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
-        frontier = await read_consumer(connection, CONSUMER)
-        taken = await connection.fetch(
-            """
-            SELECT s.series_id, s.kind, min(h.start_time) AS first, max(h.end_time) AS last,
-                   max(h.order_no) AS order_no
-            FROM telemetry.segment AS h
-            JOIN telemetry.series AS s USING (tenant_id, series_id)
-            WHERE s.tenant_id = $1
-            GROUP BY s.series_id, s.kind, h.start_time / 86400000000
-            HAVING bool_and(h.commit_no <= coalesce(($2::jsonb ->> h.instance::text)::bigint, 0))
-            """,
-            tenant,
-            _json(frontier),
-        )
-        for row in taken:
-            start = row["first"] - row["first"] % MICROS_PER_DAY
-            span = Span(tenant, row["series_id"], start, start + MICROS_PER_DAY)
-            found = (await read_spans(connection, Kind(row["kind"]), [span], archive=None)).samples
-            for table in ("segment", "sealed_segment"):
-                await connection.execute(
-                    f"DELETE FROM telemetry.{table} WHERE series_id = $1 AND start_time >= $2 AND start_time < $3",
-                    row["series_id"],
-                    start,
-                    start + MICROS_PER_DAY,
-                )
-            await insert_sealed(
-                connection, tenant, row["series_id"], Kind(row["kind"]), found, row["order_no"]
-            )
+async def sealed(pool: asyncpg.Pool) -> None:
+    """Seal whatever may be, and forget commits that everybody has taken."""
+    bound = await bound_now(pool)
+    if bound is not None:
+        await seal_all(pool, bound)
+        await forget_commits(pool)
 
 
 async def insert_sealed(
-    connection: Connection, tenant: str, series_id: int, kind: Kind, samples: Samples, order_no: int
+    connection: Connection, owner: Owner, kind: Kind, samples: Samples, order_no: int
 ) -> None:
-    sealed = encode(kind, samples)
+    columns = encode(kind, samples)
     first = int(samples.times[0])
     await connection.execute(
-        "SELECT telemetry.ensure_sealed_months(day, day) FROM (SELECT date '1970-01-01' + $1::integer) AS d (day)",
+        "SELECT telemetry.ensure_sealed_months(day, day) "
+        "FROM (SELECT date '1970-01-01' + $1::integer) AS loaded (day)",
         first // MICROS_PER_DAY,
     )
     await connection.execute(
         """
         INSERT INTO telemetry.sealed_segment
-            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values", quality)
+            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no,
+             times, "values", quality)
         VALUES ($1, $2, $3, $4, $5, true, $6, $7, $8, $9)
         """,
-        tenant,
-        series_id,
+        owner.tenant,
+        owner.series_id,
         first,
         int(samples.times[-1]),
         len(samples),
         order_no,
-        sealed.times,
-        sealed.values,
-        sealed.quality,
+        columns.times,
+        columns.values,
+        columns.quality,
     )
-
-
-def _json(frontier: dict[int, int]) -> str:
-    return "{" + ", ".join(f'"{key}": {value}' for key, value in frontier.items()) + "}"
 
 
 async def load_in_bulk(database: TestDatabase, tenant: str, series_id: int, times: Sequence[int]) -> None:
@@ -198,7 +121,7 @@ async def load_in_bulk(database: TestDatabase, tenant: str, series_id: int, time
                 np.arange(len(of_day), dtype=np.float64),
                 np.full(len(of_day), 90, np.int32),
             )
-            await insert_sealed(connection, tenant, series_id, Kind.DOUBLE, samples, order_no)
+            await insert_sealed(connection, Owner(tenant, series_id), Kind.DOUBLE, samples, order_no)
         await connection.execute(
             """
             INSERT INTO telemetry.ingest_commit
@@ -237,6 +160,7 @@ _STEPS = st.lists(
         st.tuples(st.just("cancelled turn"), st.floats(0, 0.03)),
         st.tuples(st.just("two turns")),
         st.tuples(st.just("seal")),
+        st.tuples(st.just("seal in a turn")),
         st.tuples(st.just("bulk"), st.lists(_TIMES, min_size=1, max_size=6)),
         st.tuples(st.just("read")),
     ),
@@ -273,7 +197,7 @@ async def test_rollups_are_those_of_the_samples_whatever_happens(
     database: TestDatabase,
     pools: Pools,
     monkeypatch: pytest.MonkeyPatch,
-    steps: list[tuple],
+    steps: list[tuple[Any, ...]],
     most_samples: int,
 ) -> None:
     tenant = f"tenant-{uuid.uuid4().hex}"
@@ -300,7 +224,11 @@ async def test_rollups_are_those_of_the_samples_whatever_happens(
                     assert any(isinstance(outcome, bool) for outcome in outcomes)
                     assert all(isinstance(outcome, bool | asyncpg.SerializationError) for outcome in outcomes)
                 case ("seal",):
-                    await seal(pools.maintenance, tenant)
+                    await sealed(pools.maintenance)
+                case ("seal in a turn",):
+                    await asyncio.gather(
+                        advance_rollups(pools.maintenance, archive=None), sealed(pools.maintenance)
+                    )
                 case ("bulk", times):
                     await first.commit(tenant, [Sent("a", "m", TODAY, 1.0)])
                     ids = await series_of(pools.query, tenant)
@@ -310,7 +238,7 @@ async def test_rollups_are_those_of_the_samples_whatever_happens(
     await check_read(pools.query, tenant)
     await catch_up(pools.maintenance)
     await check_read(pools.query, tenant)
-    await check_stored(pools, tenant)
+    await check_stored(pools.query, tenant, await series_of(pools.query, tenant))
 
 
 async def test_only_what_is_asked_for_is_read(database: TestDatabase, pools: Pools) -> None:
@@ -345,7 +273,7 @@ async def test_a_consumer_that_is_expired_is_rebuilt(database: TestDatabase, poo
     await check_read(pools.query, "demo")
     await catch_up(pools.maintenance)
     await check_read(pools.query, "demo")
-    await check_stored(pools, "demo")
+    await check_stored(pools.query, "demo", await series_of(pools.query, "demo"))
 
 
 async def test_rollups_outlive_the_samples(database: TestDatabase, pools: Pools) -> None:
@@ -387,7 +315,7 @@ async def test_an_archive_that_is_away_stops_no_commit(database: TestDatabase, p
         assert await connection.fetchval("SELECT count(*) FROM telemetry.rollup_stale") == 1
     await check_read(pools.query, "demo")
     await catch_up(pools.maintenance)
-    await check_stored(pools, "demo")
+    await check_stored(pools.query, "demo", await series_of(pools.query, "demo"))
 
 
 async def rows_by_tenant(database: TestDatabase, table: str) -> dict[str, int]:
@@ -431,7 +359,7 @@ async def test_rollups_expire_by_tenant_and_are_computed_from_then_on(
         await catch_up(pools.maintenance)
         for tenant in tenants:
             await check_read(pools.query, tenant)
-            await check_stored(pools, tenant)
+            await check_stored(pools.query, tenant, await series_of(pools.query, tenant))
 
         # Who is named no more is as the others, and nothing that is gone comes back.
         await expire_rollups(

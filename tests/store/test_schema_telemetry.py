@@ -82,7 +82,7 @@ TABLE_RIGHTS = {
         "limit_bucket": {*READ, "DELETE"},
         "limit_hit": {*READ, "DELETE"},
         "limit_lease": {*READ, "DELETE"},
-        **dict.fromkeys(ROLLUPS, {*KEEP, "DELETE"}),
+        **{table: {*KEEP, "DELETE"} for table in ROLLUPS},
     },
 }
 COLUMN_RIGHTS = (

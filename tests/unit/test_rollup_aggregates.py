@@ -1,13 +1,14 @@
 """Buckets against exact arithmetic.
 
 Tolerance: everything but sum, mean and M2 is exact. A mean is within 4 ulp of the largest value; a sum within
-1e-12 of the sum of absolute values; a standard deviation within 1e-9 of itself and 16 ulp of the largest value,
-since buckets that are put together know their means to an ulp only.
+1e-12 of the sum of absolute values; a standard deviation within 1e-9 of itself and 16 ulp of the largest
+value, since buckets that are put together know their means to an ulp only.
 """
 
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def check(found: Buckets, rows: Rows, start_of: Callable[[int], int]) -> None:
     for index, group in enumerate(groups.values()):
         values = [value for _, value, _ in group]
         exact = [Fraction(value) for value in values]
-        mean = sum(exact) / len(exact)
+        mean = sum(exact, Fraction()) / len(exact)
         stddev = math.sqrt(sum((value - mean) ** 2 for value in exact) / len(exact))
         largest = math.ulp(max(map(abs, values)))
         judged = [code for _, _, code in group if code != NOT_JUDGED]
@@ -78,7 +79,7 @@ def check(found: Buckets, rows: Rows, start_of: Callable[[int], int]) -> None:
         assert (found.minimums[index], found.maximums[index]) == (min(values), max(values))
         assert (found.firsts[index], found.lasts[index]) == (values[0], values[-1])
         assert (found.first_times[index], found.last_times[index]) == (group[0][0], group[-1][0])
-        assert abs(Fraction(found.sums[index]) - sum(exact)) <= Fraction(1e-12) * sum(
+        assert abs(Fraction(found.sums[index]) - sum(exact, Fraction())) <= Fraction(1e-12) * sum(
             map(abs, exact), Fraction()
         )
         assert abs(Fraction(found.means[index]) - mean) <= 4 * Fraction(largest)
@@ -111,7 +112,7 @@ def test_parts_of_buckets_make_the_whole(rows: Rows, cuts: list[int]) -> None:
             *columns({key: row for key, row in rows.items() if first <= key[1] < last}),
             starts_of_width(MICROS_PER_HOUR),
         )
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        for first, last in pairwise(bounds)
     ]
     whole = combined(ordered(joined(parts)), starts_of_width(MICROS_PER_HOUR))
     check(whole, rows, lambda time: time - time % MICROS_PER_HOUR)

@@ -1,0 +1,130 @@
+"""`bench sealing`: how fast samples are sealed, and how small they are then.
+
+A mesh of its own whose maintenance seals nothing meanwhile; rows are copied as ingest writes them.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import asyncpg
+import numpy as np
+import uvloop
+
+from bench.mesh import own_mesh
+from bench.report import Case, Report
+from meshkit import db
+from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind, KindColumns
+from telemetry_store.copy import COLUMNS, encode
+from telemetry_store.maintenance.sealing import Round
+from telemetry_store.maintenance.throttle import Throttle
+from telemetry_store.merge import merge
+from telemetry_store.tiers.floor import Bound
+from telemetry_store.tiers.sealing import Moved
+
+RUN_LENGTH = 20
+_TENANT = "demo"
+_SECOND = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """1 Hz data: every series commits 20 samples at a time, all of them in one commit."""
+
+    name: str
+    series: int
+    start_us: int
+    samples: int
+
+    @property
+    def total(self) -> int:
+        """Return how many samples there are."""
+        return self.series * self.samples
+
+
+def run() -> Report:
+    """Measure and return the report."""
+    with own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0", TWINMESH_SEAL_AFTER_MINUTES="1440") as mesh:
+        return Report(
+            "sealing",
+            uvloop.run(measure(mesh.database_url(), mesh.role_url("twinmesh_maintenance"))),
+            [f"1 Hz, {RUN_LENGTH} samples per run, decimals of two digits that walk; nobody else writes"],
+        )
+
+
+async def measure(admin_url: str, maintenance_url: str) -> list[Case]:
+    """Fill and seal an hour and a day."""
+    now_us = time.time_ns() // 1000
+    day = now_us - now_us % MICROS_PER_DAY - MICROS_PER_DAY
+    cases = []
+    async with db.pool(maintenance_url, application="bench") as pool:
+        for fill in (Fill("day", 50, day, 86_400), Fill("hour", 1_000, day + MICROS_PER_DAY, 3_600)):
+            await _fill(admin_url, fill)
+            # The hour is one of a day that is not over, the day is.
+            through = fill.start_us + (MICROS_PER_HOUR if fill.samples <= 3_600 else MICROS_PER_DAY)
+            moved, seconds = await _seal(pool, Bound(1 << 62, through))
+            assert moved.samples == fill.total
+            cases += [
+                Case(f"{fill.name}: sealed", fill.total / seconds / 1e6, "M samples/s"),
+                Case(f"{fill.name}: hot", moved.hot_bytes / fill.total, "bytes/sample"),
+                Case(f"{fill.name}: sealed columns", moved.sealed_bytes / fill.total, "bytes/sample"),
+            ]
+    return cases
+
+
+async def _seal(pool: asyncpg.Pool, bound: Bound) -> tuple[Moved, float]:
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    sealing = Round(pool, bound, Throttle(pool=pool), began_s=began)
+    assert await sealing.work(until_s=float("inf"))
+    return sealing.moved, clock() - began
+
+
+async def _fill(admin_url: str, fill: Fill) -> None:
+    connection = await asyncpg.connect(admin_url)
+    try:
+        rows = await connection.fetch(
+            """
+            INSERT INTO telemetry.series (tenant_id, device_id, metric, kind, unit)
+            SELECT $1, $2 || number, 'flow', 1, 'm3/h' FROM generate_series(1, $3) AS number
+            RETURNING series_id
+            """,
+            _TENANT,
+            f"{fill.name}-",
+            fill.series,
+        )
+        ids = np.array([row["series_id"] for row in rows], np.int32)
+        for payload in _commits(fill, ids):
+            await connection.copy_to_table(
+                "segment",
+                schema_name="telemetry",
+                columns=COLUMNS,
+                source=_chunks(payload),  # type: ignore[arg-type] # Any buffer will do.
+                format="binary",
+            )
+        await connection.execute("VACUUM ANALYZE telemetry.segment")
+    finally:
+        await connection.close()
+
+
+def _commits(fill: Fill, ids: np.ndarray) -> Iterator[list[memoryview]]:
+    random = np.random.default_rng(1)
+    level = random.normal(100, 10, fill.series)
+    for number, first in enumerate(range(0, fill.samples, RUN_LENGTH), 1):
+        walk = level[:, None] + np.cumsum(random.normal(0, 0.05, (fill.series, RUN_LENGTH)), axis=1)
+        level = walk[:, -1]
+        times = fill.start_us + (first + np.arange(RUN_LENGTH)) * _SECOND
+        columns = KindColumns(
+            Kind.DOUBLE,
+            np.repeat(ids, RUN_LENGTH),
+            np.tile(times, fill.series),
+            np.round(walk, 2).reshape(-1),
+        )
+        payload = encode([(merge([columns]), [_TENANT])])
+        yield list(payload.stamped(instance=1, commit_no=number, order_no=number))
+
+
+async def _chunks(payload: list[memoryview]) -> AsyncIterator[memoryview]:
+    for chunk in payload:
+        yield chunk

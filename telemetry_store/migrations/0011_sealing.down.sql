@@ -1,0 +1,1 @@
+DROP FUNCTION telemetry.drop_segment_days(integer);

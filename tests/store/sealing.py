@@ -1,0 +1,38 @@
+"""Sealing for tests: rounds to their end, and what is stored where."""
+
+import asyncio
+from datetime import timedelta
+
+import asyncpg
+
+from telemetry_store.latest import advance_checkpoint
+from telemetry_store.tiers.due import due_batches
+from telemetry_store.tiers.floor import Bound, SettledOrders, find_bound, raise_floors
+from telemetry_store.tiers.sealing import Moved, seal
+
+AT_ONCE = timedelta(0)
+
+
+async def bound_now(pool: asyncpg.Pool) -> Bound | None:
+    """Return up to where may be sealed now, the checkpoint having taken all and the floors being raised."""
+    while await advance_checkpoint(pool):
+        pass
+    settled_orders = SettledOrders(pool=pool)
+    settled = await settled_orders.find()
+    while settled is None:
+        await asyncio.sleep(0.01)
+        settled = await settled_orders.find()
+    bound = await find_bound(pool, settled, seal_after=AT_ONCE)
+    if bound is not None:
+        await raise_floors(pool, bound)
+    return bound
+
+
+async def seal_all(pool: asyncpg.Pool, bound: Bound) -> Moved:
+    """Seal what is due up to a bound."""
+    moved = Moved()
+    async for batch in due_batches(pool, bound):
+        sealed = await seal(pool, batch, order_no=bound.order_no)
+        assert sealed is not None
+        moved.add(sealed)
+    return moved
