@@ -40,7 +40,8 @@ RETURNING consumer.name
 
 _BOUND = """
 SELECT
-    (SELECT count(*) FROM telemetry.feed_consumer WHERE name = ANY ($1::text[])) = cardinality($1) AS registered,
+    (SELECT count(*) FROM telemetry.feed_consumer WHERE name = ANY ($1::text[])) = cardinality($1)
+        AS registered,
     least($2::bigint, young.order_no - 1, untaken.order_no - 1) AS order_no,
     (extract(epoch FROM least(now() - $3::interval, untaken.committed_at)) * 1000000)::bigint AS through
 FROM (

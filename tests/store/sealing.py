@@ -6,6 +6,7 @@ from datetime import timedelta
 import asyncpg
 
 from telemetry_store.latest import advance_checkpoint
+from telemetry_store.rollups.keeping import advance_rollups, register_rollups
 from telemetry_store.tiers.due import due_batches
 from telemetry_store.tiers.floor import Bound, SettledOrders, find_bound, raise_floors
 from telemetry_store.tiers.sealing import Moved, seal
@@ -13,10 +14,19 @@ from telemetry_store.tiers.sealing import Moved, seal
 AT_ONCE = timedelta(0)
 
 
-async def bound_now(pool: asyncpg.Pool) -> Bound | None:
-    """Return up to where may be sealed now, the checkpoint having taken all and the floors being raised."""
+async def bound_now(pool: asyncpg.Pool, *, with_rollups: bool = True) -> Bound | None:
+    """Return up to where may be sealed now, the checkpoint having taken all and the floors being raised.
+
+    Args:
+        pool: of the maintenance role.
+        with_rollups: they have taken all as well; otherwise they are as they are.
+    """
     while await advance_checkpoint(pool):
         pass
+    if with_rollups:
+        await register_rollups(pool, minutes_kept=timedelta(days=7))
+        while await advance_rollups(pool, archive=None):
+            pass
     settled_orders = SettledOrders(pool=pool)
     settled = await settled_orders.find()
     while settled is None:

@@ -70,7 +70,7 @@ async def catch_up(pool: asyncpg.Pool) -> None:
 
 async def sealed(pool: asyncpg.Pool) -> None:
     """Seal whatever may be, and forget commits that everybody has taken."""
-    bound = await bound_now(pool)
+    bound = await bound_now(pool, with_rollups=False)
     if bound is not None:
         await seal_all(pool, bound)
         await forget_commits(pool)
