@@ -103,10 +103,10 @@ def run() -> Report:
         own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0", TWINMESH_RAW_MESSAGES="true") as raw_mesh,
     ):
         fleets = {RUN20.series: ("small", STREAMS * 400), MANY_RUN20.series: ("large", STREAMS * 5_000)}
-        return uvloop.run(_run(_Bench(mesh, fleets), _Bench(raw_mesh, fleets)))
+        return uvloop.run(_run(IngestBench(mesh, fleets), IngestBench(raw_mesh, fleets)))
 
 
-async def _run(bench: "_Bench", raw_bench: "_Bench") -> Report:
+async def _run(bench: "IngestBench", raw_bench: "IngestBench") -> Report:
     measured = {shape: Measured() for shape in (RUN20, RUN20_RAW, RUN1, RUN1_RAW, MANY_RUN20, MANY_RUN1)}
     for number in range(ROUNDS):
         for shape, found in measured.items():
@@ -140,7 +140,7 @@ async def _run(bench: "_Bench", raw_bench: "_Bench") -> Report:
     return Report("ingest", cases, _notes(measured))
 
 
-class _Bench:
+class IngestBench:
     """A mesh and its devices.
 
     Args:
@@ -160,6 +160,12 @@ class _Bench:
 
     async def round(self, shape: Shape, number: int, found: Measured) -> None:
         """Send for some seconds, count what was stored, and copy rows of the same form."""
+        await self.send(shape, number, found)
+        if shape.without_raw is None:
+            found.copy_rates.append(await self._copy(shape, found.group_samples[-1]))
+
+    async def send(self, shape: Shape, number: int | str, found: Measured) -> None:
+        """Send for some seconds, and count what was stored."""
         loads = _loads(shape)
         count = shape.prepared_samples_per_s * (WARM_UP_S + SECONDS) // STREAMS // loads[0].samples_per_batch
         batches = [load.batches(count) for load in loads]
@@ -185,9 +191,7 @@ class _Bench:
             found.throttled.update(stream.throttled)
         for part, seconds in cpu_after.items():
             found.cpu[part].append((seconds - cpu_before[part]) / samples * 1e6)
-        if shape.without_raw is None:
-            found.copy_rates.append(await self._copy(shape, found.group_samples[-1]))
-        else:
+        if shape.without_raw is not None:
             found.raw_shares.append(await self._raw_share(name, durable))
 
     async def paced_round(self, number: int) -> list[float]:

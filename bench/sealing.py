@@ -1,30 +1,23 @@
-"""`bench sealing`: how fast samples are sealed, and how small they are then.
-
-A mesh of its own whose maintenance seals nothing meanwhile; rows are copied as ingest writes them.
-"""
+"""How fast samples are sealed, and how small they are then: synthetic ones, copied as ingest writes them."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import asyncpg
 import numpy as np
-import uvloop
 
-from bench.mesh import own_mesh
-from bench.report import Case, Report
+from bench.hot_rows import TENANT, copy_hot
+from bench.report import Case
 from meshkit import db
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind, KindColumns
-from telemetry_store.copy import COLUMNS, encode
 from telemetry_store.maintenance.sealing import Round
 from telemetry_store.maintenance.throttle import Throttle
-from telemetry_store.merge import merge
 from telemetry_store.tiers.floor import Bound
 from telemetry_store.tiers.sealing import Moved
 
 RUN_LENGTH = 20
-_TENANT = "demo"
 _SECOND = 1_000_000
 
 
@@ -43,27 +36,22 @@ class Fill:
         return self.series * self.samples
 
 
-def run() -> Report:
-    """Measure and return the report."""
-    with own_mesh(TWINMESH_TRACE_SAMPLE_RATIO="0", TWINMESH_SEAL_AFTER_MINUTES="1440") as mesh:
-        return Report(
-            "sealing",
-            uvloop.run(measure(mesh.database_url(), mesh.role_url("twinmesh_maintenance"))),
-            [f"1 Hz, {RUN_LENGTH} samples per run, decimals of two digits that walk; nobody else writes"],
-        )
-
-
 async def measure(admin_url: str, maintenance_url: str) -> list[Case]:
-    """Fill and seal an hour and a day."""
+    """Fill and seal an hour and a day.
+
+    Args:
+        admin_url: of the owner of a database in which nobody else seals.
+        maintenance_url: of the maintenance role.
+    """
     now_us = time.time_ns() // 1000
     day = now_us - now_us % MICROS_PER_DAY - MICROS_PER_DAY
     cases = []
     async with db.pool(maintenance_url, application="bench") as pool:
         for fill in (Fill("day", 50, day, 86_400), Fill("hour", 1_000, day + MICROS_PER_DAY, 3_600)):
-            await _fill(admin_url, fill)
+            await fill_hot(admin_url, fill)
             # The hour is one of a day that is not over, the day is.
             through = fill.start_us + (MICROS_PER_HOUR if fill.samples <= 3_600 else MICROS_PER_DAY)
-            moved, seconds = await _seal(pool, Bound(1 << 62, through))
+            moved, seconds = await seal(pool, Bound(1 << 62, through))
             if moved.samples != fill.total:
                 raise RuntimeError(f"{moved.samples} samples were sealed, not {fill.total}")
             cases += [
@@ -74,7 +62,8 @@ async def measure(admin_url: str, maintenance_url: str) -> list[Case]:
     return cases
 
 
-async def _seal(pool: asyncpg.Pool, bound: Bound) -> tuple[Moved, float]:
+async def seal(pool: asyncpg.Pool, bound: Bound) -> tuple[Moved, float]:
+    """Seal all that is due; returns what was moved and the seconds it took."""
     clock = asyncio.get_running_loop().time
     began = clock()
     sealing = Round(pool, bound, Throttle(pool=pool), began_s=began)
@@ -82,7 +71,8 @@ async def _seal(pool: asyncpg.Pool, bound: Bound) -> tuple[Moved, float]:
     return sealing.moved, clock() - began
 
 
-async def _fill(admin_url: str, fill: Fill) -> None:
+async def fill_hot(admin_url: str, fill: Fill) -> None:
+    """Store hot rows of series of their own."""
     connection = await asyncpg.connect(admin_url)
     try:
         rows = await connection.fetch(
@@ -91,41 +81,26 @@ async def _fill(admin_url: str, fill: Fill) -> None:
             SELECT $1, $2 || number, 'flow', 1, 'm3/h' FROM generate_series(1, $3) AS number
             RETURNING series_id
             """,
-            _TENANT,
+            TENANT,
             f"{fill.name}-",
             fill.series,
         )
         ids = np.array([row["series_id"] for row in rows], np.int32)
-        for payload in _commits(fill, ids):
-            await connection.copy_to_table(
-                "segment",
-                schema_name="telemetry",
-                columns=COLUMNS,
-                source=_chunks(payload),  # type: ignore[arg-type] # Any buffer will do.
-                format="binary",
-            )
-        await connection.execute("VACUUM ANALYZE telemetry.segment")
+        await copy_hot(connection, _commits(fill, ids))
     finally:
         await connection.close()
 
 
-def _commits(fill: Fill, ids: np.ndarray) -> Iterator[list[memoryview]]:
+def _commits(fill: Fill, ids: np.ndarray) -> Iterator[KindColumns]:
     random = np.random.default_rng(1)
     level = random.normal(100, 10, fill.series)
-    for number, first in enumerate(range(0, fill.samples, RUN_LENGTH), 1):
+    for first in range(0, fill.samples, RUN_LENGTH):
         walk = level[:, None] + np.cumsum(random.normal(0, 0.05, (fill.series, RUN_LENGTH)), axis=1)
         level = walk[:, -1]
         times = fill.start_us + (first + np.arange(RUN_LENGTH)) * _SECOND
-        columns = KindColumns(
+        yield KindColumns(
             Kind.DOUBLE,
             np.repeat(ids, RUN_LENGTH),
             np.tile(times, fill.series),
             np.round(walk, 2).reshape(-1),
         )
-        payload = encode([(merge([columns]), [_TENANT])])
-        yield list(payload.stamped(instance=1, commit_no=number, order_no=number))
-
-
-async def _chunks(payload: list[memoryview]) -> AsyncIterator[memoryview]:
-    for chunk in payload:
-        yield chunk

@@ -22,7 +22,7 @@ class Bench(StrEnum):
     MQTT = "mqtt"
     HOT_PATH = "hot_path"
     ANOMALY = "anomaly"
-    SEALING = "sealing"
+    STORAGE = "storage"
 
 
 def bench(
