@@ -38,12 +38,24 @@ def decode(question: object, token: str) -> object | None:
     try:
         padded = token + "=" * (-len(token) % 4)
         digest, after = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        is_storable = _is_storable(after)
     except (ValueError, TypeError, binascii.Error, RecursionError):
         raise invalid_token() from None
-    if digest != _digest(question) or after is None:
+    if not is_storable or digest != _digest(question) or after is None:
         raise invalid_token()
     position: object = after
     return position
+
+
+def _is_storable(position: object) -> bool:
+    """Say whether a position is text for PostgreSQL, where it is compared: without NUL.
+
+    Raises:
+        ValueError: lone surrogates.
+    """
+    if isinstance(position, list):
+        return all(map(_is_storable, position))
+    return not isinstance(position, str) or b"\0" not in position.encode()
 
 
 def _digest(question: object) -> str:

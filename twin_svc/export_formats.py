@@ -47,6 +47,10 @@ CSV_COLUMNS = (
 )
 # A row group, or a batch of an Arrow stream: what a reader holds at once.
 _ROWS_TOGETHER = 1 << 17
+# Or fewer rows of so many bytes: a text may have 16 KiB.
+_BYTES_TOGETHER = 16 << 20
+# A table takes some 10 KB beside its rows, and a series may have a single one.
+_TABLES_TOGETHER = 256
 
 
 class ExportFormat(IntEnum):
@@ -166,7 +170,7 @@ def _csv_rows(table: pa.Table) -> bytes:
 
 
 class _ArrowWriter:
-    """Parquet or an Arrow stream, in pieces of _ROWS_TOGETHER rows at least."""
+    """Parquet or an Arrow stream, in pieces of _ROWS_TOGETHER rows or _BYTES_TOGETHER at least."""
 
     def __init__(self, export_format: ExportFormat) -> None:
         self._sink = _Pipe()
@@ -176,13 +180,19 @@ class _ArrowWriter:
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             self._writer = pa.ipc.new_stream(self._sink, SCHEMA, options=options)
         self._waiting: list[pa.Table] = []
-        self._rows = 0
+        self._small: list[pa.Table] = []
+        self._rows = self._bytes = 0
 
     def write(self, histories: Sequence[SeriesHistory]) -> bytes:
         for history in histories:
-            self._waiting.append(table_of(history))
-            self._rows += len(history.times)
-        if self._rows >= _ROWS_TOGETHER:
+            table = table_of(history)
+            self._small.append(table)
+            if len(self._small) == _TABLES_TOGETHER:
+                self._waiting.append(_one(self._small))
+                self._small = []
+            self._rows += len(table)
+            self._bytes += table.nbytes
+        if self._rows >= _ROWS_TOGETHER or self._bytes >= _BYTES_TOGETHER:
             self._flush()
         return self._sink.take()
 
@@ -197,8 +207,12 @@ class _ArrowWriter:
         return b""
 
     def _flush(self) -> None:
-        self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks())
-        self._waiting, self._rows = [], 0
+        self._writer.write_table(_one([*self._waiting, *self._small]))
+        self._waiting, self._small, self._rows, self._bytes = [], [], 0, 0
+
+
+def _one(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).combine_chunks()
 
 
 class _Pipe(io.RawIOBase):

@@ -339,25 +339,33 @@ class _Chart:
         width, grid = fitting(span, self._max_points, finest=finest, zone=question.zone)
         is_combined = width.multiple > 1 or not (self._is_automatic or width.resolution is finest)
         reduction = Reduction.COMBINED if is_combined else Reduction.NONE
-        read = await self._reading.grid(series, grid, grid.outward(span.start_us, span.end_us))
+        bounds = grid.outward(span.start_us, span.end_us)
+        read = await self._reading.grid(series, grid, bounds)
         found: dict[int, Answer] = {}
-        sparse: list[Series] = []
+        sparse: list[tuple[Series, Buckets]] = []
         for one, buckets in zip(series, read, strict=True):
             if self._is_automatic and int(buckets.counts.sum()) <= self._max_points:
-                sparse.append(one)
+                sparse.append((one, buckets))
             elif len(buckets):
                 found[one.series_id] = Answer(one, reduction, width=width, buckets=buckets)
         for kind in NUMBERS:
-            for samples in await self._sparse([one for one in sparse if one.kind is kind]):
-                found[samples.series.series_id] = Answer(samples.series, Reduction.NONE, samples=samples)
+            chosen = [(one, buckets) for one, buckets in sparse if one.kind is kind]
+            histories = await self._sparse([one for one, _ in chosen], bounds)
+            for samples, (one, buckets) in zip(histories, chosen, strict=True):
+                if len(samples.times) < int(buckets.counts.sum()):
+                    # Rollups outlive samples: what is left of these is not all there was.
+                    found[one.series_id] = Answer(one, reduction, width=width, buckets=buckets)
+                    continue
+                within = _within(samples, span)
+                if len(within.times):
+                    found[one.series_id] = Answer(one, Reduction.NONE, samples=within)
         return found
 
-    async def _sparse(self, series: Sequence[Series]) -> list[SeriesHistory]:
-        """Return the samples of series of one kind that have few."""
+    async def _sparse(self, series: Sequence[Series], bounds: tuple[int, int]) -> list[SeriesHistory]:
+        """Return the samples of series of one kind that have few, of each, in whole buckets."""
         if not series:
             return []
-        span = self._reading.span
-        spans = [Span(one.tenant, one.series_id, span.start_us, span.end_us) for one in series]
+        spans = [Span(one.tenant, one.series_id, *bounds) for one in series]
         found = await read_spans(
             self._reading.connection, series[0].kind, spans, archive=self._reading.archive
         )
@@ -365,8 +373,13 @@ class _Chart:
         return [
             SeriesHistory(one, found.samples.times[first:last], found.samples.values[first:last])
             for one, first, last in zip(series, [0, *ends[:-1]], ends, strict=True)
-            if first < last
         ]
+
+
+def _within(samples: SeriesHistory, span: TimeRange) -> SeriesHistory:
+    """Return the samples of a range."""
+    first, last = np.searchsorted(samples.times, (span.start_us, span.end_us))
+    return SeriesHistory(samples.series, samples.times[first:last], samples.values[first:last])
 
 
 def _before(series: Series, span: TimeRange) -> Position:

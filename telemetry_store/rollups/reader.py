@@ -5,7 +5,7 @@ and what is not stored any more is computed from the next narrower buckets, minu
 as stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,9 @@ from telemetry_store.rollups.rows import (
     read_rows,
 )
 from telemetry_store.tiers.reader import Archive, Span, read_spans
+
+# Of so many days of series samples are held at once: some 100 MB at 1 Hz.
+_SAMPLES_OF_DAYS = 32
 
 _LAGGING = """
 WITH lagging AS (
@@ -98,7 +101,7 @@ async def read_buckets(
         connection: in a REPEATABLE READ transaction that sees the tenants.
         kind: of all series: DOUBLE, INT or BOOL.
         spans: which; their bounds are those of buckets. A series may come in several. What is not stored is
-            computed from samples, all held at once: callers bound the spans.
+            computed from samples, those of _SAMPLES_OF_DAYS at once.
         width_us: of the buckets: a minute, an hour or a day, UTC.
         archive: None: nothing was ever archived.
 
@@ -173,18 +176,44 @@ class _Reading:
         narrower = NARROWER.get(width_us)
         if narrower is not None:
             return combined(await self.read(wanted, narrower), starts_of_width(width_us))
-        found = await read_spans(
-            self.connection,
-            self.kind,
-            [
+        parts = []
+        for portion in portions(wanted, _SAMPLES_OF_DAYS):
+            spans = [
                 Span(self.owners[place].tenant, self.owners[place].series_id, start_us, end_us)
-                for place, start_us, end_us in zip(
-                    wanted.places.tolist(), wanted.starts.tolist(), wanted.ends.tolist(), strict=True
-                )
-            ],
-            archive=self.archive,
-        )
-        return of_samples(wanted.places[found.places], found.samples, starts_of_width(width_us))
+                for place, start_us, end_us in portion
+            ]
+            found = await read_spans(self.connection, self.kind, spans, archive=self.archive)
+            places = np.array([place for place, _, _ in portion], np.intp)
+            parts.append(of_samples(places[found.places], found.samples, starts_of_width(width_us)))
+        return joined(parts)
+
+
+def portions(ranges: Ranges, days: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Yield place, start and end of ranges, of so many days at the most together.
+
+    Long ones are cut at midnight.
+
+    Args:
+        ranges: none is empty.
+        days: at least 1.
+    """
+    most = days * MICROS_PER_DAY
+    portion: list[tuple[int, int, int]] = []
+    length = 0
+    for place, first, end in zip(
+        ranges.places.tolist(), ranges.starts.tolist(), ranges.ends.tolist(), strict=True
+    ):
+        start = first
+        while start < end:
+            stop = min(end, (start + most) // MICROS_PER_DAY * MICROS_PER_DAY)
+            if portion and length + stop - start > most:
+                yield portion
+                portion, length = [], 0
+            portion.append((place, start, stop))
+            length += stop - start
+            start = stop
+    if portion:
+        yield portion
 
 
 async def _touched(connection: Connection, spans: Sequence[Span]) -> Ranges:

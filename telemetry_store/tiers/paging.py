@@ -110,8 +110,7 @@ async def read_first(
         lacking = limit - found.count_before(certain)
         if lacking <= 0 or behind.horizon >= end_us:
             return found.before(certain, limit)
-        for piece in await behind.advance(lacking):
-            found.add(piece)
+        found.add(await behind.advance(lacking))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +150,13 @@ class _Found:
         self._samples = no_samples(kind)
         self._order_nos: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
-    def add(self, piece: _Piece) -> None:
-        samples = joined([self._samples, piece.samples]) if len(self._samples) else piece.samples
-        order_nos = np.concatenate([self._order_nos, piece.order_nos])
+    def add(self, pieces: Sequence[_Piece]) -> None:
+        """Take pieces, all at once: what is there already is copied each time."""
+        if not pieces:
+            return
+        parts = [piece.samples for piece in pieces]
+        samples = joined([self._samples, *parts] if len(self._samples) else parts)
+        order_nos = np.concatenate([self._order_nos, *(piece.order_nos for piece in pieces)])
         times, self._order_nos, values, quality = merge(
             samples.times, order_nos, samples.values, samples.quality
         )

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from meshkit import paging
 from meshkit.errors import InvalidArgument
 
-positions = st.one_of(st.text(), st.integers(-(2**63), 2**63), st.lists(st.text(max_size=5), max_size=3))
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=9)
+positions = st.one_of(texts, st.integers(-(2**63), 2**63), st.lists(texts, max_size=3))
 questions = st.lists(st.one_of(st.text(max_size=8), st.integers()), max_size=4)
 
 
@@ -25,6 +26,12 @@ def test_a_token_does_not_continue_another_question(one: object, other: object, 
 def test_a_damaged_token_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgument):
         paging.decode(["question"], token)
+
+
+@pytest.mark.parametrize("after", ["\0", "a\ud800", [1, ["a\0"]]])
+def test_text_that_the_database_cannot_hold_is_refused(after: object) -> None:
+    with pytest.raises(InvalidArgument):
+        paging.decode(["question"], paging.encode(["question"], after))
 
 
 def test_the_first_page_has_no_position() -> None:

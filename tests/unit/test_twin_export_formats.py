@@ -81,6 +81,49 @@ def written(export_format: ExportFormat, histories: list[SeriesHistory], at_once
     return b"".join([*parts, writer.end()])
 
 
+def test_series_of_one_sample_take_the_room_of_their_rows() -> None:
+    quality = np.full(1, NOT_JUDGED, np.int32)
+    histories = [
+        SeriesHistory(
+            Series(number, "demo", f"pump-{number}", "flow", Kind.DOUBLE, ""),
+            np.array([number]),
+            np.array([number / 8]),
+            quality,
+        )
+        for number in range(3_000)
+    ]
+    writer = export_writer(ExportFormat.ARROW)
+    held = pa.total_allocated_bytes()
+    file = writer.write(histories)
+    # Some 150 bytes a row.
+    assert pa.total_allocated_bytes() - held < 1_000_000
+    file += writer.end()
+    table = pa.ipc.open_stream(pa.BufferReader(file)).read_all()
+    assert table["double_value"].to_pylist() == [number / 8 for number in range(3_000)]
+
+
+def test_long_texts_are_not_held_until_there_are_many_rows() -> None:
+    series = Series(1, "demo", "pump-1", "log", Kind.STRING, "")
+    quality = np.full(100, NOT_JUDGED, np.int32)
+    histories = [
+        SeriesHistory(
+            series,
+            np.arange(100) + 100 * page,
+            np.array([f"{page} {row}".ljust(16_384) for row in range(100)], np.object_),
+            quality,
+        )
+        for page in range(30)
+    ]
+    file = pyarrow.parquet.ParquetFile(pa.BufferReader(written(ExportFormat.PARQUET, histories, 1)))
+    # 49 MB in all.
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [
+        1_100,
+        1_100,
+        800,
+    ]
+    assert file.read(["time"])["time"].cast(pa.int64()).to_pylist() == list(range(3_000))
+
+
 @given(histories=_histories(), at_once=st.integers(1, 3))
 @pytest.mark.parametrize("export_format", [ExportFormat.PARQUET, ExportFormat.ARROW])
 def test_typed_files_read_back(

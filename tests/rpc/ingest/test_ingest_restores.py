@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from meshkit import paging
 from tests.rpc.ingest.neighbours import Ingest, refused
 from tests.store.writing import admin
 from twinmesh.ingest.v1 import restore_service_pb2 as contract
@@ -114,3 +115,13 @@ async def test_a_range_that_is_none_is_refused(ingest: Ingest, length: timedelta
 async def test_asking_needs_the_right_to_change_storage(ingest: Ingest) -> None:
     told = await refused(create(ingest, START, START + DAY, permissions=("storage:read",)))
     assert told.code == grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("after", ["\0", "\ud800", 7, {}])
+async def test_a_token_that_nobody_gave_is_refused(ingest: Ingest, after: object) -> None:
+    token = paging.encode(["restores", "demo"], after)
+    request = contract.ListRestoresRequest(page_token=token)
+    told = await refused(
+        stub_of(ingest).ListRestores(request, metadata=ingest.caller(tenant="demo", permissions=RIGHTS))
+    )
+    assert (told.code, told.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID")

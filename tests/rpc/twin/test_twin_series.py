@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.series import Point, Value
 from tests.rpc.twin.twin_app import Neighbours, TwinApp, refusal
-from tests.store.stored import put_sealed, samples_of
+from tests.store.stored import put_sealed, put_series, samples_of
 from tests.store.telemetry import Recorder, Sent
 from tests.store.writing import admin
 from twinmesh.twin.v1 import history_service_pb2 as contract
@@ -265,6 +265,41 @@ async def test_a_chart_says_what_it_is_made_of(
     samples = await query(twins, max_points=50, resolution=RAW, include_quality=True, **day)
     assert [len(one.history.times) for one in samples.series] == [50, 20]
     assert [len(one.history.quality.scores) for one in samples.series] == [50, 20]
+
+
+async def test_a_chart_shows_rollups_whose_samples_are_deleted(
+    neighbours: Neighbours, twins: TwinApp
+) -> None:
+    today = NOW - NOW % MICROS_PER_DAY
+    days = [today - back * MICROS_PER_DAY for back in range(12, 1, -1)]
+    async with admin(neighbours.database) as connection:
+        await put_series(connection, 1, "pump-1", "flow", Kind.DOUBLE, tenant=neighbours.tenant)
+        for place, day in enumerate(days[:-1]):
+            await connection.execute(
+                """
+                INSERT INTO telemetry.rollup_day
+                    (tenant_id, series_id, start_time, count, min, max, sum, mean, m2, first, last,
+                     first_time, last_time, anomalies, quality_sum, quality_count)
+                SELECT $1, 1, start, 1, $3, $3, $3, $3, 0, $3, $3, start, start, 0, 0, 0
+                FROM CAST(timestamptz 'epoch' + $2::bigint * interval '1 microsecond' AS timestamptz) AS start
+                """,
+                neighbours.tenant,
+                day,
+                float(place),
+            )
+        await put_sealed(
+            connection, 1, samples_of(Kind.DOUBLE, [(days[-1], 10.0)]), 1, tenant=neighbours.tenant
+        )
+
+    question: dict[str, Any] = {"start": days[0], "end": today, "max_points": 14}
+    (series,) = (await query(twins, **question)).series
+
+    assert (series.resolution, list(series.buckets.start_times)) == (DAYS, days)
+    assert list(series.buckets.lasts) == [float(place) for place in range(11)]
+    assert not series.history.times
+    # Where all of them are there, they are answered.
+    (few,) = (await query(twins, **{**question, "start": days[-1] - 13 * MICROS_PER_HOUR})).series
+    assert (few.resolution, list(few.history.times)) == (RAW, [days[-1]])
 
 
 async def test_text_and_positions_are_answered_whole_or_named(
