@@ -340,6 +340,19 @@ async def test_what_is_sealed_beside_it_meanwhile_stays_sealed(
         assert pairs(await read(query, [span(series)], ArchiveReader(store))) == [(1, 1.0), (2, 20.0)]
 
 
+async def test_what_is_loaded_once_a_day_was_found_due_waits_for_sealing(
+    days: SealedDays, pool: asyncpg.Pool, query: asyncpg.Pool, series: int, tmp_path: Path
+) -> None:
+    # Whoever follows commits looks for it among the sealed rows.
+    async with faulty_store(tmp_path) as (store, _):
+        await days.seal(series, samples_of(Kind.DOUBLE, [(2, 20.0)]), 8, compacted=False)
+        before = await days.sealed()
+        assert not await archive_day(pool, store, "demo", DAY)
+        assert await days.sealed() == before
+        assert await days.manifest() == []
+        assert pairs(await read(query, [span(series)], ArchiveReader(store))) == [(1, 1.0), (2, 20.0)]
+
+
 async def test_orphans_of_an_attempt_under_way_are_kept_and_young_ones(
     database: TestDatabase, pool: asyncpg.Pool, query: asyncpg.Pool, series: int, tmp_path: Path
 ) -> None:
