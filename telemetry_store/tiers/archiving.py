@@ -246,6 +246,10 @@ async def archive_day(pool: asyncpg.Pool, store: ArchiveStore, tenant: str, day:
             except _MovedError:
                 _log.info("sealed anew while it was archived", tenant=tenant, day=day.isoformat())
                 await attempt.forget()
+            except CorruptObjectError:
+                # Of before the switch. A store that spoils what it is given would be filled with orphans.
+                await attempt.forget()
+                raise
     return False
 
 
