@@ -11,14 +11,13 @@ from meshkit import db
 from meshkit.migrate import migrate_down
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY
-from telemetry_store.latest import advance_checkpoint
 from telemetry_store.maintenance import throttle
 from telemetry_store.maintenance.partitions import EmptySegmentDays
 from telemetry_store.maintenance.sealing import Sealing
 from telemetry_store.maintenance.throttle import Throttle
 from telemetry_store.migrations import OWNER
 from telemetry_store.tiers import due
-from tests.store.sealing import AT_ONCE, bound_now, seal_all
+from tests.store.sealing import AT_ONCE, bound_now, seal_all, take_all
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import T0, admin, commit_numbers
 
@@ -71,7 +70,7 @@ async def test_a_round_goes_on_over_turns(
 ) -> None:
     monkeypatch.setattr(due, "_BATCH_SERIES", 1)
     await write(database, YESTERDAY, devices=4)
-    await advance_checkpoint(pool)
+    await take_all(pool)
     sealing = stepping(pool, turn_s=0.0)
     left = []
     for _ in range(4):
@@ -92,7 +91,7 @@ async def test_the_next_round_waits_until_the_grace_is_over(
         await connection.execute(
             "UPDATE telemetry.ingest_commit SET committed_at = now() - interval '2 hours'"
         )
-        await advance_checkpoint(pool)
+        await take_all(pool)
 
     sealing = stepping(pool, seal_after=timedelta(hours=1))
     await commit_of_before(YESTERDAY)
@@ -109,7 +108,7 @@ async def test_nothing_is_sealed_while_a_transaction_may_still_commit_an_older_o
     database: TestDatabase, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     await write(database, YESTERDAY)
-    await advance_checkpoint(pool)
+    await take_all(pool)
     sealing = stepping(pool)
     async with admin(database) as other, other.transaction():
         await other.execute("SELECT pg_current_xact_id()")
@@ -126,7 +125,7 @@ async def test_what_fails_is_begun_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await write(database, YESTERDAY)
-    await advance_checkpoint(pool)
+    await take_all(pool)
     sealing = stepping(pool)
     with monkeypatch.context() as patch:
         patch.setattr("telemetry_store.maintenance.sealing.seal", lambda *_, **__: 1 // 0)
