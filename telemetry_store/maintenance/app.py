@@ -20,8 +20,8 @@ from telemetry_store.maintenance.latest import keep_latest
 from telemetry_store.maintenance.limits import forget_limit_hits, forget_unused_limits
 from telemetry_store.maintenance.metrics import observe_rollups
 from telemetry_store.maintenance.partitions import (
+    EmptySegmentDays,
     drop_request_windows,
-    drop_segment_days,
     ensure_request_windows,
     ensure_segment_days,
 )
@@ -79,13 +79,10 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupK
 def moving_steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
     """Return what moves samples between tiers and may take long, beside the quick steps."""
     sealing = Sealing(pool=pool, seal_after=settings.seal_after, throttle=Throttle(pool=pool))
+    empty = EmptySegmentDays(pool=pool, late_window_days=settings.late_window_days)
     return (
         Step("sealing", 1, sealing.turn),
-        Step(
-            "segment_days_kept",
-            300,
-            partial(drop_segment_days, pool, late_window_days=settings.late_window_days),
-        ),
+        Step("segment_days_kept", 300, empty.drop),
     )
 
 

@@ -13,6 +13,7 @@ import asyncpg
 import structlog
 
 from telemetry_store.columns import MICROS_PER_DAY
+from telemetry_store.maintenance.partitions import EMPTY_FOR_S
 from telemetry_store.storage_policies import Retention, keep_from
 from telemetry_store.storage_usage import Tier
 
@@ -24,8 +25,6 @@ _EVENTS_AT_ONCE = 10_000
 _MOST_ROWS = 500_000
 # A day less, and one more, than the database allows: its clock may be behind midnight, and ours not.
 _DAYS_AHEAD, _DAYS_IN_USE = 30, 32
-# Answers read one snapshot. One that began before the last row went may still look for it.
-_EMPTY_FOR_S = 3600.0
 
 
 async def expire_samples(
@@ -187,7 +186,7 @@ class SealedMonths:
         if made:
             _log.info("sealed months made", months=made)
 
-    async def drop_empty(self, *, empty_for_s: float = _EMPTY_FOR_S) -> None:
+    async def drop_empty(self, *, empty_for_s: float = EMPTY_FOR_S) -> None:
         """Drop months outside of the live window that have been empty for a while.
 
         Args:

@@ -1,1 +1,1 @@
-DROP FUNCTION telemetry.drop_segment_days(integer);
+DROP FUNCTION telemetry.drop_segment_days(integer, date[]);

@@ -100,7 +100,7 @@ GRANT EXECUTE ON FUNCTION telemetry.ensure_rollup_days(date[]) TO twinmesh_maint
 -- Drops the days of which no tenant's minutes are stored any more; returns how many. One day more stays, for
 -- those who read by a horizon of before.
 CREATE FUNCTION telemetry.drop_rollup_days() RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '4s'
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '500ms'
 AS $$
 DECLARE
     horizon date;
@@ -120,7 +120,14 @@ BEGIN
           AND to_date(right(child.relname, 8), 'YYYYMMDD') < horizon
         ORDER BY child.relname
     LOOP
-        EXECUTE format('DROP TABLE telemetry.%I', partition);
+        BEGIN
+            -- The parent first, as its readers and writers do.
+            LOCK TABLE ONLY telemetry.rollup_minute IN ACCESS EXCLUSIVE MODE;
+            EXECUTE format('DROP TABLE telemetry.%I', partition);
+        EXCEPTION WHEN lock_not_available THEN
+            -- Somebody reads for long, and everybody else would wait behind us: another time.
+            RETURN dropped;
+        END;
         dropped := dropped + 1;
     END LOOP;
     RETURN dropped;

@@ -14,6 +14,7 @@ from telemetry_store.storage_policies import Retention
 
 _log = structlog.get_logger()
 _DELETED_AT_ONCE = 20_000
+_STATEMENT_S = 600.0  # What is old lies among what stays.
 
 # A tenant that is named no more is as all others; one that is new lacks what all others lack.
 _RAISE = """
@@ -112,7 +113,12 @@ async def _expire(
         deleted = 0
         while True:
             status = await pool.execute(
-                _DELETE_OF[width_us], row["tenant_id"], row["start_time"], _DELETED_AT_ONCE, width_us
+                _DELETE_OF[width_us],
+                row["tenant_id"],
+                row["start_time"],
+                _DELETED_AT_ONCE,
+                width_us,
+                timeout=_STATEMENT_S,
             )
             count = int(status.removeprefix("DELETE "))
             deleted += count

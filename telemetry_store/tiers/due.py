@@ -10,7 +10,7 @@ import asyncpg
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.tiers.codec import MOST_SAMPLES
 from telemetry_store.tiers.floor import Bound
-from telemetry_store.tiers.sealing import LANES, Batch, Window
+from telemetry_store.tiers.sealing import LANES, STATEMENT_S, Batch, Window
 
 # A transaction handles about so many samples, or so many series.
 _BATCH_SAMPLES = 1_500_000
@@ -99,7 +99,7 @@ async def due_batches(pool: asyncpg.Pool, bound: Bound) -> AsyncIterator[Batch]:
     """
     end_us = bound.through_us - bound.through_us % MICROS_PER_HOUR
     hot = {row["day_start"]: row["bytes"] for row in await pool.fetch(_HOT_DAYS)}
-    pieces = {row["day_start"] for row in await pool.fetch(_PIECES_DAYS)}
+    pieces = {row["day_start"] for row in await pool.fetch(_PIECES_DAYS, timeout=STATEMENT_S)}
     for day_start in sorted(hot.keys() | pieces, reverse=True):
         if day_start < end_us:
             day_end = day_start + MICROS_PER_DAY
@@ -128,7 +128,16 @@ async def _due_series(pool: asyncpg.Pool, bound: Bound, window: Window) -> Async
     day_end = window.day_start_us + MICROS_PER_DAY
     last, look = -1, _SERIES_PER_LOOK[0]
     while True:
-        rows = await pool.fetch(_HOT, window.start_us, day_end, last, look, window.end_us, bound.order_no)
+        rows = await pool.fetch(
+            _HOT,
+            window.start_us,
+            day_end,
+            last,
+            look,
+            window.end_us,
+            bound.order_no,
+            timeout=STATEMENT_S,
+        )
         for row in rows:
             if row["hot"]:
                 yield row
@@ -140,7 +149,15 @@ async def _due_series(pool: asyncpg.Pool, bound: Bound, window: Window) -> Async
         look = min(max(8 * _BATCH_SAMPLES // max(counted, 1), _SERIES_PER_LOOK[0]), _SERIES_PER_LOOK[1])
     last = -1
     while window.closes:
-        rows = await pool.fetch(_PIECES, window.start_us, day_end, bound.order_no, last, _PIECES_PER_LOOK)
+        rows = await pool.fetch(
+            _PIECES,
+            window.start_us,
+            day_end,
+            bound.order_no,
+            last,
+            _PIECES_PER_LOOK,
+            timeout=STATEMENT_S,
+        )
         for row in rows:
             yield row
         if len(rows) < _PIECES_PER_LOOK:

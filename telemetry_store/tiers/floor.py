@@ -17,6 +17,7 @@ from telemetry_store.latest import CHECKPOINT
 OWN_CONSUMERS = frozenset({CHECKPOINT, "rollups"})
 # Another one that takes nothing for so long is dropped, and starts over when it comes back.
 CONSUMER_PATIENCE = timedelta(hours=24)
+_STATEMENT_S = 600.0  # A backlog of months may be forgotten at once.
 _log = structlog.get_logger()
 
 # Before its own order was taken, every transaction had its number: it is below one that is taken now.
@@ -171,5 +172,5 @@ async def raise_floors(pool: asyncpg.Pool, bound: Bound) -> None:
 
 async def forget_commits(pool: asyncpg.Pool) -> int:
     """Delete the commits below the floors that every consumer has taken; returns how many."""
-    forgotten: int = await pool.fetchval(_FORGET)
+    forgotten: int = await pool.fetchval(_FORGET, timeout=_STATEMENT_S)
     return forgotten

@@ -73,6 +73,8 @@ _SEALED_ROWS = 40
 _HOT_WINDOW = 32 * MICROS_PER_DAY
 _SEALED_WINDOW = 366 * MICROS_PER_DAY
 _WINDOW_GROWTH = 4
+# The archive gives all that it has of a window: what was found of those before says nothing of the next.
+_MOST_ARCHIVED = 8 * MICROS_PER_DAY
 
 
 async def read_first(
@@ -297,7 +299,10 @@ class _Sealed:
 
 
 class _Archived:
-    """The archive tells no counts before it is read: one day first, then as many as are likely to do."""
+    """The archive tells no counts before it is read: one day first, then as many as are likely to do.
+
+    Years of which nothing is archived are passed in a few steps, the others never many days at once.
+    """
 
     def __init__(self, source: _Source, archive: Archive) -> None:
         self.horizon = source.start_us
@@ -307,9 +312,10 @@ class _Archived:
 
     async def advance(self, lacking: int) -> Sequence[_Piece]:
         source = self._source
-        stop = self.horizon - self.horizon % MICROS_PER_DAY + self._length
-        stop = min(source.end_us, stop)
-        span = Span(source.series.tenant, source.series.series_id, self.horizon, stop)
+        span = self._span()
+        if self._length > _MOST_ARCHIVED and await self._archive.holds(source.connection, [span]):
+            self._length = _MOST_ARCHIVED
+            span = self._span()
         found = await self._archive.read(source.connection, source.series.kind, [span])
         pieces = [_Piece(one.samples, np.full(len(one.samples), one.order_no, np.int64)) for one in found]
         read = sum(len(piece.samples) for piece in pieces)
@@ -317,5 +323,10 @@ class _Archived:
         if read:
             likely = min(likely, self._length * lacking // read)
         self._length = max(MICROS_PER_DAY, likely - likely % MICROS_PER_DAY)
-        self.horizon = stop
+        self.horizon = span.end_us
         return pieces
+
+    def _span(self) -> Span:
+        source = self._source
+        stop = self.horizon - self.horizon % MICROS_PER_DAY + self._length
+        return Span(source.series.tenant, source.series.series_id, self.horizon, min(source.end_us, stop))

@@ -29,6 +29,8 @@ from telemetry_store.tiers.reader import joined
 LOCK_CLASS = 0x7365616C  # "seal"
 # Operations on one day that may run beside each other: each has the series of its own remainder.
 LANES = 2
+# A statement of sealing may go through millions of rows, and where it gave up, the next round would, too.
+STATEMENT_S = 600.0
 
 _TAKE_HOT = """
 WITH taken AS (
@@ -235,12 +237,14 @@ class _Operation:
         window = self._batch.window
         new = await self._take_hot(_TAKE_HOT_OF[self._batch.kind], window.start_us, window.end_us)
         if window.closes:
-            pieces = await self._connection.fetch(_TAKE_PIECES, self._series, *self._day, self._order_no)
+            pieces = await self._connection.fetch(
+                _TAKE_PIECES, self._series, *self._day, self._order_no, timeout=STATEMENT_S
+            )
             _add(new, self._took(pieces))
         others: dict[int, list[asyncpg.Record]] = {}
         if new:
             ids = self._series[sorted(new)]
-            for row in await self._connection.fetch(_SEALED_EXTENTS, ids, *self._day):
+            for row in await self._connection.fetch(_SEALED_EXTENTS, ids, *self._day, timeout=STATEMENT_S):
                 others.setdefault(self._place(row["series_id"]), []).append(row)
         while new:
             met = [
@@ -306,6 +310,7 @@ class _Operation:
             [row.columns.times for row in rows],
             [row.columns.values for row in rows],
             [row.columns.quality for row in rows],
+            timeout=STATEMENT_S,
         )
         self.moved.operations = 1
         self.moved.merged = len(self._pieces)
@@ -317,7 +322,9 @@ class _Operation:
 
     async def _take_hot(self, statement: str, start_us: int, end_us: int) -> dict[int, list[Extent]]:
         return self._took_hot(
-            await self._connection.fetchrow(statement, self._series, start_us, end_us, self._order_no)
+            await self._connection.fetchrow(
+                statement, self._series, start_us, end_us, self._order_no, timeout=STATEMENT_S
+            )
         )
 
     async def _take_hot_met(self, extents: Mapping[int, Sequence[Extent]]) -> dict[int, list[Extent]]:
@@ -330,6 +337,7 @@ class _Operation:
                 self._order_no,
                 [extent.low for _, extent in flat],
                 [extent.high for _, extent in flat],
+                timeout=STATEMENT_S,
             )
         )
 
@@ -350,6 +358,7 @@ class _Operation:
             [row["start_time"] for row in rows],
             [row["end_time"] for row in rows],
             [row["order_no"] for row in rows],
+            timeout=STATEMENT_S,
         )
 
     def _took(self, pieces: Iterable[asyncpg.Record]) -> dict[int, list[Extent]]:

@@ -14,6 +14,19 @@ from telemetry_store.tiers.sealing import Moved, seal
 AT_ONCE = timedelta(0)
 
 
+async def take_all(pool: asyncpg.Pool) -> None:
+    """Have the consumers that sealing waits for take everything.
+
+    Args:
+        pool: of the maintenance role.
+    """
+    while await advance_checkpoint(pool):
+        pass
+    await register_rollups(pool, minutes_kept=timedelta(days=7))
+    while await advance_rollups(pool, archive=None):
+        pass
+
+
 async def bound_now(pool: asyncpg.Pool, *, with_rollups: bool = True) -> Bound | None:
     """Return up to where may be sealed now, the checkpoint having taken all and the floors being raised.
 

@@ -127,11 +127,10 @@ async def test_an_object_that_is_not_what_was_written_is_never_named(
         with pytest.raises(CorruptObjectError):
             await archive_day(pool, store, "demo", DAY)
         assert (await days.sealed(), await days.manifest()) == (2, [])
+        # It is tried again soon, and bad ones must not pile up.
+        assert list(objects(tmp_path)) == []
         setattr(faults, fault, False)
         assert await archive_day(pool, store, "demo", DAY)
-        # The bad one is an orphan.
-        assert len(list(objects(tmp_path))) == 2
-        await delete_orphans(pool, store, grace=NOTHING)
         (row,) = await days.manifest()
         assert list(objects(tmp_path)) == [tmp_path / row["path"]]
 
@@ -337,6 +336,19 @@ async def test_what_is_sealed_beside_it_meanwhile_stays_sealed(
         stop.go()
         assert await attempt
         assert await days.sealed() == 1
+        assert pairs(await read(query, [span(series)], ArchiveReader(store))) == [(1, 1.0), (2, 20.0)]
+
+
+async def test_what_is_loaded_once_a_day_was_found_due_waits_for_sealing(
+    days: SealedDays, pool: asyncpg.Pool, query: asyncpg.Pool, series: int, tmp_path: Path
+) -> None:
+    # Whoever follows commits looks for it among the sealed rows.
+    async with faulty_store(tmp_path) as (store, _):
+        await days.seal(series, samples_of(Kind.DOUBLE, [(2, 20.0)]), 8, compacted=False)
+        before = await days.sealed()
+        assert not await archive_day(pool, store, "demo", DAY)
+        assert await days.sealed() == before
+        assert await days.manifest() == []
         assert pairs(await read(query, [span(series)], ArchiveReader(store))) == [(1, 1.0), (2, 20.0)]
 
 

@@ -37,7 +37,11 @@ class Shelf:
     days_read: list[int] = field(default_factory=list)
 
     async def holds(self, connection: Connection, spans: Sequence[Span]) -> bool:
-        return any(self.pieces.get(span.series_id) for span in spans)
+        return any(
+            piece.samples.times[0] < span.end_us and piece.samples.times[-1] >= span.start_us
+            for span in spans
+            for piece in self.pieces.get(span.series_id, ())
+        )
 
     async def read(self, connection: Connection, kind: Kind, spans: Sequence[Span]) -> Sequence[Piece]:
         found = []
@@ -208,6 +212,28 @@ async def test_a_page_decodes_little_more_than_it_answers(
     # Each row of a page, the one that it begins and ends in, and one page's worth ahead of the archive.
     assert sum(decoded) <= 4 * (days // 2) * per_day
     assert max(shelf.days_read) <= 32
+
+
+async def test_of_years_without_samples_little_is_read_of_what_follows(
+    database: TestDatabase, query: asyncpg.Pool
+) -> None:
+    shelf = Shelf()
+    async with admin(database) as connection:
+        await put_series(connection, 1, "pump-1", "flow", Kind.DOUBLE)
+    for day in range(300):
+        start = TODAY - (300 - day) * MICROS_PER_DAY
+        samples = samples_of(Kind.DOUBLE, [(start + number * MICROS_PER_HOUR, 1.0) for number in range(24)])
+        shelf.pieces.setdefault(1, []).append(Piece(0, day + 1, samples))
+
+    found = await pages(
+        query, HistoryQuestion(TODAY - 2000 * MICROS_PER_DAY, TODAY), limit=7_200, archive=shelf
+    )
+
+    assert sum(len(page.histories[0].times) for page in found) == 7_200
+    with_samples = shelf.days_read[-(300 // 8) - 2 :]
+    assert max(with_samples) <= 8
+    # The years before in a few steps.
+    assert len(shelf.days_read) < 60
 
 
 async def test_quality_comes_from_every_tier_when_asked_for(

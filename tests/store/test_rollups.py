@@ -375,6 +375,24 @@ async def test_rollups_expire_by_tenant_and_are_computed_from_then_on(
             await check_read(pools.query, tenant)
 
 
+async def test_days_of_minutes_are_dropped_when_nobody_reads_for_long(
+    database: TestDatabase, pools: Pools
+) -> None:
+    async with admin(database) as connection:
+        await connection.execute("UPDATE telemetry.rollup_horizon SET start_time = $1", FIRST)
+    async with recorder(database) as writer:
+        await writer.commit("demo", [Sent("a", "m", TODAY - age * MICROS_PER_DAY, 1.0) for age in range(7)])
+    await catch_up(pools.maintenance)
+    kept = RollupsKept(minutes=timedelta(days=3))
+    async with tenant_transaction(pools.query, "demo") as reader:
+        await reader.execute("SELECT FROM telemetry.rollup_minute LIMIT 1")
+        # Neither waited for, nor is the rest of what expires put off.
+        await expire_rollups(pools.maintenance, kept=kept, kept_by_tenant={})
+    assert await rows_by_tenant(database, "rollup_minute") == {"demo": 7}
+    await expire_rollups(pools.maintenance, kept=kept, kept_by_tenant={})
+    assert await rows_by_tenant(database, "rollup_minute") == {"demo": 4 + 1}
+
+
 async def test_the_keeper_rests_when_it_has_caught_up(database: TestDatabase, pools: Pools) -> None:
     keeper = RollupKeeper(pool=pools.maintenance, minutes_kept=KEPT, archive=None)
     async with recorder(database) as writer:

@@ -476,8 +476,8 @@ async def test_ingest_may_do_nothing_else(database: TestDatabase, statement: str
     "statement",
     [
         "SELECT telemetry.ensure_segment_days(401, 1)",
-        "SELECT telemetry.drop_segment_days(-1)",
-        "SELECT telemetry.drop_segment_days(401)",
+        "SELECT telemetry.drop_segment_days(-1, ARRAY[]::date[])",
+        "SELECT telemetry.drop_segment_days(401, ARRAY[]::date[])",
         "SELECT telemetry.ensure_segment_days(1, 32)",
         "SELECT telemetry.ensure_segment_days(-1, 1)",
         "SELECT telemetry.ensure_request_windows('25 hours')",

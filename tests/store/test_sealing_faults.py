@@ -242,6 +242,22 @@ async def test_who_locks_the_day_is_not_disturbed(
         assert None not in [await seal(pool, batch, order_no=bound.order_no) for batch in batches]
 
 
+async def test_a_statement_that_takes_long_is_not_given_up(
+    database: TestDatabase, query: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "_COMMAND_TIMEOUT_S", 1.0)
+    await write(database, samples_of(YESTERDAY, [0], value=1.0))
+    async with maintaining(database) as pool, admin(database) as connection:
+        bound = await bound_now(pool)
+        assert bound is not None
+        async with connection.transaction():
+            await connection.execute("SELECT FROM telemetry.segment FOR UPDATE")
+            sealing_all = asyncio.create_task(seal_all(pool, bound))
+            await asyncio.sleep(1.5)
+        moved = await sealing_all
+    assert moved.segments == len(DEVICES)
+
+
 async def test_a_reader_misses_nothing_while_everything_moves(
     database: TestDatabase, pool: asyncpg.Pool, query: asyncpg.Pool
 ) -> None:

@@ -11,7 +11,6 @@ from meshkit import db
 from meshkit.testing.database import TestDatabase
 from telemetry_store.feed import FeedExpiredError, read_commits, snapshot
 from telemetry_store.instances import take_numbers
-from telemetry_store.latest import advance_checkpoint
 from telemetry_store.tiers.floor import (
     Bound,
     SettledOrders,
@@ -20,7 +19,7 @@ from telemetry_store.tiers.floor import (
     forget_commits,
     raise_floors,
 )
-from tests.store.sealing import AT_ONCE, bound_now
+from tests.store.sealing import AT_ONCE, bound_now, take_all
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import T0, admin, commit_numbers
 
@@ -100,7 +99,7 @@ async def test_commits_stay_findable_for_the_grace(
     await connection.execute(
         "UPDATE telemetry.ingest_commit SET committed_at = now() - interval '2 hours' WHERE commit_no < 3"
     )
-    await advance_checkpoint(pool)
+    await take_all(pool)
     bound = await find_bound(pool, NOTHING_OPEN, seal_after=HOUR)
     assert bound is not None
     assert bound.order_no == 2

@@ -11,14 +11,13 @@ from meshkit import db
 from meshkit.migrate import migrate_down
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY
-from telemetry_store.latest import advance_checkpoint
 from telemetry_store.maintenance import throttle
-from telemetry_store.maintenance.partitions import drop_segment_days
+from telemetry_store.maintenance.partitions import EmptySegmentDays
 from telemetry_store.maintenance.sealing import Sealing
 from telemetry_store.maintenance.throttle import Throttle
 from telemetry_store.migrations import OWNER
 from telemetry_store.tiers import due
-from tests.store.sealing import AT_ONCE, bound_now, seal_all
+from tests.store.sealing import AT_ONCE, bound_now, seal_all, take_all
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import T0, admin, commit_numbers
 
@@ -71,7 +70,7 @@ async def test_a_round_goes_on_over_turns(
 ) -> None:
     monkeypatch.setattr(due, "_BATCH_SERIES", 1)
     await write(database, YESTERDAY, devices=4)
-    await advance_checkpoint(pool)
+    await take_all(pool)
     sealing = stepping(pool, turn_s=0.0)
     left = []
     for _ in range(4):
@@ -92,7 +91,7 @@ async def test_the_next_round_waits_until_the_grace_is_over(
         await connection.execute(
             "UPDATE telemetry.ingest_commit SET committed_at = now() - interval '2 hours'"
         )
-        await advance_checkpoint(pool)
+        await take_all(pool)
 
     sealing = stepping(pool, seal_after=timedelta(hours=1))
     await commit_of_before(YESTERDAY)
@@ -109,7 +108,7 @@ async def test_nothing_is_sealed_while_a_transaction_may_still_commit_an_older_o
     database: TestDatabase, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     await write(database, YESTERDAY)
-    await advance_checkpoint(pool)
+    await take_all(pool)
     sealing = stepping(pool)
     async with admin(database) as other, other.transaction():
         await other.execute("SELECT pg_current_xact_id()")
@@ -126,7 +125,7 @@ async def test_what_fails_is_begun_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await write(database, YESTERDAY)
-    await advance_checkpoint(pool)
+    await take_all(pool)
     sealing = stepping(pool)
     with monkeypatch.context() as patch:
         patch.setattr("telemetry_store.maintenance.sealing.seal", lambda *_, **__: 1 // 0)
@@ -182,13 +181,18 @@ async def test_days_that_sealing_emptied_are_dropped_but_not_those_that_are_to_b
             start_us,
         )
 
+    empty = EmptySegmentDays(pool=pool, late_window_days=LATE_DAYS)
+    # Whoever reads in a snapshot of before may not have come to them yet.
+    await empty.drop()
+    await empty.drop()
+    assert emptied in await days(connection)
     # Whoever reads for long is not waited for, and nobody waits behind us.
     async with admin(database) as reader:
         async with reader.transaction():
             await reader.execute("SELECT FROM telemetry.segment LIMIT 1")
-            await drop_segment_days(pool, late_window_days=LATE_DAYS)
+            await empty.drop(empty_for_s=0.0)
         assert emptied in await days(connection)
-    await drop_segment_days(pool, late_window_days=LATE_DAYS)
+    await empty.drop(empty_for_s=0.0)
     assert await days(connection) == live | {filled, declared}
     # A new declaration makes the day again.
     await connection.fetch(
@@ -196,6 +200,23 @@ async def test_days_that_sealing_emptied_are_dropped_but_not_those_that_are_to_b
         (emptied - date(1970, 1, 1)).days * MICROS_PER_DAY,
     )
     assert emptied in await days(connection)
+
+
+async def test_an_answer_under_way_finds_what_was_sealed_since_it_began(
+    database: TestDatabase, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("SELECT telemetry.make_segment_day($1)", TODAY - timedelta(days=20))
+    await write(database, YESTERDAY - 19 * MICROS_PER_DAY)
+    bound = await bound_now(pool)
+    assert bound is not None
+    empty = EmptySegmentDays(pool=pool, late_window_days=LATE_DAYS)
+    async with admin(database) as reader, reader.transaction(isolation="repeatable_read"):
+        # Its snapshot is of now, but it has not come to the segments.
+        await reader.fetchval("SELECT count(*) FROM telemetry.series")
+        await seal_all(pool, bound)
+        await empty.drop()
+        await empty.drop()
+        assert await hot(reader) == 1
 
 
 async def test_who_has_sealed_does_not_go_back(
