@@ -25,6 +25,10 @@ _UNARY_LIMIT = {"max_stream_duration": "30s", "grpc_timeout_header_max": "300s"}
 _STREAM_LIMIT = {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"}
 # Streams that are told to end at their longest life do so before they are cut.
 _STREAM_IDLE = f"{MAX_STREAM_LIFETIME_SECONDS + 300}s"
+# A file is made of a snapshot that the database holds for so long at the most, and of what its caller takes:
+# one who takes nothing must not keep others from theirs.
+_FILE_LIMIT = {"max_stream_duration": "960s", "grpc_timeout_header_max": "960s"}
+_FILE_IDLE = "60s"
 _PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
 # The request did not reach a handler, so any rpc may be sent again …
 _SAFE_FOR_ALL = "connect-failure,refused-stream,reset-before-request"
@@ -99,6 +103,8 @@ def _for_public(rpc: Rpc) -> Config:
 
 def _action(rpc: Rpc) -> Config:
     upstream = _UPSTREAM_OF_PACKAGE[rpc.package]
+    if rpc.answers_files:
+        return _stream_action(upstream) | {"max_stream_duration": _FILE_LIMIT, "idle_timeout": _FILE_IDLE}
     return _stream_action(upstream) if rpc.streaming else _unary_action(upstream, rpc)
 
 

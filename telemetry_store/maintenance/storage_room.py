@@ -16,7 +16,7 @@ from telemetry_store.storage_room import Measured, forget_room, read_room, room_
 _log = structlog.get_logger()
 _LOOK_EVERY_S = 2.0
 # The size of a database is the sum of its files: the more there are, the more rarely it looks.
-_REST = 20
+_REST, _LONGEST_REST_S = 20, 60.0
 _GIB = 1024**3
 # Of a disk whose operator says nothing: 5 %, but neither too little for a checkpoint nor a waste.
 _RESERVED_PART, _LEAST_RESERVED, _MOST_RESERVED = 20, _GIB, 20 * _GIB
@@ -89,7 +89,7 @@ class RoomGuard:
                 # A disk that cannot be seen, too.
                 self._failing = repr(error)
                 _log.warning("it is not known how much room there is", error=repr(error))
-            await asyncio.sleep(max(_LOOK_EVERY_S, _REST * (loop.time() - began)))
+            await asyncio.sleep(rest_after(loop.time() - began, failed=self._failing is not None))
 
     async def _measure(self) -> Sequence[Measured]:
         measured = []
@@ -99,6 +99,16 @@ class RoomGuard:
             used = await self._pool.fetchval("SELECT pg_database_size(current_database())")
             measured.append(Measured("database", used, self._most_bytes, 0))
         return measured
+
+
+def rest_after(took_s: float, *, failed: bool) -> float:
+    """Return how long not to look again, in seconds.
+
+    Args:
+        took_s: how long looking took.
+        failed: nothing was seen: how long that took says nothing of the files.
+    """
+    return _LOOK_EVERY_S if failed else min(max(_LOOK_EVERY_S, _REST * took_s), _LONGEST_REST_S)
 
 
 def disk(folder: Path, reserved: int | None) -> Measured:

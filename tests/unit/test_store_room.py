@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ingest_svc.storage_room import StorageRoom
 from meshkit.errors import ResourceExhausted
-from telemetry_store.maintenance.storage_room import disk
+from telemetry_store.maintenance.storage_room import disk, rest_after
 from telemetry_store.storage_room import Measured, Room, room_of
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -102,3 +102,10 @@ async def test_while_nobody_can_tell_what_was_known_last_holds() -> None:
             await asyncio.sleep(0.01)
         await asked.wait()
         assert room.refusal() is None
+
+
+def test_it_looks_again_soon_however_long_a_look_took() -> None:
+    assert rest_after(0.001, failed=False) == 2
+    assert rest_after(1, failed=False) == 20
+    assert rest_after(30, failed=False) == 60
+    assert rest_after(30, failed=True) == 2
