@@ -18,10 +18,16 @@ from twinmesh.ingest.v1 import (
     limit_service_pb2,
     raw_message_service_pb2,
     receipt_service_pb2,
+    restore_service_pb2,
     storage_policy_service_pb2,
 )
 from twinmesh.mesh.v1 import health_service_pb2
-from twinmesh.twin.v1 import event_service_pb2, storage_service_pb2, twin_service_pb2
+from twinmesh.twin.v1 import (
+    event_service_pb2,
+    history_service_pb2,
+    storage_service_pb2,
+    twin_service_pb2,
+)
 
 _FILES = (
     api_key_service_pb2,
@@ -32,11 +38,13 @@ _FILES = (
     device_type_service_pb2,
     event_service_pb2,
     health_service_pb2,
+    history_service_pb2,
     ingest_policy_service_pb2,
     ingest_service_pb2,
     limit_service_pb2,
     raw_message_service_pb2,
     receipt_service_pb2,
+    restore_service_pb2,
     session_service_pb2,
     storage_policy_service_pb2,
     storage_service_pb2,

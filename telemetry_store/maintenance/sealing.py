@@ -20,6 +20,8 @@ from telemetry_store.tiers.sealing import LANES, Batch, Moved, seal
 
 # Other steps of the same worker come in between.
 TURN_S = 20.0
+# Transactions are short: most turns find them over within this time.
+PATIENCE_S = 1.0
 _log = structlog.get_logger()
 
 
@@ -35,15 +37,23 @@ class Sealing:
         seal_after: how long a commit stays findable; also the time between two rounds.
         throttle: lets others write.
         turn_s: how long one turn works at the most, in seconds.
+        patience_s: how long one waits for transactions that run.
     """
 
     def __init__(
-        self, *, pool: asyncpg.Pool, seal_after: timedelta, throttle: Throttle, turn_s: float = TURN_S
+        self,
+        *,
+        pool: asyncpg.Pool,
+        seal_after: timedelta,
+        throttle: Throttle,
+        turn_s: float = TURN_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._pool = pool
         self._seal_after = seal_after
         self._throttle = throttle
         self._turn_s = turn_s
+        self._patience_s = patience_s
         self._settled = SettledOrders(pool=pool)
         self._round: Round | None = None
         self._next_round_at = float("-inf")
@@ -68,7 +78,7 @@ class Sealing:
 
     async def _find_bound(self) -> Bound | None:
         """Return up to where to seal, the floors being raised to there."""
-        settled = await self._settled.find()
+        settled = await self._settled.find(patience_s=self._patience_s)
         if settled is None:
             return None
         await drop_stalled_consumers(self._pool)

@@ -4,6 +4,7 @@ Everything moved by one round of sealing has an order up to one bound, so whatev
 later outranks what is sealed. The floors of the instances rise before anything is moved.
 """
 
+import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +19,7 @@ OWN_CONSUMERS = frozenset({CHECKPOINT, "rollups"})
 # Another one that takes nothing for so long is dropped, and starts over when it comes back.
 CONSUMER_PATIENCE = timedelta(hours=24)
 _STATEMENT_S = 600.0  # A backlog of months may be forgotten at once.
+_ASK_AGAIN_S = 0.02
 _log = structlog.get_logger()
 
 # Before its own order was taken, every transaction had its number: it is below one that is taken now.
@@ -124,18 +126,25 @@ class SettledOrders:
         self._pool = pool
         self._asked: tuple[int, int] | None = None
 
-    async def find(self) -> int | None:
+    async def find(self, *, patience_s: float = 0.0) -> int | None:
         """Return an order up to which all are committed or never will be; None: not known yet, ask again.
 
         What was asked once stays until it is answered, so that transactions which overlap without
         end do not put it off for ever.
+
+        Args:
+            patience_s: for so long transactions that run are waited for, in any database of the server.
         """
         if self._asked is None:
             order_no = await self._pool.fetchval(_LAST_ORDER)
             self._asked = order_no, await self._pool.fetchval(_NEXT_TRANSACTION)
         order_no, transaction = self._asked
-        if await self._pool.fetchval(_OLDEST_RUNNING) < transaction:
-            return None
+        clock = asyncio.get_running_loop().time
+        until_s = clock() + patience_s
+        while await self._pool.fetchval(_OLDEST_RUNNING) < transaction:
+            if clock() >= until_s:
+                return None
+            await asyncio.sleep(_ASK_AGAIN_S)
         self._asked = None
         return order_no
 

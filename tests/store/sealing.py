@@ -1,6 +1,5 @@
 """Sealing for tests: rounds to their end, and what is stored where."""
 
-import asyncio
 from datetime import timedelta
 
 import asyncpg
@@ -40,11 +39,8 @@ async def bound_now(pool: asyncpg.Pool, *, with_rollups: bool = True) -> Bound |
         await register_rollups(pool, minutes_kept=timedelta(days=7))
         while await advance_rollups(pool, archive=None):
             pass
-    settled_orders = SettledOrders(pool=pool)
-    settled = await settled_orders.find()
-    while settled is None:
-        await asyncio.sleep(0.01)
-        settled = await settled_orders.find()
+    settled = await SettledOrders(pool=pool).find(patience_s=60.0)
+    assert settled is not None
     bound = await find_bound(pool, settled, seal_after=AT_ONCE)
     if bound is not None:
         await raise_floors(pool, bound)

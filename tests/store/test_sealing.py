@@ -429,7 +429,9 @@ class Machine:
     async def _seal(self, *, one: bool) -> None:
         while await advance_checkpoint(self._pool):
             pass
-        settled = await SettledOrders(pool=self._pool).find()
+        # Other tests have transactions on the same server, which end.
+        patience_s = 60.0 if self._open is None else 0.0
+        settled = await SettledOrders(pool=self._pool).find(patience_s=patience_s)
         if settled is None:
             assert self._open is not None
             return

@@ -84,12 +84,13 @@ async def test_orders_settle_when_the_transactions_that_took_them_have_ended(
     await write(database, 1)
     assert await settled.find() is None
     await (transaction.commit() if commits else transaction.rollback())
-    assert await settled.find() == numbers.order_no
-    assert await settled.find() == numbers.order_no + 1
+    # Patient, since other tests have transactions on the same server.
+    assert await settled.find(patience_s=60.0) == numbers.order_no
+    assert await settled.find(patience_s=60.0) == numbers.order_no + 1
 
 
 async def test_before_the_first_commit_no_order_is_settled(pool: asyncpg.Pool) -> None:
-    assert await SettledOrders(pool=pool).find() == 0
+    assert await SettledOrders(pool=pool).find(patience_s=60.0) == 0
 
 
 async def test_commits_stay_findable_for_the_grace(

@@ -58,8 +58,17 @@ async def days(connection: asyncpg.Connection) -> set[date]:
     return {row["day"] for row in rows}
 
 
-def stepping(pool: asyncpg.Pool, *, seal_after: timedelta = AT_ONCE, turn_s: float = 60.0) -> Sealing:
-    return Sealing(pool=pool, seal_after=seal_after, throttle=Throttle(pool=pool), turn_s=turn_s)
+def stepping(
+    pool: asyncpg.Pool, *, seal_after: timedelta = AT_ONCE, turn_s: float = 60.0, patience_s: float = 60.0
+) -> Sealing:
+    # Patient, since other tests have transactions on the same server.
+    return Sealing(
+        pool=pool,
+        seal_after=seal_after,
+        throttle=Throttle(pool=pool),
+        turn_s=turn_s,
+        patience_s=patience_s,
+    )
 
 
 async def test_a_round_goes_on_over_turns(
@@ -109,12 +118,11 @@ async def test_nothing_is_sealed_while_a_transaction_may_still_commit_an_older_o
 ) -> None:
     await write(database, YESTERDAY)
     await take_all(pool)
-    sealing = stepping(pool)
     async with admin(database) as other, other.transaction():
         await other.execute("SELECT pg_current_xact_id()")
-        await sealing.turn()
+        await stepping(pool, patience_s=0.0).turn()
         assert await hot(connection) == 1
-    await sealing.turn()
+    await stepping(pool).turn()
     assert await hot(connection) == 0
 
 

@@ -224,7 +224,9 @@ async def test_by_mqtt_what_cannot_be_kept_is_a_dead_letter(
         return len(await letters(ingest)) == 3
 
     await until(are_kept)
-    assert [(reason, payload) for reason, _, payload in await letters(ingest)][:2] == [
+    # Those of two devices come in any order.
+    found = [(reason, payload) for reason, _, payload in await letters(ingest)]
+    assert [each for each in found if each[0].startswith("CHUNK_")] == [
         ("CHUNK_STORAGE_FULL", full),
         ("CHUNK_INVALID", other),
     ]
