@@ -19,7 +19,6 @@ from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.instances import take_numbers
-from telemetry_store.latest import advance_checkpoint
 from telemetry_store.quality import NOT_JUDGED
 from telemetry_store.series import Point, SeriesKey, Value
 from telemetry_store.tiers.codec import Samples, encode
@@ -33,7 +32,7 @@ from telemetry_store.tiers.floor import (
 )
 from telemetry_store.tiers.reader import Span, read_spans
 from telemetry_store.tiers.sealing import seal
-from tests.store.sealing import AT_ONCE, bound_now, seal_all
+from tests.store.sealing import AT_ONCE, bound_now, seal_all, take_all
 from tests.store.telemetry import Recorder, Sent, recorder
 from tests.store.writing import T0, admin
 
@@ -427,8 +426,7 @@ class Machine:
         self._open = None
 
     async def _seal(self, *, one: bool) -> None:
-        while await advance_checkpoint(self._pool):
-            pass
+        await take_all(self._pool)
         # Other tests have transactions on the same server, which end.
         patience_s = 60.0 if self._open is None else 0.0
         settled = await SettledOrders(pool=self._pool).find(patience_s=patience_s)
