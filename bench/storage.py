@@ -126,8 +126,8 @@ async def _store_skab(admin: asyncpg.Connection, folder: Path) -> None:
         for row in await admin.fetch(
             """
             INSERT INTO telemetry.series (tenant_id, device_id, metric, kind, unit)
-            SELECT $1, 'skab-' || place / $3, 'm' || place % $3, 1, 'bar'
-            FROM generate_series(0, $2 * $3 - 1) AS place
+            SELECT $1, 'skab-' || place / $3::integer, 'm' || place % $3::integer, 1, 'bar'
+            FROM generate_series(0, $2::integer * $3::integer - 1) AS place
             RETURNING series_id
             """,
             TENANT,
