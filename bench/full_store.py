@@ -7,6 +7,7 @@ import asyncpg
 import numpy as np
 
 from meshkit.clock import SystemClock, to_datetime
+from telemetry_store.bulk_rows import COLUMNS
 from telemetry_store.columns import MICROS_PER_DAY, Kind
 from telemetry_store.quality import PERFECT
 from telemetry_store.tiers.codec import Samples, Sealed, encode
@@ -14,18 +15,6 @@ from telemetry_store.tiers.codec import Samples, Sealed, encode
 METRICS = 5
 _DIFFERENT = 1_000  # Rows are encoded once each and used again: what they hold does not matter here.
 _DAYS_BACK = 10
-_SEGMENT_COLUMNS = (
-    "tenant_id",
-    "series_id",
-    "start_time",
-    "end_time",
-    "samples",
-    "compacted",
-    "order_no",
-    "times",
-    "values",
-    "quality",
-)
 
 
 async def fill(database_url: str, *, series: int, samples_per_series: int) -> None:
@@ -56,7 +45,7 @@ async def fill(database_url: str, *, series: int, samples_per_series: int) -> No
         await connection.copy_records_to_table(
             "sealed_segment",
             schema_name="telemetry",
-            columns=_SEGMENT_COLUMNS,
+            columns=COLUMNS,
             records=_rows(
                 range(first, first + series), _days(day_us, samples_per_series), samples_per_series
             ),

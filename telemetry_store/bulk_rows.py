@@ -13,7 +13,7 @@ from telemetry_store.latest_columns import LatestColumns
 from telemetry_store.tiers.bulk import SealedRow
 from telemetry_store.tiers.codec import Sealed, decode
 
-_COLUMNS = (
+COLUMNS = (
     "tenant_id",
     "series_id",
     "start_time",
@@ -49,7 +49,7 @@ async def copy(connection: Connection, rows: Sequence[SealedRow], numbers: Commi
     await connection.copy_records_to_table(
         "sealed_segment",
         schema_name="telemetry",
-        columns=_COLUMNS,
+        columns=COLUMNS,
         records=[
             (
                 row.tenant,

@@ -258,15 +258,6 @@ def _running_maximum(places: npt.NDArray[np.intp], ends: Times) -> Times:
     return ends[order][np.maximum.accumulate(ranks)]
 
 
-def starts_within(ranges: Ranges, width_us: int) -> tuple[npt.NDArray[np.intp], Times]:
-    """Return place and start of every bucket in ranges of whole ones."""
-    counts = (ranges.ends - ranges.starts) // width_us
-    places = np.repeat(ranges.places, counts)
-    before = np.repeat(np.cumsum(counts) - counts, counts)
-    numbers = np.arange(len(places)) - before
-    return places, np.repeat(ranges.starts, counts) + numbers * width_us
-
-
 def match(
     places: npt.NDArray[np.intp], starts: Times, buckets: Buckets
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:

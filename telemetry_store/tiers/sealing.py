@@ -190,32 +190,13 @@ async def seal(pool: asyncpg.Pool, batch: Batch, *, order_no: int) -> Moved | No
     return operation.moved
 
 
-async def lock_day(connection: Connection, day_start_us: int) -> None:
-    """Wait until nobody seals anything of a UTC day, and keep it so until the transaction ends.
-
-    For whoever else moves or deletes sealed rows.
-
-    Args:
-        connection: in a transaction.
-        day_start_us: microseconds since the epoch.
-    """
-    for lane in range(LANES):
-        await connection.execute(
-            "SELECT pg_advisory_xact_lock($1, $2)", LOCK_CLASS, _lock_key(day_start_us, lane)
-        )
-
-
 async def _lock(connection: Connection, batch: Batch) -> bool:
     locked: bool = await connection.fetchval(
         "SELECT pg_try_advisory_xact_lock($1, $2)",
         LOCK_CLASS,
-        _lock_key(batch.window.day_start_us, batch.lane),
+        batch.window.day_start_us // MICROS_PER_DAY * LANES + batch.lane,
     )
     return locked
-
-
-def _lock_key(day_start_us: int, lane: int) -> int:
-    return day_start_us // MICROS_PER_DAY * LANES + lane
 
 
 class _Operation:

@@ -25,7 +25,7 @@ from telemetry_store.tiers import due, sealing
 from telemetry_store.tiers.due import due_batches
 from telemetry_store.tiers.floor import Bound
 from telemetry_store.tiers.reader import Span, read_spans
-from telemetry_store.tiers.sealing import Moved, lock_day, seal
+from telemetry_store.tiers.sealing import LANES, LOCK_CLASS, Moved, seal
 from tests.store.broken_line import Break, BrokenLine
 from tests.store.sealing import AT_ONCE, bound_now, seal_all
 from tests.store.telemetry import Sent, recorder
@@ -237,7 +237,12 @@ async def test_who_locks_the_day_is_not_disturbed(
     batches = [batch async for batch in due_batches(pool, bound)]
     async with pool.acquire() as connection:
         async with connection.transaction():
-            await lock_day(connection, YESTERDAY)
+            for lane in range(LANES):
+                await connection.execute(
+                    "SELECT pg_advisory_xact_lock($1, $2)",
+                    LOCK_CLASS,
+                    YESTERDAY // MICROS_PER_DAY * LANES + lane,
+                )
             assert [await seal(pool, batch, order_no=bound.order_no) for batch in batches] == [None] * 4
         assert None not in [await seal(pool, batch, order_no=bound.order_no) for batch in batches]
 
