@@ -17,7 +17,7 @@ from auth_svc.nats_tokens import LoginAnswers, LoginRequest
 from auth_svc.revocations import LOOK_BACK_S
 from meshkit import bus
 from meshkit.clock import MICROS_PER_SECOND, Clock
-from meshkit.errors import DomainError, PermissionDenied, dependency_unavailable
+from meshkit.errors import DomainError, PermissionDenied, Unauthenticated, dependency_unavailable
 from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, Login, telemetry_subject
 from meshkit.tasks import background
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -131,19 +131,24 @@ class MqttCallout:
                     "devices come in by MQTT only", reason=ErrorReason.ERROR_REASON_PERMISSION_MISSING
                 )
             permitted = await self._logins.log_in(request.user, request.password)
+            ends = None if permitted.expire_us is None else permitted.expire_us // MICROS_PER_SECOND
+            if ends is not None and ends <= now:
+                # NATS knows whole seconds only: it would drop the connection before it accepted it.
+                raise Unauthenticated(
+                    "the API key expires within this second", reason=ErrorReason.ERROR_REASON_API_KEY_INVALID
+                )
             await self._require_consumer()
         except DomainError as error:
             why = str(error)
             _log.info("log-in by MQTT refused", user=_shown(request.user), host=request.host, why=why)
             return self._answers.refuse(request, why=why, now=now)
-        ends_us = permitted.expire_us
         return self._answers.permit(
             request,
             account=DEVICES_ACCOUNT,
             name=permitted.login.text,
             publish=[telemetry_subject(device_id) for device_id in permitted.device_ids],
             now=now,
-            expire=None if ends_us is None else ends_us // MICROS_PER_SECOND,
+            expire=ends,
         )
 
     async def _require_consumer(self) -> None:

@@ -145,7 +145,10 @@ async def test_messages_are_stored_with_their_dead_letters_in_one_commit(databas
         assert kept == ["demo", "mqtt", "MESSAGE_MALFORMED", "why", "ab" * 16]
         assert (row["device_ids"], row["payload_format"], row["sample_count"]) == (["pump-1"], 1, 2)
         assert (row["message_id"], row["writer_id"], row["request_id"]) == ("s1:3", None, None)
-        remembered = await connection.fetch("SELECT request_id, outcome FROM telemetry.request_id ORDER BY 1")
+        # Soon after a boundary an id is in two windows.
+        remembered = await connection.fetch(
+            "SELECT DISTINCT request_id, outcome FROM telemetry.request_id ORDER BY 1"
+        )
         assert [tuple(each) for each in remembered] == [
             (f"s1:{sequence}", f"message {sequence}".encode()) for sequence in range(1, 7)
         ]
