@@ -1,12 +1,11 @@
 """Rows of telemetry.segment, read as columns: SQL that lays arrays end to end, and numpy that takes it apart.
 
-PostgreSQL's binary form of arrays is decoded at once by numpy; the driver would make one
-Python object per sample. array_send begins with 20 bytes of dimensions, and each element is
-preceded by its length.
+The driver would make one Python object per sample; telemetry.array_bytes gives an array as bytes, in one of
+two forms (docs/adr/0016). Both begin with 20 bytes of dimensions. Then come the elements, as they lie in
+memory, or big-endian and each preceded by its length of four bytes: how many bytes there are tells which.
 """
 
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,22 +21,22 @@ VALUE_COLUMNS = {
     Kind.STRING: "strings",
     Kind.POINT: "points",
 }
-_TIME = np.dtype([("length", ">i4"), ("value", ">i8")])
-_CODE = np.dtype([("length", ">i4"), ("value", ">i4")])
 
 _ARRAYS = """
        string_agg(int8send(order_no), '') AS order_nos,
        string_agg(int4send(cardinality(times)), '') AS lengths,
-       string_agg(substr(array_send(times), 21), '') AS times,
-       string_agg(substr(array_send({values}), 21), '') AS values"""
+       string_agg(substr(telemetry.array_bytes(times), 21), '') AS times,
+       string_agg(substr({bytes}({values}), 21), '') AS values"""
 _QUALITY = """,
        string_agg(int4send(coalesce(cardinality(quality), 0)), '') AS judged,
-       string_agg(substr(array_send(quality), 21), '') AS quality"""
+       string_agg(substr(telemetry.array_bytes(quality), 21), '') AS quality"""
 # How many texts a row has, how many codes, and these.
 _CODES = """,
        string_agg(int4send(cardinality(strings)), '') AS text_counts,
        string_agg(int4send(coalesce(cardinality(codes), 0)), '') AS code_counts,
-       coalesce(string_agg(substr(array_send(codes), 21), ''), '') AS codes"""
+       coalesce(string_agg(substr(telemetry.array_bytes(codes), 21), ''), '') AS codes"""
+
+_STORED = {Kind.DOUBLE: "f8", Kind.INT: "i8", Kind.BOOL: "?"}
 
 
 def stored_columns(kind: Kind) -> str:
@@ -48,7 +47,9 @@ def stored_columns(kind: Kind) -> str:
 def aggregates(kind: Kind, *, with_quality: bool) -> str:
     """Return the select list that lays segments of a kind end to end, for `SegmentArrays`."""
     further = (_CODES if kind is Kind.STRING else "") + (_QUALITY if with_quality else "")
-    return _ARRAYS.format(values=VALUE_COLUMNS[kind]) + further
+    # The lengths of texts differ, so their bytes do not tell the form.
+    as_bytes = "array_send" if kind is Kind.STRING else "telemetry.array_bytes"
+    return _ARRAYS.format(values=VALUE_COLUMNS[kind], bytes=as_bytes) + further
 
 
 class SegmentArrays:
@@ -65,8 +66,11 @@ class SegmentArrays:
     def __init__(self, kind: Kind, row: Any, *, with_quality: bool) -> None:
         self.lengths = np.frombuffer(row["lengths"], ">i4").astype(np.intp)
         self.order_nos = np.frombuffer(row["order_nos"], ">i8").astype(np.int64)
-        self.times = np.frombuffer(row["times"], _TIME)["value"].astype(np.int64)
-        self.values = _strings(row, self.lengths) if kind is Kind.STRING else _DECODERS[kind](row["values"])
+        count = int(self.lengths.sum())
+        self.times = _elements(row["times"], count, "i8")
+        self.values = (
+            _strings(row, self.lengths) if kind is Kind.STRING else _numbers(kind, row["values"], count)
+        )
         self.quality = (
             _quality(row, self.lengths) if with_quality else np.full(len(self.times), NOT_JUDGED, np.int32)
         )
@@ -74,7 +78,7 @@ class SegmentArrays:
 
 def no_values(kind: Kind) -> npt.NDArray[Any]:
     """Return the values of no samples."""
-    return np.empty(0, np.object_) if kind is Kind.STRING else _DECODERS[kind](b"")
+    return np.empty(0, np.object_) if kind is Kind.STRING else _numbers(kind, b"", 0)
 
 
 def merge(
@@ -99,7 +103,7 @@ def _quality(row: Any, lengths: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     """Return the quality of each sample of a row's segments, which hold none, one for all, or one each."""
     judged = np.frombuffer(row["judged"], ">i4").astype(np.intp)
     # Without any the sum is null; what was not judged finds its mark at the end.
-    codes = np.append(np.frombuffer(row["quality"] or b"", _CODE)["value"], NOT_JUDGED).astype(np.int32)
+    codes = np.append(_elements(row["quality"] or b"", int(judged.sum()), "i4"), np.int32(NOT_JUDGED))
     firsts = np.where(judged > 0, np.cumsum(judged) - judged, len(codes) - 1)
     places = np.repeat(firsts, lengths)
     each = np.repeat(judged == lengths, lengths)
@@ -109,35 +113,34 @@ def _quality(row: Any, lengths: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     return found
 
 
-def _doubles(payload: bytes) -> npt.NDArray[Any]:
-    return np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", ">f8")]))["value"].astype(np.float64)
+def _numbers(kind: Kind, payload: bytes, count: int) -> npt.NDArray[Any]:
+    """Return the values of so many samples."""
+    if kind is Kind.POINT:
+        return _elements(payload, count * POINT_WIDTH, "f8").reshape(-1, POINT_WIDTH)
+    return _elements(payload, count, _STORED[kind])
 
 
-def _ints(payload: bytes) -> npt.NDArray[Any]:
-    return np.frombuffer(payload, _TIME)["value"].astype(np.int64)
+def _elements(payload: bytes, count: int, stored: str) -> npt.NDArray[Any]:
+    """Return the elements of arrays that were laid end to end, in either form.
 
-
-def _bools(payload: bytes) -> npt.NDArray[Any]:
-    return np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", "?")]))["value"].copy()
-
-
-def _points(payload: bytes) -> npt.NDArray[Any]:
-    return _doubles(payload).reshape(-1, POINT_WIDTH)
-
-
-_DECODERS: dict[Kind, Callable[[bytes], npt.NDArray[Any]]] = {
-    Kind.DOUBLE: _doubles,
-    Kind.INT: _ints,
-    Kind.BOOL: _bools,
-    Kind.POINT: _points,
-}
+    Args:
+        payload: of the arrays' elements.
+        count: how many there are.
+        stored: their type, without the order of its bytes.
+    """
+    if len(payload) == count * np.dtype(stored).itemsize:
+        found: npt.NDArray[Any] = np.frombuffer(payload, f"<{stored}")
+    else:
+        found = np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", f">{stored}")]))["value"]
+    return found.astype(stored)
 
 
 def _strings(row: Any, lengths: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
     """Return the strings of segments: of each by its codes, or the one for all, or one for each sample."""
     text_counts = np.frombuffer(row["text_counts"], ">i4").astype(np.intp)
-    has_codes = np.repeat(np.frombuffer(row["code_counts"], ">i4") > 0, lengths)
-    codes = np.frombuffer(row["codes"], np.dtype([("length", ">i4"), ("value", ">i2")]))["value"]
+    code_counts = np.frombuffer(row["code_counts"], ">i4").astype(np.intp)
+    has_codes = np.repeat(code_counts > 0, lengths)
+    codes = _elements(row["codes"], int(code_counts.sum()), "i2")
     starts = np.cumsum(lengths) - lengths
     places = np.arange(len(has_codes)) - np.repeat(starts, lengths)
     places[np.repeat(text_counts == 1, lengths)] = 0

@@ -52,6 +52,8 @@ _SETTINGS: Mapping[str, str] = {
 _MAKE_DATABASE = f"""
     \\connect template1
     REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
+    CREATE OR REPLACE FUNCTION public.twinmesh_array_bytes(anyarray) RETURNS bytea
+        LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'byteasend';
     \\connect postgres
     REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC;
     SELECT 'CREATE ROLE {MIGRATOR}' WHERE to_regrole('{MIGRATOR}') IS NULL \\gexec

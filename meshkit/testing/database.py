@@ -20,10 +20,11 @@ def role_password(role: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TestDatabase:
-    """One test's database. `admin_url` is the migrator's."""
+    """One test's database. `admin_url` is the migrator's, `superuser_url` is for what a given server's owner does."""
 
     __test__ = False
     admin_url: str
+    superuser_url: str
 
     def url(self, role: str) -> str:
         """Return the URL by which a service's role connects."""
@@ -59,7 +60,7 @@ async def fresh_database(*, admin_url: str, superuser_url: str) -> AsyncIterator
     name = f"test_{random_secrets.token_hex(8)}"
     await _execute(admin_url, f'CREATE DATABASE "{name}" TEMPLATE "{TEMPLATE}"')
     try:
-        yield TestDatabase(in_database(admin_url, name))
+        yield TestDatabase(in_database(admin_url, name), in_database(superuser_url, name))
     finally:
         await _execute(superuser_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 

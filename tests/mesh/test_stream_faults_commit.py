@@ -51,7 +51,7 @@ async def broken(
         BrokenLine(database.admin_url).open() as line,
         serving(assets) as asset_address,
         running_ingest(
-            database=TestDatabase(line.url),
+            database=TestDatabase(line.url, database.superuser_url),
             nats_url=nats_url,
             auth_address=auth_address,
             mint=mint,

@@ -128,7 +128,8 @@ async def test_killing_postgresql_loses_and_repeats_nothing(short_home: Path) ->
     postgres = EmbeddedPostgres(home=short_home)
     async with postgres:
         await build_template(postgres.admin_url, [OWNER])
-        database = TestDatabase(in_database(postgres.admin_url, TEMPLATE))
+        urls = (postgres.admin_url, postgres.superuser_url)
+        database = TestDatabase(*(in_database(url, TEMPLATE) for url in urls))
         fleet = Fleet()
         async with (
             recorder(database) as writing,
