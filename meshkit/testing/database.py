@@ -20,7 +20,7 @@ def role_password(role: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TestDatabase:
-    """One test's database. `admin_url` is the migrator's, `superuser_url` is for what a given server's owner does."""
+    """One test's database. `admin_url` is the migrator's, `superuser_url` the server owner's."""
 
     __test__ = False
     admin_url: str
