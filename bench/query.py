@@ -1,8 +1,9 @@
-"""`bench query`: history through the gateway, hot and sealed, beside one row per sample with an index.
+"""`bench query`: history through the gateway, hot, sealed and archived, beside one row per sample with an index.
 
 The past is put straight into the store. Warm: the same question again. Cold: the first question
 about a series since PostgreSQL was restarted, so that its buffers are empty; the operating
-system's cache is not, which only root could empty.
+system's cache is not, which only root could empty. Of the archive cold is the first question about a day
+since it was archived.
 """
 
 import asyncio
@@ -17,12 +18,16 @@ import asyncpg
 import grpc
 import uvloop
 
-from bench.history_data import METRIC, MICROS_PER_SECOND, Recording, fill, whole_hour
+from bench.history_data import METRIC, MICROS_PER_SECOND, TENANT, Recording, fill, whole_hour
 from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
+from meshkit import db
+from meshkit.clock import to_datetime
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh
 from telemetry_store.columns import MICROS_PER_DAY
+from telemetry_store.tiers.archive_store import archive_store
+from telemetry_store.tiers.archiving import archive_day
 from twinmesh.twin.v1 import history_service_pb2, history_service_pb2_grpc, twin_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2 as twin_contract
 
@@ -58,8 +63,10 @@ async def _measure(mesh: Mesh) -> Report:
     months = ["bench-month"]
     day = end - SAMPLES * MICROS_PER_SECOND
     month = end - DAYS * MICROS_PER_DAY
+    today = end - end % MICROS_PER_DAY
+    yesterday = today - MICROS_PER_DAY
     recordings = [
-        *(Recording(device, day, end) for device in many),
+        *(Recording(device, yesterday, end) for device in many),
         *(Recording(device, month, end) for device in months),
         Recording("bench-hours", day, end, run=3_600),
         Recording("bench-single", day, end, run=1),
@@ -78,6 +85,12 @@ async def _measure(mesh: Mesh) -> Report:
 
         async def chart(devices: Sequence[str], start: int) -> None:
             await asking.chart(devices, start, end)
+
+        async def raw_archived(device: str) -> None:
+            await asking.raw(device, yesterday, today)
+
+        async def chart_archived() -> None:
+            await asking.chart(many, yesterday, today)
 
         async def raw_peer(device: str) -> None:
             # Binary COPY: the driver makes no Python object per row.
@@ -117,6 +130,14 @@ async def _measure(mesh: Mesh) -> Report:
         for name, (count, ask) in questions.items():
             await ask()
             cases += _cases(name, await _timed([ask] * count))
+        await _archive(mesh, (month // MICROS_PER_DAY + 1) * MICROS_PER_DAY, today)
+        cold["24 h raw, archived, cold"] = await _timed([partial(raw_archived, device) for device in many])
+        archived = charts.replace("sealed", "archived")
+        cases += _cases("24 h raw, archived", await _timed([lambda: raw_archived(many[1])] * QUERIES))
+        cases += _cases(archived, await _timed([chart_archived] * _PEER_QUERIES))
+        cases += _cases(
+            long_chart.replace("sealed", "archived"), await _timed([lambda: chart(months, month)] * QUERIES)
+        )
         for name, seconds in cold.items():
             cases += _cases(name, seconds)
     await admin.close()
@@ -190,6 +211,17 @@ async def _rolled_up(admin: asyncpg.Connection) -> None:
             if not await admin.fetchval("SELECT count(*) FROM telemetry.rollup_stale"):
                 return
             await asyncio.sleep(0.2)
+
+
+async def _archive(mesh: Mesh, start_us: int, end_us: int) -> None:
+    """Move whole days to the archive."""
+    async with (
+        db.pool(mesh.role_url("twinmesh_maintenance"), application="bench") as pool,
+        archive_store(str(mesh.home / "archive")) as store,
+    ):
+        for day_us in range(start_us, end_us, MICROS_PER_DAY):
+            if store is None or not await archive_day(pool, store, TENANT, to_datetime(day_us).date()):
+                raise RuntimeError(f"{to_datetime(day_us)} was not archived")
 
 
 async def _restart_postgres(mesh: Mesh, asking: _Asking, device: str) -> None:
