@@ -1,4 +1,4 @@
-"""`bench query`: history through the gateway, hot, sealed and archived, beside one row per sample with an index.
+"""`bench query`: history through the gateway, from all tiers, beside one row per sample with an index.
 
 The past is put straight into the store. Warm: the same question again. Cold: the first question
 about a series since PostgreSQL was restarted, so that its buffers are empty; the operating
@@ -86,12 +86,6 @@ async def _measure(mesh: Mesh) -> Report:
         async def chart(devices: Sequence[str], start: int) -> None:
             await asking.chart(devices, start, end)
 
-        async def raw_archived(device: str) -> None:
-            await asking.raw(device, yesterday, today)
-
-        async def chart_archived() -> None:
-            await asking.chart(many, yesterday, today)
-
         async def raw_peer(device: str) -> None:
             # Binary COPY: the driver makes no Python object per row.
             sink = io.BytesIO()
@@ -131,13 +125,7 @@ async def _measure(mesh: Mesh) -> Report:
             await ask()
             cases += _cases(name, await _timed([ask] * count))
         await _archive(mesh, (month // MICROS_PER_DAY + 1) * MICROS_PER_DAY, today)
-        cold["24 h raw, archived, cold"] = await _timed([partial(raw_archived, device) for device in many])
-        archived = charts.replace("sealed", "archived")
-        cases += _cases("24 h raw, archived", await _timed([lambda: raw_archived(many[1])] * QUERIES))
-        cases += _cases(archived, await _timed([chart_archived] * _PEER_QUERIES))
-        cases += _cases(
-            long_chart.replace("sealed", "archived"), await _timed([lambda: chart(months, month)] * QUERIES)
-        )
+        cases += await _archived(asking, many, yesterday, (months[0], month, end))
         for name, seconds in cold.items():
             cases += _cases(name, seconds)
     await admin.close()
@@ -211,6 +199,24 @@ async def _rolled_up(admin: asyncpg.Connection) -> None:
             if not await admin.fetchval("SELECT count(*) FROM telemetry.rollup_stale"):
                 return
             await asyncio.sleep(0.2)
+
+
+async def _archived(
+    asking: _Asking, devices: Sequence[str], day: int, month: tuple[str, int, int]
+) -> list[Case]:
+    """Ask of the archive: a day of each device, and a month of one."""
+    end = day + MICROS_PER_DAY
+    cold = await _timed([partial(asking.raw, device, day, end) for device in devices])
+    raw = await _timed([partial(asking.raw, devices[0], day, end)] * QUERIES)
+    charts = await _timed([partial(asking.chart, devices, day, end)] * _PEER_QUERIES)
+    device, start, month_end = month
+    long_chart = await _timed([partial(asking.chart, [device], start, month_end)] * QUERIES)
+    return [
+        *_cases("24 h raw, archived", raw),
+        *_cases(f"{len(devices)} series x 24 h in {POINTS} points, archived", charts),
+        *_cases(f"{DAYS} days in {POINTS} points, archived", long_chart),
+        *_cases("24 h raw, archived, cold", cold),
+    ]
 
 
 async def _archive(mesh: Mesh, start_us: int, end_us: int) -> None:

@@ -1,9 +1,4 @@
-"""Rows of telemetry.segment, read as columns: SQL that lays arrays end to end, and numpy that takes it apart.
-
-The driver would make one Python object per sample; telemetry.array_bytes gives an array as bytes, in one of
-two forms (docs/adr/0016). Both begin with 20 bytes of dimensions. Then come the elements, as they lie in
-memory, or big-endian and each preceded by its length of four bytes: how many bytes there are tells which.
-"""
+"""Rows of telemetry.segment, read as columns: SQL lays arrays end to end, and numpy takes it apart."""
 
 import struct
 from typing import Any
@@ -11,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from telemetry_store.array_bytes import each_row, elements, end_to_end
 from telemetry_store.columns import POINT_WIDTH, Kind
 from telemetry_store.quality import NOT_JUDGED
 
@@ -22,20 +18,20 @@ VALUE_COLUMNS = {
     Kind.POINT: "points",
 }
 
-_ARRAYS = """
-       string_agg(int8send(order_no), '') AS order_nos,
-       string_agg(int4send(cardinality(times)), '') AS lengths,
-       string_agg(substr(telemetry.array_bytes(times), 21), '') AS times,
-       string_agg(substr({bytes}({values}), 21), '') AS values"""
-_QUALITY = """,
-       string_agg(int4send(coalesce(cardinality(quality), 0)), '') AS judged,
-       string_agg(substr(telemetry.array_bytes(quality), 21), '') AS quality"""
+_ARRAYS = f"""
+       count(*) AS segments,
+       {each_row("order_no")} AS order_nos,
+       {each_row("cardinality(times)")} AS lengths,
+       {end_to_end("times")} AS times"""
+_QUALITY = f""",
+       {each_row("coalesce(cardinality(quality), 0)")} AS judged,
+       {end_to_end("quality")} AS quality"""
 # How many texts a row has, how many codes, and these.
-_CODES = """,
-       string_agg(int4send(cardinality(strings)), '') AS text_counts,
-       string_agg(int4send(coalesce(cardinality(codes), 0)), '') AS code_counts,
-       coalesce(string_agg(substr(telemetry.array_bytes(codes), 21), ''), '') AS codes"""
-
+_TEXTS = f""",
+       string_agg(substr(array_send(strings), 21), '') AS values,
+       {each_row("cardinality(strings)")} AS text_counts,
+       {each_row("coalesce(cardinality(codes), 0)")} AS code_counts,
+       {end_to_end("codes")} AS codes"""
 _STORED = {Kind.DOUBLE: "f8", Kind.INT: "i8", Kind.BOOL: "?"}
 
 
@@ -46,10 +42,8 @@ def stored_columns(kind: Kind) -> str:
 
 def aggregates(kind: Kind, *, with_quality: bool) -> str:
     """Return the select list that lays segments of a kind end to end, for `SegmentArrays`."""
-    further = (_CODES if kind is Kind.STRING else "") + (_QUALITY if with_quality else "")
-    # The lengths of texts differ, so their bytes do not tell the form.
-    as_bytes = "array_send" if kind is Kind.STRING else "telemetry.array_bytes"
-    return _ARRAYS.format(values=VALUE_COLUMNS[kind], bytes=as_bytes) + further
+    values = _TEXTS if kind is Kind.STRING else f",\n       {end_to_end(VALUE_COLUMNS[kind])} AS values"
+    return _ARRAYS + values + (_QUALITY if with_quality else "")
 
 
 class SegmentArrays:
@@ -64,10 +58,10 @@ class SegmentArrays:
     """
 
     def __init__(self, kind: Kind, row: Any, *, with_quality: bool) -> None:
-        self.lengths = np.frombuffer(row["lengths"], ">i4").astype(np.intp)
-        self.order_nos = np.frombuffer(row["order_nos"], ">i8").astype(np.int64)
+        self.lengths = _counts(row, "lengths")
+        self.order_nos = elements(row["order_nos"], row["segments"], "i8")
         count = int(self.lengths.sum())
-        self.times = _elements(row["times"], count, "i8")
+        self.times = elements(row["times"], count, "i8")
         self.values = (
             _strings(row, self.lengths) if kind is Kind.STRING else _numbers(kind, row["values"], count)
         )
@@ -99,11 +93,15 @@ def merge(
     return tuple(column[kept] for column in (times, order_nos, *columns))
 
 
+def _counts(row: Any, name: str) -> npt.NDArray[np.intp]:
+    return elements(row[name], row["segments"], "i4").astype(np.intp)
+
+
 def _quality(row: Any, lengths: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     """Return the quality of each sample of a row's segments, which hold none, one for all, or one each."""
-    judged = np.frombuffer(row["judged"], ">i4").astype(np.intp)
+    judged = _counts(row, "judged")
     # Without any the sum is null; what was not judged finds its mark at the end.
-    codes = np.append(_elements(row["quality"] or b"", int(judged.sum()), "i4"), np.int32(NOT_JUDGED))
+    codes = np.append(elements(row["quality"], int(judged.sum()), "i4"), np.int32(NOT_JUDGED))
     firsts = np.where(judged > 0, np.cumsum(judged) - judged, len(codes) - 1)
     places = np.repeat(firsts, lengths)
     each = np.repeat(judged == lengths, lengths)
@@ -116,31 +114,15 @@ def _quality(row: Any, lengths: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 def _numbers(kind: Kind, payload: bytes, count: int) -> npt.NDArray[Any]:
     """Return the values of so many samples."""
     if kind is Kind.POINT:
-        return _elements(payload, count * POINT_WIDTH, "f8").reshape(-1, POINT_WIDTH)
-    return _elements(payload, count, _STORED[kind])
-
-
-def _elements(payload: bytes, count: int, stored: str) -> npt.NDArray[Any]:
-    """Return the elements of arrays that were laid end to end, in either form.
-
-    Args:
-        payload: of the arrays' elements.
-        count: how many there are.
-        stored: their type, without the order of its bytes.
-    """
-    if len(payload) == count * np.dtype(stored).itemsize:
-        found: npt.NDArray[Any] = np.frombuffer(payload, f"<{stored}")
-    else:
-        found = np.frombuffer(payload, np.dtype([("length", ">i4"), ("value", f">{stored}")]))["value"]
-    return found.astype(stored)
+        return elements(payload, count * POINT_WIDTH, "f8").reshape(-1, POINT_WIDTH)
+    return elements(payload, count, _STORED[kind])
 
 
 def _strings(row: Any, lengths: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
     """Return the strings of segments: of each by its codes, or the one for all, or one for each sample."""
-    text_counts = np.frombuffer(row["text_counts"], ">i4").astype(np.intp)
-    code_counts = np.frombuffer(row["code_counts"], ">i4").astype(np.intp)
+    text_counts, code_counts = _counts(row, "text_counts"), _counts(row, "code_counts")
     has_codes = np.repeat(code_counts > 0, lengths)
-    codes = _elements(row["codes"], int(code_counts.sum()), "i2")
+    codes = elements(row["codes"], int(code_counts.sum()), "i2")
     starts = np.cumsum(lengths) - lengths
     places = np.arange(len(has_codes)) - np.repeat(starts, lengths)
     places[np.repeat(text_counts == 1, lengths)] = 0

@@ -108,6 +108,12 @@ def joined(parts: Sequence[Buckets]) -> Buckets:
 
 def ordered(buckets: Buckets) -> Buckets:
     """Return the same by place and start."""
+    later = buckets.starts[1:] >= buckets.starts[:-1]
+    following = np.where(
+        buckets.places[1:] == buckets.places[:-1], later, buckets.places[1:] > buckets.places[:-1]
+    )
+    if bool(following.all()):
+        return buckets
     return buckets.at(np.lexsort((buckets.starts, buckets.places)))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meshkit.db import Connection
+from telemetry_store.array_bytes import each_row, elements
 from telemetry_store.columns import Kind
 from telemetry_store.feed import Commit, Frontier, day_ranges, read_commits
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, none, of_samples, starts_of_width
@@ -42,7 +43,7 @@ WHERE {_OF_COMMITS} AND {_NUMERIC}
 GROUP BY s.order_no
 """  # noqa: S608 - of constants
 _SEGMENTS = """
-SELECT tenant_id, count(*) AS segments, string_agg(int4send(series_id), '') AS series,{aggregates}
+SELECT tenant_id, {series} AS series,{aggregates}
 FROM (
     SELECT tenant_id, series_id, order_no, times, {columns}
     FROM telemetry.segment AS s
@@ -52,6 +53,7 @@ GROUP BY tenant_id
 """
 _SEGMENTS_OF = {
     kind: _SEGMENTS.format(
+        series=each_row("series_id"),
         aggregates=aggregates(kind, with_quality=True),
         columns=stored_columns(kind),
         of_commits=_OF_COMMITS,
@@ -119,7 +121,7 @@ async def new_minutes(
     found: list[SegmentArrays] = []
     for kind, row in await _segments(connection, commits, kinds):
         found.append(SegmentArrays(kind, row, with_quality=True))
-        series.append(np.frombuffer(row["series"], ">i4").astype(np.int64))
+        series.append(elements(row["series"], row["segments"], "i4").astype(np.int64))
         tenants.update(dict.fromkeys(np.unique(series[-1]).tolist(), row["tenant_id"]))
     if not found:
         return [], none()

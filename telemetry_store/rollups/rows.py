@@ -1,17 +1,13 @@
-"""Rollups as rows: what is stored of ranges of time, and what is to be stored.
-
-Rows are read in PostgreSQL's binary form, all in one value that numpy takes apart; the driver would make
-some ten Python objects of each.
-"""
+"""Rollups as rows: what is stored of ranges of time, and what is to be stored."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from meshkit.db import Connection
+from telemetry_store.array_bytes import each_row, elements
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, Times, none, ordered
 
@@ -41,23 +37,10 @@ _COLUMNS = {
 }
 _NAMES = ", ".join(_COLUMNS)
 
-# record_send: how many columns, then of each its type, its length and its value.
-_RECORD = np.dtype(
-    [("columns", ">i4"), ("type_0", ">i4"), ("length_0", ">i4"), ("place", ">i4")]
-    + [
-        entry
-        for number, (name, kind) in enumerate(_COLUMNS.items(), start=1)
-        for entry in (
-            (f"type_{number}", ">i4"),
-            (f"length_{number}", ">i4"),
-            (name, ">f8" if kind == "double precision" else ">i8"),
-        )
-    ]
-)
-
 # Bounds of the whole beside those of each range, so that only its partitions are opened.
 _READ = """
-SELECT string_agg(record_send(found), '')
+SELECT count(*) AS buckets, {place} AS place,
+       {each}
 FROM (
     SELECT range.place, stored.*
     FROM unnest($1::integer[], $2::text[], $3::integer[], $4::bigint[], $5::bigint[])
@@ -73,7 +56,15 @@ FROM (
     ) AS stored
 ) AS found
 """
-_READ_OF = {width: _READ.format(columns=_NAMES, table=table) for width, table in TABLES.items()}
+_READ_OF = {
+    width: _READ.format(
+        place=each_row("place"),
+        each=",\n       ".join(f"{each_row(name)} AS {name}" for name in _COLUMNS),
+        columns=_NAMES,
+        table=table,
+    )
+    for width, table in TABLES.items()
+}
 
 # What was computed from fewer samples than before does not replace: samples only go by retention,
 # and what they came to outlives them.
@@ -177,7 +168,7 @@ async def read_rows(
     if not len(ranges):
         return none()
     places = ranges.places.tolist()
-    payload = await connection.fetchval(
+    row = await connection.fetchrow(
         _READ_OF[width_us],
         places,
         [owners[place].tenant for place in places],
@@ -187,16 +178,15 @@ async def read_rows(
         int(ranges.starts.min()),
         int(ranges.ends.max()),
     )
-    if payload is None:
-        return none()
-    records = np.frombuffer(payload, _RECORD)
-    columns: list[Any] = [
-        records[name].astype(np.float64)
+    assert row is not None  # noqa: S101 - an aggregate without groups is one row.
+    count = row["buckets"]
+    columns = [
+        elements(row[name], count, "f8")
         if kind == "double precision"
-        else records[name].astype(np.int64) + (_EPOCH_US if kind == "timestamptz" else 0)
+        else elements(row[name], count, "i8") + (_EPOCH_US if kind == "timestamptz" else 0)
         for name, kind in _COLUMNS.items()
     ]
-    return ordered(Buckets(records["place"].astype(np.intp), *columns))
+    return ordered(Buckets(elements(row["place"], count, "i4").astype(np.intp), *columns))
 
 
 async def store_rows(

@@ -20,8 +20,7 @@ from telemetry_store.tiers.codec import Samples, Sealed, decode
 from telemetry_store.tiers.reader import Archive, Span, joined, no_samples
 
 _HOT = """
-SELECT count(*) AS segments,
-       max(start_time) AS last_start,{aggregates}
+SELECT max(start_time) AS last_start,{aggregates}
 FROM (
     SELECT start_time, order_no, times, {columns}
     FROM telemetry.segment

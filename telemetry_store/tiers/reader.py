@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from meshkit.db import Connection
+from telemetry_store.array_bytes import each_row, elements
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.segment_arrays import SegmentArrays, aggregates, no_values, stored_columns
 from telemetry_store.tiers.codec import Samples, Sealed, decode
 
 # Bounds of the whole beside those of each span, so that only its partitions are planned with.
 _HOT = """
-SELECT count(*) AS segments,
-       string_agg(int4send(place), '') AS places,{aggregates}
+SELECT {places} AS places,{aggregates}
 FROM (
     SELECT span.place::integer - 1 AS place, found.*
     FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[])
@@ -37,7 +37,11 @@ FROM (
 ) AS segment
 """
 _HOT_OF = {
-    kind: _HOT.format(aggregates=aggregates(kind, with_quality=True), columns=stored_columns(kind))
+    kind: _HOT.format(
+        places=each_row("place"),
+        aggregates=aggregates(kind, with_quality=True),
+        columns=stored_columns(kind),
+    )
     for kind in Kind
 }
 
@@ -138,7 +142,7 @@ async def read_spans(
     row = await connection.fetchrow(_HOT_OF[kind], *_arguments(spans, MICROS_PER_HOUR))
     if row is not None and row["segments"]:
         hot = SegmentArrays(kind, row, with_quality=True)
-        places.append(np.repeat(np.frombuffer(row["places"], ">i4").astype(np.intp), hot.lengths))
+        places.append(np.repeat(elements(row["places"], row["segments"], "i4").astype(np.intp), hot.lengths))
         orders.append(np.repeat(hot.order_nos, hot.lengths))
         found.append(Samples(hot.times, hot.values, hot.quality))
     pieces = [

@@ -19,6 +19,7 @@ import asyncpg
 import numpy as np
 
 from meshkit.db import Connection
+from telemetry_store.array_bytes import each_row, elements
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.segment_arrays import VALUE_COLUMNS, SegmentArrays, aggregates, stored_columns
 from telemetry_store.tiers.codec import Samples, Sealed, decode
@@ -38,11 +39,10 @@ WITH taken AS (
     {where}
     RETURNING s.series_id, s.start_time, s.end_time, s.order_no, s.times, {columns}
 )
-SELECT count(*) AS segments,
-       sum(pg_column_size(times) + pg_column_size({values})) AS bytes,
-       string_agg(int4send(series_id), '') AS series,
-       string_agg(int8send(start_time), '') AS starts,
-       string_agg(int8send(end_time), '') AS ends,{aggregates}
+SELECT sum(pg_column_size(times) + pg_column_size({values})) AS bytes,
+       {series} AS series,
+       {starts} AS starts,
+       {ends} AS ends,{aggregates}
 FROM taken
 """
 _IN_WINDOW = """
@@ -61,6 +61,9 @@ def _take_hot(kind: Kind, where: str) -> str:
         where=where,
         columns=columns,
         values=VALUE_COLUMNS[kind],
+        series=each_row("series_id"),
+        starts=each_row("start_time"),
+        ends=each_row("end_time"),
         aggregates=aggregates(kind, with_quality=True),
     )
 
@@ -357,12 +360,12 @@ class _Operation:
         return window.start_us <= extent.low and extent.high < window.end_us
 
     def _rows_of_hot(self, row: Any, arrays: SegmentArrays) -> Rows:
-        series = np.frombuffer(row["series"], ">i4")
+        count = row["segments"]
         return Rows(
-            np.searchsorted(self._series, series).astype(np.intp),
+            np.searchsorted(self._series, elements(row["series"], count, "i4")).astype(np.intp),
             arrays.order_nos,
-            np.frombuffer(row["starts"], ">i8").astype(np.int64),
-            np.frombuffer(row["ends"], ">i8").astype(np.int64),
+            elements(row["starts"], count, "i8"),
+            elements(row["ends"], count, "i8"),
             arrays.lengths,
             Samples(arrays.times, arrays.values, arrays.quality),
         )
