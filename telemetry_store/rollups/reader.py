@@ -5,6 +5,7 @@ and what is not stored any more is computed from the next narrower buckets, minu
 as stored.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -184,7 +185,11 @@ class _Reading:
             ]
             found = await read_spans(self.connection, self.kind, spans, archive=self.archive)
             places = np.array([place for place, _, _ in portion], np.intp)
-            parts.append(of_samples(places[found.places], found.samples, starts_of_width(width_us)))
+            parts.append(
+                await asyncio.to_thread(
+                    of_samples, places[found.places], found.samples, starts_of_width(width_us)
+                )
+            )
         return joined(parts)
 
 

@@ -6,6 +6,7 @@ nothing comes twice while maintenance works. Of equal times the sample with the 
 order counts (docs/adr/0004); a sealed segment stands for its greatest, an archived sample has its own.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -136,26 +137,35 @@ async def read_spans(
     """
     if not spans:
         return SpanSamples(np.empty(0, np.intp), no_samples(kind))
+    hot = await connection.fetchrow(_HOT_OF[kind], *_arguments(spans, MICROS_PER_HOUR))
+    sealed = await connection.fetch(_SEALED, *_arguments(spans, MICROS_PER_DAY))
+    archived = await archive.read(connection, kind, spans) if archive is not None else ()
+    # Of millions of samples it takes a while, in which others are to be answered.
+    return await asyncio.to_thread(_assembled, kind, spans, hot, sealed, archived)
+
+
+def _assembled(
+    kind: Kind, spans: Sequence[Span], hot: Any, sealed: Sequence[Any], archived: Sequence[Piece]
+) -> SpanSamples:
+    """Return the samples of spans, from what each tier gave."""
     places: list[npt.NDArray[np.intp]] = []
     orders: list[npt.NDArray[np.int64]] = []
     found: list[Samples] = []
-    row = await connection.fetchrow(_HOT_OF[kind], *_arguments(spans, MICROS_PER_HOUR))
-    if row is not None and row["segments"]:
-        hot = SegmentArrays(kind, row, with_quality=True)
-        places.append(np.repeat(elements(row["places"], row["segments"], "i4").astype(np.intp), hot.lengths))
-        orders.append(np.repeat(hot.order_nos, hot.lengths))
-        found.append(Samples(hot.times, hot.values, hot.quality))
+    if hot is not None and hot["segments"]:
+        arrays = SegmentArrays(kind, hot, with_quality=True)
+        segments = elements(hot["places"], hot["segments"], "i4").astype(np.intp)
+        places.append(np.repeat(segments, arrays.lengths))
+        orders.append(np.repeat(arrays.order_nos, arrays.lengths))
+        found.append(Samples(arrays.times, arrays.values, arrays.quality))
     pieces = [
         Piece(
             row["place"],
             row["order_no"],
             decode(kind, Sealed(row["times"], row["values"], row["quality"]), row["samples"]),
         )
-        for row in await connection.fetch(_SEALED, *_arguments(spans, MICROS_PER_DAY))
+        for row in sealed
     ]
-    if archive is not None:
-        pieces += await archive.read(connection, kind, spans)
-    for piece in pieces:
+    for piece in [*pieces, *archived]:
         places.append(np.full(len(piece.samples), piece.place, np.intp))
         orders.append(np.full(len(piece.samples), piece.order_no, np.int64))
         found.append(piece.samples)
