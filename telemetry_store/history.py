@@ -273,11 +273,7 @@ async def _read_together(
     return (
         _history(
             one,
-            Samples(
-                found.samples.times[first:last],
-                found.samples.values[first:last],
-                found.samples.quality[first:last],
-            ),
+            found.samples.at(slice(first, last)),
             question,
         )
         for one, first, last in zip(series, [0, *ends[:-1]], ends, strict=True)

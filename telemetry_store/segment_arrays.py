@@ -75,24 +75,6 @@ def no_values(kind: Kind) -> npt.NDArray[Any]:
     return np.empty(0, np.object_) if kind is Kind.STRING else _numbers(kind, b"", 0)
 
 
-def merge(
-    times: npt.NDArray[np.int64], order_nos: npt.NDArray[np.int64], *columns: npt.NDArray[Any]
-) -> tuple[npt.NDArray[Any], ...]:
-    """Return the samples by time, of equal times the one with the greatest order.
-
-    Args:
-        times: int64[n], in any order.
-        order_nos: int64[n].
-        columns: what else there is of them, [n, …] each.
-    """
-    if bool(np.all(times[1:] > times[:-1])):
-        return times, order_nos, *columns
-    ranked = np.lexsort((order_nos, times))
-    ordered = times[ranked]
-    kept = ranked[np.append(ordered[1:] != ordered[:-1], True)]
-    return tuple(column[kept] for column in (times, order_nos, *columns))
-
-
 def _counts(row: Any, name: str) -> npt.NDArray[np.intp]:
     return elements(row[name], row["segments"], "i4").astype(np.intp)
 

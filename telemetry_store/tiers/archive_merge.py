@@ -183,12 +183,8 @@ class _Pieces:
             & (samples.times < part.end_us)
         )
         if not bool(inside.all()):
-            series, orders, samples = series[inside], orders[inside], _at(samples, inside)
-        kept = surviving(series.astype(np.intp), orders, samples.times)
+            series, orders, samples = series[inside], orders[inside], samples.at(inside)
+        kept = surviving(orders, series, samples.times)
         if kept is None:
             return series, orders, samples
-        return series[kept], orders[kept], _at(samples, kept)
-
-
-def _at(samples: Samples, chosen: npt.NDArray[Any]) -> Samples:
-    return Samples(samples.times[chosen], samples.values[chosen], samples.quality[chosen])
+        return series[kept], orders[kept], samples.at(kept)

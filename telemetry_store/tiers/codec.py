@@ -55,6 +55,10 @@ class Samples:
         """Return the number of samples."""
         return len(self.times)
 
+    def at(self, places: slice | npt.NDArray[Any]) -> "Samples":
+        """Return the samples at places: a slice, their numbers, or which of all."""
+        return Samples(self.times[places], self.values[places], self.quality[places])
+
 
 @dataclass(frozen=True, slots=True)
 class Sealed:

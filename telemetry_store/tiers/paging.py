@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from meshkit.db import Connection
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
-from telemetry_store.segment_arrays import SegmentArrays, aggregates, merge, stored_columns
+from telemetry_store.segment_arrays import SegmentArrays, aggregates, stored_columns
 from telemetry_store.series import Series
 from telemetry_store.tiers.codec import Samples, Sealed, decode
-from telemetry_store.tiers.reader import Archive, Span, joined, no_samples
+from telemetry_store.tiers.reader import Archive, Span, joined, no_samples, surviving
 
 _HOT = """
 SELECT max(start_time) AS last_start,{aggregates}
@@ -158,10 +158,9 @@ class _Found:
         parts = [piece.samples for piece in pieces]
         samples = joined([self._samples, *parts] if len(self._samples) else parts)
         order_nos = np.concatenate([self._order_nos, *(piece.order_nos for piece in pieces)])
-        times, self._order_nos, values, quality = merge(
-            samples.times, order_nos, samples.values, samples.quality
-        )
-        self._samples = Samples(times, values, quality)
+        kept = surviving(order_nos, samples.times)
+        self._samples = samples if kept is None else samples.at(kept)
+        self._order_nos = order_nos if kept is None else order_nos[kept]
 
     def count_before(self, horizon: int) -> int:
         first, last = np.searchsorted(self._samples.times, (self._start, horizon))
@@ -169,10 +168,7 @@ class _Found:
 
     def before(self, horizon: int, limit: int) -> Samples:
         first, last = np.searchsorted(self._samples.times, (self._start, horizon))
-        chosen = slice(int(first), min(int(last), int(first) + limit))
-        return Samples(
-            self._samples.times[chosen], self._samples.values[chosen], self._samples.quality[chosen]
-        )
+        return self._samples.at(slice(int(first), min(int(last), int(first) + limit)))
 
 
 @dataclass(slots=True)

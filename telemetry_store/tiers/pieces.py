@@ -114,7 +114,7 @@ def sealed_rows(kind: Kind, rows: Rows, cuts: Mapping[int, Sequence[int]]) -> li
     each = np.append(first_rows, len(rows.places))
     sealed = []
     for index, place in enumerate(rows.places[first_rows].tolist()):
-        samples = _part(rows.samples, starts[index], starts[index + 1])
+        samples = rows.samples.at(slice(starts[index], starts[index + 1]))
         if not bool((samples.times[1:] > samples.times[:-1]).all()):
             mine = slice(each[index], each[index + 1])
             orders = np.repeat(rows.order_nos[mine], rows.lengths[mine])
@@ -136,9 +136,13 @@ def _by_place_and_start(rows: Rows) -> Rows:
     firsts = (np.cumsum(rows.lengths) - rows.lengths)[ranked]
     ends = np.cumsum(lengths)
     chosen = np.arange(int(ends[-1])) + np.repeat(firsts - (ends - lengths), lengths)
-    samples = Samples(rows.samples.times[chosen], rows.samples.values[chosen], rows.samples.quality[chosen])
     return Rows(
-        rows.places[ranked], rows.order_nos[ranked], rows.starts[ranked], rows.ends[ranked], lengths, samples
+        rows.places[ranked],
+        rows.order_nos[ranked],
+        rows.starts[ranked],
+        rows.ends[ranked],
+        lengths,
+        rows.samples.at(chosen),
     )
 
 
@@ -150,9 +154,5 @@ def _cut(samples: Samples, cuts: Sequence[int]) -> list[Samples]:
     for start, end in itertools.pairwise(bounds):
         count = -(-(end - start) // MOST_SAMPLES)
         edges = np.linspace(start, end, count + 1).astype(np.intp).tolist()
-        parts += [_part(samples, low, high) for low, high in itertools.pairwise(edges)]
+        parts += [samples.at(slice(low, high)) for low, high in itertools.pairwise(edges)]
     return parts
-
-
-def _part(samples: Samples, start: int, end: int) -> Samples:
-    return Samples(samples.times[start:end], samples.values[start:end], samples.quality[start:end])

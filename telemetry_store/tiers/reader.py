@@ -200,30 +200,37 @@ def merged(
         orders: int64[n].
         samples: n of them.
     """
-    times = samples.times
-    kept = surviving(places, orders, times)
-    if kept is None:
-        return places, samples
-    return places[kept], Samples(times[kept], samples.values[kept], samples.quality[kept])
+    kept = surviving(orders, places, samples.times)
+    return (places, samples) if kept is None else (places[kept], samples.at(kept))
 
 
 def surviving(
-    places: npt.NDArray[np.intp], orders: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
+    orders: npt.NDArray[np.int64], *keys: npt.NDArray[np.integer[Any]]
 ) -> npt.NDArray[np.intp] | None:
-    """Return where samples are that count, by place and time; None: all, and they are so ordered.
+    """Return where samples are that count, by their keys; None: all, and they are so ordered.
 
     Args:
-        places: intp[n], in any order.
-        orders: int64[n]; of equal places and times the greatest counts.
-        times: int64[n].
+        orders: int64[n]; of equal keys the greatest counts.
+        keys: [n] each, in any order; later ones decide where those before are equal.
     """
-    ascending = (places[1:] > places[:-1]) | ((places[1:] == places[:-1]) & (times[1:] > times[:-1]))
-    if bool(ascending.all()):
+    rising, _ = _compared(keys)
+    if bool(rising.all()):
         return None
-    ranked = np.lexsort((orders, times, places))
-    same = (places[ranked][1:] == places[ranked][:-1]) & (times[ranked][1:] == times[ranked][:-1])
+    ranked = np.lexsort((orders, *reversed(keys)))
+    _, same = _compared([key[ranked] for key in keys])
     kept: npt.NDArray[np.intp] = ranked[np.append(~same, True)]
     return kept
+
+
+def _compared(
+    keys: Sequence[npt.NDArray[np.integer[Any]]],
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which samples have greater keys than those before them, and which the same."""
+    first, *others = keys
+    rising, same = first[1:] > first[:-1], first[1:] == first[:-1]
+    for key in others:
+        rising, same = rising | (same & (key[1:] > key[:-1])), same & (key[1:] == key[:-1])
+    return rising, same
 
 
 def _arguments(spans: Sequence[Span], width: int) -> tuple[Any, ...]:
@@ -246,6 +253,4 @@ def _within(spans: Sequence[Span], places: npt.NDArray[np.intp], samples: Sample
     kept: Any = (samples.times >= starts) & (samples.times < ends)
     if bool(kept.all()):
         return SpanSamples(places, samples)
-    return SpanSamples(
-        places[kept], Samples(samples.times[kept], samples.values[kept], samples.quality[kept])
-    )
+    return SpanSamples(places[kept], samples.at(kept))

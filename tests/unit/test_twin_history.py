@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from meshkit.errors import InvalidArgument
 from telemetry_store.columns import Kind
 from telemetry_store.history import SeriesHistory
-from telemetry_store.segment_arrays import merge
 from telemetry_store.series import Position, Series
 from twin_svc.history import (
     DEFAULT_SPAN_US,
@@ -29,24 +28,6 @@ from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 NOW, FUTURE = 1_700_000_000_000_000, 600_000_000
-
-
-@given(
-    st.lists(st.tuples(st.integers(-5, 5), st.integers(1, 6)), unique=True, max_size=40),
-    st.randoms(use_true_random=False),
-)
-def test_merging_keeps_each_time_once_with_its_latest_value(
-    ranks: list[tuple[int, int]], shuffle: Any
-) -> None:
-    shuffle.shuffle(ranks)
-    times = np.array([time for time, _ in ranks], np.int64)
-    orders = np.array([order for _, order in ranks], np.int64)
-    merged_times, merged_orders, values = merge(times, orders, times * 100 + orders)
-
-    latest = {time: max(order for at, order in ranks if at == time) for time, _ in ranks}
-    assert merged_times.tolist() == sorted(latest)
-    assert merged_orders.tolist() == [latest[time] for time in sorted(latest)]
-    assert values.tolist() == [time * 100 + latest[time] for time in sorted(latest)]
 
 
 def test_absent_bounds_mean_the_last_day_and_what_runs_ahead() -> None:
