@@ -14,7 +14,7 @@ from rich.text import Text
 from twinmesh.ingest.v1 import dead_letter_service_pb2 as contract
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as contract_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
-from twinmesh_cli.query import parsed_time
+from twinmesh_cli.options import fill_range, time_option
 from twinmesh_cli.session import Session, fail, run
 from twinmesh_cli.shown import visible
 
@@ -38,13 +38,8 @@ _Device = Annotated[str, typer.Option("--device", help="Only of this device.")]
 _Reason = Annotated[
     str | None, typer.Option("--reason", parser=_reason, metavar="REASON", help="Only for this reason.")
 ]
-_Start = Annotated[
-    datetime | None,
-    typer.Option(parser=parsed_time, metavar="TIME", help="Only what came then or later."),
-]
-_End = Annotated[
-    datetime | None, typer.Option(parser=parsed_time, metavar="TIME", help="Only what came before.")
-]
+_Start = Annotated[datetime | None, time_option("Only what came then or later.")]
+_End = Annotated[datetime | None, time_option("Only what came before.")]
 _Door = Annotated[str, typer.Option(help="Only what came this way: unary, stream or mqtt.")]
 _Containing = Annotated[str, typer.Option("--text", help="Only whose message contains this.")]
 _Ids = Annotated[list[str] | None, typer.Argument(help="Ids of letters; without any, see the options.")]
@@ -65,10 +60,7 @@ class _Chosen:
         chosen = contract.DeadLetterFilter(device_id=self.device, door=self.door, text=self.text)
         if self.reason is not None:
             chosen.reason = ErrorReason.Value(f"{_PREFIX}{self.reason}")
-        if self.start is not None:
-            chosen.start_time.FromDatetime(self.start)
-        if self.end is not None:
-            chosen.end_time.FromDatetime(self.end)
+        fill_range(chosen, self.start, self.end)
         return chosen
 
     def to_filter_beside(self, ids: list[str], *, all_of_them: bool) -> contract.DeadLetterFilter | None:

@@ -17,7 +17,7 @@ from twinmesh.ingest.v1 import event_pb2, ingest_service_pb2, ingest_service_pb2
 from twinmesh.twin.v1 import event_service_pb2, event_service_pb2_grpc
 from twinmesh.type.v1 import severity_pb2, value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
-from twinmesh_cli.query import parsed_time
+from twinmesh_cli.options import fill_range, time_option
 from twinmesh_cli.session import Session, run
 from twinmesh_cli.shown import spelled, visible
 
@@ -38,7 +38,7 @@ class Severity(StrEnum):
     CRITICAL = "critical"
 
 
-_Time = typer.Option(parser=parsed_time, metavar="TIME", help="ISO 8601.")
+_Time = Annotated[datetime | None, time_option("ISO 8601.")]
 
 
 @events_app.command("list")
@@ -50,8 +50,8 @@ def list_events(
         list[str] | None, typer.Option("--type", help="Only of this type and those below it; repeatable.")
     ] = None,
     severity: Annotated[Severity, typer.Option(help="Of this severity or a higher one.")] = Severity.DEBUG,
-    start: Annotated[datetime | None, _Time] = None,
-    end: Annotated[datetime | None, _Time] = None,
+    start: _Time = None,
+    end: _Time = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many events.")] = 100,
 ) -> None:
     """List events, newest first; a time without a zone is UTC."""
@@ -62,10 +62,7 @@ def list_events(
         types=event_type or [],
         minimum_severity=severity_pb2.Severity.Value(f"{_SEVERITY}{severity.name}"),
     )
-    if start is not None:
-        request.start_time.FromDatetime(start)
-    if end is not None:
-        request.end_time.FromDatetime(end)
+    fill_range(request, start, end)
     events, is_whole = run(lambda session: _fetch(session, request, limit))
     table = Table("time", "severity", "type", "device", "asset", "message", "attributes")
     for event in events:
@@ -131,9 +128,7 @@ def send(
     asset: Annotated[str, typer.Option(help="The asset that it happened on; or --device.")] = "",
     severity: Annotated[Severity, typer.Option(help="How serious it is.")] = Severity.INFO,
     message: Annotated[str, typer.Option(help="The same to read.")] = "",
-    time: Annotated[
-        datetime | None, typer.Option(parser=parsed_time, metavar="TIME", help="ISO 8601; now.")
-    ] = None,
+    time: Annotated[datetime | None, time_option("ISO 8601; now.")] = None,
     attribute: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="What else is to be known; repeatable.")
     ] = None,

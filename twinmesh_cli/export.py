@@ -5,7 +5,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from twinmesh.twin.v1 import history_service_pb2, history_service_pb2_grpc
-from twinmesh_cli.query import parsed_time
+from twinmesh_cli.options import Devices, End, Metrics, Start, fill_range
 from twinmesh_cli.session import Session, fail, run
 
 
@@ -37,17 +36,10 @@ _SUFFIXES = {
 
 def export(
     file: Annotated[Path, typer.Argument(help="The file to write.")],
-    device: Annotated[list[str], typer.Argument(help="Ids of devices.")],
-    metric: Annotated[list[str] | None, typer.Option(help="Metric; repeatable. Without any: all.")] = None,
-    start: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=parsed_time, metavar="TIME", help="From then on, ISO 8601; 24 hours before the end."
-        ),
-    ] = None,
-    end: Annotated[
-        datetime | None, typer.Option(parser=parsed_time, metavar="TIME", help="Before then, ISO 8601; now.")
-    ] = None,
+    device: Devices,
+    metric: Metrics = None,
+    start: Start = None,
+    end: End = None,
     export_format: Annotated[
         ExportFormat | None,
         typer.Option("--format", help="How to write it; as the file's name ends, without it."),
@@ -67,10 +59,7 @@ def export(
         metrics=metric or [],
         format=history_service_pb2.ExportFormat.Value(f"EXPORT_FORMAT_{chosen.name}"),
     )
-    if start is not None:
-        request.start_time.FromDatetime(start)
-    if end is not None:
-        request.end_time.FromDatetime(end)
+    fill_range(request, start, end)
     try:
         with _whole(file) as out:
             size = run(lambda session: _receive(session, request, out))

@@ -4,7 +4,6 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from meshkit.clock import to_datetime
 from twinmesh.twin.v1 import history_service_pb2, history_service_pb2_grpc, twin_service_pb2
 from twinmesh.type.v1 import value_pb2
 from twinmesh_cli.chart import chart
-from twinmesh_cli.recording import parse_time
+from twinmesh_cli.options import Devices, End, Metrics, Start, fill_range
 from twinmesh_cli.session import Session, run
 from twinmesh_cli.shown import spelled, visible
 
@@ -45,14 +44,6 @@ _JUDGED = ("quality", *_PERCENTAGES[1:], "anomaly")
 _DRAWN = {value_pb2.VALUE_KIND_DOUBLE, value_pb2.VALUE_KIND_INT, value_pb2.VALUE_KIND_BOOL}
 _PAGE = 50_000  # the largest that the server gives
 _CHART_LINES = 10
-
-
-def parsed_time(text: str) -> datetime:
-    """Return the time that an option states."""
-    try:
-        return parse_time(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time, such as 2026-03-01T12:00:00Z") from None
 
 
 class Form(StrEnum):
@@ -84,17 +75,10 @@ class Found:
 
 
 def query(
-    device: Annotated[list[str], typer.Argument(help="Ids of devices.")],
-    metric: Annotated[list[str] | None, typer.Option(help="Metric; repeatable. Without any: all.")] = None,
-    start: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=parsed_time, metavar="TIME", help="From then on, ISO 8601; 24 hours before the end."
-        ),
-    ] = None,
-    end: Annotated[
-        datetime | None, typer.Option(parser=parsed_time, metavar="TIME", help="Before then, ISO 8601; now.")
-    ] = None,
+    device: Devices,
+    metric: Metrics = None,
+    start: Start = None,
+    end: End = None,
     resolution: Annotated[
         Resolution, typer.Option(help="Samples, buckets of a width, or what fits --max-points.")
     ] = Resolution.RAW,
@@ -119,10 +103,7 @@ def query(
         time_zone=time_zone,
         include_quality=quality,
     )
-    if start is not None:
-        request.start_time.FromDatetime(start)
-    if end is not None:
-        request.end_time.FromDatetime(end)
+    fill_range(request, start, end)
     found = run(lambda session: _fetch(session, request, limit))
     {Form.TABLE: _table, Form.CSV: _csv, Form.CHART: _chart}[form](found.series)
     if found.unknown_ids:

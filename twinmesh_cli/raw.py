@@ -1,7 +1,7 @@
 """`twinmesh raw`: messages as they were received."""
 
 import sys
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from twinmesh.ingest.v1 import raw_message_service_pb2 as contract
 from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as contract_grpc
-from twinmesh_cli.query import parsed_time
+from twinmesh_cli.options import End, Start, fill_range
 from twinmesh_cli.session import Session, run
 from twinmesh_cli.shown import visible
 
@@ -29,25 +29,15 @@ def list_messages(
     writer: Annotated[str, typer.Option(help="Messages of this writer.")] = "",
     principal: Annotated[str, typer.Option(help="Messages that this principal sent, user:ada.")] = "",
     request_id: Annotated[str, typer.Option(help="Messages with this request id.")] = "",
-    start: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=parsed_time, metavar="TIME", help="From then on, ISO 8601; 24 hours before the end."
-        ),
-    ] = None,
-    end: Annotated[
-        datetime | None, typer.Option(parser=parsed_time, metavar="TIME", help="Before then, ISO 8601; now.")
-    ] = None,
+    start: Start = None,
+    end: End = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many messages.")] = 100,
 ) -> None:
     """List messages, the newest first; a time without a zone is UTC."""
     request = contract.ListRawMessagesRequest(
         device_id=device, writer_id=writer, principal=principal, request_id=request_id
     )
-    if start is not None:
-        request.start_time.FromDatetime(start)
-    if end is not None:
-        request.end_time.FromDatetime(end)
+    fill_range(request, start, end)
     messages, is_whole = run(lambda session: _fetch(session, request, limit))
     # Ids stay whole, so that they can be copied.
     table = Table(Column("id", no_wrap=True, min_width=max((len(each.id) for each in messages), default=0)))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from twinmesh.ingest.v1 import restore_service_pb2 as contract
 from twinmesh.ingest.v1 import restore_service_pb2_grpc as contract_grpc
-from twinmesh_cli.query import parsed_time
+from twinmesh_cli.options import fill_range, parsed_time
 from twinmesh_cli.session import Session, fail, run
 from twinmesh_cli.shown import visible
 
@@ -31,8 +31,7 @@ def create(
 ) -> None:
     """Ask for the archived days of a range; the same days are the same restore."""
     request = contract.CreateRestoreRequest(keep_days=keep_days)
-    request.start_time.FromDatetime(parsed_time(start))
-    request.end_time.FromDatetime(parsed_time(end))
+    fill_range(request, parsed_time(start), parsed_time(end))
     restore = run(lambda session: _create(session, request, wait=wait))
     _show([restore])
     if restore.state == contract.RESTORE_STATE_FAILED:
