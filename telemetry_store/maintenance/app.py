@@ -25,7 +25,7 @@ from telemetry_store.maintenance.partitions import (
     ensure_request_windows,
     ensure_segment_days,
 )
-from telemetry_store.maintenance.policies import raw_retentions, retentions
+from telemetry_store.maintenance.policies import age_by_tenant, raw_retentions, retentions
 from telemetry_store.maintenance.raw_messages import ensure_raw_days, expire_raw_messages
 from telemetry_store.maintenance.retention import SealedMonths, expire_events, expire_samples
 from telemetry_store.maintenance.sealing import Sealing
@@ -33,7 +33,7 @@ from telemetry_store.maintenance.storage_room import RoomGuard
 from telemetry_store.maintenance.storage_usage import StorageUsage
 from telemetry_store.maintenance.throttle import Throttle
 from telemetry_store.maintenance.worker import Step, Worker
-from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
+from telemetry_store.rollups.expiry import expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper
 from telemetry_store.storage_policies import Retention
 from telemetry_store.tiers.archive_orphans import delete_orphans, expire_archive
@@ -106,36 +106,20 @@ async def _expire_samples(pool: asyncpg.Pool, settings: MaintenanceSettings) -> 
     await expire_samples(pool, kept=kept, kept_by_tenant=kept_by_tenant)
     await expire_events(pool, kept=kept, kept_by_tenant=kept_by_tenant)
     await expire_archive(
-        pool,
-        kept=kept.delete_after,
-        kept_by_tenant={
-            tenant: retention.delete_after
-            for tenant, retention in kept_by_tenant.items()
-            if retention.delete_after is not None
-        },
+        pool, kept=kept.delete_after, kept_by_tenant=age_by_tenant(kept_by_tenant, "delete_after")
     )
 
 
 async def _expire_rollups(pool: asyncpg.Pool, settings: MaintenanceSettings) -> None:
-    kept_by_tenant = await _retentions(pool, settings)
-    await expire_rollups(
-        pool,
-        kept=RollupsKept.of(settings.retention),
-        kept_by_tenant={tenant: RollupsKept.of(retention) for tenant, retention in kept_by_tenant.items()},
-    )
+    await expire_rollups(pool, kept=settings.retention, kept_by_tenant=await _retentions(pool, settings))
 
 
 async def _archive(pool: asyncpg.Pool, store: ArchiveStore, settings: MaintenanceSettings) -> None:
-    kept_by_tenant = await _retentions(pool, settings)
     await archive_due(
         pool,
         store,
         after=settings.archive_after,
-        after_by_tenant={
-            tenant: retention.archive_after
-            for tenant, retention in kept_by_tenant.items()
-            if retention.archive_after is not None
-        },
+        after_by_tenant=age_by_tenant(await _retentions(pool, settings), "archive_after"),
     )
 
 

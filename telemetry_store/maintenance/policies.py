@@ -1,5 +1,6 @@
 """What tenants say about how long is kept what is theirs."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import asyncpg
@@ -28,4 +29,18 @@ async def retentions(
     return {
         row.tenant: retention_of(row, installation, has_archive=has_archive)
         for row in await read_storage_policies(pool)
+    }
+
+
+def age_by_tenant(kept_by_tenant: Mapping[str, Retention], age: str) -> dict[str, timedelta]:
+    """Return one age of those tenants that have it.
+
+    Args:
+        kept_by_tenant: how long tenants keep what.
+        age: its name, of storage_policies.AGES.
+    """
+    return {
+        tenant: found
+        for tenant, retention in kept_by_tenant.items()
+        if (found := getattr(retention, age)) is not None
     }

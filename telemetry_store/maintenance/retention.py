@@ -14,6 +14,7 @@ import structlog
 
 from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.maintenance.partitions import EMPTY_FOR_S
+from telemetry_store.maintenance.policies import age_by_tenant
 from telemetry_store.storage_policies import Retention, keep_from
 from telemetry_store.storage_usage import Tier
 
@@ -101,9 +102,7 @@ async def _due(
 ) -> list[asyncpg.Record]:
     """Return tenants and sources that hold what is older than any day that is kept of it."""
     first_days = {
-        tenant: keep_from(retention.delete_after, now)
-        for tenant, retention in kept_by_tenant.items()
-        if retention.delete_after is not None
+        tenant: keep_from(age, now) for tenant, age in age_by_tenant(kept_by_tenant, "delete_after").items()
     }
     rows = await pool.fetch(
         """

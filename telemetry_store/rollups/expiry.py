@@ -1,7 +1,6 @@
 """The end of rollups that nobody keeps any longer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 
 import asyncpg
@@ -54,33 +53,19 @@ WHERE kept.tenant_id = old.tenant_id AND kept.series_id = old.series_id AND kept
   AND kept.start_time < timestamptz 'epoch' + $2::bigint * interval '1 microsecond'
 """
 _DELETE_OF = {width: _DELETE.format(table=table) for width, table in TABLES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class RollupsKept:
-    """How long rollups are kept, counted from the time of the event, in whole UTC days; None: for ever."""
-
-    minutes: timedelta | None = None
-    hours: timedelta | None = None
-    days: timedelta | None = None
-
-    @classmethod
-    def of(cls, retention: Retention) -> "RollupsKept":
-        """Return what a retention says of rollups."""
-        return cls(retention.minute_rollups_kept, retention.hour_rollups_kept, retention.day_rollups_kept)
-
-    def of_width(self, width_us: int) -> timedelta | None:
-        """Return how long buckets of a width are kept."""
-        return {MICROS_PER_MINUTE: self.minutes, MICROS_PER_HOUR: self.hours, MICROS_PER_DAY: self.days}[
-            width_us
-        ]
+_AGES = {
+    MICROS_PER_MINUTE: "minute_rollups_kept",
+    MICROS_PER_HOUR: "hour_rollups_kept",
+    MICROS_PER_DAY: "day_rollups_kept",
+}
 
 
 async def expire_rollups(
-    pool: asyncpg.Pool, *, kept: RollupsKept, kept_by_tenant: Mapping[str, RollupsKept]
+    pool: asyncpg.Pool, *, kept: Retention, kept_by_tenant: Mapping[str, Retention]
 ) -> None:
     """Delete what is no longer kept; days of which nobody keeps minutes are dropped as a whole.
 
+    How long is counted from the time of the event, in whole UTC days.
     What is asked for of before is computed from samples, as long as there are any.
 
     Args:
@@ -88,12 +73,12 @@ async def expire_rollups(
         kept: how long, unless a tenant says otherwise …
         kept_by_tenant: … as these do.
     """
-    for width_us in TABLES:
+    for width_us, age in _AGES.items():
         await _expire(
             pool,
             width_us,
-            kept.of_width(width_us),
-            {tenant: own.of_width(width_us) for tenant, own in kept_by_tenant.items()},
+            getattr(kept, age),
+            {tenant: getattr(own, age) for tenant, own in kept_by_tenant.items()},
         )
     dropped = await pool.fetchval("SELECT telemetry.drop_rollup_days()")
     if dropped:

@@ -20,10 +20,11 @@ from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.rollups import new_samples, stale
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE
-from telemetry_store.rollups.expiry import RollupsKept, expire_rollups
+from telemetry_store.rollups.expiry import expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper, advance_rollups, register_rollups
 from telemetry_store.rollups.reader import read_buckets
 from telemetry_store.rollups.rows import TABLES, Owner
+from telemetry_store.storage_policies import Retention
 from telemetry_store.tiers.codec import Samples, encode
 from telemetry_store.tiers.floor import forget_commits
 from telemetry_store.tiers.reader import Span
@@ -338,12 +339,15 @@ async def test_rollups_expire_by_tenant_and_are_computed_from_then_on(
         await catch_up(pools.maintenance)
         assert await rows_by_tenant(database, "rollup_minute") == dict.fromkeys(tenants, 7)
 
-        kept = RollupsKept(minutes=timedelta(days=3))
+        kept = Retention(minute_rollups_kept=timedelta(days=3))
         by_tenant = {
             "short": replace(
-                kept, minutes=timedelta(days=1), hours=timedelta(days=2), days=timedelta(days=4)
+                kept,
+                minute_rollups_kept=timedelta(days=1),
+                hour_rollups_kept=timedelta(days=2),
+                day_rollups_kept=timedelta(days=4),
             ),
-            "long": replace(kept, minutes=timedelta(days=5)),
+            "long": replace(kept, minute_rollups_kept=timedelta(days=5)),
         }
         await expire_rollups(pools.maintenance, kept=kept, kept_by_tenant=by_tenant)
 
@@ -364,7 +368,7 @@ async def test_rollups_expire_by_tenant_and_are_computed_from_then_on(
 
         # Who is named no more is as the others, and nothing that is gone comes back.
         await expire_rollups(
-            pools.maintenance, kept=replace(kept, minutes=timedelta(days=2)), kept_by_tenant={}
+            pools.maintenance, kept=replace(kept, minute_rollups_kept=timedelta(days=2)), kept_by_tenant={}
         )
         assert await rows_by_tenant(database, "rollup_minute") == {
             "short": 2,
@@ -383,7 +387,7 @@ async def test_days_of_minutes_are_dropped_when_nobody_reads_for_long(
     async with recorder(database) as writer:
         await writer.commit("demo", [Sent("a", "m", TODAY - age * MICROS_PER_DAY, 1.0) for age in range(7)])
     await catch_up(pools.maintenance)
-    kept = RollupsKept(minutes=timedelta(days=3))
+    kept = Retention(minute_rollups_kept=timedelta(days=3))
     async with tenant_transaction(pools.query, "demo") as reader:
         await reader.execute("SELECT FROM telemetry.rollup_minute LIMIT 1")
         # Neither waited for, nor is the rest of what expires put off.
