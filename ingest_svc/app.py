@@ -60,13 +60,14 @@ from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.chunks import ChunkStore
 from telemetry_store.commit import Commit
 from telemetry_store.dead_letter_store import DeadLetterStore
-from telemetry_store.ingest_policies import IngestPolicyStore
+from telemetry_store.ingest_policies import INGEST_POLICIES
 from telemetry_store.limit_hits import LimitHitStore
 from telemetry_store.limits import LimitStore
 from telemetry_store.receipts import ReceiptStore
 from telemetry_store.restores import RestoreStore
-from telemetry_store.storage_policies import StoragePolicyStore
+from telemetry_store.storage_policies import STORAGE_POLICIES
 from telemetry_store.storage_room import read_room
+from telemetry_store.tenant_policies import PolicyStore
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
@@ -244,7 +245,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         "twinmesh.ingest.v1.IngestPolicyService",
                         policy_grpc.add_IngestPolicyServiceServicer_to_server,
                         IngestPolicyServicer(
-                            store=IngestPolicyStore(pool=pool),
+                            store=PolicyStore(pool=pool, table=INGEST_POLICIES),
                             policies=policies,
                             live_window=settings.live_window,
                         ),
@@ -252,7 +253,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                     Registration(
                         "twinmesh.ingest.v1.StoragePolicyService",
                         storage_policy_grpc.add_StoragePolicyServiceServicer_to_server,
-                        StoragePolicyServicer(store=StoragePolicyStore(pool=pool)),
+                        StoragePolicyServicer(store=PolicyStore(pool=pool, table=STORAGE_POLICIES)),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.LimitService",
@@ -334,7 +335,7 @@ async def _limits(
 
     async with (
         IngestPolicies(
-            source=IngestPolicyStore(pool=pool),
+            source=PolicyStore(pool=pool, table=INGEST_POLICIES),
             live_window=settings.live_window,
             keeps_raw=settings.raw_messages,
         ) as policies,

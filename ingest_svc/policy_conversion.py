@@ -22,7 +22,7 @@ def to_policy(row: IngestPolicyRow, most: LiveWindow) -> policy_pb2.IngestPolicy
         row: as it is written.
         most: the installation's window.
     """
-    policy = policy_pb2.IngestPolicy(etag=f'"{row.version}"', limits=map(_to_limit, row.limits))
+    policy = policy_pb2.IngestPolicy(etag=row.etag, limits=map(_to_limit, row.limits))
     if row.late_us is not None:
         policy.late_window.FromMicroseconds(row.late_us)
     if row.future_us is not None:

@@ -6,13 +6,13 @@ from typing import Any
 
 from meshkit.updates import updated
 from meshkit.validation import validate
-from telemetry_store.storage_policies import AGES, StoragePolicyRow, etag_mismatch, require_sense
+from telemetry_store.storage_policies import AGES, STORAGE_POLICIES, StoragePolicyRow, require_sense
 from twinmesh.ingest.v1 import storage_policy_service_pb2 as policy_pb2
 
 
 def to_policy(row: StoragePolicyRow) -> policy_pb2.StoragePolicy:
     """Return a policy as it is written."""
-    policy = policy_pb2.StoragePolicy(etag=f'"{row.version}"')
+    policy = policy_pb2.StoragePolicy(etag=row.etag)
     for age in AGES:
         if (said := getattr(row, age)) is not None:
             getattr(policy, age).FromTimedelta(said)
@@ -33,10 +33,8 @@ def changed(row: StoragePolicyRow, sent: policy_pb2.StoragePolicy, paths: Sequen
         Aborted: ETAG_MISMATCH.
         InvalidArgument: INVALID_FIELD or FIELD_IMMUTABLE.
     """
-    current = to_policy(row)
-    if sent.etag and sent.etag != current.etag:
-        raise etag_mismatch()
-    policy = updated(current, sent, paths)
+    STORAGE_POLICIES.require_etag(row, sent.etag)
+    policy = updated(to_policy(row), sent, paths)
     # What a mask puts together was not seen by the interceptor.
     validate(policy)
     made = replace(row, **_ages(policy))

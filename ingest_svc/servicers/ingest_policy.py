@@ -8,7 +8,8 @@ from ingest_svc.window import LiveWindow
 from meshkit.identity import current_principal
 from meshkit.updates import updated
 from meshkit.validation import validate
-from telemetry_store.ingest_policies import IngestPolicyStore, etag_mismatch
+from telemetry_store.ingest_policies import INGEST_POLICIES, IngestPolicyRow
+from telemetry_store.tenant_policies import PolicyStore
 from twinmesh.ingest.v1 import ingest_policy_service_pb2 as policy_pb2
 from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
 
@@ -23,7 +24,7 @@ class IngestPolicyServicer(policy_grpc.IngestPolicyServiceServicer):
     """
 
     def __init__(
-        self, *, store: IngestPolicyStore, policies: IngestPolicies, live_window: LiveWindow
+        self, *, store: PolicyStore[IngestPolicyRow], policies: IngestPolicies, live_window: LiveWindow
     ) -> None:
         self._store = store
         self._policies = policies
@@ -38,10 +39,9 @@ class IngestPolicyServicer(policy_grpc.IngestPolicyServiceServicer):
         self, request: policy_pb2.UpdateIngestPolicyRequest, context: Any
     ) -> policy_pb2.IngestPolicy:
         row = await self._store.read(current_principal().tenant)
-        current, sent = to_policy(row, self._live_window), request.ingest_policy
-        if sent.etag and sent.etag != current.etag:
-            raise etag_mismatch()
-        changed = updated(current, sent, request.update_mask.paths)
+        sent = request.ingest_policy
+        INGEST_POLICIES.require_etag(row, sent.etag)
+        changed = updated(to_policy(row, self._live_window), sent, request.update_mask.paths)
         # What a mask puts together was not seen by the interceptor.
         validate(changed)
         written = await self._store.write(to_row(changed, row, self._live_window))

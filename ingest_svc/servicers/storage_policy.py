@@ -3,8 +3,9 @@
 from typing import Any
 
 from meshkit.identity import current_principal
-from telemetry_store.storage_policies import StoragePolicyStore
+from telemetry_store.storage_policies import StoragePolicyRow
 from telemetry_store.storage_policy_messages import changed, to_policy
+from telemetry_store.tenant_policies import PolicyStore
 from twinmesh.ingest.v1 import storage_policy_service_pb2 as policy_pb2
 from twinmesh.ingest.v1 import storage_policy_service_pb2_grpc as policy_grpc
 
@@ -16,7 +17,7 @@ class StoragePolicyServicer(policy_grpc.StoragePolicyServiceServicer):
         store: where policies are written; maintenance goes by them.
     """
 
-    def __init__(self, *, store: StoragePolicyStore) -> None:
+    def __init__(self, *, store: PolicyStore[StoragePolicyRow]) -> None:
         self._store = store
 
     async def GetStoragePolicy(

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import asyncpg
 
-from telemetry_store.storage_policies import Retention, read_storage_policies, retention_of
+from telemetry_store.storage_policies import STORAGE_POLICIES, Retention, retention_of
 
 
 async def raw_retentions(pool: asyncpg.Pool) -> dict[str, timedelta]:
@@ -28,7 +28,7 @@ async def retentions(
     """
     return {
         row.tenant: retention_of(row, installation, has_archive=has_archive)
-        for row in await read_storage_policies(pool)
+        for row in await STORAGE_POLICIES.read_all(pool)
     }
 
 

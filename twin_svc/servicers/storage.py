@@ -7,7 +7,7 @@ from typing import Any
 from meshkit.clock import Clock, to_datetime
 from meshkit.db import Connection
 from meshkit.identity import current_principal
-from telemetry_store.storage_policies import Retention, read_storage_policy, retention_of
+from telemetry_store.storage_policies import STORAGE_POLICIES, Retention, retention_of
 from telemetry_store.storage_policy_messages import changed, to_policy
 from telemetry_store.storage_room import read_room
 from telemetry_store.storage_usage import (
@@ -93,7 +93,7 @@ class StorageServicer(contract_grpc.StorageServiceServicer):
     ) -> contract.StoragePreview:
         tenant = current_principal().tenant
         async with self._tenant_snapshot(tenant) as connection:
-            row = await read_storage_policy(connection, tenant)
+            row = await STORAGE_POLICIES.read(connection, tenant)
             made = changed(row, request.storage_policy, request.update_mask.paths)
             usage = await read_usage(connection, tenant)
             days = await read_day_usage(connection, tenant)
