@@ -18,19 +18,19 @@ from telemetry_store.tiers.archive_file import (
     Footer,
     read_kind,
 )
-from telemetry_store.tiers.archive_manifest import ArchivedObject, read_footer_of
+from telemetry_store.tiers.archive_manifest import OBJECT_COLUMNS, ArchivedObject, read_footer_of
 from telemetry_store.tiers.archive_store import ArchiveStore, StoreError
 from telemetry_store.tiers.codec import Samples
 from telemetry_store.tiers.reader import Piece, Span
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
-_OBJECTS = """
-SELECT tenant_id, day, path, first_series, last_series, first_time, last_time, bytes, footer_bytes, footer_crc
+_OBJECTS = f"""
+SELECT {OBJECT_COLUMNS}
 FROM telemetry.archive_object
 WHERE tenant_id = ANY ($1::text[]) AND retired_at IS NULL
   AND day BETWEEN date '1970-01-01' + $2::integer AND date '1970-01-01' + $3::integer
   AND first_series <= $4 AND last_series >= $5
-"""
+"""  # noqa: S608 - a constant
 _RETRY_AFTER_S = 5.0
 _FOOTERS_KEPT_BYTES = 64 << 20  # As they are stored; they take some times as much once read.
 _AT_ONCE = 8

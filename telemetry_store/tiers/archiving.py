@@ -14,20 +14,15 @@ Memory is bounded by SAMPLES_AT_ONCE, whatever a day holds; objects by _SAMPLES_
 """
 
 import asyncio
-import os
 import tempfile
-import zlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from meshkit.db import Connection
@@ -36,21 +31,24 @@ from telemetry_store.series import Series
 from telemetry_store.tiers.archive_file import (
     Block,
     BlockWriter,
-    Checksum,
     CorruptObjectError,
     Footer,
-    Written,
-    footer_size,
     read_blocks,
-    read_footer,
 )
-from telemetry_store.tiers.archive_manifest import ArchivedObject, day_lock, folder_of, read_footer_of
+from telemetry_store.tiers.archive_manifest import (
+    ArchivedObject,
+    day_lock,
+    folder_of,
+    read_footer_of,
+    read_objects,
+    replace_objects,
+)
 from telemetry_store.tiers.archive_merge import Part, SealedRows, merged_part, parts_of
 from telemetry_store.tiers.archive_store import ArchiveStore, StoreError
+from telemetry_store.tiers.archive_writing import ObjectFile, StoredObject, store_object
 from telemetry_store.tiers.codec import Samples, Sealed, decode
 
 _SAMPLES_PER_OBJECT = 1 << 25  # About 130 MB.
-_GROUPS_PER_READ = 8
 _TRIES = 3
 _DAYS_PER_TURN = 100
 _STATEMENT_S = 600.0  # A day may have millions of rows.
@@ -115,14 +113,6 @@ FROM telemetry.series
 WHERE tenant_id = $1 AND series_id = ANY ($2::integer[])
 """
 
-_FORMER = """
-SELECT tenant_id, day, path, first_series, last_series, first_time, last_time, bytes, footer_bytes,
-    footer_crc, sealed_at
-FROM telemetry.archive_object
-WHERE tenant_id = $1 AND day = $2 AND retired_at IS NULL
-ORDER BY first_series, first_time
-"""
-
 _DELETE_SEALED = """
 WITH gone AS (
     DELETE FROM telemetry.sealed_segment AS s
@@ -137,41 +127,12 @@ WITH gone AS (
 SELECT count(*) FROM gone
 """
 
-_RETIRE = """
-WITH retired AS (
-    UPDATE telemetry.archive_object SET retired_at = now()
-    WHERE tenant_id = $1 AND day = $2 AND retired_at IS NULL
-    RETURNING path
-)
-SELECT coalesce(array_agg(path), '{}') FROM retired
-"""
-
-_NAME = """
-INSERT INTO telemetry.archive_object
-    (tenant_id, day, path, generation, first_series, last_series, first_time, last_time, series, samples,
-     bytes, footer_bytes, footer_crc, checksum, order_no, sealed_at, verified_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-"""
-
-
 # Objects of the generation before, with what their footers say.
 Former = Sequence[tuple[ArchivedObject, Footer]]
 
 
 class _MovedError(Exception):
     """What was read is no longer all there is to move; read it again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """An object that was read back and is what was written."""
-
-    path: str
-    written: Written
-    bytes: int
-    footer_bytes: int
-    footer_crc: int
-    verified_at: datetime
 
 
 async def archive_due(
@@ -276,16 +237,16 @@ class _Attempt:
         plan = await self._sealed_rows()
         if not len(plan):
             return False
-        rows = await self._connection.fetch(_FORMER, self._tenant, self._day)
-        former = []
-        for found in map(ArchivedObject.of, rows):
-            former.append((found, await read_footer_of(self._store, found)))
+        former = [
+            (found, await read_footer_of(self._store, found))
+            for found in await read_objects(self._connection, self._tenant, self._day)
+        ]
         with tempfile.TemporaryDirectory(prefix="twinmesh-archive-") as folder:
             stored = [each async for each in self._store_all(plan, former, Path(folder))]
         sealed_at = max(
             [
                 datetime.fromtimestamp(int(plan.sealed.max()) / 1_000_000, UTC),
-                *(row["sealed_at"] for row in rows),
+                *(found.sealed_at for found, _ in former),
             ]
         )
         await self._switch(plan, former, stored, sealed_at)
@@ -328,17 +289,17 @@ class _Attempt:
             }
         )
 
-    async def _store_all(self, plan: SealedRows, former: Former, folder: Path) -> AsyncIterator[_Stored]:
+    async def _store_all(self, plan: SealedRows, former: Former, folder: Path) -> AsyncIterator[StoredObject]:
         """Write all samples in as many objects as they need; yields each once it is verified."""
         archive_id = await self._connection.fetchval("SELECT archive_id FROM telemetry.archive")
         place = folder_of(archive_id, self._tenant, self._day)
-        written = _Object(folder, tenant=self._tenant, day=self._day)
+        written = ObjectFile(folder, tenant=self._tenant, day=self._day)
         try:
             for part in parts_of(plan, [footer for _, footer in former], self._start_us, self._end_us):
                 await self._write_part(written.writer, part, former)
                 if written.writer.samples >= _SAMPLES_PER_OBJECT:
                     yield await self._stored(written, place)
-                    written = _Object(folder, tenant=self._tenant, day=self._day)
+                    written = ObjectFile(folder, tenant=self._tenant, day=self._day)
             if written.writer.samples:
                 yield await self._stored(written, place)
         finally:
@@ -385,30 +346,13 @@ class _Attempt:
             lambda: list(read_blocks(self._store.reader(found.path, found.bytes), footer, groups))
         )
 
-    async def _stored(self, written: "_Object", place: str) -> _Stored:
-        """Bring a finished object to the store and read it back."""
-        facts, size, footer_bytes, footer_crc = await asyncio.to_thread(written.finish)
+    async def _stored(self, written: ObjectFile, place: str) -> StoredObject:
         path = f"{place}/{uuid4().hex}.parquet"
         self._new.append(path)
-        await self._store.write(path, written.path)
-        await asyncio.to_thread(written.path.unlink)
-        footer = read_footer(await self._store.read(path, size - footer_bytes, size), footer_crc)
-        checksum = Checksum()
-        samples = 0
-        groups = range(len(footer.rows))
-        for start in range(0, len(groups), _GROUPS_PER_READ):
-            chosen = groups[start : start + _GROUPS_PER_READ]
-            source = self._store.reader(path, size)
-            blocks = await self._store.run(lambda: list(read_blocks(source, footer, chosen)))  # noqa: B023 - awaited
-            for block in blocks:
-                await asyncio.to_thread(checksum.add, block)
-                samples += len(block)
-        if samples != facts.samples or checksum.digest() != facts.checksum:
-            raise CorruptObjectError(f"{path} does not hold the samples that were written to it")
-        return _Stored(path, facts, size, footer_bytes, footer_crc, datetime.now(UTC))
+        return await store_object(self._store, written, path)
 
     async def _switch(
-        self, plan: SealedRows, former: Former, stored: Sequence[_Stored], sealed_at: datetime
+        self, plan: SealedRows, former: Former, stored: Sequence[StoredObject], sealed_at: datetime
     ) -> None:
         """Make the new objects the place where the samples lie."""
         connection = self._connection
@@ -426,69 +370,9 @@ class _Attempt:
                 plan.sealed.tolist(),
                 timeout=_STATEMENT_S,
             )
-            retired = await connection.fetchval(_RETIRE, self._tenant, self._day)
-            if deleted != len(plan) or set(retired) != {found.path for found, _ in former}:
+            retired = await replace_objects(connection, self._tenant, self._day, stored, sealed_at)
+            if deleted != len(plan) or retired != {found.path for found, _ in former}:
                 raise _MovedError
-            generation = await connection.fetchval(
-                "SELECT coalesce(max(generation), 0) + 1 FROM telemetry.archive_object "
-                "WHERE tenant_id = $1 AND day = $2",
-                self._tenant,
-                self._day,
-            )
-            await connection.executemany(
-                _NAME,
-                [
-                    (
-                        self._tenant,
-                        self._day,
-                        each.path,
-                        generation,
-                        each.written.first_series,
-                        each.written.last_series,
-                        each.written.first_time_us,
-                        each.written.last_time_us,
-                        each.written.series,
-                        each.written.samples,
-                        each.bytes,
-                        each.footer_bytes,
-                        each.footer_crc,
-                        each.written.checksum,
-                        each.written.order_no,
-                        sealed_at,
-                        each.verified_at,
-                    )
-                    for each in stored
-                ],
-            )
-
-
-class _Object:
-    """An object that is being written, in a file of its own."""
-
-    def __init__(self, folder: Path, *, tenant: str, day: date) -> None:
-        self.path = folder / uuid4().hex
-        self._sink = self.path.open("w+b")
-        self.writer = BlockWriter(self._sink, tenant=tenant, day=day.isoformat())
-
-    def finish(self) -> tuple[Written, int, int, int]:
-        """Write its end; returns what it holds, its size, and its footer's size and CRC-32."""
-        written = self.writer.finish()
-        size = self._sink.seek(0, os.SEEK_END)
-        self._sink.seek(-8, os.SEEK_END)
-        footer_bytes = footer_size(self._sink.read())
-        self._sink.seek(-footer_bytes, os.SEEK_END)
-        footer_crc = zlib.crc32(self._sink.read())
-        self.close()
-        return written, size, footer_bytes, footer_crc
-
-    def close(self) -> None:
-        """Give up what is not finished; after `finish` nothing is left to do."""
-        self.writer.close()
-        self._sink.close()
-
-
-def _column(sent: bytes | None, stored: str) -> npt.NDArray[Any]:
-    return np.frombuffer(sent or b"", stored).astype(stored[1:])
 
 
 def _decoded(

@@ -6,7 +6,7 @@ archiving holds, so its samples are never in both places or in none.
 
 import asyncio
 from collections.abc import Iterator
-from datetime import date, datetime
+from datetime import date
 from typing import NamedTuple
 
 import asyncpg
@@ -16,7 +16,7 @@ import structlog
 from meshkit.db import Connection
 from telemetry_store.columns import Kind
 from telemetry_store.tiers.archive_file import Block, CorruptObjectError, read_blocks
-from telemetry_store.tiers.archive_manifest import ArchivedObject, day_lock, read_footer_of
+from telemetry_store.tiers.archive_manifest import ArchivedObject, day_lock, read_footer_of, read_objects
 from telemetry_store.tiers.archive_store import ArchiveStore
 from telemetry_store.tiers.codec import Samples, encode
 
@@ -25,14 +25,6 @@ _FAILED = 3
 _ROWS_AT_ONCE = 1_000
 _STATEMENT_S = 600.0
 _log = structlog.get_logger()
-
-_OBJECTS = """
-SELECT tenant_id, day, path, first_series, last_series, first_time, last_time, bytes, footer_bytes,
-    footer_crc, sealed_at
-FROM telemetry.archive_object
-WHERE tenant_id = $1 AND day = $2 AND retired_at IS NULL
-ORDER BY first_series, first_time
-"""
 
 # When it was sealed is kept: retention goes on counting from then.
 _INSERT = """
@@ -141,10 +133,9 @@ async def restore_day(pool: asyncpg.Pool, store: ArchiveStore, tenant: str, day:
     async with pool.acquire() as connection, day_lock(connection, tenant, day) as locked:
         if not locked:
             return None
-        for row in await connection.fetch(_OBJECTS, tenant, day):
-            found = ArchivedObject.of(row)
+        for found in await read_objects(connection, tenant, day):
             rows = await _sealed_rows(store, found)
-            await _put_back(connection, found, rows, row["sealed_at"])
+            await _put_back(connection, found, rows)
             samples += sum(each.samples for each in rows)
             _log.info("restored", tenant=tenant, day=day.isoformat(), path=found.path, rows=len(rows))
     return samples
@@ -161,14 +152,12 @@ async def _sealed_rows(store: ArchiveStore, found: ArchivedObject) -> list[_Row]
     return rows
 
 
-async def _put_back(
-    connection: Connection, found: ArchivedObject, rows: list[_Row], sealed_at: datetime
-) -> None:
+async def _put_back(connection: Connection, found: ArchivedObject, rows: list[_Row]) -> None:
     await connection.execute("SELECT telemetry.ensure_sealed_months($1, $1)", found.day)
     async with connection.transaction():
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             columns = zip(*rows[start : start + _ROWS_AT_ONCE], strict=True)
-            await connection.execute(_INSERT, found.tenant, sealed_at, *columns, timeout=_STATEMENT_S)
+            await connection.execute(_INSERT, found.tenant, found.sealed_at, *columns, timeout=_STATEMENT_S)
         retired = await connection.fetchval(
             "UPDATE telemetry.archive_object SET retired_at = now() "
             "WHERE tenant_id = $1 AND day = $2 AND path = $3 AND retired_at IS NULL RETURNING path",
