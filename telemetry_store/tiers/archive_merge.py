@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from telemetry_store.columns import Kind
 from telemetry_store.series import Series
-from telemetry_store.tiers.archive_file import Block, Footer
+from telemetry_store.tiers.archive_block import Block
+from telemetry_store.tiers.archive_file import Footer
 from telemetry_store.tiers.codec import Samples
 from telemetry_store.tiers.reader import joined, surviving
 

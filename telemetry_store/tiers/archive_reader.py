@@ -12,12 +12,8 @@ import structlog
 from meshkit.db import Connection
 from meshkit.errors import DataLoss, FailedPrecondition, Unavailable
 from telemetry_store.columns import MICROS_PER_DAY, Kind
-from telemetry_store.tiers.archive_file import (
-    Block,
-    CorruptObjectError,
-    Footer,
-    read_kind,
-)
+from telemetry_store.tiers.archive_block import Block, CorruptObjectError
+from telemetry_store.tiers.archive_file import Footer, read_kind
 from telemetry_store.tiers.archive_manifest import OBJECT_COLUMNS, ArchivedObject, read_footer_of
 from telemetry_store.tiers.archive_store import ArchiveStore, StoreError
 from telemetry_store.tiers.codec import Samples

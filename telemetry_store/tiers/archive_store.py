@@ -19,7 +19,7 @@ import fsspec
 import tenacity
 from fsspec.implementations.local import LocalFileSystem
 
-from telemetry_store.tiers.archive_file import CorruptObjectError
+from telemetry_store.tiers.archive_block import CorruptObjectError
 
 Result = TypeVar("Result")
 READ_TIMEOUT_S = 30.0

@@ -8,10 +8,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from telemetry_store.tiers.archive_block import CorruptObjectError
 from telemetry_store.tiers.archive_file import (
     BlockWriter,
     Checksum,
-    CorruptObjectError,
     Written,
     footer_size,
     read_blocks,

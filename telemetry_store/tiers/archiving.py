@@ -28,13 +28,8 @@ import structlog
 from meshkit.db import Connection
 from telemetry_store.columns import MICROS_PER_DAY, Kind
 from telemetry_store.series import Series
-from telemetry_store.tiers.archive_file import (
-    Block,
-    BlockWriter,
-    CorruptObjectError,
-    Footer,
-    read_blocks,
-)
+from telemetry_store.tiers.archive_block import Block, CorruptObjectError
+from telemetry_store.tiers.archive_file import BlockWriter, Footer, read_blocks
 from telemetry_store.tiers.archive_manifest import (
     ArchivedObject,
     day_lock,

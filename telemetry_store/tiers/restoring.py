@@ -15,7 +15,8 @@ import structlog
 
 from meshkit.db import Connection
 from telemetry_store.columns import Kind
-from telemetry_store.tiers.archive_file import Block, CorruptObjectError, read_blocks
+from telemetry_store.tiers.archive_block import Block, CorruptObjectError
+from telemetry_store.tiers.archive_file import read_blocks
 from telemetry_store.tiers.archive_manifest import ArchivedObject, day_lock, read_footer_of, read_objects
 from telemetry_store.tiers.archive_store import ArchiveStore
 from telemetry_store.tiers.codec import Samples, encode

@@ -14,7 +14,7 @@ from meshkit import db
 from meshkit.errors import DataLoss, DomainError, FailedPrecondition, Unavailable
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import Kind
-from telemetry_store.tiers.archive_file import CorruptObjectError
+from telemetry_store.tiers.archive_block import CorruptObjectError
 from telemetry_store.tiers.archive_orphans import delete_orphans
 from telemetry_store.tiers.archive_reader import ArchiveReader
 from telemetry_store.tiers.archive_store import ArchiveStore, StoreError

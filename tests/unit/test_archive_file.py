@@ -16,11 +16,10 @@ from telemetry_store.columns import POINT_WIDTH, VALUE_TYPES, Kind
 from telemetry_store.quality import NOT_JUDGED
 from telemetry_store.series import Series
 from telemetry_store.tiers import archive_file
+from telemetry_store.tiers.archive_block import Block, CorruptObjectError
 from telemetry_store.tiers.archive_file import (
-    Block,
     BlockWriter,
     Checksum,
-    CorruptObjectError,
     Footer,
     Written,
     footer_size,
