@@ -120,9 +120,9 @@ def _read(file: Path, mapping: Mapping, metrics: Sequence[str]) -> tuple[Mapping
         raise RecordingError("--metric-column and --value-column go together")
     if file.suffix.lower() in _PARQUET:
         # The library takes a moment to start, which other commands need not wait for.
-        from twinmesh_cli import parquet_recording  # noqa: PLC0415
+        from twinmesh_cli import parquet_recording, parquet_rows  # noqa: PLC0415
 
-        found = recording.parse_metric_options(metrics) or parquet_recording.metric_columns(file, mapping)
+        found = recording.parse_metric_options(metrics) or parquet_rows.metric_columns(file, mapping)
         mapping = replace(mapping, metrics=found)
         read: Recording = parquet_recording.ParquetRecording(file, mapping)
     else:

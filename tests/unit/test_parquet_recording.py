@@ -17,7 +17,8 @@ from meshkit.validation import validate
 from twinmesh.ingest.v1 import ingest_service_pb2
 from twinmesh_cli import parquet_recording
 from twinmesh_cli.outgoing import Outgoing
-from twinmesh_cli.parquet_recording import ParquetRecording, metric_columns
+from twinmesh_cli.parquet_recording import ParquetRecording
+from twinmesh_cli.parquet_rows import metric_columns
 from twinmesh_cli.recording import Mapping, MetricColumn, RecordingError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
