@@ -9,8 +9,6 @@ import asyncpg
 import numpy as np
 import pytest
 
-from meshkit import db
-from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import Kind
 from telemetry_store.tiers import archive_merge, archiving
 from telemetry_store.tiers.archive_orphans import delete_orphans, expire_archive
@@ -20,35 +18,15 @@ from telemetry_store.tiers.archiving import archive_day, archive_due
 from tests.store.archive import (
     DAY,
     SealedDays,
-    maintenance,
     objects,
     pairs,
     read,
     samples_of,
     span,
 )
-from tests.store.writing import admin
 
 WEEK = timedelta(days=7)
 GRACE = timedelta(days=1)
-
-
-@pytest.fixture
-async def days(database: TestDatabase) -> AsyncIterator[SealedDays]:
-    async with admin(database) as connection:
-        yield SealedDays(connection)
-
-
-@pytest.fixture
-async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with maintenance(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="query") as opened:
-        yield opened
 
 
 @pytest.fixture

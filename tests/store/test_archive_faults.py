@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,29 +40,11 @@ GRACE = timedelta(days=1)
 
 
 @pytest.fixture
-async def days(database: TestDatabase) -> AsyncIterator[SealedDays]:
-    async with admin(database) as connection:
-        yield SealedDays(connection)
-
-
-@pytest.fixture
 async def series(days: SealedDays) -> int:
     """Return a series with one sealed day."""
     found = await days.series("pump-1")
     await days.seal(found, samples_of(Kind.DOUBLE, EXPECTED), 5)
     return found
-
-
-@pytest.fixture
-async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with maintenance(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="query") as opened:
-        yield opened
 
 
 async def failure(query: asyncpg.Pool, series: int, store: ArchiveStore | None) -> DomainError:

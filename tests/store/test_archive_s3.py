@@ -3,7 +3,7 @@
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 
@@ -12,7 +12,6 @@ import pytest
 import s3fs
 import tenacity
 
-from meshkit import db
 from meshkit.embedded import free_ports
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import Kind
@@ -21,7 +20,6 @@ from telemetry_store.tiers.archive_reader import ArchiveReader
 from telemetry_store.tiers.archive_store import StoreError, archive_store
 from telemetry_store.tiers.archiving import archive_day
 from tests.store.archive import DAY, SealedDays, maintenance, pairs, read, samples_of, span
-from tests.store.writing import admin
 
 BUCKET = "telemetry"
 URL = f"s3://{BUCKET}/mesh"
@@ -62,18 +60,6 @@ def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
     if not files.exists(BUCKET):
         files.mkdir(BUCKET)
     return files
-
-
-@pytest.fixture
-async def days(database: TestDatabase) -> AsyncIterator[SealedDays]:
-    async with admin(database) as connection:
-        yield SealedDays(connection)
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="query") as opened:
-        yield opened
 
 
 async def test_days_move_to_s3_are_read_replaced_and_deleted(

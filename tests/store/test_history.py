@@ -2,10 +2,9 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import asyncpg
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,12 +25,6 @@ from tests.store.writing import admin
 NOW = int(time.time()) * 1_000_000
 HOUR = NOW - NOW % MICROS_PER_HOUR
 Rows = dict[tuple[str, Kind], list[tuple[int, Value]]]
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="query") as pool:
-        yield pool
 
 
 async def read(

@@ -1,7 +1,7 @@
 """Pages cross the tiers: each time once, the later order first, and little is read that is not answered."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meshkit import db
 from meshkit.db import Connection, tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
@@ -52,12 +51,6 @@ class Shelf:
                 if times[0] < span.end_us and times[-1] >= span.start_us:
                     found.append(Piece(place, piece.order_no, piece.samples))
         return found
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="query") as pool:
-        yield pool
 
 
 async def pages(

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +10,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from meshkit import db
 from meshkit.testing.database import TestDatabase
 from telemetry_store.instances import LOCK_CLASS
 from telemetry_store.maintenance.app import app
@@ -27,21 +25,9 @@ from telemetry_store.maintenance.partitions import (
 from telemetry_store.maintenance.policies import raw_retentions
 from telemetry_store.maintenance.worker import Step, Worker
 from telemetry_store.requests import RequestIdentity
-from tests.store.writing import admin, numbered, request, running_writer, terminate
+from tests.store.writing import numbered, request, running_writer, terminate
 
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
-    async with admin(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_maintenance"), application="test") as opened:
-        yield opened
 
 
 async def partitions(connection: asyncpg.Connection, table: str) -> list[str]:

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 import asyncpg
 import numpy as np
 import numpy.typing as npt
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,12 +41,6 @@ def by_time(runs: Runs, received_us: npt.NDArray[np.int64]) -> Codes:
 def code(time_us: int) -> int:
     hour = (time_us - HOUR) // MICROS_PER_HOUR
     return [NOT_JUDGED, PERFECT, time_us % 97][hour]
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="query") as pool:
-        yield pool
 
 
 @asynccontextmanager

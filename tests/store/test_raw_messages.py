@@ -31,7 +31,7 @@ from telemetry_store.requests import (
     WriteRequest,
     WriterIdentity,
 )
-from tests.store.writing import admin, columns, numbered, request, running_writer, until_blocked
+from tests.store.writing import columns, numbered, request, running_writer, until_blocked
 
 NOW = SystemClock().now_us()
 DAY = timedelta(days=1)
@@ -47,12 +47,6 @@ def raw(
 
 def with_raw(write: WriteRequest, *messages: RawMessage) -> WriteRequest:
     return replace(write, raw=messages)
-
-
-@pytest.fixture
-async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
-    async with admin(database) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Archived days come back to sealed rows, and stay for as long as was asked."""
 
-from collections.abc import AsyncIterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from tests.store.archive import (
     DAY,
     SealedDays,
     faulty_store,
-    maintenance,
     objects,
     pairs,
     read,
@@ -28,33 +26,9 @@ from tests.store.archive import (
     span,
 )
 from tests.store.broken_line import Break, BrokenLine
-from tests.store.writing import admin
 
 WEEK = timedelta(days=7)
 EXPECTED = [(1, 1.0), (2, 20.0), (3, 3.0)]
-
-
-@pytest.fixture
-async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
-    async with admin(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-def days(connection: asyncpg.Connection) -> SealedDays:
-    return SealedDays(connection)
-
-
-@pytest.fixture
-async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with maintenance(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="query") as opened:
-        yield opened
 
 
 @pytest.fixture

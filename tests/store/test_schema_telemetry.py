@@ -1,14 +1,12 @@
 """The telemetry schema's catalog: tenancy, rights and bounds are what docs/adr/0002 says."""
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import pytest
 
 from meshkit import db
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, Kind
-from tests.store.writing import T0, admin, columns, request, running_writer
+from tests.store.writing import T0, columns, request, running_writer
 
 ROLES = (
     "twinmesh_ingest",
@@ -260,12 +258,6 @@ POLICIES = {
         )
     },
 }
-
-
-@pytest.fixture
-async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
-    async with admin(database) as opened:
-        yield opened
 
 
 async def test_only_the_rights_listed_are_granted(connection: asyncpg.Connection) -> None:

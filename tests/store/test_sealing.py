@@ -1,6 +1,5 @@
 """Sealing moves samples, and answers stay what they were: against a model, step by step."""
 
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -8,7 +7,6 @@ from typing import Any
 
 import asyncpg
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,18 +38,6 @@ SECOND = 1_000_000
 TODAY = T0 // MICROS_PER_DAY * MICROS_PER_DAY
 YESTERDAY = TODAY - MICROS_PER_DAY
 DEVICES = ("pump-1", "pump-2", "pump-3")
-
-
-@pytest.fixture
-async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_maintenance"), application="sealing") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="query") as opened:
-        yield opened
 
 
 @dataclass

@@ -1,13 +1,11 @@
 """Up to where is sealed: below whatever is under way, young, or not taken by a consumer of the feed."""
 
 import json
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import asyncpg
 import pytest
 
-from meshkit import db
 from meshkit.testing.database import TestDatabase
 from telemetry_store.feed import FeedExpiredError, read_commits, snapshot
 from telemetry_store.instances import take_numbers
@@ -21,22 +19,10 @@ from telemetry_store.tiers.floor import (
 )
 from tests.store.sealing import AT_ONCE, bound_now, take_all
 from tests.store.telemetry import Sent, recorder
-from tests.store.writing import T0, admin, commit_numbers
+from tests.store.writing import T0, commit_numbers
 
 HOUR = timedelta(hours=1)
 NOTHING_OPEN = 1 << 40
-
-
-@pytest.fixture
-async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_maintenance"), application="sealing") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
-    async with admin(database) as opened:
-        yield opened
 
 
 async def write(database: TestDatabase, commits: int) -> None:

@@ -1,13 +1,11 @@
 """Rounds of sealing over turns, and the days that they leave empty."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import date, timedelta
 
 import asyncpg
 import pytest
 
-from meshkit import db
 from meshkit.migrate import migrate_down
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY
@@ -24,18 +22,6 @@ from tests.store.writing import T0, admin, commit_numbers
 LATE_DAYS = 7
 YESTERDAY = T0 // MICROS_PER_DAY * MICROS_PER_DAY - MICROS_PER_DAY
 TODAY = date(1970, 1, 1) + timedelta(days=YESTERDAY // MICROS_PER_DAY + 1)
-
-
-@pytest.fixture
-async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_maintenance"), application="sealing") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
-    async with admin(database) as opened:
-        yield opened
 
 
 async def write(database: TestDatabase, time_us: int, *, devices: int = 1) -> None:

@@ -26,24 +26,6 @@ from tests.store.writing import admin
 
 
 @pytest.fixture
-async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
-    async with admin(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def pool(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_maintenance"), application="test") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="test") as opened:
-        yield opened
-
-
-@pytest.fixture
 async def writer(database: TestDatabase) -> AsyncIterator[Recorder]:
     async with recorder(database) as writing:
         yield writing

@@ -1,11 +1,9 @@
 """Spans are read from hot and sealed segments as one: each time once, the later order first."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import asyncpg
-import pytest
 
-from meshkit import db
 from meshkit.db import tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
@@ -15,12 +13,6 @@ from tests.store.telemetry import Sent, recorder
 from tests.store.writing import T0, admin
 
 SECOND = 1_000_000
-
-
-@pytest.fixture
-async def query(database: TestDatabase) -> AsyncIterator[asyncpg.Pool]:
-    async with db.pool(database.url("twinmesh_twin_query"), application="query") as pool:
-        yield pool
 
 
 async def read(pool: asyncpg.Pool, spans: Sequence[Span], kind: Kind = Kind.DOUBLE) -> SpanSamples:

@@ -1,7 +1,7 @@
 """Dead letters in the commit that makes them, and in the one that ends them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -53,12 +53,6 @@ def replay(
     """Return a replay that stores one sample."""
     made = request(None, columns(Kind.INT, [(1, 1, value)]), tenant=tenant)
     return replace(made, replay=Replay(dead_letter_id, count), dead_letters=left, door="replay")
-
-
-@pytest.fixture
-async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
-    async with admin(database) as opened:
-        yield opened
 
 
 async def kept(connection: asyncpg.Connection) -> list[tuple[Any, ...]]:
