@@ -178,16 +178,10 @@ async def _list(
     session: Session, chosen: contract.DeadLetterFilter, limit: int
 ) -> tuple[list[contract.DeadLetter], bool]:
     """Return up to `limit` letters, and whether that is all of them."""
-    letters: list[contract.DeadLetter] = []
     request = contract.ListDeadLettersRequest(filter=chosen)
-    while len(letters) < limit:
-        request.page_size = min(limit - len(letters), _PAGE)
-        page = await session.call(_stub(session).ListDeadLetters, request)
-        letters += page.dead_letters
-        if not page.next_page_token:
-            return letters, True
-        request.page_token = page.next_page_token
-    return letters, False
+    return await session.listed(
+        _stub(session).ListDeadLetters, request, lambda page: page.dead_letters, limit=limit, page_size=_PAGE
+    )
 
 
 async def _count(session: Session, chosen: contract.DeadLetterFilter) -> list[contract.DeadLetterCount]:

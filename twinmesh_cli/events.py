@@ -90,15 +90,9 @@ async def _fetch(
 ) -> tuple[list[event_service_pb2.Event], bool]:
     """Return up to `limit` events, and whether that is all of them."""
     stub: Any = event_service_pb2_grpc.EventServiceStub(session.channel)
-    events: list[event_service_pb2.Event] = []
-    while len(events) < limit:
-        request.page_size = min(limit - len(events), _PAGE)
-        page = await session.call(stub.ListEvents, request)
-        events += page.events
-        if not page.next_page_token:
-            return events, True
-        request.page_token = page.next_page_token
-    return events, False
+    return await session.listed(
+        stub.ListEvents, request, lambda page: page.events, limit=limit, page_size=_PAGE
+    )
 
 
 def _attribute(text: str) -> tuple[str, value_pb2.Value]:

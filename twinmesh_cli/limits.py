@@ -88,14 +88,9 @@ async def _look(
     stub: Any = limit_service_pb2_grpc.LimitServiceStub(session.channel)
     policy = await session.call(policies.GetIngestPolicy, ingest_policy_service_pb2.GetIngestPolicyRequest())
     usage = await session.call(stub.GetLimitUsage, limit_service_pb2.GetLimitUsageRequest())
-    hits: list[limit_service_pb2.LimitHit] = []
-    while len(hits) < limit:
-        request.page_size = min(limit - len(hits), _PAGE)
-        page = await session.call(stub.ListLimitHits, request)
-        hits += page.limit_hits
-        request.page_token = page.next_page_token
-        if not page.next_page_token:
-            break
+    hits, _ = await session.listed(
+        stub.ListLimitHits, request, lambda page: page.limit_hits, limit=limit, page_size=_PAGE
+    )
     return policy, {(each.limit_name, each.subject): each.used for each in usage.usage}, hits
 
 

@@ -75,15 +75,9 @@ async def _fetch(
     session: Session, request: contract.ListRawMessagesRequest, limit: int
 ) -> tuple[list[contract.RawMessage], bool]:
     """Return up to `limit` messages, and whether these are all."""
-    messages: list[contract.RawMessage] = []
-    while len(messages) < limit:
-        request.page_size = min(limit - len(messages), _PAGE)
-        page = await session.call(_stub(session).ListRawMessages, request)
-        messages += page.raw_messages
-        if not page.next_page_token:
-            return messages, True
-        request.page_token = page.next_page_token
-    return messages, False
+    return await session.listed(
+        _stub(session).ListRawMessages, request, lambda page: page.raw_messages, limit=limit, page_size=_PAGE
+    )
 
 
 def _row(message: contract.RawMessage) -> tuple[str, ...]:

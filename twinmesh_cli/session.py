@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,6 +124,40 @@ class Session:
         """
         metadata = (("authorization", f"Bearer {await self.credential()}"),)
         return await method(request, metadata=metadata, timeout=_CALL_TIMEOUT_S)
+
+    async def listed(
+        self,
+        method: Callable[..., Awaitable[Any]],
+        request: Any,
+        items: Callable[[Any], Iterable[_R]],
+        *,
+        limit: int,
+        page_size: int,
+    ) -> tuple[list[_R], bool]:
+        """Call an rpc that lists, page after page.
+
+        Args:
+            method: the rpc.
+            request: of the first page; is made that of the ones behind it.
+            items: returns those of an answer.
+            limit: at most so many.
+            page_size: the largest that the server gives.
+
+        Returns:
+            What is listed, and whether that is all.
+
+        Raises:
+            grpc.aio.AioRpcError: as the gateway or the service answered.
+        """
+        found: list[_R] = []
+        while len(found) < limit:
+            request.page_size = min(limit - len(found), page_size)
+            page = await self.call(method, request)
+            found += items(page)
+            if not page.next_page_token:
+                return found, True
+            request.page_token = page.next_page_token
+        return found, False
 
     async def credential(self) -> str:
         """Return what the caller shows: the API key, or the log-in's access token.
