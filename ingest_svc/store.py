@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import asyncpg
 
 from ingest_svc.window import TimeWindow
-from meshkit.db import DATABASE_ERRORS
-from meshkit.errors import FailedPrecondition, dependency_unavailable
+from meshkit.db import connected
+from meshkit.errors import FailedPrecondition
 from telemetry_store.backfill import BackfillRow, create_backfill, find_backfill
 from telemetry_store.detector_states import load_states, save_states
 from telemetry_store.instances import last_commits
@@ -75,11 +75,8 @@ class StateStore:
         Raises:
             Unavailable: PostgreSQL is away.
         """
-        try:
-            async with self._pool.acquire() as connection:
-                return await load_states(connection, tenant, detector, subjects)
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            return await load_states(connection, tenant, detector, subjects)
 
     async def save(self, states: Sequence[SavedState]) -> None:
         """Save states.
@@ -87,11 +84,8 @@ class StateStore:
         Raises:
             Unavailable: PostgreSQL is away.
         """
-        try:
-            async with self._pool.acquire() as connection:
-                await save_states(connection, states)
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            await save_states(connection, states)
 
 
 class RawMessageStore:
@@ -112,11 +106,8 @@ class RawMessageStore:
         Raises:
             Unavailable: PostgreSQL is away.
         """
-        try:
-            async with self._pool.acquire() as connection:
-                return await list_raw_messages(connection, tenant, query, before=before, limit=limit)
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            return await list_raw_messages(connection, tenant, query, before=before, limit=limit)
 
     async def find(self, tenant: str, place: RawPlace) -> RawContent | None:
         """Return a tenant's message, None when it has none there.
@@ -124,11 +115,8 @@ class RawMessageStore:
         Raises:
             Unavailable: PostgreSQL is away.
         """
-        try:
-            async with self._pool.acquire() as connection:
-                return await find_raw_message(connection, tenant, place)
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            return await find_raw_message(connection, tenant, place)
 
 
 class PlacementStore:
@@ -147,11 +135,8 @@ class PlacementStore:
         Raises:
             Unavailable: PostgreSQL is away.
         """
-        try:
-            async with self._pool.acquire() as connection:
-                await save_placements(connection, placements)
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            await save_placements(connection, placements)
 
 
 class CommitStore:

@@ -6,6 +6,8 @@ from typing import Literal
 
 import asyncpg
 
+from meshkit.errors import dependency_unavailable
+
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 # What asyncpg raises when the server refuses or is away.
@@ -45,6 +47,23 @@ async def pool(
         yield opened
     finally:
         await opened.close()
+
+
+@asynccontextmanager
+async def connected(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
+    """Hold a connection for what a caller waits for.
+
+    Args:
+        pool: of whichever role.
+
+    Raises:
+        Unavailable: DEPENDENCY_UNAVAILABLE, the server is away or refuses.
+    """
+    try:
+        async with pool.acquire() as connection:
+            yield connection
+    except DATABASE_ERRORS as error:
+        raise dependency_unavailable("postgresql") from error
 
 
 @asynccontextmanager

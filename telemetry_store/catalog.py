@@ -9,8 +9,7 @@ import asyncpg
 import numpy as np
 import numpy.typing as npt
 
-from meshkit.db import DATABASE_ERRORS, Connection
-from meshkit.errors import dependency_unavailable
+from meshkit.db import Connection, connected
 from meshkit.gathering import Gatherer
 from meshkit.lookups import Lookups
 from telemetry_store.series import SeriesKey
@@ -86,14 +85,11 @@ class SeriesCatalog:
     async def _find_or_make(self, tenant: str, keys: Sequence[SeriesKey]) -> dict[SeriesKey, int]:
         # One unit per name in a statement: the last one asked for stays.
         units = {(key.device_id, key.metric, int(key.kind)): key.unit for key in keys}
-        try:
-            async with self._pool.acquire() as connection:
-                ids = await _find(connection, tenant, units)
-                absent = {name: unit for name, unit in units.items() if name not in ids}
-                if absent:  # Only these: each conflict costs a series id.
-                    ids |= await _make(connection, tenant, absent)
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            ids = await _find(connection, tenant, units)
+            absent = {name: unit for name, unit in units.items() if name not in ids}
+            if absent:  # Only these: each conflict costs a series id.
+                ids |= await _make(connection, tenant, absent)
         made = {key: ids[key.device_id, key.metric, int(key.kind)] for key in keys}
         self._remember(tenant, made)
         return made

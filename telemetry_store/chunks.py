@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import asyncpg
 
-from meshkit.db import DATABASE_ERRORS, Connection
+from meshkit.db import DATABASE_ERRORS, Connection, connected
 from meshkit.errors import DomainError, InvalidArgument, ResourceExhausted, dependency_unavailable
 from telemetry_store import request_ids
 from telemetry_store.batch import Batch
@@ -445,11 +445,8 @@ class ChunkStore:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         keys = {(tenant, chunk.gateway_id, chunk.message_id) for chunk in chunks}
-        try:
-            async with self._pool.acquire() as connection:
-                ledger = Ledger(await _load(connection, keys, [(tenant, chunk) for chunk in chunks]))
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            ledger = Ledger(await _load(connection, keys, [(tenant, chunk) for chunk in chunks]))
         found: list[DomainError | None] = []
         for chunk in chunks:
             try:
@@ -513,21 +510,18 @@ class ChunkStore:
         Raises:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
-        try:
-            async with self._pool.acquire() as connection:
-                rows = await connection.fetch(
-                    """
-                    SELECT tenant_id, gateway_id, message_id
-                    FROM telemetry.chunked_message
-                    WHERE CASE WHEN received = total THEN last_received_at < now() - $1 * interval '1 second'
-                               ELSE first_received_at < now() - $2 * interval '1 second' END
-                    ORDER BY first_received_at
-                    LIMIT $3
-                    """,
-                    whole_for_s,
-                    expire_s,
-                    most,
-                )
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            rows = await connection.fetch(
+                """
+                SELECT tenant_id, gateway_id, message_id
+                FROM telemetry.chunked_message
+                WHERE CASE WHEN received = total THEN last_received_at < now() - $1 * interval '1 second'
+                           ELSE first_received_at < now() - $2 * interval '1 second' END
+                ORDER BY first_received_at
+                LIMIT $3
+                """,
+                whole_for_s,
+                expire_s,
+                most,
+            )
         return [_key(row) for row in rows]

@@ -1,15 +1,13 @@
 """Dead letters as people ask for them: listed, counted, read, purged. One tenant's at a time."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
 from meshkit.clock import from_datetime, to_datetime
-from meshkit.db import DATABASE_ERRORS, Connection
-from meshkit.errors import dependency_unavailable
+from meshkit.db import connected
 from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.requests import PayloadFormat
 
@@ -142,7 +140,7 @@ class DeadLetterStore:
                 f" AND (received_at, dead_letter_id) {beyond} (${len(arguments) - 1}, ${len(arguments)})"
             )
         arguments.append(limit)
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             rows = await connection.fetch(
                 f"""
                 SELECT {_LETTER} FROM telemetry.dead_letter
@@ -156,7 +154,7 @@ class DeadLetterStore:
 
     async def find(self, tenant: str, ids: Sequence[int]) -> list[KeptLetter]:
         """Return those of these letters that exist, the oldest first."""
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             rows = await connection.fetch(
                 f"""
                 SELECT {_LETTER} FROM telemetry.dead_letter
@@ -170,7 +168,7 @@ class DeadLetterStore:
 
     async def contents(self, tenant: str, ids: Sequence[int]) -> dict[int, LetterContent]:
         """Return what these letters hold, by id; of those that exist."""
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             rows = await connection.fetch(
                 """
                 SELECT dead_letter_id, replay_count, device_ids, payload FROM telemetry.dead_letter
@@ -189,7 +187,7 @@ class DeadLetterStore:
 
         A sample before would fail the transaction of everybody whose batch is in the same group.
         """
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             day: int | None = await connection.fetchval(
                 """
                 WITH made AS (
@@ -208,7 +206,7 @@ class DeadLetterStore:
     async def counts(self, tenant: str, chosen: LetterFilter) -> list[LetterCount]:
         """Return how many letters there are by reason and door, the most first."""
         arguments, conditions = _conditions(tenant, chosen)
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             rows = await connection.fetch(
                 f"""
                 SELECT reason, door, count(*) AS letters, coalesce(sum(sample_count), 0) AS samples
@@ -225,7 +223,7 @@ class DeadLetterStore:
         """Delete letters, the oldest first, and return how many; at most so many, in several transactions."""
         arguments, conditions = _conditions(tenant, chosen)
         purged = 0
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             while purged < most:
                 limit = min(_PURGED_AT_ONCE, most - purged)
                 deleted = await connection.fetchval(
@@ -252,7 +250,7 @@ class DeadLetterStore:
 
     async def purge_these(self, tenant: str, ids: Sequence[int]) -> int:
         """Delete those of these letters that exist, and return how many they were."""
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             rows = await connection.fetch(
                 """
                 DELETE FROM telemetry.dead_letter
@@ -263,14 +261,6 @@ class DeadLetterStore:
                 list(ids),
             )
         return len(rows)
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        try:
-            async with self._pool.acquire() as connection:
-                yield connection
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
 
 
 def _conditions(tenant: str, chosen: LetterFilter) -> tuple[list[Any], str]:

@@ -105,17 +105,7 @@ async def find_series(
         metrics: which of their metrics; empty: all.
     """
     rows = await connection.fetch(_SERIES_OF_DEVICES, tenant, list(device_ids), list(metrics) or None)
-    return [
-        Series(
-            row["series_id"],
-            row["tenant_id"],
-            row["device_id"],
-            row["metric"],
-            Kind(row["kind"]),
-            row["unit"],
-        )
-        for row in rows
-    ]
+    return list(map(Series.of, rows))
 
 
 async def read_history(

@@ -128,17 +128,7 @@ async def read_series(connection: Connection, ids: Iterable[tuple[str, int]]) ->
     """Return the series with these (tenant, series id)."""
     wanted = list(ids)
     rows = await connection.fetch(_SERIES, [tenant for tenant, _ in wanted], [number for _, number in wanted])
-    return [
-        Series(
-            row["series_id"],
-            row["tenant_id"],
-            row["device_id"],
-            row["metric"],
-            Kind(row["kind"]),
-            row["unit"],
-        )
-        for row in rows
-    ]
+    return list(map(Series.of, rows))
 
 
 async def advance_checkpoint(pool: asyncpg.Pool, *, limit: int = COMMITS_PER_READ) -> bool:

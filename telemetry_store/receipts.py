@@ -1,14 +1,12 @@
 """What is recorded of batches, requests and messages, for those who ask later."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
 from meshkit.clock import from_datetime
-from meshkit.db import DATABASE_ERRORS, Connection
-from meshkit.errors import dependency_unavailable
+from meshkit.db import connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class ReceiptStore:
 
     async def of_batch(self, tenant: str, writer_id: str, sequence: int) -> WriterReceipt | None:
         """Return what is known of a writer's sequence; None: there is no such writer."""
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             row = await connection.fetchrow(
                 """
                 SELECT held.principal, held.last_sequence, kept.outcome, kept.recorded_at,
@@ -81,7 +79,7 @@ class ReceiptStore:
 
     async def of_request(self, tenant: str, principal: str, request_id: str) -> Receipt | None:
         """Return what is recorded under a principal's request id."""
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             row = await connection.fetchrow(
                 """
                 SELECT outcome, recorded_at,
@@ -109,7 +107,7 @@ class ReceiptStore:
             principal: in whose name messages of devices are stored.
             message_id: `<stream>:<number>`, or `<gateway>/<message id>` of one in chunks.
         """
-        async with self._connection() as connection:
+        async with connected(self._pool) as connection:
             row = await connection.fetchrow(
                 """
                 SELECT outcome, recorded_at,
@@ -128,14 +126,6 @@ class ReceiptStore:
                 message_id,
             )
         return None if row is None else _receipt(row)
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        try:
-            async with self._pool.acquire() as connection:
-                yield connection
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
 
 
 def _receipt(row: asyncpg.Record) -> Receipt:

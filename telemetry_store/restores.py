@@ -7,8 +7,12 @@ from datetime import date, timedelta
 import asyncpg
 
 from meshkit.clock import from_datetime
-from meshkit.db import DATABASE_ERRORS
-from meshkit.errors import dependency_unavailable
+from meshkit.db import connected
+
+_COLUMNS = """
+    restore_id, principal, first_day, last_day, kept_until, created_at, state,
+    days, days_done, samples, error, finished_at
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,9 @@ class RestoreStore:
         Raises:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
-        try:
-            [row] = await self._pool.fetch(
-                """
+        async with connected(self._pool) as connection:
+            [row] = await connection.fetch(
+                f"""
                 INSERT INTO telemetry.restore AS known
                     (tenant_id, restore_id, principal, first_day, last_day, kept_until)
                 VALUES ($1, $2, $3, $4, $5, now() + $6::interval)
@@ -79,9 +83,8 @@ class RestoreStore:
                 SET principal = excluded.principal,
                     kept_until = greatest(known.kept_until, excluded.kept_until),
                     state = 1, days = NULL, days_done = 0, samples = 0, error = NULL, finished_at = NULL
-                RETURNING restore_id, principal, first_day, last_day, kept_until, created_at, state, days,
-                    days_done, samples, error, finished_at
-                """,
+                RETURNING {_COLUMNS}
+                """,  # noqa: S608 - a constant
                 tenant,
                 f"rs-{secrets.token_hex(8)}",
                 principal,
@@ -89,8 +92,6 @@ class RestoreStore:
                 last_day,
                 kept,
             )
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
         return _restore(row)
 
     async def find(self, tenant: str, restore_id: str) -> RestoreRow | None:
@@ -99,19 +100,16 @@ class RestoreStore:
         Raises:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
-        try:
-            row = await self._pool.fetchrow(
-                """
-                SELECT restore_id, principal, first_day, last_day, kept_until, created_at, state, days,
-                    days_done, samples, error, finished_at
+        async with connected(self._pool) as connection:
+            row = await connection.fetchrow(
+                f"""
+                SELECT {_COLUMNS}
                 FROM telemetry.restore
                 WHERE tenant_id = $1 AND restore_id = $2
-                """,
+                """,  # noqa: S608 - a constant
                 tenant,
                 restore_id,
             )
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
         return None if row is None else _restore(row)
 
     async def page(self, tenant: str, *, after: str, limit: int) -> list[RestoreRow]:
@@ -120,22 +118,19 @@ class RestoreStore:
         Raises:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
-        try:
-            rows = await self._pool.fetch(
-                """
-                SELECT restore_id, principal, first_day, last_day, kept_until, created_at, state, days,
-                    days_done, samples, error, finished_at
+        async with connected(self._pool) as connection:
+            rows = await connection.fetch(
+                f"""
+                SELECT {_COLUMNS}
                 FROM telemetry.restore
                 WHERE tenant_id = $1 AND restore_id COLLATE "C" > $2
                 ORDER BY restore_id COLLATE "C"
                 LIMIT $3
-                """,
+                """,  # noqa: S608 - a constant
                 tenant,
                 after,
                 limit,
             )
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
         return [_restore(row) for row in rows]
 
 

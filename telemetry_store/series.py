@@ -1,7 +1,7 @@
 """What is known of series: who they are, their latest samples, places in their history."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from telemetry_store.columns import Kind
 
@@ -37,6 +37,18 @@ class Series:
     metric: str
     kind: Kind
     unit: str
+
+    @classmethod
+    def of(cls, row: Any) -> "Series":
+        """Return what a row says that has the columns of telemetry.series."""
+        return cls(
+            row["series_id"],
+            row["tenant_id"],
+            row["device_id"],
+            row["metric"],
+            Kind(row["kind"]),
+            row["unit"],
+        )
 
     @property
     def place(self) -> tuple[str, str, int]:

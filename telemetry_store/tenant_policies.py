@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 import asyncpg
 
 from meshkit.clock import from_datetime
-from meshkit.db import DATABASE_ERRORS, Connection
-from meshkit.errors import Aborted, dependency_unavailable
+from meshkit.db import Connection, connected
+from meshkit.errors import Aborted
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 # Longer than a transaction of the ingest role may last: what was written is seen by then.
@@ -113,17 +113,17 @@ class PolicyTable(Generic[_Row]):
         records = await pool.fetch(f"{self._read} WHERE {changed}", update_us, _WRITTEN_WITHIN)
         return list(map(self._of, records))
 
-    async def write(self, pool: asyncpg.Pool, row: _Row) -> _Row:
+    async def write(self, connection: Connection, row: _Row) -> _Row:
         """Write what was read, changed; returns it with its new version and time.
 
         Args:
-            pool: of the ingest role.
+            connection: of the ingest role.
             row: the policy.
 
         Raises:
             Aborted: ETAG_MISMATCH, it was written since.
         """
-        record = await pool.fetchrow(self._write, row.tenant, row.version, *self._values(row))
+        record = await connection.fetchrow(self._write, row.tenant, row.version, *self._values(row))
         if record is None:
             raise self._changed()
         return self._of(record)
@@ -170,11 +170,8 @@ class PolicyStore(Generic[_Row]):
         Raises:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
-        try:
-            async with self._pool.acquire() as connection:
-                return await self._table.read(connection, tenant)
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            return await self._table.read(connection, tenant)
 
     async def write(self, row: _Row) -> _Row:
         """Write what `read` returned, changed; returns it with its new version and time.
@@ -183,10 +180,8 @@ class PolicyStore(Generic[_Row]):
             Aborted: ETAG_MISMATCH, it was written since.
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
-        try:
-            return await self._table.write(self._pool, row)
-        except DATABASE_ERRORS as error:
-            raise dependency_unavailable("postgresql") from error
+        async with connected(self._pool) as connection:
+            return await self._table.write(connection, row)
 
     async def changed_since(self, update_us: int) -> list[_Row]:
         """Return all policies written since about a moment; 0: all. Some from before it come again.

@@ -26,7 +26,7 @@ import numpy as np
 import structlog
 
 from meshkit.db import Connection
-from telemetry_store.columns import MICROS_PER_DAY, Kind
+from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.series import Series
 from telemetry_store.tiers.archive_block import Block, CorruptObjectError
 from telemetry_store.tiers.archive_file import BlockWriter, Footer, read_blocks
@@ -308,18 +308,8 @@ class _Attempt:
         ids = {row["series_id"] for row in rows}.union(*(np.unique(block.series).tolist() for block in old))
         if not ids:
             return
-        series = [
-            Series(
-                series_id=row["series_id"],
-                tenant=row["tenant_id"],
-                device_id=row["device_id"],
-                metric=row["metric"],
-                kind=Kind(row["kind"]),
-                unit=row["unit"],
-            )
-            for row in await self._connection.fetch(_NAMES, self._tenant, list(ids))
-        ]
-        names = {each.series_id: each for each in series}
+        series = await self._connection.fetch(_NAMES, self._tenant, list(ids))
+        names = {each.series_id: each for each in map(Series.of, series)}
 
         def write() -> None:
             block = merged_part(_decoded(rows, names), old, names, part)
