@@ -10,16 +10,16 @@ from typing import Any
 
 import asyncpg
 import fsspec
-import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from meshkit import db
 from meshkit.testing.database import TestDatabase
-from telemetry_store.columns import MICROS_PER_DAY, VALUE_TYPES, Kind
+from telemetry_store.columns import MICROS_PER_DAY, Kind
 from telemetry_store.quality import NOT_JUDGED
 from telemetry_store.tiers.archive_store import ArchiveStore, archive_store
-from telemetry_store.tiers.codec import Samples, encode
+from telemetry_store.tiers.codec import Samples
 from telemetry_store.tiers.reader import Archive, Span, SpanSamples, read_spans
+from tests.store import stored
 
 SECOND = 1_000_000
 DAY = date(2026, 3, 1)
@@ -29,16 +29,7 @@ NEVER = timedelta(days=3650)
 
 def samples_of(kind: Kind, pairs: Sequence[tuple[int, Any]], quality: int = NOT_JUDGED) -> Samples:
     """Return samples of (seconds after the day's start, value)."""
-    values: Any
-    if kind is Kind.STRING:
-        values = np.array([*(value for _, value in pairs), None], np.object_)[:-1]
-    else:
-        values = np.array([value for _, value in pairs], VALUE_TYPES[kind])
-    return Samples(
-        np.array([DAY_US + second * SECOND for second, _ in pairs], np.int64),
-        values,
-        np.full(len(pairs), quality, np.int32),
-    )
+    return stored.samples_of(kind, [(DAY_US + second * SECOND, value) for second, value in pairs], quality)
 
 
 class SealedDays:
@@ -70,31 +61,8 @@ class SealedDays:
         compacted: bool = True,
     ) -> None:
         """Seal samples of one day, so long ago."""
-        sealed = encode(kind, samples)
-        start_us = int(samples.times[0])
-        await self._admin.execute(
-            "SELECT telemetry.ensure_sealed_months(day, day) "
-            "FROM (SELECT date '1970-01-01' + ($1::bigint / 86400000000)::integer AS day) AS found",
-            start_us,
-        )
-        await self._admin.execute(
-            """
-            INSERT INTO telemetry.sealed_segment
-                (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values",
-                 quality, sealed_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now() - $11::interval)
-            """,
-            tenant,
-            series_id,
-            start_us,
-            int(samples.times[-1]),
-            len(samples),
-            compacted,
-            order_no,
-            sealed.times,
-            sealed.values,
-            sealed.quality,
-            age,
+        await stored.insert_sealed(
+            self._admin, series_id, samples, order_no, kind=kind, tenant=tenant, age=age, compacted=compacted
         )
 
     async def sealed(self) -> int:

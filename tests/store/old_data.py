@@ -6,9 +6,10 @@ import asyncpg
 import numpy as np
 
 from meshkit.clock import MICROS_PER_SECOND
-from telemetry_store.columns import MICROS_PER_DAY, Kind
+from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.quality import NOT_JUDGED
-from telemetry_store.tiers.codec import Samples, encode
+from telemetry_store.tiers.codec import Samples
+from tests.store.stored import insert_sealed
 
 DAY = timedelta(days=1)
 TODAY = datetime.now(UTC).date()
@@ -45,24 +46,13 @@ async def seal(
     times = start_us(day) + np.arange(samples, dtype=np.int64) * MICROS_PER_SECOND
     # Of noise, so that each sample takes room.
     values = np.random.default_rng(days_ago).random(samples)
-    encoded = encode(Kind.DOUBLE, Samples(times, values, np.full(samples, NOT_JUDGED, np.int32)))
-    await connection.execute("SELECT telemetry.ensure_sealed_months($1, $1)", day)
-    await connection.execute(
-        """
-        INSERT INTO telemetry.sealed_segment
-            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no,
-             times, "values", quality, sealed_at)
-        VALUES ($1, $2, $3, $4, $5, true, 1, $6, $7, $8, $9)
-        """,
-        tenant,
+    await insert_sealed(
+        connection,
         await series_of(connection, tenant, device),
-        int(times[0]),
-        int(times[-1]),
-        samples,
-        encoded.times,
-        encoded.values,
-        encoded.quality,
-        datetime.now(UTC) - (days_ago if sealed_days_ago is None else sealed_days_ago) * DAY,
+        Samples(times, values, np.full(samples, NOT_JUDGED, np.int32)),
+        1,
+        tenant=tenant,
+        age=(days_ago if sealed_days_ago is None else sealed_days_ago) * DAY,
     )
 
 

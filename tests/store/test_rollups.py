@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshkit import db
-from meshkit.db import DATABASE_ERRORS, Connection, tenant_transaction
+from meshkit.db import DATABASE_ERRORS, tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.rollups import new_samples, stale
@@ -23,13 +23,14 @@ from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE
 from telemetry_store.rollups.expiry import expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper, advance_rollups, register_rollups
 from telemetry_store.rollups.reader import read_buckets
-from telemetry_store.rollups.rows import TABLES, Owner
+from telemetry_store.rollups.rows import TABLES
 from telemetry_store.storage_policies import Retention
-from telemetry_store.tiers.codec import Samples, encode
+from telemetry_store.tiers.codec import Samples
 from telemetry_store.tiers.floor import forget_commits
 from telemetry_store.tiers.reader import Span
 from tests.store.rollup_tables import END, FIRST, NUMERIC, TODAY, brute, check_stored, same, series_of
 from tests.store.sealing import bound_now, seal_all
+from tests.store.stored import insert_sealed
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import admin
 
@@ -77,35 +78,6 @@ async def sealed(pool: asyncpg.Pool) -> None:
         await forget_commits(pool)
 
 
-async def insert_sealed(
-    connection: Connection, owner: Owner, kind: Kind, samples: Samples, order_no: int
-) -> None:
-    columns = encode(kind, samples)
-    first = int(samples.times[0])
-    await connection.execute(
-        "SELECT telemetry.ensure_sealed_months(day, day) "
-        "FROM (SELECT date '1970-01-01' + $1::integer) AS loaded (day)",
-        first // MICROS_PER_DAY,
-    )
-    await connection.execute(
-        """
-        INSERT INTO telemetry.sealed_segment
-            (tenant_id, series_id, start_time, end_time, samples, compacted, order_no,
-             times, "values", quality)
-        VALUES ($1, $2, $3, $4, $5, true, $6, $7, $8, $9)
-        """,
-        owner.tenant,
-        owner.series_id,
-        first,
-        int(samples.times[-1]),
-        len(samples),
-        order_no,
-        columns.times,
-        columns.values,
-        columns.quality,
-    )
-
-
 async def load_in_bulk(database: TestDatabase, tenant: str, series_id: int, times: Sequence[int]) -> None:
     """Commit sealed rows, one a day, as a bulk load does."""
     days = sorted({moment // MICROS_PER_DAY for moment in times})
@@ -122,7 +94,7 @@ async def load_in_bulk(database: TestDatabase, tenant: str, series_id: int, time
                 np.arange(len(of_day), dtype=np.float64),
                 np.full(len(of_day), 90, np.int32),
             )
-            await insert_sealed(connection, Owner(tenant, series_id), Kind.DOUBLE, samples, order_no)
+            await insert_sealed(connection, series_id, samples, order_no, tenant=tenant)
         await connection.execute(
             """
             INSERT INTO telemetry.ingest_commit

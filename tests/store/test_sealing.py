@@ -17,9 +17,7 @@ from telemetry_store.catalog import SeriesCatalog
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.instances import take_numbers
-from telemetry_store.quality import NOT_JUDGED
 from telemetry_store.series import Point, SeriesKey, Value
-from telemetry_store.tiers.codec import Samples, encode
 from telemetry_store.tiers.due import due_batches
 from telemetry_store.tiers.floor import (
     Bound,
@@ -31,6 +29,7 @@ from telemetry_store.tiers.floor import (
 from telemetry_store.tiers.reader import Span, read_spans
 from telemetry_store.tiers.sealing import seal
 from tests.store.sealing import AT_ONCE, bound_now, seal_all, take_all
+from tests.store.stored import insert_sealed, samples_of
 from tests.store.telemetry import Recorder, Sent, recorder
 from tests.store.writing import T0, admin
 
@@ -290,32 +289,10 @@ async def numbers_of(connection: asyncpg.Connection, samples: list[Sent]) -> Com
 async def load(database: TestDatabase, samples: list[Sent]) -> int:
     """Put samples into a sealed segment; returns its order."""
     [series_id] = await registered(database, samples[:1])
-    columns = encode(
-        Kind.DOUBLE,
-        Samples(
-            np.array([sample.time_us for sample in samples], np.int64),
-            np.array([sample.value for sample in samples], np.float64),
-            np.full(len(samples), NOT_JUDGED, np.int32),
-        ),
-    )
+    loaded = samples_of(Kind.DOUBLE, [(sample.time_us, sample.value) for sample in samples])
     async with admin(database) as connection, connection.transaction():
-        await connection.execute("SELECT telemetry.ensure_sealed_months($1, $1)", day_of(samples[0]))
         numbers = await numbers_of(connection, samples)
-        await connection.execute(
-            """
-            INSERT INTO telemetry.sealed_segment
-                (tenant_id, series_id, start_time, end_time, samples, compacted, order_no,
-                 times, "values")
-            VALUES ('demo', $1, $2, $3, $4, true, $5, $6, $7)
-            """,
-            series_id,
-            samples[0].time_us,
-            samples[-1].time_us,
-            len(samples),
-            numbers.order_no,
-            columns.times,
-            columns.values,
-        )
+        await insert_sealed(connection, series_id, loaded, numbers.order_no)
     return numbers.order_no
 
 
