@@ -1,7 +1,7 @@
 """Sealed days move to the archive and are read from there as from anywhere else."""
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import pytest
 
 from meshkit import db
 from meshkit.testing.database import TestDatabase
-from telemetry_store.columns import Kind
+from telemetry_store.columns import MICROS_PER_DAY, Kind
+from telemetry_store.sample_horizon import read_sample_horizon
 from telemetry_store.tiers import archive_merge, archiving
 from telemetry_store.tiers.archive_orphans import delete_orphans, expire_archive
 from telemetry_store.tiers.archive_reader import ArchiveReader
@@ -206,6 +207,10 @@ async def test_expired_objects_are_found_no_more_and_deleted_after_the_grace(
     await expire_archive(pool, kept=timedelta(days=6), kept_by_tenant={"keeper": 2 * WEEK})
 
     assert [row["tenant_id"] for row in await days.manifest() if row["retired_at"]] == ["demo"]
+    async with pool.acquire() as connection:
+        day_end_us = ((DAY - date(1970, 1, 1)).days + 1) * MICROS_PER_DAY
+        assert await read_sample_horizon(connection, "demo") == day_end_us
+        assert await read_sample_horizon(connection, "keeper") is None
     await delete_orphans(pool, store, grace=GRACE)
     assert len(list(objects(tmp_path))) == 2
     await days.age_retired(2 * GRACE)

@@ -47,7 +47,9 @@ class HistoryServiceStub:
                           5, 10, 15, 20, 30 minutes, 1, 2, 3, 4, 6, 8, 12 hours or whole days;
                           where even minutes would be too wide, the samples reduced to
                           max_points by LTTB (largest triangle, three buckets), or minutes of
-                          a series with more than 100,000 of them.
+                          a series with more than 100,000 of them. Where retention has
+                          deleted samples of the range, the finest of samples, minutes, hours
+                          and days that still has everything, put together to what fits.
     With max_points RAW is reduced by LTTB, MINUTE, HOUR and DAY by putting buckets together
     to the least of these widths that fits, which keeps minimum and maximum. What was done is said
     for each series.
@@ -94,7 +96,9 @@ class HistoryServiceAsyncStub(HistoryServiceStub):
                           5, 10, 15, 20, 30 minutes, 1, 2, 3, 4, 6, 8, 12 hours or whole days;
                           where even minutes would be too wide, the samples reduced to
                           max_points by LTTB (largest triangle, three buckets), or minutes of
-                          a series with more than 100,000 of them.
+                          a series with more than 100,000 of them. Where retention has
+                          deleted samples of the range, the finest of samples, minutes, hours
+                          and days that still has everything, put together to what fits.
     With max_points RAW is reduced by LTTB, MINUTE, HOUR and DAY by putting buckets together
     to the least of these widths that fits, which keeps minimum and maximum. What was done is said
     for each series.
@@ -143,7 +147,9 @@ class HistoryServiceServicer:
                               5, 10, 15, 20, 30 minutes, 1, 2, 3, 4, 6, 8, 12 hours or whole days;
                               where even minutes would be too wide, the samples reduced to
                               max_points by LTTB (largest triangle, three buckets), or minutes of
-                              a series with more than 100,000 of them.
+                              a series with more than 100,000 of them. Where retention has
+                              deleted samples of the range, the finest of samples, minutes, hours
+                              and days that still has everything, put together to what fits.
         With max_points RAW is reduced by LTTB, MINUTE, HOUR and DAY by putting buckets together
         to the least of these widths that fits, which keeps minimum and maximum. What was done is said
         for each series.
