@@ -73,8 +73,9 @@ class HistoryServiceServicer:
         for each series.
 
         Text and positions have no buckets and cannot be reduced: such series are named in
-        left_out, but for RAW and AUTO with no more than max_points samples. Devices that do not
-        exist are named in unknown_ids; NOT_FOUND when none of them exists.
+        left_out, but for RAW without max_points, and for RAW and AUTO with no more samples than
+        max_points and, of text, no more than 384 KiB (393,216 bytes of UTF-8). Devices that do
+        not exist are named in unknown_ids; NOT_FOUND when none of them exists.
 
         Pages go by device, metric, kind and time. A series with max_points is never divided
         between pages. Samples that come late, between two pages, may be missed by the later

@@ -1453,7 +1453,7 @@ class QuerySeriesRequest(betterproto2.Message):
     page_size: "int" = betterproto2.field(10, betterproto2.TYPE_INT32)
     """
     At most this many points, over all series; 0: 10,000; above 50,000 is taken as 50,000.
-    A page may be shorter, and is below 4 MiB. With max_points a page holds what fits.
+    A page may be shorter, with at most 384 KiB of text, and is below 4 MiB. With max_points a page holds what fits.
     """
 
     page_token: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
@@ -1931,8 +1931,9 @@ class HistoryServiceStub(betterproto2_grpclib.ServiceStub):
         for each series.
 
         Text and positions have no buckets and cannot be reduced: such series are named in
-        left_out, but for RAW and AUTO with no more than max_points samples. Devices that do not
-        exist are named in unknown_ids; NOT_FOUND when none of them exists.
+        left_out, but for RAW without max_points, and for RAW and AUTO with no more samples than
+        max_points and, of text, no more than 384 KiB (393,216 bytes of UTF-8). Devices that do
+        not exist are named in unknown_ids; NOT_FOUND when none of them exists.
 
         Pages go by device, metric, kind and time. A series with max_points is never divided
         between pages. Samples that come late, between two pages, may be missed by the later
