@@ -252,7 +252,9 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                     Registration(
                         "twinmesh.ingest.v1.StoragePolicyService",
                         storage_policy_grpc.add_StoragePolicyServiceServicer_to_server,
-                        StoragePolicyServicer(store=StoragePolicyStore(pool=pool)),
+                        StoragePolicyServicer(
+                            store=StoragePolicyStore(pool=pool), effective=settings.effective
+                        ),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.LimitService",
