@@ -76,7 +76,8 @@ class HistoryServiceStub:
     ends with a line `# NOT WHOLE: <reason>: <message>`, which is no row. FAILED_PRECONDITION
     EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
     cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
-    as many exports as it takes (2); retry after RetryInfo. A caller that leaves ends the work.
+    as many exports as it takes (4), or no more free ones than the tenant has already, so that
+    nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
     """
 
 @_typing.type_check_only
@@ -126,7 +127,8 @@ class HistoryServiceAsyncStub(HistoryServiceStub):
     ends with a line `# NOT WHOLE: <reason>: <message>`, which is no row. FAILED_PRECONDITION
     EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
     cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
-    as many exports as it takes (2); retry after RetryInfo. A caller that leaves ends the work.
+    as many exports as it takes (4), or no more free ones than the tenant has already, so that
+    nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
     """
 
 class HistoryServiceServicer:
@@ -183,7 +185,8 @@ class HistoryServiceServicer:
         ends with a line `# NOT WHOLE: <reason>: <message>`, which is no row. FAILED_PRECONDITION
         EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
         cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
-        as many exports as it takes (2); retry after RetryInfo. A caller that leaves ends the work.
+        as many exports as it takes (4), or no more free ones than the tenant has already, so that
+        nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
         """
 
 def add_HistoryServiceServicer_to_server(servicer: HistoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

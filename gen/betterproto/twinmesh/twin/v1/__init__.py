@@ -1970,7 +1970,8 @@ class HistoryServiceStub(betterproto2_grpclib.ServiceStub):
         ends with a line `# NOT WHOLE: <reason>: <message>`, which is no row. FAILED_PRECONDITION
         EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
         cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
-        as many exports as it takes (2); retry after RetryInfo. A caller that leaves ends the work.
+        as many exports as it takes (4), or no more free ones than the tenant has already, so that
+        nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
         """
 
         async for response in self._unary_stream(
