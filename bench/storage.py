@@ -30,6 +30,7 @@ from meshkit import db
 from meshkit.clock import SystemClock
 from meshkit.testing.mesh import Mesh
 from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
+from telemetry_store.maintenance.storage_usage import StorageUsage
 from telemetry_store.tiers.archive_store import archive_store
 from telemetry_store.tiers.archiving import archive_due
 from telemetry_store.tiers.floor import Bound
@@ -99,6 +100,7 @@ async def _sizes(mesh: Mesh, folder: Path) -> list[Case]:
                 async with archive_store(archive) as store:
                     if store is None:
                         raise RuntimeError(f"{archive} is no archive")
+                    await StorageUsage(pool=pool).measure()
                     await archive_due(pool, store, after=timedelta(0), after_by_tenant={})
             archived = await admin.fetchrow(_ARCHIVED)
     finally:

@@ -253,7 +253,10 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                     Registration(
                         "twinmesh.ingest.v1.StoragePolicyService",
                         storage_policy_grpc.add_StoragePolicyServiceServicer_to_server,
-                        StoragePolicyServicer(store=PolicyStore(pool=pool, table=STORAGE_POLICIES)),
+                        StoragePolicyServicer(
+                            store=PolicyStore(pool=pool, table=STORAGE_POLICIES),
+                            effective=settings.effective,
+                        ),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.LimitService",

@@ -17,10 +17,11 @@ from meshkit.config import (
     MaxStreamLifetimeSeconds,
     RawMessages,
 )
+from telemetry_store.retention_settings import RetentionSettings
 
 
-class IngestSettings(BusServiceSettings):
-    """What ingest_svc needs beside what every service needs."""
+class IngestSettings(BusServiceSettings, RetentionSettings):
+    """What ingest_svc needs beside what every service needs; how long what is kept, it only tells."""
 
     asset_address: str = Field(description="Address of asset_svc, host:port.")
     device_nats_url: SecretStr | None = Field(

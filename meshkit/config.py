@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -130,6 +131,14 @@ DeleteAfterDays = Annotated[
     Field(ge=1, le=36_500, description="After how many days samples and events are deleted; empty: never."),
 ]
 # How full PostgreSQL may become; the launcher passes it on to maintenance.
+DATABASE_DATA_DIR: Path | None = None
+DatabaseDataDir = Annotated[
+    Path | None,
+    Field(
+        description="Folder of PostgreSQL's data, on this machine: new data are refused before its disk is"
+        " full; empty: it is elsewhere, and only its operator knows."
+    ),
+]
 DISK_RESERVED_BYTES: int | None = None
 DiskReservedBytes = Annotated[
     int | None,

@@ -1,4 +1,4 @@
-"""Settings of how long samples stay where: maintenance goes by them, twin_svc tells what they do."""
+"""Settings of how long samples stay where: maintenance goes by them, ingest_svc and twin_svc tell of them."""
 
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from meshkit.config import (
     MinuteRollupsKeptDays,
     ServiceSettings,
 )
-from telemetry_store.storage_policies import Retention
+from telemetry_store.storage_policies import Retention, StoragePolicyRow, retention_of
 
 
 class RetentionSettings(ServiceSettings):
@@ -42,3 +42,7 @@ class RetentionSettings(ServiceSettings):
             delete_after=None if self.delete_after_days is None else timedelta(days=self.delete_after_days),
             minute_rollups_kept=self.minute_rollups_kept,
         )
+
+    def effective(self, policy: StoragePolicyRow) -> Retention:
+        """Return how long a tenant with this policy keeps what."""
+        return retention_of(policy, self.retention, has_archive=bool(self.archive_url))

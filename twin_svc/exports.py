@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 
@@ -14,7 +15,7 @@ from twin_svc.export_formats import ExportFormat, export_writer
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 # Each holds a connection and about 50 MB.
-MOST_EXPORTS = 2
+MOST_EXPORTS = 4
 # A snapshot that is held keeps PostgreSQL from removing what was replaced or sealed since.
 LONGEST_S = 15 * 60
 _SAMPLES_AT_ONCE = 65_536
@@ -25,6 +26,8 @@ _INCOMPLETE = "the export ended before its end; start it again"
 
 class Exports:
     """Runs exports, few at once.
+
+    A tenant gets another one while more are free than it has: alone 2 of 4, and there is one left for others.
 
     Args:
         tenant_snapshot: opens a REPEATABLE READ transaction that sees one tenant, of connections that
@@ -43,7 +46,7 @@ class Exports:
         self._tenant_snapshot = tenant_snapshot
         self._archive = archive
         self._longest_s = longest_s
-        self._running = 0
+        self._running: Counter[str] = Counter()
 
     async def export(
         self,
@@ -70,7 +73,7 @@ class Exports:
         """
         writer = export_writer(export_format)
         has_begun = False
-        with self._admitted():
+        with self._admitted(tenant):
             reading = self._read(tenant, device_ids, metrics, question)
             try:
                 async with aclosing(reading):
@@ -127,23 +130,37 @@ class Exports:
         )
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._running >= MOST_EXPORTS:
-            raise ResourceExhausted(
-                f"{self._running} exports are running; retry when one has ended",
-                reason=ErrorReason.ERROR_REASON_EXPORTS_BUSY,
-                metadata={
-                    "limit_name": "exports",
-                    "limit": str(MOST_EXPORTS),
-                    "used": str(self._running),
-                },
-                retry_after_s=_RETRY_AFTER_S,
+    def _admitted(self, tenant: str) -> Iterator[None]:
+        free, own = MOST_EXPORTS - self._running.total(), self._running[tenant]
+        if not free:
+            raise _busy(
+                f"all {MOST_EXPORTS} exports of this process are running; retry when one has ended",
+                limit_name="exports",
+                used=MOST_EXPORTS,
             )
-        self._running += 1
+        if free <= own:
+            raise _busy(
+                f"your tenant has {own} of the {MOST_EXPORTS} exports of this process, and what is free is"
+                " kept for other tenants; retry when one of yours has ended, or ask for more devices in one",
+                limit_name="exports_of_tenant",
+                used=own,
+            )
+        self._running[tenant] += 1
         try:
             yield
         finally:
-            self._running -= 1
+            self._running[tenant] -= 1
+            # What has none is not remembered.
+            self._running += Counter()
+
+
+def _busy(message: str, *, limit_name: str, used: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        message,
+        reason=ErrorReason.ERROR_REASON_EXPORTS_BUSY,
+        metadata={"limit_name": limit_name, "limit": str(used), "used": str(used)},
+        retry_after_s=_RETRY_AFTER_S,
+    )
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:

@@ -9,10 +9,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshkit import wire
 from telemetry_store.rollups.aggregates import Buckets
+from twin_svc.charts import AUTO_POINTS
 from twin_svc.history import TimeRange
 from twin_svc.messages import history_message, time_bound
 from twin_svc.resolution import Resolution, possible, zone_named
-from twin_svc.series_query import AUTO_POINTS, Answer, AnswerPage, Question
+from twin_svc.series_answers import Answer, AnswerPage, Question
 from twinmesh.twin.v1 import history_service_pb2 as contract
 from twinmesh.twin.v1.twin_service_pb2 import MetricHistory
 from twinmesh.type.v1 import value_pb2

@@ -29,8 +29,8 @@ _FEED_ROLE = "twinmesh_twin_feed"
 class Surroundings:
     """What the services live on; known once it is there.
 
-    `nats` is the embedded server, None where one is given, and `data_dir` where the embedded PostgreSQL
-    keeps its data, likewise.
+    `nats` is the embedded server, None where one is given, and `data_dir` where PostgreSQL keeps its data,
+    None where one is given and its operator does not say.
     """
 
     admin_url: str

@@ -10,6 +10,7 @@ from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, Request
 from meshkit import secrets
 from meshkit.config import (
     ARCHIVE_AFTER_DAYS,
+    DATABASE_DATA_DIR,
     DATABASE_MAX_BYTES,
     DELETE_AFTER_DAYS,
     DISK_RESERVED_BYTES,
@@ -23,6 +24,7 @@ from meshkit.config import (
     SEAL_AFTER_MINUTES,
     ArchiveAfterDays,
     ArchiveUrl,
+    DatabaseDataDir,
     DatabaseMaxBytes,
     DeleteAfterDays,
     DiskReservedBytes,
@@ -101,6 +103,7 @@ class LauncherSettings(Settings):
     minute_rollups_kept_days: MinuteRollupsKeptDays = MINUTE_ROLLUPS_KEPT_DAYS
     seal_after_minutes: SealAfterMinutes = SEAL_AFTER_MINUTES
     delete_after_days: DeleteAfterDays = DELETE_AFTER_DAYS
+    database_data_dir: DatabaseDataDir = DATABASE_DATA_DIR
     disk_reserved_bytes: DiskReservedBytes = DISK_RESERVED_BYTES
     database_max_bytes: DatabaseMaxBytes = DATABASE_MAX_BYTES
     simulate: bool = Field(
@@ -116,6 +119,17 @@ class LauncherSettings(Settings):
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("database_data_dir")
+    @classmethod
+    def _of_a_given_database(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None:
+            return None
+        if info.data.get("database_url") is None:
+            raise ValueError(
+                "it goes with TWINMESH_DATABASE_URL; the embedded PostgreSQL's disk is looked at anyway"
+            )
         return value.expanduser().absolute()
 
     @field_validator("bind")

@@ -178,7 +178,7 @@ class Stack:
             admin_url=postgres.admin_url if postgres else _reveal(settings.database_url),
             nats_url=nats.url if nats else _reveal(settings.nats_url),
             nats=nats,
-            data_dir=postgres.data_dir if postgres else None,
+            data_dir=postgres.data_dir if postgres else settings.database_data_dir,
             otlp_endpoint=otlp_endpoint,
         )
 

@@ -19,12 +19,13 @@ from twinmesh_cli.shown import visible
 _TIER = "STORAGE_TIER_"
 _DAY_S = 86_400
 _UNITS = {"d": 1, "w": 7, "y": 365}
+# What each is, and what it comes to where nobody says anything.
 _AGES = {
-    "archive_after": "archive samples after",
-    "delete_after": "delete samples and events after",
-    "minute_rollups_kept": "keep rollups of a minute for",
-    "hour_rollups_kept": "keep rollups of an hour for",
-    "day_rollups_kept": "keep rollups of a day for",
+    "archive_after": ("archive samples after", "never, there is no archive"),
+    "delete_after": ("delete samples and events after", "never"),
+    "minute_rollups_kept": ("keep rollups of a minute for", "ever"),
+    "hour_rollups_kept": ("keep rollups of an hour for", "ever"),
+    "day_rollups_kept": ("keep rollups of a day for", "ever"),
 }
 _DEFAULT = "default"
 
@@ -193,11 +194,14 @@ def _show_report(report: storage_service_pb2.StorageReport) -> None:
 
 
 def _show_policy(policy: storage_policy_service_pb2.StoragePolicy) -> None:
-    for name, what in _AGES.items():
-        said = "as the installation is set"
-        if policy.HasField(name):  # type: ignore[arg-type] # One of its fields.
-            said = f"{getattr(policy, name).ToTimedelta().days:,} days"
-        print(f"{what}: {said}")
+    effective = policy.effective
+    for name, (what, absent) in _AGES.items():
+        said = absent
+        if effective.HasField(name):  # type: ignore[arg-type] # One of its fields.
+            said = f"{getattr(effective, name).ToTimedelta().days:,} days"
+        # Of an archive that there is not, the policy may say something all the same.
+        is_own = policy.HasField(name)  # type: ignore[arg-type] # One of its fields.
+        print(f"{what}: {said}" + ("" if is_own else ", as the installation is set"))
 
 
 def _show_preview(preview: storage_service_pb2.StoragePreview) -> None:

@@ -1,16 +1,17 @@
 """Settings of the maintenance worker."""
 
 from datetime import timedelta
-from pathlib import Path
 
 from pydantic import Field
 
 from meshkit.config import (
+    DATABASE_DATA_DIR,
     DATABASE_MAX_BYTES,
     DISK_RESERVED_BYTES,
     LATE_WINDOW_DAYS,
     RAW_MESSAGES_KEPT_DAYS,
     SEAL_AFTER_MINUTES,
+    DatabaseDataDir,
     DatabaseMaxBytes,
     DiskReservedBytes,
     LateWindowDays,
@@ -36,11 +37,7 @@ class MaintenanceSettings(RetentionSettings):
         le=8760,
         description="How long archived objects stay that are no longer named: longer than any answer takes.",
     )
-    database_data_dir: Path | None = Field(
-        None,
-        description="Folder of PostgreSQL's data, on this machine: new data are refused before its disk is"
-        " full; empty: it is elsewhere, and only its operator knows.",
-    )
+    database_data_dir: DatabaseDataDir = DATABASE_DATA_DIR
     disk_reserved_bytes: DiskReservedBytes = DISK_RESERVED_BYTES
     database_max_bytes: DatabaseMaxBytes = DATABASE_MAX_BYTES
 

@@ -15,6 +15,7 @@ import structlog
 from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.maintenance.partitions import EMPTY_FOR_S
 from telemetry_store.maintenance.policies import age_by_tenant
+from telemetry_store.sample_horizon import RAISE_SAMPLE_HORIZON
 from telemetry_store.storage_policies import Retention, keep_from
 from telemetry_store.storage_usage import Tier
 
@@ -26,6 +27,23 @@ _EVENTS_AT_ONCE = 10_000
 _MOST_ROWS = 500_000
 # A day less, and one more, than the database allows: its clock may be behind midnight, and ours not.
 _DAYS_AHEAD, _DAYS_IN_USE = 30, 32
+
+_EXPIRE_PAGE = f"""
+WITH page AS MATERIALIZED (
+    SELECT series_id FROM telemetry.series
+    WHERE tenant_id = $1 AND series_id > $2
+    ORDER BY series_id
+    LIMIT $3
+), gone AS (
+    DELETE FROM telemetry.sealed_segment AS sealed
+    USING page
+    WHERE sealed.tenant_id = $1 AND sealed.series_id = page.series_id
+      AND sealed.start_time >= $4 AND sealed.start_time < $5
+      AND sealed.end_time < $6 AND sealed.sealed_at < $7
+    RETURNING sealed.tenant_id, date '1970-01-01' + (sealed.start_time / 86400000000)::integer AS day
+), raised AS ({RAISE_SAMPLE_HORIZON})
+SELECT (SELECT max(series_id) FROM page) AS last, (SELECT count(*) FROM gone) AS deleted
+"""  # noqa: S608 - a constant
 
 
 async def expire_samples(
@@ -129,22 +147,7 @@ async def _expire_month(pool: asyncpg.Pool, tenant: str, month: date, first: dat
     after = -1
     while expired < most:
         row = await pool.fetchrow(
-            """
-            WITH page AS MATERIALIZED (
-                SELECT series_id FROM telemetry.series
-                WHERE tenant_id = $1 AND series_id > $2
-                ORDER BY series_id
-                LIMIT $3
-            ), deleted AS (
-                DELETE FROM telemetry.sealed_segment AS sealed
-                USING page
-                WHERE sealed.tenant_id = $1 AND sealed.series_id = page.series_id
-                  AND sealed.start_time >= $4 AND sealed.start_time < $5
-                  AND sealed.end_time < $6 AND sealed.sealed_at < $7
-                RETURNING 1
-            )
-            SELECT (SELECT max(series_id) FROM page) AS last, (SELECT count(*) FROM deleted) AS deleted
-            """,
+            _EXPIRE_PAGE,
             tenant,
             after,
             _SERIES_AT_ONCE,

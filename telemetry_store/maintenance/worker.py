@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import asyncpg
 import structlog
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
 from meshkit.db import DATABASE_ERRORS
 from meshkit.tasks import background
 
 _log = structlog.get_logger()
 _TICK_S = 0.5
+_BACK_OFF = wait_exponential(multiplier=_TICK_S, max=60)
 # Of the worker that does everything unless another is named.
 _LOCK_KEY = 0x6D61696E74  # "maint"
 
@@ -29,7 +31,8 @@ class Step:
 class Worker:
     """Runs the steps until it is left.
 
-    A step that fails is logged and tried again at the next tick; the others go on.
+    A step that fails is logged and tried again, at once and then ever more seldom, once a minute at the
+    least; the others go on.
 
     Args:
         pool: of the maintenance role.
@@ -42,6 +45,7 @@ class Worker:
         self._lock_key = lock_key
         self._steps = steps
         self._due_at = dict.fromkeys((step.name for step in steps), float("-inf"))
+        self._failures: dict[str, RetryCallState] = {}
         self._failing = dict.fromkeys((step.name for step in steps), "it has not run yet")
 
     @asynccontextmanager
@@ -89,7 +93,18 @@ class Worker:
             await step.run()
         except Exception as error:
             self._failing[step.name] = repr(error)
-            _log.exception("step failed", step=step.name)
+            wait_s = self._wait_s(step)
+            self._due_at[step.name] = asyncio.get_running_loop().time() + wait_s
+            _log.exception("step failed", step=step.name, retry_after_s=wait_s)
         else:
             self._failing.pop(step.name, None)
+            self._failures.pop(step.name, None)
             self._due_at[step.name] = asyncio.get_running_loop().time() + step.every_s
+
+    def _wait_s(self, step: Step) -> float:
+        """Return how long to wait after one more failure of a step."""
+        if (failures := self._failures.get(step.name)) is None:
+            failures = self._failures[step.name] = RetryCallState(AsyncRetrying(), None, (), {})
+        else:
+            failures.attempt_number += 1
+        return _BACK_OFF(failures)

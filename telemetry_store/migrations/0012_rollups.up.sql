@@ -58,11 +58,15 @@ CREATE TABLE telemetry.rollup_stale (
     series_id integer NOT NULL,
     start_time bigint NOT NULL,
     end_time bigint NOT NULL,
+    retry_at timestamptz,
     CONSTRAINT rollup_stale_pkey PRIMARY KEY (tenant_id, series_id, start_time, end_time),
     CONSTRAINT rollup_stale_range CHECK (start_time < end_time)
 );
 COMMENT ON TABLE telemetry.rollup_stale IS
     'Event times in [start_time, end_time) whose buckets are to be computed anew from samples; until then readers do so.';
+COMMENT ON COLUMN telemetry.rollup_stale.retry_at IS
+    'Not before: an archived object of the day is missing or damaged. Null: nothing is known against it.';
+CREATE INDEX rollup_stale_retry ON telemetry.rollup_stale (retry_at) WHERE retry_at IS NOT NULL;
 
 -- Makes the days that minutes go into, those that there are not yet; returns how many.
 CREATE FUNCTION telemetry.ensure_rollup_days(days date[]) RETURNS integer

@@ -2,5 +2,5 @@
 DROP TABLE telemetry.restore;
 DROP TABLE telemetry.archive_object;
 DROP TABLE telemetry.archive;
-DROP INDEX telemetry.sealed_segment_start;
+DROP INDEX telemetry.sealed_segment_tenant_start;
 ALTER TABLE telemetry.sealed_segment DROP COLUMN sealed_at;

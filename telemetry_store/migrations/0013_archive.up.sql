@@ -3,8 +3,8 @@
 ALTER TABLE telemetry.sealed_segment ADD COLUMN sealed_at timestamptz NOT NULL DEFAULT now();
 COMMENT ON COLUMN telemetry.sealed_segment.sealed_at IS
     'When it was last sealed: ages are counted from the later of this and the time of its samples.';
--- Rows come about in the order of their days, so what is old is found by few ranges of blocks.
-CREATE INDEX sealed_segment_start ON telemetry.sealed_segment USING brin (start_time) WITH (autosummarize = on);
+-- A tenant's days, as archiving takes them.
+CREATE INDEX sealed_segment_tenant_start ON telemetry.sealed_segment (tenant_id, start_time);
 
 -- A database's objects lie below a folder of their own, so that two that share a store do not
 -- take each other's objects for orphans.

@@ -8,4 +8,5 @@ DROP TABLE telemetry.storage_room;
 DROP TABLE telemetry.storage_device;
 DROP TABLE telemetry.storage_day;
 DROP TABLE telemetry.storage_source;
+DROP TABLE telemetry.sample_horizon;
 DROP TABLE telemetry.storage_policy;

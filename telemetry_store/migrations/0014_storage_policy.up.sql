@@ -13,6 +13,16 @@ CREATE TABLE telemetry.storage_policy (
 );
 COMMENT ON TABLE telemetry.storage_policy IS 'How long each tenant keeps what; null: as the installation is set.';
 
+CREATE TABLE telemetry.sample_horizon (
+    tenant_id text NOT NULL,
+    start_time bigint NOT NULL,
+    CONSTRAINT sample_horizon_pkey PRIMARY KEY (tenant_id),
+    CONSTRAINT sample_horizon_day CHECK (start_time % 86400000000 = 0)
+);
+COMMENT ON TABLE telemetry.sample_horizon IS
+    'Retention has deleted samples of before start_time, and none from then on: before it rollups may tell of more than '
+    'there is. It only ever rises. No row: nothing was ever deleted.';
+
 ---------------------------------------------------------------- how much there is
 
 -- Measured by maintenance, one table or partition at a time, so that nobody counts samples to answer a question.
@@ -146,16 +156,21 @@ GRANT EXECUTE ON FUNCTION telemetry.drop_sealed_month(date) TO twinmesh_maintena
 ---------------------------------------------------------------- tenancy
 
 ALTER TABLE telemetry.storage_policy ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE telemetry.sample_horizon ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE telemetry.storage_day ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE telemetry.storage_device ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 GRANT SELECT, INSERT, UPDATE ON telemetry.storage_policy TO twinmesh_ingest;
 GRANT SELECT ON telemetry.storage_room TO twinmesh_ingest;
 
-GRANT SELECT ON telemetry.storage_policy, telemetry.storage_day, telemetry.storage_device, telemetry.storage_room
+GRANT SELECT
+    ON telemetry.storage_policy, telemetry.sample_horizon, telemetry.storage_day, telemetry.storage_device,
+       telemetry.storage_room
     TO twinmesh_twin_query;
 GRANT SELECT (source, tier, measured_at, estimated) ON telemetry.storage_source TO twinmesh_twin_query;
 CREATE POLICY tenant ON telemetry.storage_policy FOR SELECT TO twinmesh_twin_query
+    USING (tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
+CREATE POLICY tenant ON telemetry.sample_horizon FOR SELECT TO twinmesh_twin_query
     USING (tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
 CREATE POLICY tenant ON telemetry.storage_day FOR SELECT TO twinmesh_twin_query
     USING (tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
@@ -163,10 +178,12 @@ CREATE POLICY tenant ON telemetry.storage_device FOR SELECT TO twinmesh_twin_que
     USING (tenant_id = (SELECT nullif(current_setting('twinmesh.tenant', true), '')));
 
 GRANT SELECT ON telemetry.storage_policy TO twinmesh_maintenance;
+GRANT SELECT, INSERT, UPDATE ON telemetry.sample_horizon TO twinmesh_maintenance;
 GRANT SELECT, INSERT, UPDATE, DELETE
     ON telemetry.storage_source, telemetry.storage_day, telemetry.storage_device, telemetry.storage_room
     TO twinmesh_maintenance;
 CREATE POLICY maintenance ON telemetry.storage_policy FOR SELECT TO twinmesh_maintenance USING (true);
+CREATE POLICY maintenance ON telemetry.sample_horizon TO twinmesh_maintenance USING (true) WITH CHECK (true);
 CREATE POLICY maintenance ON telemetry.storage_day TO twinmesh_maintenance USING (true) WITH CHECK (true);
 CREATE POLICY maintenance ON telemetry.storage_device TO twinmesh_maintenance USING (true) WITH CHECK (true);
 

@@ -37,7 +37,7 @@ from telemetry_store.rollups.rows import (
     read_rows,
     store_rows,
 )
-from telemetry_store.rollups.stale import add_everything, add_stale, add_stale_of_bulk, repair
+from telemetry_store.rollups.stale import add_everything, add_stale, add_stale_of_bulk, count_damaged, repair
 from telemetry_store.tiers.reader import Archive
 
 _log = structlog.get_logger()
@@ -125,11 +125,17 @@ class RollupKeeper:
         self._archive = archive
         self._caught_up_at = time.monotonic()
         self._due_at = self._caught_up_at
+        self._damaged = 0
 
     @property
     def lag_s(self) -> float:
         """Return the seconds since they were last seen to hold every commit; before that since the start."""
         return time.monotonic() - self._caught_up_at
+
+    @property
+    def damaged(self) -> int:
+        """Return how many ranges waited for their archived day to be mended when they were last caught up."""
+        return self._damaged
 
     async def run(self) -> None:
         """Go on for some seconds, unless the last run has caught up and is not long ago.
@@ -151,6 +157,7 @@ class RollupKeeper:
                 # Another worker has just done it: what is left is seen in the next run.
                 return
             if not more:
+                self._damaged = await count_damaged(self._pool)
                 self._caught_up_at = turn_at
                 self._due_at = started + _INTERVAL_S
 

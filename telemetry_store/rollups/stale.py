@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
 
+import asyncpg
 import numpy as np
+import structlog
 
 from meshkit.db import Connection
-from telemetry_store.columns import Kind
+from meshkit.errors import DataLoss
+from telemetry_store.columns import MICROS_PER_DAY, Kind
 from telemetry_store.feed import Commit
 from telemetry_store.rollups.aggregates import Buckets, combined, joined, none, of_samples, starts_of_width
 from telemetry_store.rollups.new_samples import KINDS, MOST_SAMPLES
@@ -23,7 +28,9 @@ from telemetry_store.rollups.rows import (
 )
 from telemetry_store.tiers.reader import Archive, Span, read_spans
 
+_log = structlog.get_logger()
 _RANGES_AT_ONCE = 1_000
+_RETRY_DAMAGED_AFTER = timedelta(minutes=15)
 _NEVER = np.iinfo(np.int64).max
 
 # Whose a series is says a row that was loaded; its partition is found by time.
@@ -46,8 +53,8 @@ WHERE series.kind <= 3
 ON CONFLICT DO NOTHING
 """
 _ADD_STALE = """
-INSERT INTO telemetry.rollup_stale (tenant_id, series_id, start_time, end_time)
-SELECT DISTINCT * FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[])
+INSERT INTO telemetry.rollup_stale (tenant_id, series_id, start_time, end_time, retry_at)
+SELECT DISTINCT *, now() + $5::interval FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[])
 ON CONFLICT DO NOTHING
 """
 _REMOVE_STALE = """
@@ -56,6 +63,7 @@ WHERE (tenant_id, series_id, start_time, end_time) IN (
     SELECT * FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[])
 )
 """
+_DAMAGED = "SELECT count(*) FROM telemetry.rollup_stale WHERE retry_at IS NOT NULL"
 # What begins first, up to the end of its day or of its hour; and about how many samples there are.
 _STALE = """
 SELECT stale.tenant_id, stale.series_id, series.kind, stale.start_time, stale.end_time,
@@ -79,6 +87,7 @@ SELECT stale.tenant_id, stale.series_id, series.kind, stale.start_time, stale.en
 FROM (
     SELECT tenant_id, series_id, start_time, end_time
     FROM telemetry.rollup_stale
+    WHERE retry_at IS NULL OR retry_at <= now()
     ORDER BY tenant_id, series_id, start_time
     LIMIT $1
 ) AS stale
@@ -133,13 +142,25 @@ async def add_stale(connection: Connection, owners: Sequence[Owner], ranges: Ran
             [owners[place].series_id for place in places],
             ranges.starts.tolist(),
             ranges.ends.tolist(),
+            None,
         )
+
+
+async def count_damaged(pool: asyncpg.Pool) -> int:
+    """Return how many ranges wait for their archived day to be mended.
+
+    Args:
+        pool: of the maintenance role.
+    """
+    damaged: int = await pool.fetchval(_DAMAGED)
+    return damaged
 
 
 async def repair(connection: Connection, archive: Archive | None) -> bool:
     """Compute some of what is stale from samples; returns whether more is.
 
     In a snapshot with no commit behind the frontier: otherwise it would be stale again at once.
+    What an archived day that is missing or damaged holds up is put off; all else goes on.
     """
     rows = await connection.fetch(_STALE, _RANGES_AT_ONCE)
     if not rows:
@@ -148,9 +169,63 @@ async def repair(connection: Connection, archive: Archive | None) -> bool:
     count = max(1, int(np.searchsorted(total, MOST_SAMPLES, side="right")))
     chosen = rows[:count]
     end = "day_end" if total[0] <= MOST_SAMPLES else "hour_end"
-    horizons = await read_horizons(connection, (row["tenant_id"] for row in chosen))
+    damaged = await _compute(connection, chosen, end, archive)
+    await connection.execute(_REMOVE_STALE, *_columns(chosen, "start_time", "end_time"))
+    await connection.execute(_ADD_STALE, *_columns(damaged, "start_time", end), _RETRY_DAMAGED_AFTER)
+    remaining = [row for row in chosen if row[end] < row["end_time"]]
+    await connection.execute(_ADD_STALE, *_columns(remaining, end, "end_time"), None)
+    return True
+
+
+def _columns(rows: Sequence[asyncpg.Record], start: str, end: str) -> list[list[Any]]:
+    return [[row[name] for row in rows] for name in ("tenant_id", "series_id", start, end)]
+
+
+async def _compute(
+    connection: Connection, rows: Sequence[asyncpg.Record], end: str, archive: Archive | None
+) -> list[asyncpg.Record]:
+    """Compute what rows touch up to their `end`; returns those whose archived day is missing or damaged."""
+    damaged: list[asyncpg.Record] = []
+    left = rows
+    while left:
+        try:
+            async with connection.transaction():
+                await _compute_all(connection, left, end, archive)
+            break
+        except DataLoss as error:
+            day = error.metadata.get("day")
+            of_day = [row for row in left if _day_of(row) == day]
+            if not of_day:
+                raise
+        tenants = sorted({row["tenant_id"] for row in of_day})
+        if len(tenants) == 1:
+            _log.error(
+                "rollups of a damaged day wait",
+                tenant=tenants[0],
+                day=day,
+                series=len(of_day),
+                retry_after_s=_RETRY_DAMAGED_AFTER.total_seconds(),
+            )
+            damaged += of_day
+        else:
+            # One of them has it, and the others are none the worse for it.
+            for tenant in tenants:
+                own = [row for row in of_day if row["tenant_id"] == tenant]
+                damaged += await _compute(connection, own, end, archive)
+        left = [row for row in left if _day_of(row) != day]
+    return damaged
+
+
+def _day_of(row: asyncpg.Record) -> str:
+    return (date(1970, 1, 1) + timedelta(days=row["start_time"] // MICROS_PER_DAY)).isoformat()
+
+
+async def _compute_all(
+    connection: Connection, rows: Sequence[asyncpg.Record], end: str, archive: Archive | None
+) -> None:
+    horizons = await read_horizons(connection, (row["tenant_id"] for row in rows))
     for kind in KINDS:
-        of_kind = [row for row in chosen if row["kind"] == kind]
+        of_kind = [row for row in rows if row["kind"] == kind]
         numbers: dict[Owner, int] = {}
         places = [
             numbers.setdefault(Owner(row["tenant_id"], row["series_id"]), len(numbers)) for row in of_kind
@@ -163,16 +238,6 @@ async def repair(connection: Connection, archive: Archive | None) -> bool:
         await _Repair(
             connection=connection, kind=kind, owners=list(numbers), horizons=horizons, archive=archive
         ).compute(ranges)
-    await connection.execute(
-        _REMOVE_STALE,
-        *([row[name] for row in chosen] for name in ("tenant_id", "series_id", "start_time", "end_time")),
-    )
-    remaining = [row for row in chosen if row[end] < row["end_time"]]
-    await connection.execute(
-        _ADD_STALE,
-        *([row[name] for row in remaining] for name in ("tenant_id", "series_id", end, "end_time")),
-    )
-    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

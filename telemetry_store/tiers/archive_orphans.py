@@ -6,14 +6,15 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import structlog
 
+from telemetry_store.sample_horizon import RAISE_SAMPLE_HORIZON
 from telemetry_store.tiers.archive_manifest import day_lock, place_of
 from telemetry_store.tiers.archive_store import ArchiveStore
 
 _AT_ONCE = 1_000
 _log = structlog.get_logger()
 
-_EXPIRE = """
-WITH expired AS (
+_EXPIRE = f"""
+WITH gone AS (
     UPDATE telemetry.archive_object AS object SET retired_at = now()
     WHERE retired_at IS NULL
       AND greatest(sealed_at, (day + 1)::timestamp AT TIME ZONE 'UTC') <= now() - coalesce(
@@ -21,10 +22,10 @@ WITH expired AS (
            WHERE own.tenant_id = object.tenant_id),
           $1
       )
-    RETURNING samples
-)
-SELECT count(*) AS objects, coalesce(sum(samples), 0)::bigint AS samples FROM expired
-"""
+    RETURNING tenant_id, day, samples
+), raised AS ({RAISE_SAMPLE_HORIZON})
+SELECT count(*) AS objects, coalesce(sum(samples), 0)::bigint AS samples FROM gone
+"""  # noqa: S608 - a constant
 
 
 async def expire_archive(

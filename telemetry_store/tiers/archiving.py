@@ -28,6 +28,7 @@ import structlog
 from meshkit.db import Connection
 from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.series import Series
+from telemetry_store.storage_usage import Tier
 from telemetry_store.tiers.archive_block import Block, CorruptObjectError
 from telemetry_store.tiers.archive_file import BlockWriter, Footer, read_blocks
 from telemetry_store.tiers.archive_manifest import (
@@ -50,27 +51,38 @@ _STATEMENT_S = 600.0  # A day may have millions of rows.
 _EPOCH = date(1970, 1, 1)
 _log = structlog.get_logger()
 
-_DUE = """
-WITH days AS (
-    SELECT tenant_id, start_time / 86400000000 AS day, min(sealed_at) AS sealed_at
-    FROM telemetry.sealed_segment
-    WHERE start_time < $4
-    GROUP BY 1, 2
-    HAVING bool_and(compacted)
+# What was measured tells in which months a tenant has rows that may be due: all others are not looked at.
+_DUE = f"""
+WITH months AS MATERIALIZED (
+    SELECT DISTINCT measured.tenant_id, coalesce(own.after, $1) AS after,
+           to_date(right(measured.source, 6), 'YYYYMM') AS first_day
+    FROM telemetry.storage_day AS measured
+    LEFT JOIN unnest($2::text[], $3::interval[]) AS own (tenant_id, after) USING (tenant_id)
+    WHERE measured.tier = {Tier.SEALED:d}
+      AND measured.day <= (now() AT TIME ZONE 'UTC' - coalesce(own.after, $1))::date
 )
-SELECT days.tenant_id, date '1970-01-01' + day::integer AS day
-FROM days
-LEFT JOIN unnest($2::text[], $3::interval[]) AS own (tenant_id, after) USING (tenant_id)
-WHERE greatest(sealed_at, timestamptz 'epoch' + (day + 1) * interval '1 day')
-    <= now() - coalesce(own.after, $1)
+SELECT months.tenant_id, date '1970-01-01' + days.day::integer AS day
+FROM months
+CROSS JOIN LATERAL (
+    SELECT start_time / 86400000000 AS day, min(sealed_at) AS sealed_at
+    FROM telemetry.sealed_segment AS sealed
+    WHERE sealed.tenant_id = months.tenant_id
+      AND start_time >= (months.first_day - date '1970-01-01') * 86400000000
+      AND start_time < ((months.first_day + interval '1 month')::date - date '1970-01-01') * 86400000000
+      AND start_time < (extract(epoch FROM now() - months.after) * 1000000)::bigint
+    GROUP BY 1
+    HAVING bool_and(compacted)
+) AS days
+WHERE greatest(days.sealed_at, timestamptz 'epoch' + (days.day + 1) * interval '1 day')
+    <= now() - months.after
   AND NOT EXISTS (
       SELECT FROM telemetry.restore AS held
-      WHERE held.tenant_id = days.tenant_id AND held.kept_until > now()
+      WHERE held.tenant_id = months.tenant_id AND held.kept_until > now()
         AND date '1970-01-01' + days.day::integer BETWEEN held.first_day AND held.last_day
   )
-ORDER BY days.day, days.tenant_id
-LIMIT $5
-"""
+ORDER BY days.day, months.tenant_id
+LIMIT $4
+"""  # noqa: S608 - a constant
 
 _HELD = """
 SELECT EXISTS (
@@ -140,7 +152,9 @@ async def archive_due(
     """Archive days that have been over and sealed for as long as they are to stay, at most 100 of them.
 
     A day moves as a whole once its oldest row is due. What comes later stays sealed as long
-    again, so that a day is written anew at most once in that time.
+    again, so that a day is written anew at most once in that time. Where to look tells what was measured
+    (maintenance/storage_usage.py), so a turn that finds nothing costs nothing; what was not measured yet
+    is archived a turn later.
 
     Args:
         pool: of the maintenance role.
@@ -153,14 +167,11 @@ async def archive_due(
         StoreError: the store does not answer; nothing is lost, the rest waits.
         ExceptionGroup: of CorruptObjectError, by days whose objects are damaged; the others were done.
     """
-    soonest = min([after, *after_by_tenant.values()])
-    cutoff = datetime.now(UTC) - soonest
     due = await pool.fetch(
         _DUE,
         after,
         list(after_by_tenant),
         list(after_by_tenant.values()),
-        int(cutoff.timestamp() * 1_000_000),
         _DAYS_PER_TURN,
         timeout=_STATEMENT_S,
     )

@@ -265,6 +265,7 @@ def test_given_servers_are_used_instead_of_embedded_ones(own_mesh: Mesh, folder:
         "TWINMESH_GATEWAY_PORT": str(port),
         "TWINMESH_MQTT_PORT": str(mqtt_port),
         "TWINMESH_DATABASE_URL": own_mesh.database_url(),
+        "TWINMESH_DATABASE_DATA_DIR": str(own_mesh.home),
         "TWINMESH_NATS_URL": nats_url,
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{own_mesh.part('otlp')['port']}",
         # Passwords of roles come from it, and the roles are the same ones.
@@ -273,7 +274,10 @@ def test_given_servers_are_used_instead_of_embedded_ones(own_mesh: Mesh, folder:
     guest = Mesh(folder / "guest", port, environment, own_mesh.password)
     try:
         guest.twinmesh("up", "--detach")
-        assert set(_pids(guest)) == _PARTS - {"postgres", "nats", "otlp"}
+        pids = _pids(guest)
+        assert set(pids) == _PARTS - {"postgres", "nats", "otlp"}
+        told = psutil.Process(pids["maintenance"]).environ()
+        assert told["TWINMESH_DATABASE_DATA_DIR"] == str(own_mesh.home)
         assert guest.log_in()
     finally:
         guest.twinmesh("down", check=False)

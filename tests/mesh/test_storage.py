@@ -101,12 +101,13 @@ async def full(database: asyncpg.Connection) -> AsyncIterator[None]:
 async def test_a_policy_is_shown_and_set(small_mesh: Mesh, small_admin: httpx.AsyncClient) -> None:
     first = await asked(small_admin.get("/v1/storagePolicy"))
     assert "deleteAfter" not in first
+    assert first["effective"] == {"archiveAfter": f"{90 * _DAY_S}s", "minuteRollupsKept": f"{7 * _DAY_S}s"}
     changed = await asked(
         small_admin.patch(
             "/v1/storagePolicy", json={"deleteAfter": f"{500 * _DAY_S}s", "etag": first["etag"]}
         )
     )
-    assert changed["deleteAfter"] == f"{500 * _DAY_S}s"
+    assert changed["deleteAfter"] == changed["effective"]["deleteAfter"] == f"{500 * _DAY_S}s"
     refused = await small_admin.patch("/v1/storagePolicy", json={"archiveAfter": f"{600 * _DAY_S}s"})
     assert refused.status_code == 400
     assert "storage_policy.delete_after" in refused.text
@@ -119,7 +120,13 @@ async def test_a_policy_is_shown_and_set(small_mesh: Mesh, small_admin: httpx.As
         *("storage", "policy", "--delete-after", "default", "--archive-after", "default"),
         *("--hour-rollups", "default"),
     ).stdout
-    assert shown.count("as the installation is set") == 5
+    assert shown.splitlines() == [
+        "archive samples after: 90 days, as the installation is set",
+        "delete samples and events after: never, as the installation is set",
+        "keep rollups of a minute for: 7 days, as the installation is set",
+        "keep rollups of an hour for: ever, as the installation is set",
+        "keep rollups of a day for: ever, as the installation is set",
+    ]
 
 
 async def test_a_report_tells_what_was_sent_and_a_preview_what_then_goes(

@@ -1,7 +1,8 @@
 """Sealed days move to the archive and are read from there as from anywhere else."""
 
+import json
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import asyncpg
 import numpy as np
 import pytest
 
-from telemetry_store.columns import Kind
+from telemetry_store.columns import MICROS_PER_DAY, Kind
+from telemetry_store.maintenance.storage_usage import StorageUsage
+from telemetry_store.sample_horizon import read_sample_horizon
 from telemetry_store.tiers import archive_merge, archiving
 from telemetry_store.tiers.archive_orphans import delete_orphans, expire_archive
 from telemetry_store.tiers.archive_reader import ArchiveReader
@@ -17,6 +20,7 @@ from telemetry_store.tiers.archive_store import ArchiveStore, archive_store
 from telemetry_store.tiers.archiving import archive_day, archive_due
 from tests.store.archive import (
     DAY,
+    NEVER,
     SealedDays,
     objects,
     pairs,
@@ -150,12 +154,58 @@ async def test_only_days_that_are_old_and_settled_are_due(
         series = await days.series(f"pump-{tenant}", tenant=tenant)
         await days.seal(series, samples, 1, tenant=tenant, age=age, compacted=compacted)
 
+    await StorageUsage(pool=pool).measure()
     await archive_due(
         pool, store, after=WEEK, after_by_tenant={"hasty": timedelta(days=1), "slow": timedelta(days=30)}
     )
 
     assert {row["tenant_id"] for row in await days.manifest()} == {"old", "hasty"}
     assert await days.sealed() == 3
+
+
+async def test_only_rows_that_may_be_due_are_looked_at(days: SealedDays, pool: asyncpg.Pool) -> None:
+    tenants, months, rows_a_day = 20, 3, 5
+    async with pool.acquire() as connection:
+        await connection.execute(
+            "SELECT telemetry.ensure_sealed_months(current_date - 40 * $1::integer, current_date)", months
+        )
+        await connection.execute(
+            """
+            INSERT INTO telemetry.sealed_segment
+                (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values",
+                 sealed_at)
+            SELECT 'tenant-' || series % $1::integer, series, day_us, day_us, 1, true, 1, '', '',
+                   timestamptz 'epoch' + day_us * interval '1 microsecond' + interval '25 hours'
+            FROM generate_series(0, $1 * $2::integer - 1) AS series,
+                 generate_series(1, 30 * $3::integer) AS days_ago,
+                 LATERAL (SELECT (current_date - days_ago - date '1970-01-01') * 86400000000 AS day_us) AS day
+            """,
+            *(tenants, rows_a_day, months),
+        )
+    await StorageUsage(pool=pool).measure()
+    nobody = await rows_looked_at(pool, {})
+    hasty = await rows_looked_at(pool, {"tenant-7": timedelta(days=60)})
+    assert (nobody, 0 < hasty <= rows_a_day * 60) == (0, True), hasty
+
+
+async def rows_looked_at(pool: asyncpg.Pool, after_by_tenant: dict[str, timedelta]) -> int:
+    """Return how many sealed rows are read to find what is due of nobody else than these tenants."""
+    async with pool.acquire() as connection, connection.transaction():
+        # The tables are small.
+        await connection.execute("SET LOCAL enable_seqscan = off")
+        plan = await connection.fetchval(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) {archiving._DUE}",
+            *(NEVER, list(after_by_tenant), list(after_by_tenant.values()), 100),
+        )
+
+    def rows(node: Any) -> Any:
+        below = sum(rows(child) for child in node.get("Plans", ()))
+        if not node.get("Relation Name", "").startswith("sealed_segment"):
+            return below
+        removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+        return below + (node["Actual Rows"] + removed) * node["Actual Loops"]
+
+    return int(rows(json.loads(plan)[0]["Plan"]))
 
 
 async def test_a_tenant_reads_its_own_objects_only(
@@ -184,6 +234,10 @@ async def test_expired_objects_are_found_no_more_and_deleted_after_the_grace(
     await expire_archive(pool, kept=timedelta(days=6), kept_by_tenant={"keeper": 2 * WEEK})
 
     assert [row["tenant_id"] for row in await days.manifest() if row["retired_at"]] == ["demo"]
+    async with pool.acquire() as connection:
+        day_end_us = ((DAY - date(1970, 1, 1)).days + 1) * MICROS_PER_DAY
+        assert await read_sample_horizon(connection, "demo") == day_end_us
+        assert await read_sample_horizon(connection, "keeper") is None
     await delete_orphans(pool, store, grace=GRACE)
     assert len(list(objects(tmp_path))) == 2
     await days.age_retired(2 * GRACE)

@@ -9,9 +9,11 @@ import asyncpg
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tenacity import RetryCallState
 
 from meshkit.testing.database import TestDatabase
 from telemetry_store.instances import LOCK_CLASS
+from telemetry_store.maintenance import worker as worker_module
 from telemetry_store.maintenance.app import app
 from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
@@ -210,6 +212,54 @@ async def test_a_step_that_fails_is_named_and_tried_again_and_stops_no_other(poo
             await worker.check()
         await until_healthy(worker)
     assert runs == ["bad", "good", "bad"]
+
+
+async def test_a_step_that_goes_on_failing_is_tried_ever_more_seldom_until_it_works(
+    pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_TICK_S", 0.001)
+    waits: list[float] = []
+    back_off = worker_module._BACK_OFF
+
+    def wait_s(state: RetryCallState) -> float:
+        waits.append(back_off(state))
+        return 0
+
+    monkeypatch.setattr(worker_module, "_BACK_OFF", wait_s)
+    outcomes = [False] * 9 + [True] + [False] * 2 + [True]
+    done = asyncio.Event()
+
+    async def work() -> None:
+        if not outcomes.pop(0):
+            raise ValueError("no good")
+        if not outcomes:
+            done.set()
+
+    async with Worker(pool=pool, steps=[Step("work", 0, work)]).running():
+        await done.wait()
+    assert waits == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 0.5, 1]
+
+
+async def test_a_step_that_fails_waits_while_the_others_go_on(
+    pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_TICK_S", 0.001)
+    monkeypatch.setattr(worker_module, "_BACK_OFF", lambda _: 3600)
+    runs: list[str] = []
+    done = asyncio.Event()
+
+    async def bad() -> None:
+        runs.append("bad")
+        raise ValueError("no good")
+
+    async def good() -> None:
+        runs.append("good")
+        if runs.count("good") == 3:
+            done.set()
+
+    async with Worker(pool=pool, steps=[Step("bad", 0, bad), Step("good", 0, good)]).running():
+        await done.wait()
+    assert runs == ["bad", "good", "good", "good"]
 
 
 class FlakyPool:

@@ -10,6 +10,7 @@ import pytest
 from meshkit import db
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import Kind
+from telemetry_store.maintenance.storage_usage import StorageUsage
 from telemetry_store.tiers.archive_orphans import delete_orphans
 from telemetry_store.tiers.archive_reader import ArchiveReader
 from telemetry_store.tiers.archive_store import StoreError
@@ -88,11 +89,13 @@ async def test_days_come_back_are_held_and_go_again(
             assert pairs(found) == expected
             assert found.samples.quality.tolist() == [99, 99]
 
+        await StorageUsage(pool=pool).measure()
         await archive_due(pool, store, after=WEEK, after_by_tenant={})
         assert not await archive_day(pool, store, "demo", DAY)
         assert await days.sealed() == 10
         await connection.execute("UPDATE telemetry.restore SET kept_until = now()")
         # Ages are counted as if it had never been away.
+        await StorageUsage(pool=pool).measure()
         await archive_due(pool, store, after=WEEK, after_by_tenant={})
         assert await days.sealed() == 0
         await delete_orphans(pool, store, grace=timedelta(0))

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from meshkit import db
 from meshkit.db import DATABASE_ERRORS, tenant_transaction
@@ -25,9 +27,13 @@ from telemetry_store.rollups.keeping import RollupKeeper, advance_rollups, regis
 from telemetry_store.rollups.reader import read_buckets
 from telemetry_store.rollups.rows import TABLES
 from telemetry_store.storage_policies import Retention
+from telemetry_store.tiers.archive_reader import ArchiveReader
+from telemetry_store.tiers.archive_store import archive_store
+from telemetry_store.tiers.archiving import archive_day
 from telemetry_store.tiers.codec import Samples
 from telemetry_store.tiers.floor import forget_commits
 from telemetry_store.tiers.reader import Span
+from tests.store import archive
 from tests.store.rollup_tables import END, FIRST, NUMERIC, TODAY, brute, check_stored, same, series_of
 from tests.store.sealing import bound_now, seal_all
 from tests.store.stored import insert_sealed
@@ -290,6 +296,51 @@ async def test_an_archive_that_is_away_stops_no_commit(database: TestDatabase, p
     await check_read(pools.query, "demo")
     await catch_up(pools.maintenance)
     await check_stored(pools.query, "demo", await series_of(pools.query, "demo"))
+
+
+async def test_a_damaged_day_holds_up_no_other(database: TestDatabase, pools: Pools, tmp_path: Path) -> None:
+    day, day_us = archive.DAY, archive.DAY_US
+    samples = archive.samples_of(Kind.DOUBLE, [(second, 1.0) for second in range(0, 86_400, 3_600)])
+    next_day = replace(samples, times=samples.times + MICROS_PER_DAY)
+    async with admin(database) as connection, archive_store(str(tmp_path)) as store:
+        assert store is not None
+        days = archive.SealedDays(connection)
+        for tenant in ("acme", "demo"):
+            series_id = await days.series("a", tenant=tenant)
+            for of_day in (samples, next_day):
+                await days.seal(series_id, of_day, 1, tenant=tenant)
+            await archive_day(pools.maintenance, store, tenant, day)
+            await connection.execute(
+                "INSERT INTO telemetry.rollup_stale VALUES ($1, $2, $3, $4)",
+                tenant,
+                series_id,
+                day_us,
+                day_us + 2 * MICROS_PER_DAY,
+            )
+        damaged = next(path for path in archive.objects(tmp_path) if "tenant=acme" in str(path))
+        content = damaged.read_bytes()
+        damaged.write_bytes(b"")
+        keeper = RollupKeeper(pool=pools.maintenance, minutes_kept=KEPT, archive=ArchiveReader(store))
+
+        with capture_logs() as logs:
+            await keeper.run()
+
+        # The other tenant's, and the other day of the same.
+        assert await rows_by_tenant(database, "rollup_day") == {"acme": 1, "demo": 2}
+        (left,) = await connection.fetch("SELECT tenant_id, start_time, end_time FROM telemetry.rollup_stale")
+        assert tuple(left) == ("acme", day_us, day_us + MICROS_PER_DAY)
+        assert keeper.damaged == 1
+        assert [
+            (line["tenant"], line["day"]) for line in logs if line["event"] == "rollups of a damaged day wait"
+        ] == [("acme", day.isoformat())]
+
+        damaged.write_bytes(content)
+        assert not await advance_rollups(pools.maintenance, archive=ArchiveReader(store))
+        await connection.execute("UPDATE telemetry.rollup_stale SET retry_at = now()")
+        while await advance_rollups(pools.maintenance, archive=ArchiveReader(store)):
+            pass
+        assert await rows_by_tenant(database, "rollup_day") == {"acme": 2, "demo": 2}
+        assert await rows_by_tenant(database, "rollup_stale") == {}
 
 
 async def rows_by_tenant(database: TestDatabase, table: str) -> dict[str, int]:

@@ -57,6 +57,8 @@ def test_config_lists_every_setting_and_masks_secrets(monkeypatch: pytest.Monkey
         ("TWINMESH_MQTT_PORT", "8080"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector"),
         ("TWINMESH_MESH_SECRET", "short"),
+        # Without TWINMESH_DATABASE_URL.
+        ("TWINMESH_DATABASE_DATA_DIR", "/var/lib/postgresql"),
         ("TWINMESH_LOG_LEVEL", "LOUD"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 from meshkit.clock import Clock, to_datetime
 from meshkit.db import Connection
 from meshkit.identity import current_principal
-from telemetry_store.storage_policies import STORAGE_POLICIES, Retention, retention_of
+from telemetry_store.storage_policies import STORAGE_POLICIES, Retention, StoragePolicyRow
 from telemetry_store.storage_policy_messages import changed, to_policy
 from telemetry_store.storage_room import read_room
 from telemetry_store.storage_usage import (
@@ -34,8 +34,7 @@ class StorageServicer(contract_grpc.StorageServiceServicer):
         devices: tells of which type they are.
         tenant_snapshot: opens a REPEATABLE READ transaction that sees one tenant.
         clock: tells the present.
-        installation: how long tenants keep what that say nothing.
-        has_archive: there is an archive to go to.
+        effective: tells what a policy comes to in this installation.
     """
 
     def __init__(
@@ -44,14 +43,12 @@ class StorageServicer(contract_grpc.StorageServiceServicer):
         devices: DeviceSource,
         tenant_snapshot: Callable[[str], AbstractAsyncContextManager[Connection]],
         clock: Clock,
-        installation: Retention,
-        has_archive: bool,
+        effective: Callable[[StoragePolicyRow], Retention],
     ) -> None:
         self._devices = devices
         self._tenant_snapshot = tenant_snapshot
         self._clock = clock
-        self._installation = installation
-        self._has_archive = has_archive
+        self._effective = effective
 
     async def GetStorageReport(
         self, request: contract.GetStorageReportRequest, context: Any
@@ -94,13 +91,15 @@ class StorageServicer(contract_grpc.StorageServiceServicer):
         tenant = current_principal().tenant
         async with self._tenant_snapshot(tenant) as connection:
             row = await STORAGE_POLICIES.read(connection, tenant)
-            made = changed(row, request.storage_policy, request.update_mask.paths)
+            made = changed(
+                row, request.storage_policy, request.update_mask.paths, effective=self._effective(row)
+            )
             usage = await read_usage(connection, tenant)
             days = await read_day_usage(connection, tenant)
-        retention = retention_of(made, self._installation, has_archive=self._has_archive)
+        retention = self._effective(made)
         found = effects(days, retention, to_datetime(self._clock.now_us()))
         preview = contract.StoragePreview(
-            storage_policy=to_policy(made),
+            storage_policy=to_policy(made, effective=retention),
             effects=map(_to_effect, found),
             saved_bytes=sum(effect.saved for effect in found),
         )

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from tests.rpc.ingest.neighbours import Ingest, refused
+from meshkit.testing.auth import TokenMint
+from meshkit.testing.database import TestDatabase
+from tests.rpc.ingest.neighbours import FakeAssets, Ingest, refused, running_ingest, serving
 from twinmesh.ingest.v1 import storage_policy_service_pb2 as policy_pb2
 from twinmesh.ingest.v1 import storage_policy_service_pb2_grpc as policy_grpc
 
@@ -39,12 +41,62 @@ def days_of(policy: policy_pb2.StoragePolicy) -> dict[str, float]:
     return {
         field.name: value.seconds / DAY_S
         for field, value in policy.ListFields()
-        if field.name not in ("etag", "update_time")
+        if field.name not in ("etag", "update_time", "effective")
     }
 
 
+def effective_days_of(policy: policy_pb2.StoragePolicy) -> dict[str, float]:
+    return {field.name: value.seconds / DAY_S for field, value in policy.effective.ListFields()}
+
+
 async def test_a_tenant_without_one_has_the_installations(ingest: Ingest) -> None:
-    assert await get(ingest) == policy_pb2.StoragePolicy(etag='"0"')
+    found = await get(ingest)
+    assert (days_of(found), found.etag, found.HasField("update_time")) == ({}, '"0"', False)
+    assert effective_days_of(found) == {"minute_rollups_kept": 7}
+
+
+async def test_what_holds_is_told_beside_what_the_tenant_says(
+    database: TestDatabase, nats_url: str, auth_address: str, mint: TokenMint
+) -> None:
+    assets = FakeAssets()
+    installation = {"archive_after": 90, "delete_after": 400, "minute_rollups_kept": 3}
+    async with (
+        serving(assets) as asset_address,
+        running_ingest(
+            database=database,
+            nats_url=nats_url,
+            auth_address=auth_address,
+            mint=mint,
+            assets=assets,
+            asset_address=asset_address,
+            archive_url="/archive",
+            **{f"{name}_days": days for name, days in installation.items()},
+        ) as ingest,
+    ):
+        assert effective_days_of(await get(ingest)) == installation
+        changed = await update(ingest, delete_after=500, hour_rollups_kept=700)
+        assert days_of(changed) == {"delete_after": 500, "hour_rollups_kept": 700}
+        assert effective_days_of(changed) == {**installation, "delete_after": 500, "hour_rollups_kept": 700}
+        assert await get(ingest) == changed
+        # Sent back whole, with one thing changed; what holds is no setting.
+        changed.delete_after.FromSeconds(600 * DAY_S)
+        stub, caller = stub_of(ingest), ingest.caller(permissions=RIGHTS)
+        whole = policy_pb2.UpdateStoragePolicyRequest(storage_policy=changed)
+        written = await stub.UpdateStoragePolicy(whole, metadata=caller)
+        assert effective_days_of(written)["delete_after"] == 600
+        written.effective.delete_after.FromSeconds(DAY_S)
+        told = await refused(
+            stub.UpdateStoragePolicy(
+                policy_pb2.UpdateStoragePolicyRequest(storage_policy=written), metadata=caller
+            )
+        )
+        assert told.reason == "FIELD_IMMUTABLE"
+
+
+async def test_without_an_archive_nothing_goes_there(ingest: Ingest) -> None:
+    changed = await update(ingest, archive_after=30)
+    assert days_of(changed) == {"archive_after": 30}
+    assert effective_days_of(changed) == {"minute_rollups_kept": 7}
 
 
 async def test_a_change_is_written_by_mask_and_etag(ingest: Ingest) -> None:

@@ -32,11 +32,11 @@ DAY = NOW - NOW % MICROS_PER_DAY - MICROS_PER_DAY
 CSV, PARQUET, ARROW = contract.EXPORT_FORMAT_CSV, contract.EXPORT_FORMAT_PARQUET, contract.EXPORT_FORMAT_ARROW
 
 
-def call(twins: TwinApp, *ids: str, **fields: Any) -> Any:
+def call(twins: TwinApp, *ids: str, caller: Any = None, **fields: Any) -> Any:
     stub: Any = history_service_pb2_grpc.HistoryServiceStub(twins.channel)
     start = Timestamp(seconds=(DAY - 40 * MICROS_PER_DAY) // 1_000_000)
     request = contract.ExportHistoryRequest(ids=ids or ["pump-1"], start_time=start, **fields)
-    return stub.ExportHistory(request, metadata=twins.metadata)
+    return stub.ExportHistory(request, metadata=caller or twins.metadata)
 
 
 async def file_of(exporting: Any) -> bytes:
@@ -44,16 +44,18 @@ async def file_of(exporting: Any) -> bytes:
 
 
 @asynccontextmanager
-async def many_samples(neighbours: Neighbours) -> AsyncIterator[int]:
-    """A series of more samples than a stream's window holds; yields how many."""
+async def many_samples(neighbours: Neighbours, *others: str) -> AsyncIterator[int]:
+    """A series of more samples than a stream's window holds, of each tenant; yields how many."""
     days, per_day = 4, 100_000
     async with admin(neighbours.database) as connection:
-        await put_series(connection, 1, "pump-1", "flow", Kind.DOUBLE, tenant=neighbours.tenant)
-        for back in range(days):
-            start = DAY - back * MICROS_PER_DAY
-            places = np.arange(per_day)
-            samples = Samples(start + places * 500_000, places / 8, np.full(per_day, NOT_JUDGED, np.int32))
-            await put_sealed(connection, 1, samples, 1, tenant=neighbours.tenant)
+        for number, tenant in enumerate((neighbours.tenant, *others), start=1):
+            await put_series(connection, number, "pump-1", "flow", Kind.DOUBLE, tenant=tenant)
+            for back in range(days):
+                start = DAY - back * MICROS_PER_DAY
+                places = np.arange(per_day)
+                quality = np.full(per_day, NOT_JUDGED, np.int32)
+                samples = Samples(start + places * 500_000, places / 8, quality)
+                await put_sealed(connection, number, samples, 1, tenant=tenant)
         yield days * per_day
 
 
@@ -146,14 +148,33 @@ async def test_a_caller_that_leaves_ends_the_work(neighbours: Neighbours, twins:
         assert (await file_of(call(twins, format=CSV))).endswith(b"\n")
 
 
-async def test_few_run_at_once_and_others_are_told(neighbours: Neighbours, twins: TwinApp) -> None:
-    async with many_samples(neighbours):
-        running = [aiter(call(twins, format=CSV)) for _ in range(2)]
-        for exporting in running:
-            await anext(exporting)
+async def test_few_run_at_once_and_no_tenant_takes_all(neighbours: Neighbours, twins: TwinApp) -> None:
+    others = ("second", "third", "fourth")
+    callers = {tenant: neighbours.caller(tenant=tenant) for tenant in (neighbours.tenant, *others)}
+    first = neighbours.tenant
+
+    async def begun(tenant: str) -> AsyncIterator[Any]:
+        exporting: AsyncIterator[Any] = aiter(call(twins, caller=callers[tenant], format=CSV))
+        await anext(exporting)
+        return exporting
+
+    async def busy(tenant: str) -> str:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await file_of(call(twins, format=CSV))
+            await file_of(call(twins, caller=callers[tenant], format=CSV))
         assert refusal(refused.value) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "EXPORTS_BUSY")
+        return refused.value.details() or ""
+
+    async with many_samples(neighbours, *others):
+        for tenant in others:
+            neighbours.profiles.devices[tenant] = {"pump-1"}
+        running = [await begun(first), await begun(first)]
+        assert (await busy(first)).startswith("your tenant has 2 of the 4 exports")
+        running.append(await begun("second"))
+        assert (await busy("second")).startswith("your tenant has 1 of the 4 exports")
+        running.append(await begun("third"))
+        assert (await busy("fourth")).startswith("all 4 exports")
+        assert await file_of(running.pop(0))
+        running.append(await begun("fourth"))
         for exporting in running:
             assert await file_of(exporting)
         assert await file_of(call(twins, format=CSV))

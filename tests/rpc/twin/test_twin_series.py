@@ -2,18 +2,25 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from meshkit import db
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
+from telemetry_store.maintenance.retention import expire_samples
+from telemetry_store.maintenance.storage_usage import StorageUsage
+from telemetry_store.rollups.expiry import expire_rollups
+from telemetry_store.rollups.keeping import advance_rollups, register_rollups
 from telemetry_store.series import Point, Value
+from telemetry_store.storage_policies import Retention
 from tests.rpc.twin.twin_app import Neighbours, TwinApp, refusal
 from tests.store.stored import put_sealed, put_series, samples_of
 from tests.store.telemetry import Recorder, Sent
@@ -302,6 +309,99 @@ async def test_a_chart_shows_rollups_whose_samples_are_deleted(
     assert (few.resolution, list(few.history.times)) == (RAW, [days[-1]])
 
 
+@pytest.fixture
+async def maintenance(neighbours: Neighbours) -> AsyncIterator[asyncpg.Pool]:
+    async with db.pool(neighbours.database.url("twinmesh_maintenance"), application="test") as pool:
+        yield pool
+
+
+async def age(neighbours: Neighbours, pool: asyncpg.Pool, *, minutes_kept: int) -> None:
+    """Store rollups of all there is, and delete what was sealed more than 20 days ago."""
+    await register_rollups(pool, minutes_kept=timedelta(days=minutes_kept))
+    async with admin(neighbours.database) as connection:
+        await connection.execute(
+            "UPDATE telemetry.sealed_segment "
+            "SET sealed_at = timestamptz 'epoch' + end_time * interval '1 microsecond' WHERE order_no = 1"
+        )
+        while await advance_rollups(pool, archive=None):
+            pass
+    await StorageUsage(pool=pool).measure()
+    await expire_samples(pool, kept=Retention(delete_after=timedelta(days=20)), kept_by_tenant={})
+
+
+async def put_day(neighbours: Neighbours, series_id: int, days_ago: int, *, order_no: int = 1) -> int:
+    """Put a sample for each ten seconds of three hours; returns when they begin."""
+    start = NOW - NOW % MICROS_PER_DAY - days_ago * MICROS_PER_DAY + 6 * MICROS_PER_HOUR
+    samples = [(start + place * 10 * SECOND, float(place)) for place in range(1_080)]
+    async with admin(neighbours.database) as connection:
+        await put_sealed(
+            connection, series_id, samples_of(Kind.DOUBLE, samples), order_no, tenant=neighbours.tenant
+        )
+    return start
+
+
+def told(answer: contract.QuerySeriesResponse) -> list[tuple[Any, ...]]:
+    """Return of each series device, resolution, minutes of a bucket, and how many samples are told of."""
+    return [
+        (
+            one.device_id,
+            one.resolution,
+            one.bucket_width.ToMicroseconds() // MINUTE,
+            sum(one.buckets.counts) or len(one.history.times),
+        )
+        for one in answer.series
+    ]
+
+
+async def test_a_short_chart_of_deleted_samples_is_of_the_finest_that_there_is(
+    neighbours: Neighbours, twins: TwinApp, maintenance: asyncpg.Pool
+) -> None:
+    async with admin(neighbours.database) as connection:
+        for series_id in (1, 2):
+            await put_series(
+                connection, series_id, f"pump-{series_id}", "flow", Kind.DOUBLE, tenant=neighbours.tenant
+            )
+    with_minutes, start = await put_day(neighbours, 1, 30), await put_day(neighbours, 1, 40)
+    # Loaded just now, so that it is there whatever its age.
+    await put_day(neighbours, 2, 40, order_no=2)
+    short: dict[str, Any] = {"ids": ["pump-1", "pump-2"], "max_points": 2_000}
+    hours = {**short, "start": start + 10 * MINUTE, "end": start + 70 * MINUTE}
+    assert told(await query(twins, **hours)) == [("pump-1", RAW, 0, 360), ("pump-2", RAW, 0, 360)]
+
+    await age(neighbours, maintenance, minutes_kept=35)
+
+    # Each series by itself: hours are whole ones.
+    assert told(await query(twins, **hours)) == [("pump-1", HOURS, 60, 720), ("pump-2", RAW, 0, 360)]
+    minutes = {**short, "start": with_minutes, "end": with_minutes + MICROS_PER_HOUR}
+    assert told(await query(twins, **minutes)) == [("pump-1", MINUTES, 1, 360)]
+    # Where buckets are wider than samples, but not as wide as what is left.
+    wide = {**short, "max_points": 10, "start": start, "end": start + MICROS_PER_HOUR}
+    assert told(await query(twins, **wide)) == [("pump-1", HOURS, 60, 360), ("pump-2", MINUTES, 10, 360)]
+    # Over both days hours have everything, minutes do not.
+    long = {**short, "start": start, "end": with_minutes + MICROS_PER_DAY}
+    assert told(await query(twins, **long)) == [("pump-1", HOURS, 60, 2_160), ("pump-2", RAW, 0, 1_080)]
+    # Whoever asks for samples gets what there is of them.
+    assert told(await query(twins, **{**hours, "resolution": RAW})) == [("pump-2", RAW, 0, 360)]
+
+    await expire_rollups(maintenance, kept=Retention(hour_rollups_kept=timedelta(days=35)), kept_by_tenant={})
+    assert told(await query(twins, **hours)) == [("pump-1", DAYS, 1_440, 1_080), ("pump-2", RAW, 0, 360)]
+
+
+async def test_a_chart_that_begins_among_deleted_samples_shows_all_of_its_range(
+    neighbours: Neighbours, twins: TwinApp, maintenance: asyncpg.Pool
+) -> None:
+    midnight = NOW - NOW % MICROS_PER_DAY - 20 * MICROS_PER_DAY
+    async with admin(neighbours.database) as connection:
+        await put_series(connection, 1, "pump-1", "flow", Kind.DOUBLE, tenant=neighbours.tenant)
+        for start in (midnight - MICROS_PER_HOUR, midnight):
+            samples = [(start + place * MINUTE, 1.0) for place in range(60)]
+            await put_sealed(connection, 1, samples_of(Kind.DOUBLE, samples), 1, tenant=neighbours.tenant)
+    await age(neighbours, maintenance, minutes_kept=7)
+    around: dict[str, Any] = {"start": midnight - MICROS_PER_HOUR, "end": midnight + MICROS_PER_HOUR}
+    assert told(await query(twins, **around)) == [("pump-1", HOURS, 60, 120)]
+    assert told(await query(twins, **{**around, "start": midnight})) == [("pump-1", RAW, 0, 60)]
+
+
 async def test_text_and_positions_are_answered_whole_or_named(
     neighbours: Neighbours, twins: TwinApp, writer: Recorder
 ) -> None:
@@ -406,8 +506,8 @@ async def test_what_is_refused(
 async def test_too_many_samples_are_not_reduced(
     neighbours: Neighbours, twins: TwinApp, writer: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twin_svc.series_query.MOST_REDUCED", 100)
-    monkeypatch.setattr("twin_svc.series_query._MOST_REDUCED_BY_ITSELF", 100)
+    monkeypatch.setattr("twin_svc.charts.MOST_REDUCED", 100)
+    monkeypatch.setattr("twin_svc.charts._MOST_REDUCED_BY_ITSELF", 100)
     await writer.commit(
         neighbours.tenant, [Sent("pump-1", "flow", HOUR - place * SECOND, 1.0) for place in range(1, 102)]
     )

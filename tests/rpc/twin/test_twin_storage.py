@@ -168,6 +168,10 @@ async def test_a_preview_is_of_the_policy_as_it_would_be(
     policy = found.storage_policy
     assert (policy.archive_after.seconds, policy.delete_after.seconds) == (40 * DAY_S, 60 * DAY_S)
     assert not policy.HasField("hour_rollups_kept")
+    assert {field.name: value.seconds / DAY_S for field, value in policy.effective.ListFields()} == {
+        "delete_after": 60,
+        "minute_rollups_kept": 7,
+    }
     told = await refused(preview(neighbours, twins, delete_after=30))
     assert told == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert (await refused(preview(neighbours, twins, etag='"7"', delete_after=60)))[1] == "ETAG_MISMATCH"

@@ -37,6 +37,7 @@ class StoragePolicy(_message.Message):
     DAY_ROLLUPS_KEPT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """Version of what was read; changes with every write."""
     @_builtins.property
@@ -69,6 +70,10 @@ class StoragePolicy(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed; absent: never."""
 
+    @_builtins.property
+    def effective(self) -> Global___EffectiveStoragePolicy:
+        """What holds, whoever says it."""
+
     def __init__(
         self,
         *,
@@ -79,14 +84,67 @@ class StoragePolicy(_message.Message):
         day_rollups_kept: _duration_pb2.Duration | None = ...,
         etag: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        effective: Global___EffectiveStoragePolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["archive_after", b"archive_after", "day_rollups_kept", b"day_rollups_kept", "delete_after", b"delete_after", "hour_rollups_kept", b"hour_rollups_kept", "minute_rollups_kept", b"minute_rollups_kept", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive_after", b"archive_after", "day_rollups_kept", b"day_rollups_kept", "delete_after", b"delete_after", "effective", b"effective", "hour_rollups_kept", b"hour_rollups_kept", "minute_rollups_kept", b"minute_rollups_kept", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_after", b"archive_after", "day_rollups_kept", b"day_rollups_kept", "delete_after", b"delete_after", "etag", b"etag", "hour_rollups_kept", b"hour_rollups_kept", "minute_rollups_kept", b"minute_rollups_kept", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_after", b"archive_after", "day_rollups_kept", b"day_rollups_kept", "delete_after", b"delete_after", "effective", b"effective", "etag", b"etag", "hour_rollups_kept", b"hour_rollups_kept", "minute_rollups_kept", b"minute_rollups_kept", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StoragePolicy: _TypeAlias = StoragePolicy  # noqa: Y015
+
+@_typing.final
+class EffectiveStoragePolicy(_message.Message):
+    """EffectiveStoragePolicy is what a policy comes to: its own values, and the installation's
+    where it has none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHIVE_AFTER_FIELD_NUMBER: _builtins.int
+    DELETE_AFTER_FIELD_NUMBER: _builtins.int
+    MINUTE_ROLLUPS_KEPT_FIELD_NUMBER: _builtins.int
+    HOUR_ROLLUPS_KEPT_FIELD_NUMBER: _builtins.int
+    DAY_ROLLUPS_KEPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def archive_after(self) -> _duration_pb2.Duration:
+        """Samples of this age go to the archive, unless delete_after reaches them first; absent:
+        there is no archive.
+        """
+
+    @_builtins.property
+    def delete_after(self) -> _duration_pb2.Duration:
+        """Samples and events of this age are deleted; absent: never."""
+
+    @_builtins.property
+    def minute_rollups_kept(self) -> _duration_pb2.Duration:
+        """How long rollups of a minute are kept; absent: for ever."""
+
+    @_builtins.property
+    def hour_rollups_kept(self) -> _duration_pb2.Duration:
+        """How long rollups of an hour are kept; absent: for ever."""
+
+    @_builtins.property
+    def day_rollups_kept(self) -> _duration_pb2.Duration:
+        """How long rollups of a day are kept; absent: for ever."""
+
+    def __init__(
+        self,
+        *,
+        archive_after: _duration_pb2.Duration | None = ...,
+        delete_after: _duration_pb2.Duration | None = ...,
+        minute_rollups_kept: _duration_pb2.Duration | None = ...,
+        hour_rollups_kept: _duration_pb2.Duration | None = ...,
+        day_rollups_kept: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archive_after", b"archive_after", "day_rollups_kept", b"day_rollups_kept", "delete_after", b"delete_after", "hour_rollups_kept", b"hour_rollups_kept", "minute_rollups_kept", b"minute_rollups_kept"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_after", b"archive_after", "day_rollups_kept", b"day_rollups_kept", "delete_after", b"delete_after", "hour_rollups_kept", b"hour_rollups_kept", "minute_rollups_kept", b"minute_rollups_kept"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EffectiveStoragePolicy: _TypeAlias = EffectiveStoragePolicy  # noqa: Y015
 
 @_typing.final
 class GetStoragePolicyRequest(_message.Message):

@@ -54,7 +54,8 @@ class StoragePolicyServiceServicer:
     """
 
     def GetStoragePolicy(self, request, context):
-        """GetStoragePolicy reads it; a tenant that never changed it has the installation's.
+        """GetStoragePolicy reads it; a tenant that never changed it has the installation's. What
+        then holds is in `effective`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

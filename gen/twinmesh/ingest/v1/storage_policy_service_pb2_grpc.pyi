@@ -36,7 +36,9 @@ class StoragePolicyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> StoragePolicyServiceAsyncStub: ...
     GetStoragePolicy: _grpc.UnaryUnaryMultiCallable[_storage_policy_service_pb2.GetStoragePolicyRequest, _storage_policy_service_pb2.StoragePolicy]
-    """GetStoragePolicy reads it; a tenant that never changed it has the installation's."""
+    """GetStoragePolicy reads it; a tenant that never changed it has the installation's. What
+    then holds is in `effective`.
+    """
     UpdateStoragePolicy: _grpc.UnaryUnaryMultiCallable[_storage_policy_service_pb2.UpdateStoragePolicyRequest, _storage_policy_service_pb2.StoragePolicy]
     """UpdateStoragePolicy changes the fields named in update_mask; without a mask, every
     field that the body sets. Maintenance goes by it from its next turn on, within minutes;
@@ -53,7 +55,9 @@ class StoragePolicyServiceAsyncStub(StoragePolicyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStoragePolicy: _aio.UnaryUnaryMultiCallable[_storage_policy_service_pb2.GetStoragePolicyRequest, _storage_policy_service_pb2.StoragePolicy]  # type: ignore[assignment]
-    """GetStoragePolicy reads it; a tenant that never changed it has the installation's."""
+    """GetStoragePolicy reads it; a tenant that never changed it has the installation's. What
+    then holds is in `effective`.
+    """
     UpdateStoragePolicy: _aio.UnaryUnaryMultiCallable[_storage_policy_service_pb2.UpdateStoragePolicyRequest, _storage_policy_service_pb2.StoragePolicy]  # type: ignore[assignment]
     """UpdateStoragePolicy changes the fields named in update_mask; without a mask, every
     field that the body sets. Maintenance goes by it from its next turn on, within minutes;
@@ -72,7 +76,9 @@ class StoragePolicyServiceServicer:
         request: _storage_policy_service_pb2.GetStoragePolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_policy_service_pb2.StoragePolicy, _abc.Awaitable[_storage_policy_service_pb2.StoragePolicy]]:
-        """GetStoragePolicy reads it; a tenant that never changed it has the installation's."""
+        """GetStoragePolicy reads it; a tenant that never changed it has the installation's. What
+        then holds is in `effective`.
+        """
 
     def UpdateStoragePolicy(
         self,

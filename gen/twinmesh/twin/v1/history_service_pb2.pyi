@@ -210,7 +210,7 @@ class QuerySeriesRequest(_message.Message):
     """Answer the quality of samples as well."""
     page_size: _builtins.int
     """At most this many points, over all series; 0: 10,000; above 50,000 is taken as 50,000.
-    A page may be shorter, and is below 4 MiB. With max_points a page holds what fits.
+    A page may be shorter, with at most 384 KiB of text, and is below 4 MiB. With max_points a page holds what fits.
     """
     page_token: _builtins.str
     """next_page_token of the last answer, with the same question."""

@@ -212,7 +212,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     FAILED_PRECONDITION. Metadata: limit_seconds.
     """
     ERROR_REASON_EXPORTS_BUSY: _ErrorReason.ValueType  # 132
-    """This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    """This process has as many exports as it takes, or the tenant as many as it gets (limit_name:
+    exports, exports_of_tenant); retry after RetryInfo. RESOURCE_EXHAUSTED.
     Metadata: limit_name, limit, used.
     """
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 140
@@ -417,7 +418,8 @@ ERROR_REASON_EXPORT_EXPIRED: ErrorReason.ValueType  # 131
 FAILED_PRECONDITION. Metadata: limit_seconds.
 """
 ERROR_REASON_EXPORTS_BUSY: ErrorReason.ValueType  # 132
-"""This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+"""This process has as many exports as it takes, or the tenant as many as it gets (limit_name:
+exports, exports_of_tenant); retry after RetryInfo. RESOURCE_EXHAUSTED.
 Metadata: limit_name, limit, used.
 """
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 140

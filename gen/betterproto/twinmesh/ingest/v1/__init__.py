@@ -22,6 +22,7 @@ __all__ = (
     "DeadLetterFilter",
     "DeadLetterServiceStub",
     "DeviceMessage",
+    "EffectiveStoragePolicy",
     "Event",
     "EventRefusal",
     "GetDeadLetterRequest",
@@ -1104,6 +1105,53 @@ class DeviceMessage(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.ingest.v1", "DeviceMessage", DeviceMessage)
+
+
+@dataclass(eq=False, repr=False)
+class EffectiveStoragePolicy(betterproto2.Message):
+    """
+    EffectiveStoragePolicy is what a policy comes to: its own values, and the installation's
+    where it has none.
+    """
+
+    archive_after: "datetime.timedelta | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    Samples of this age go to the archive, unless delete_after reaches them first; absent:
+    there is no archive.
+    """
+
+    delete_after: "datetime.timedelta | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    Samples and events of this age are deleted; absent: never.
+    """
+
+    minute_rollups_kept: "datetime.timedelta | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    How long rollups of a minute are kept; absent: for ever.
+    """
+
+    hour_rollups_kept: "datetime.timedelta | None" = betterproto2.field(
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    How long rollups of an hour are kept; absent: for ever.
+    """
+
+    day_rollups_kept: "datetime.timedelta | None" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    How long rollups of a day are kept; absent: for ever.
+    """
+
+
+default_message_pool.register_message("twinmesh.ingest.v1", "EffectiveStoragePolicy", EffectiveStoragePolicy)
 
 
 @dataclass(eq=False, repr=False)
@@ -2876,6 +2924,13 @@ class StoragePolicy(betterproto2.Message):
     When it was last changed; absent: never.
     """
 
+    effective: "EffectiveStoragePolicy | None" = betterproto2.field(
+        8, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    What holds, whoever says it.
+    """
+
 
 default_message_pool.register_message("twinmesh.ingest.v1", "StoragePolicy", StoragePolicy)
 
@@ -3645,7 +3700,8 @@ class StoragePolicyServiceStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "StoragePolicy":
         """
-        GetStoragePolicy reads it; a tenant that never changed it has the installation's.
+        GetStoragePolicy reads it; a tenant that never changed it has the installation's. What
+        then holds is in `effective`.
         """
 
         if message is None:

@@ -1453,7 +1453,7 @@ class QuerySeriesRequest(betterproto2.Message):
     page_size: "int" = betterproto2.field(10, betterproto2.TYPE_INT32)
     """
     At most this many points, over all series; 0: 10,000; above 50,000 is taken as 50,000.
-    A page may be shorter, and is below 4 MiB. With max_points a page holds what fits.
+    A page may be shorter, with at most 384 KiB of text, and is below 4 MiB. With max_points a page holds what fits.
     """
 
     page_token: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
@@ -1923,14 +1923,17 @@ class HistoryServiceStub(betterproto2_grpclib.ServiceStub):
                               5, 10, 15, 20, 30 minutes, 1, 2, 3, 4, 6, 8, 12 hours or whole days;
                               where even minutes would be too wide, the samples reduced to
                               max_points by LTTB (largest triangle, three buckets), or minutes of
-                              a series with more than 100,000 of them.
+                              a series with more than 100,000 of them. Where retention has
+                              deleted samples of the range, the finest of samples, minutes, hours
+                              and days that still has everything, put together to what fits.
         With max_points RAW is reduced by LTTB, MINUTE, HOUR and DAY by putting buckets together
         to the least of these widths that fits, which keeps minimum and maximum. What was done is said
         for each series.
 
         Text and positions have no buckets and cannot be reduced: such series are named in
-        left_out, but for RAW and AUTO with no more than max_points samples. Devices that do not
-        exist are named in unknown_ids; NOT_FOUND when none of them exists.
+        left_out, but for RAW without max_points, and for RAW and AUTO with no more samples than
+        max_points and, of text, no more than 384 KiB (393,216 bytes of UTF-8). Devices that do
+        not exist are named in unknown_ids; NOT_FOUND when none of them exists.
 
         Pages go by device, metric, kind and time. A series with max_points is never divided
         between pages. Samples that come late, between two pages, may be missed by the later
@@ -1967,7 +1970,8 @@ class HistoryServiceStub(betterproto2_grpclib.ServiceStub):
         ends with a line `# NOT WHOLE: <reason>: <message>`, which is no row. FAILED_PRECONDITION
         EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
         cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
-        as many exports as it takes (2); retry after RetryInfo. A caller that leaves ends the work.
+        as many exports as it takes (4), or no more free ones than the tenant has already, so that
+        nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
         """
 
         async for response in self._unary_stream(

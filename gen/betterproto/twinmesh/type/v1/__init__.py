@@ -376,7 +376,8 @@ class ErrorReason(betterproto2.Enum):
 
     EXPORTS_BUSY = 132
     """
-    This process has as many exports as it takes; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    This process has as many exports as it takes, or the tenant as many as it gets (limit_name:
+    exports, exports_of_tenant); retry after RetryInfo. RESOURCE_EXHAUSTED.
     Metadata: limit_name, limit, used.
     """
 
