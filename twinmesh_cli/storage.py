@@ -196,7 +196,8 @@ def _show_policy(policy: storage_policy_service_pb2.StoragePolicy) -> None:
     for name, what in _AGES.items():
         said = "as the installation is set"
         if policy.HasField(name):  # type: ignore[arg-type] # One of its fields.
-            said = f"{getattr(policy, name).ToTimedelta().days:,} days"
+            days = getattr(policy, name).ToTimedelta().days
+            said = "1 day" if days == 1 else f"{days:,} days"
         print(f"{what}: {said}")
 
 
