@@ -76,7 +76,8 @@ async def _receive(
     metadata = (("authorization", f"Bearer {await session.credential()}"),)
     size = 0
     columns = (TextColumn("exporting"), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
         async for piece in stub.ExportHistory(request, metadata=metadata):
             out.write(piece.data)

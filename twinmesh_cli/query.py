@@ -80,8 +80,11 @@ def query(
     start: Start = None,
     end: End = None,
     resolution: Annotated[
-        Resolution, typer.Option(help="Samples, buckets of a width, or what fits --max-points.")
-    ] = Resolution.RAW,
+        Resolution | None,
+        typer.Option(
+            help="Samples, buckets of a width, or what fits --max-points; raw, and auto for a chart."
+        ),
+    ] = None,
     max_points: Annotated[
         int, typer.Option(min=0, max=10_000, help="At most this many of each metric; 0: no limit.")
     ] = 0,
@@ -95,10 +98,11 @@ def query(
     ] = False,
 ) -> None:
     """Show the past of devices, raw or aggregated; a time without a zone is UTC."""
+    fine = resolution or (Resolution.AUTO if form is Form.CHART else Resolution.RAW)
     request = history_service_pb2.QuerySeriesRequest(
         ids=dict.fromkeys(device),
         metrics=metric or [],
-        resolution=history_service_pb2.Resolution.Value(f"RESOLUTION_{resolution.name}"),
+        resolution=history_service_pb2.Resolution.Value(f"RESOLUTION_{fine.name}"),
         max_points=max_points,
         time_zone=time_zone,
         include_quality=quality,
@@ -106,6 +110,8 @@ def query(
     fill_range(request, start, end)
     found = run(lambda session: _fetch(session, request, limit))
     {Form.TABLE: _table, Form.CSV: _csv, Form.CHART: _chart}[form](found.series)
+    if not found.series and not found.left_out:
+        print("nothing was found: see --start, --end and --metric", file=sys.stderr)
     if found.unknown_ids:
         print(f"no such devices: {', '.join(found.unknown_ids)}", file=sys.stderr)
     for one in found.left_out:
@@ -189,7 +195,10 @@ def _judged(quality: twin_service_pb2.QualityColumns, place: int) -> Iterator[st
 
 def _table(series: Sequence[history_service_pb2.DeviceSeries]) -> None:
     columns = _Columns(series)
-    table = Table(*columns.headings())
+    table = Table()
+    for heading in columns.headings():
+        # Half a number reads as another one.
+        table.add_column(heading, no_wrap=heading == "time", overflow="fold")
     for row in columns.rows(series):
         table.add_row(*(Text(visible(cell)) for cell in row))
     Console().print(table)

@@ -225,7 +225,10 @@ def parse_time(text: str, unit: str = "") -> datetime:
             return _UNIX_EPOCH + timedelta(microseconds=int(Decimal(text) * TIME_UNITS[unit] // 1000))
         except (ArithmeticError, ValueError):
             raise ValueError(f"{text!r} is no time in {unit}") from None
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no time by ISO 8601; numbers need --time-unit") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

@@ -1,6 +1,7 @@
 """`twinmesh restore`: days back from the archive, for a while."""
 
 import asyncio
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +37,8 @@ def create(
     _show([restore])
     if restore.state == contract.RESTORE_STATE_FAILED:
         fail(f"restore {restore.id} failed: {visible(restore.error)}")
+    if restore.state == contract.RESTORE_STATE_DONE and not restore.days:
+        print("no day of it was in the archive, and none goes there while it is kept", file=sys.stderr)
 
 
 @restore_app.command("list")

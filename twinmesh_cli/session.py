@@ -217,7 +217,8 @@ def explain(error: grpc.aio.AioRpcError, *, gateway: str) -> str:
         bad = error_details_pb2.BadRequest()
         if detail.Is(bad.DESCRIPTOR):
             detail.Unpack(bad)
-            told = [f"{violation.field}: {violation.description}" for violation in bad.field_violations]
+            # Rules of a whole message name no field.
+            told = [": ".join(filter(None, (one.field, one.description))) for one in bad.field_violations]
             # A single one is the message already.
             lines += [f"  {violation}" for violation in told if violation != error.details()]
     trace_ids = [value for key, value in error.initial_metadata() if key == _TRACE_HEADER]

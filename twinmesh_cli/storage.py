@@ -198,7 +198,8 @@ def _show_policy(policy: storage_policy_service_pb2.StoragePolicy) -> None:
     for name, (what, absent) in _AGES.items():
         said = absent
         if effective.HasField(name):  # type: ignore[arg-type] # One of its fields.
-            said = f"{getattr(effective, name).ToTimedelta().days:,} days"
+            days = getattr(effective, name).ToTimedelta().days
+            said = "1 day" if days == 1 else f"{days:,} days"
         # Of an archive that there is not, the policy may say something all the same.
         is_own = policy.HasField(name)  # type: ignore[arg-type] # One of its fields.
         print(f"{what}: {said}" + ("" if is_own else ", as the installation is set"))

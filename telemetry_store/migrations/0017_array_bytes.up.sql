@@ -30,3 +30,5 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION telemetry.array_bytes(anyarray) IS
     '20 bytes of dimensions, then the elements: as they lie in memory, or big-endian with their lengths.';
+REVOKE ALL ON FUNCTION telemetry.array_bytes(anyarray) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION telemetry.array_bytes(anyarray) TO twinmesh_twin_query, twinmesh_maintenance;

@@ -84,7 +84,7 @@ class RandomBatches:
             reading.time.FromMicroseconds(time_us)
             for metric in self.chance.sample(sorted(METRICS), self.chance.randint(1, 3)):
                 value = self._value(metric)
-                reading.values[metric].CopyFrom(_FORMS[METRICS[metric][0]](value))
+                reading.values[metric].CopyFrom(message_of(metric, value))
                 samples.append(Sample(reading.device_id, metric, time_us, value))
         return batch, samples
 
@@ -106,6 +106,11 @@ class RandomBatches:
             case _:
                 altitude = chance.choice([None, chance.uniform(-100, 9_000)])
                 return chance.uniform(-90, 90), chance.uniform(-180, 180), altitude
+
+
+def message_of(metric: str, value: Value) -> value_pb2.Value:
+    """Return a value of a metric of METRICS as readings have it."""
+    return _FORMS[METRICS[metric][0]](value)
 
 
 def _point(value: Value) -> value_pb2.Point:

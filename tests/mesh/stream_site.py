@@ -156,12 +156,13 @@ async def site(mesh: Mesh, token: str, *, key: str, chance: random.Random) -> As
     """
     devices = [f"stream-{uuid.uuid4().hex}" for _ in range(_DEVICES)]
     async with mesh.client(token) as client:
-        await _make(client, devices)
+        await make_devices(client, devices)
     async with AsyncExitStack() as opened:
         yield Site(mesh, key, devices, chance, _open=opened)
 
 
-async def _make(client: httpx.AsyncClient, devices: Sequence[str]) -> None:
+async def make_devices(client: httpx.AsyncClient, devices: Sequence[str]) -> None:
+    """Make devices of a type that has the metrics of METRICS."""
     metrics = [
         {"name": name, "kind": value_pb2.ValueKind.Name(kind), "unit": unit}
         for name, (kind, unit) in METRICS.items()

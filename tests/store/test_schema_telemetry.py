@@ -182,7 +182,11 @@ SEQUENCE_RIGHTS = {
     ("twinmesh_twin_feed", "commit_order", "SELECT"),
     ("twinmesh_maintenance", "commit_order", "SELECT"),
 }
+# Becomes a part of the statement that calls it: with its caller's rights, and all names in full.
+INLINED = {"array_bytes"}
 FUNCTION_RIGHTS = {
+    ("twinmesh_twin_query", "array_bytes"),
+    ("twinmesh_maintenance", "array_bytes"),
     ("twinmesh_ingest", "create_backfill"),
     ("twinmesh_ingest", "ensure_sealed_months"),
     ("twinmesh_ingest", "hold_capacity"),
@@ -317,10 +321,11 @@ async def test_functions_are_bound_to_their_schema_and_to_few_roles(connection: 
     )
     granted = {(grantee, row["proname"]) for row in rows for grantee in row["grantees"]}
     assert granted == FUNCTION_RIGHTS
+    definers = {name for _, name in FUNCTION_RIGHTS} - INLINED
     for row in rows:
         assert not row["for_all"]
-        assert "search_path=pg_catalog" in row["proconfig"]
-        assert row["prosecdef"] == (row["proname"] in {name for _, name in FUNCTION_RIGHTS})
+        assert row["prosecdef"] == (row["proname"] in definers)
+        assert row["proname"] in INLINED or "search_path=pg_catalog" in row["proconfig"]
 
 
 async def test_every_tenant_table_forces_row_level_security(connection: asyncpg.Connection) -> None:

@@ -86,6 +86,16 @@ def test_buckets_and_samples_of_several_devices_are_in_one_table(capsys: pytest.
     assert second[-3:] == ["0", "", "l/min"]
 
 
+def test_no_number_of_a_table_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    query._table([BUCKETS])
+    told = capsys.readouterr().out
+    assert "…" not in told
+    assert sum("│ 2020-03-01T" in line and "+00:00 │" in line for line in told.splitlines()) == 2
+
+
 def test_a_chart_of_buckets_shows_their_means(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +290,18 @@ def test_what_is_no_time_is_quoted() -> None:
     done = run_query(Twins(1), "--end", "yesterday")
     assert done.exit_code == 2
     assert "'yesterday' is not a time" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("form", "resolution"),
+    [("csv", history_service_pb2.RESOLUTION_RAW), ("chart", history_service_pb2.RESOLUTION_AUTO)],
+)
+def test_a_chart_is_of_all_that_was_asked_for(
+    form: str, resolution: history_service_pb2.Resolution.ValueType
+) -> None:
+    twins = Twins(1)
+    run_query(twins, "--as", form)
+    assert [request.resolution for request in twins.asked] == [resolution]
 
 
 def test_how_fine_is_asked_as_told() -> None:

@@ -169,7 +169,7 @@ def test_times_without_a_zone_are_utc(told: str, moment: datetime) -> None:
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ("yesterday,1", "Invalid isoformat string: 'yesterday'"),
+        ("yesterday,1", "'yesterday' is no time by ISO 8601; numbers need --time-unit"),
         ("2020-03-01T00:00:01Z,warm", "column 't': 'warm' is no double"),
         ("2020-03-01T00:00:01Z", "1 columns, but the heading has 2"),
         ("2020-03-01T00:00:01Z,1,2", "3 columns, but the heading has 2"),
