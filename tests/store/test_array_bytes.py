@@ -55,10 +55,10 @@ async def test_samples_are_the_same_in_both_forms(database: TestDatabase) -> Non
                 await superuser.execute("DROP FUNCTION public.twinmesh_array_bytes CASCADE")
             if migrates is not None:
                 await migrate_again(migrates)
-            assert await form(connection) == size
+            assert await form(superuser) == size
             for kind, value in _BY_KIND.items():
                 found = await read_spans(
-                    connection, kind, [Span("demo", int(kind), T0, T0 + 100)], archive=None
+                    superuser, kind, [Span("demo", int(kind), T0, T0 + 100)], archive=None
                 )
                 assert found.samples.times.tolist() == [T0 + place for place in range(40)]
                 wanted = np.array([value(place) for place in range(40)], found.samples.values.dtype)
