@@ -14,7 +14,7 @@ TENANT = "demo"
 
 
 async def copy_hot(connection: asyncpg.Connection, commits: Iterable[KindColumns]) -> None:
-    """Store each commit's samples, in order; the days' partitions exist.
+    """Store each commit's samples, as of before all that ingest commits; the days' partitions exist.
 
     Args:
         connection: of the owner, whom row-level security does not hold back.
@@ -29,7 +29,7 @@ async def copy_hot(connection: asyncpg.Connection, commits: Iterable[KindColumns
             "segment",
             schema_name="telemetry",
             columns=COLUMNS,
-            source=_chunks(payload.stamped(instance=1, commit_no=number, order_no=number)),  # type: ignore[arg-type] # Any buffer will do.
+            source=_chunks(payload.stamped(instance=1, commit_no=number, order_no=0)),  # type: ignore[arg-type] # Any buffer will do.
             format="binary",
         )
     await connection.execute("VACUUM ANALYZE telemetry.segment")

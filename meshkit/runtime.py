@@ -34,10 +34,11 @@ def read_settings(program: str, settings_type: type[_T]) -> _T:
         return settings_type()
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
+            # What is wrong of several together names them itself.
             name = str(problem["loc"][0]) if problem["loc"] else ""
             field = settings_type.model_fields.get(name)
             told = environment_name(name, field) if field else name
-            sys.stderr.write(f"{program}: {told}: {problem['msg']}\n")
+            sys.stderr.write(": ".join(part for part in (program, told, problem["msg"]) if part) + "\n")
         sys.exit(_BAD_SETTINGS)
 
 

@@ -145,10 +145,11 @@ def _csv_metrics(file: Path, mapping: Mapping) -> tuple[MetricColumn, ...]:
 
 
 class _Rate(ProgressColumn):
-    """Samples per second."""
+    """Samples per second, of those that were sent: what the server had is passed over in no time."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "-")
+        seconds, sent = task.finished_time or task.elapsed, task.fields["sent"]
+        return Text(f"{sent / seconds:,.0f}/s" if seconds and sent else "-")
 
 
 class _Load:
@@ -186,10 +187,11 @@ class _Load:
             TimeRemainingColumn(),
         )
         with Progress(*columns) as progress:
-            task = progress.add_task(self._file.name, total=self._recording.samples)
+            task = progress.add_task(self._file.name, total=self._recording.samples, sent=0)
 
             def durable(outgoing: Outgoing, result: ingest_service_pb2.BatchResult | None) -> None:
-                progress.advance(task, outgoing.samples)
+                sent = progress.tasks[0].fields["sent"] + outgoing.samples
+                progress.update(task, advance=outgoing.samples, sent=sent)
                 self._count(outgoing, result)
 
             await LoadStream(

@@ -23,7 +23,7 @@ from meshkit.embedded import binaries
 from meshkit.embedded.account import Account, unprivileged_account
 from meshkit.embedded.part import Part, PartFailedError, until_ready
 from meshkit.embedded.placement import data_folder, remove_data_folder, write_private
-from meshkit.embedded.ports import free_port
+from meshkit.embedded.ports import free_port, is_port_free
 from meshkit.embedded.process import ChildProcess
 
 SUPERUSER = "postgres"
@@ -47,6 +47,7 @@ _SETTINGS: Mapping[str, str] = {
     "log_line_prefix": "'%m [%p] %q%u '",
     "log_lock_waits": "on",
 }
+_PORT_FILE = "port"
 # Each statement by itself can be repeated, since a start may be interrupted between any two. People who
 # have a role of their own (docs/sql.md) shall write nothing, not even large objects, in no database.
 _MAKE_DATABASE = f"""
@@ -146,6 +147,7 @@ class EmbeddedPostgres(Part):
                 while time.monotonic() < pause:
                     yield
         self._picks_port = False
+        write_private(self._folder / _PORT_FILE, str(self._port), self._account)
         yield from self._make_database()
 
     def _stopping(self) -> Iterator[None]:
@@ -258,7 +260,7 @@ class EmbeddedPostgres(Part):
 
     def _start_server(self) -> Iterator[None]:
         if self._port is None:
-            self._port = free_port()
+            self._port = self._port_of_before() or free_port()
         lines = {
             **self._settings,
             "listen_addresses": "'127.0.0.1'",
@@ -278,6 +280,12 @@ class EmbeddedPostgres(Part):
         )
         self._process.spawn()
         yield from until_ready(self._process, self.name, self.is_ready, seconds=_READY_SECONDS)
+
+    def _port_of_before(self) -> int | None:
+        """Return the port of the last start, which people may have noted, unless somebody has taken it since."""
+        kept = self._folder / _PORT_FILE
+        port = int(kept.read_text()) if kept.exists() else None
+        return port if port is not None and is_port_free(port) else None
 
     def is_ready(self) -> bool:
         """Whether connections are accepted, by line eight of the server's pid file, as pg_ctl reads it."""

@@ -84,6 +84,18 @@ async def test_postgres_keeps_what_was_committed_when_it_is_killed(short_home: P
         assert await _fetch(postgres.admin_url, durable) == "on on on on"
 
 
+async def test_postgres_keeps_its_port_from_launcher_to_launcher_unless_it_is_taken(short_home: Path) -> None:
+    async with EmbeddedPostgres(home=short_home) as postgres:
+        port = postgres.port
+    async with EmbeddedPostgres(home=short_home) as postgres:
+        assert postgres.port == port
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", port))
+        stranger.listen()
+        async with EmbeddedPostgres(home=short_home) as postgres:
+            assert postgres.port != port
+
+
 async def test_postgres_asks_for_a_password_and_listens_on_loopback_only(short_home: Path) -> None:
     async with EmbeddedPostgres(home=short_home) as postgres:
         with pytest.raises(asyncpg.InvalidPasswordError):
