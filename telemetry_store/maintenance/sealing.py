@@ -103,6 +103,7 @@ class Round:
     async def work(self, *, until_s: float) -> bool:
         """Seal until a time of the loop's clock; returns whether the round is over."""
         clock = asyncio.get_running_loop().time
+        await self._throttle.begin()
         queues = [asyncio.Queue[Batch | None](maxsize=1) for _ in range(LANES)]
         over = True
         async with asyncio.TaskGroup() as lanes:

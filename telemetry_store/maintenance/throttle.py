@@ -15,9 +15,6 @@ _MOST_RESTS = 9.0
 _ROUND_S = 6 * 3600.0
 # Backends tell what they have written once a second at the most.
 _MEASURED_EVERY_S = 2.0
-# A rate of before that says nothing about now: it is measured anew, unless the work was too short to matter.
-_STALE_S = 10.0
-_SHORT_S = 0.1
 
 _WRITTEN = """
 SELECT coalesce(sum((pg_stat_get_backend_wal(pid)).wal_bytes), 0)::bigint
@@ -40,9 +37,15 @@ class Throttle:
         self._pool = pool
         self._sleep = sleep
         self._measuring = asyncio.Lock()
-        self._measured_at = float("-inf")
+        self._measured_at = float("inf")
         self._written = 0
         self._rate = 0.0
+
+    async def begin(self) -> None:
+        """Measure from now on; until enough of it was seen, the rate of before holds, at first none."""
+        async with self._measuring:
+            self._written = await self._read()
+            self._measured_at = asyncio.get_running_loop().time()
 
     async def rest(self, *, took_s: float, round_s: float) -> None:
         """Rest after an operation.
@@ -52,27 +55,24 @@ class Throttle:
             round_s: how old its round is.
         """
         async with self._measuring:
-            await self._measure(now=took_s >= _SHORT_S)
+            await self._measure()
         rests = rests_for(self._rate, round_s=round_s)
         if rests:
             # The other lanes work meanwhile.
             await self._sleep(took_s * rests * LANES)
 
-    async def _measure(self, *, now: bool) -> None:
+    async def _measure(self) -> None:
         elapsed = asyncio.get_running_loop().time() - self._measured_at
         if elapsed < _MEASURED_EVERY_S:
             return
-        await self._read()
-        if now and elapsed > _STALE_S:
-            await self._sleep(_MEASURED_EVERY_S)
-            await self._read()
-
-    async def _read(self) -> None:
-        written = await self._pool.fetchval(_WRITTEN)
-        time_s = asyncio.get_running_loop().time()
+        written = await self._read()
         # What a connection wrote is forgotten with it, so the sum may fall.
-        self._rate = max(written - self._written, 0) / (time_s - self._measured_at)
-        self._measured_at, self._written = time_s, written
+        self._rate = max(written - self._written, 0) / elapsed
+        self._measured_at, self._written = self._measured_at + elapsed, written
+
+    async def _read(self) -> int:
+        written: int = await self._pool.fetchval(_WRITTEN)
+        return written
 
 
 def rests_for(bytes_per_s: float, *, round_s: float) -> float:

@@ -21,7 +21,10 @@ _MOST_AT_ONCE = 4_000_000
 # written many times over; those of one hour do not.
 _LARGE_DAY_BYTES = 1 << 30
 _MANY_IN_LARGE_DAY = 10_000
-_SERIES_PER_LOOK = (64, 5_000)
+_SERIES_PER_LOOK = 5_000
+# How much a series holds is estimated from so many pages, if so many of its rows are among them.
+_SAMPLED_BYTES = 32 << 20
+_SAMPLED_ROWS = 10
 _PIECES_PER_LOOK = 50_000
 _EPOCH = date(1970, 1, 1)
 
@@ -39,8 +42,16 @@ FROM telemetry.sealed_segment
 WHERE NOT compacted
 """
 
+# A run takes 8 bytes per time behind 20 of dimensions, stored outside or not.
+_ESTIMATES = """
+SELECT series_id, (sum((pg_column_size(times) - 20) / 8) * 100 / $4::float8)::bigint AS samples
+FROM telemetry.segment TABLESAMPLE SYSTEM ($4::float8)
+WHERE start_time >= $1 AND start_time < $2 AND order_no <= $3
+GROUP BY series_id
+HAVING count(*) >= $5
+"""
 # From one series to the next along the index, so that a day with one late sample costs one step.
-# A run takes 8 bytes per time, stored outside or not.
+# What was not estimated is counted: each row lies on a page of its own.
 _HOT = """
 WITH RECURSIVE walk (series_id, tenant_id, step) AS (
     (
@@ -62,14 +73,16 @@ WITH RECURSIVE walk (series_id, tenant_id, step) AS (
     ) AS following
     WHERE walk.step < $4
 )
-SELECT walk.series_id, walk.tenant_id, series.kind, coalesce(hot.samples, 0) AS hot,
+SELECT walk.series_id, walk.tenant_id, series.kind, coalesce(estimate.samples, hot.samples, 0) AS hot,
        coalesce(pieces.samples, 0) AS pieces
 FROM walk
 JOIN telemetry.series USING (tenant_id, series_id)
+LEFT JOIN unnest($7::integer[], $8::bigint[]) AS estimate (series_id, samples) USING (series_id)
 CROSS JOIN LATERAL (
-    SELECT sum(pg_column_size(times) / 8) AS samples
+    SELECT sum((pg_column_size(times) - 20) / 8) AS samples
     FROM telemetry.segment
     WHERE series_id = walk.series_id AND start_time >= $1 AND start_time < $5 AND order_no <= $6
+      AND estimate.samples IS NULL
 ) AS hot
 CROSS JOIN LATERAL (
     SELECT sum(samples) AS samples
@@ -104,15 +117,17 @@ async def due_batches(pool: asyncpg.Pool, bound: Bound) -> AsyncIterator[Batch]:
         if day_start < end_us:
             day_end = day_start + MICROS_PER_DAY
             window = Window(day_start, min(day_end, end_us), closes=end_us >= day_end)
-            at_once = MOST_SAMPLES if hot.get(day_start, 0) < _LARGE_DAY_BYTES else _MANY_IN_LARGE_DAY
-            async for batch in _due_of_day(pool, bound, window, at_once):
+            async for batch in _due_of_day(pool, bound, window, hot.get(day_start, 0)):
                 yield batch
 
 
-async def _due_of_day(pool: asyncpg.Pool, bound: Bound, window: Window, at_once: int) -> AsyncIterator[Batch]:
+async def _due_of_day(
+    pool: asyncpg.Pool, bound: Bound, window: Window, hot_bytes: int
+) -> AsyncIterator[Batch]:
+    at_once = MOST_SAMPLES if hot_bytes < _LARGE_DAY_BYTES else _MANY_IN_LARGE_DAY
     gathered = _Gathered()
     ready = False
-    async for row in _due_series(pool, bound, window):
+    async for row in _due_series(pool, bound, window, hot_bytes):
         if not ready:
             day = _EPOCH + timedelta(days=window.start_us // MICROS_PER_DAY)
             await pool.execute("SELECT telemetry.ensure_sealed_months($1, $1)", day)
@@ -124,29 +139,37 @@ async def _due_of_day(pool: asyncpg.Pool, bound: Bound, window: Window, at_once:
         yield batch
 
 
-async def _due_series(pool: asyncpg.Pool, bound: Bound, window: Window) -> AsyncIterator[Any]:
+async def _due_series(pool: asyncpg.Pool, bound: Bound, window: Window, hot_bytes: int) -> AsyncIterator[Any]:
     day_end = window.day_start_us + MICROS_PER_DAY
-    last, look = -1, _SERIES_PER_LOOK[0]
+    estimates = await pool.fetch(
+        _ESTIMATES,
+        window.start_us,
+        window.end_us,
+        bound.order_no,
+        min(100.0, 100.0 * _SAMPLED_BYTES / max(hot_bytes, 1)),
+        _SAMPLED_ROWS,
+        timeout=STATEMENT_S,
+    )
+    estimated = [row["series_id"] for row in estimates], [row["samples"] for row in estimates]
+    last = -1
     while True:
         rows = await pool.fetch(
             _HOT,
             window.start_us,
             day_end,
             last,
-            look,
+            _SERIES_PER_LOOK,
             window.end_us,
             bound.order_no,
+            *estimated,
             timeout=STATEMENT_S,
         )
         for row in rows:
             if row["hot"]:
                 yield row
-        if len(rows) < look:
+        if len(rows) < _SERIES_PER_LOOK:
             break
         last = rows[-1]["series_id"]
-        # So that a look counts the samples of a few batches, whatever series hold.
-        counted = sum(row["hot"] for row in rows) // len(rows)
-        look = min(max(8 * _BATCH_SAMPLES // max(counted, 1), _SERIES_PER_LOOK[0]), _SERIES_PER_LOOK[1])
     last = -1
     while window.closes:
         rows = await pool.fetch(
