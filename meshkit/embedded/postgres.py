@@ -282,7 +282,7 @@ class EmbeddedPostgres(Part):
         yield from until_ready(self._process, self.name, self.is_ready, seconds=_READY_SECONDS)
 
     def _port_of_before(self) -> int | None:
-        """Return the port of the last start, which people may have noted, unless somebody has taken it since."""
+        """Return the port of the last start, which people may have noted, unless it is taken."""
         kept = self._folder / _PORT_FILE
         port = int(kept.read_text()) if kept.exists() else None
         return port if port is not None and is_port_free(port) else None
