@@ -24,6 +24,7 @@ from bench.gateway_batches import SeriesLoad, series_defs
 from bench.gateway_stream import GatewayStream
 from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
+from bench.rollups_behind import rollups_behind
 from bench.scale import scale
 from bench.usage import Usage
 from meshkit.clock import SystemClock
@@ -85,6 +86,7 @@ class Measured:
         run_samples: mean samples of a stored row.
         throttled: why streams were told to go back, and how often.
         raw_shares: bytes of stored raw messages, of those that were received.
+        behind: the most that rollups were behind, in seconds.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -94,6 +96,7 @@ class Measured:
     run_samples: list[float] = field(default_factory=list)
     throttled: Counter[str] = field(default_factory=Counter)
     raw_shares: list[float] = field(default_factory=list)
+    behind: list[float] = field(default_factory=list)
 
 
 def run() -> Report:
@@ -170,7 +173,11 @@ class IngestBench:
         count = shape.prepared_samples_per_s * (WARM_UP_S + SECONDS) // STREAMS // loads[0].samples_per_batch
         batches = [load.batches(count) for load in loads]
         name = f"{shape.series}x{shape.run_length}-{number}"
-        async with self._stored(found) as stored, self._streams(shape, name) as streams:
+        async with (
+            self._stored(found) as stored,
+            rollups_behind(self._database_url) as behind,
+            self._streams(shape, name) as streams,
+        ):
             stop = asyncio.Event()
             sending = [
                 asyncio.create_task(stream.send(requests, stop=stop))
@@ -184,6 +191,7 @@ class IngestBench:
             cpu_after = self._usage.cpu_seconds()
             stop.set()
             stored.expected = sum(await asyncio.gather(*sending)) * loads[0].samples_per_batch
+        found.behind.append(max(behind))
         durable = sum(stream.acks.through(ended) - stream.acks.through(began) for stream in streams)
         samples = durable * loads[0].samples_per_batch
         found.rates.append(samples / (ended - began))
@@ -328,6 +336,7 @@ def _cases(shape: Shape, measured: Mapping[Shape, Measured]) -> list[Case]:
         beside,
         Case(f"{shape.name}: samples per commit", median(found.group_samples), "samples"),
         Case(f"{shape.name}: samples per row", median(found.run_samples), "samples"),
+        Case(f"{shape.name}: rollups behind, at the most", max(found.behind), "s"),
         *(
             Case(f"{shape.name}: CPU of {part}", median(seconds), "s/million")
             for part, seconds in found.cpu.items()

@@ -21,6 +21,7 @@ from bench.gateway_batches import batch_request, series_defs
 from bench.gateway_stream import GatewayStream
 from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
+from bench.rollups_behind import rollups_behind
 from bench.scale import scale
 from bench.usage import Usage
 from meshkit.clock import MICROS_PER_SECOND
@@ -108,7 +109,11 @@ async def _measure(mesh: Mesh, shape: Shape, names: Sequence[tuple[str, str]]) -
     devices = list(dict.fromkeys(device for device, _ in names))
     seen = Seen()
     usage = Usage(mesh)
-    async with _streams(mesh, token, shape, names) as streams, _watchers(mesh, token, shape, devices, seen):
+    async with (
+        _streams(mesh, token, shape, names) as streams,
+        _watchers(mesh, token, shape, devices, seen),
+        rollups_behind(mesh.database_url()) as behind,
+    ):
         start = time.time() + _BEFORE_S
         lag = time.perf_counter() - time.time()
         count = (WARM_UP_S + SECONDS) * BATCHES_PER_S
@@ -134,6 +139,7 @@ async def _measure(mesh: Mesh, shape: Shape, names: Sequence[tuple[str, str]]) -
             for label, share in _SHARES.items()
         ),
         Case(f"{shape.name}: values seen", len(ages) / SECONDS, "values/s"),
+        Case(f"{shape.name}: rollups behind, at the most", max(behind), "s"),
         *(
             Case(f"{shape.name}: CPU of {part}", (used - before[part]) / seconds, "cores")
             for part, used in after.items()

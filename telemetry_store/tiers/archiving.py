@@ -26,6 +26,7 @@ import numpy as np
 import structlog
 
 from meshkit.db import Connection
+from telemetry_store.array_bytes import each_row, elements
 from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.series import Series
 from telemetry_store.storage_usage import Tier
@@ -91,21 +92,25 @@ SELECT EXISTS (
 )
 """
 
-_SEALED_ROWS = """
-SELECT string_agg(int4send(series_id), '') AS series,
-       string_agg(int8send(start_time), '') AS starts,
-       string_agg(int8send(end_time), '') AS ends,
-       string_agg(int4send(samples), '') AS samples,
-       string_agg(int8send(order_no), '') AS orders,
-       string_agg(int8send((extract(epoch FROM sealed_at) * 1000000)::bigint), '') AS sealed,
-       coalesce(bool_and(compacted), true) AS settled
+# What is read of each sealed row: how it is computed, and its type.
+_OF_SEALED_ROWS = {
+    "series": ("series_id", "i4"),
+    "starts": ("start_time", "i8"),
+    "ends": ("end_time", "i8"),
+    "samples": ("samples", "i4"),
+    "orders": ("order_no", "i8"),
+    "sealed": ("(extract(epoch FROM sealed_at) * 1000000)::bigint", "i8"),
+}
+_SEALED_ROWS = f"""
+SELECT {", ".join(f"{each_row(expression)} AS {name}" for name, (expression, _) in _OF_SEALED_ROWS.items())},
+       count(*) AS rows, coalesce(bool_and(compacted), true) AS settled
 FROM (
     SELECT series_id, start_time, end_time, samples, compacted, order_no, sealed_at
     FROM telemetry.sealed_segment
     WHERE tenant_id = $1 AND start_time >= $2 AND start_time < $3
     ORDER BY series_id, start_time
 ) AS found
-"""
+"""  # noqa: S608 - of constants
 
 _ROWS = """
 SELECT series_id, order_no, samples, times, "values", quality
@@ -277,21 +282,13 @@ class _Attempt:
             _SEALED_ROWS, self._tenant, self._start_us, self._end_us, timeout=_STATEMENT_S
         )
         assert row is not None  # noqa: S101 - an aggregate without groups is one row
-        types = {
-            "series": ">i4",
-            "samples": ">i4",
-            "starts": ">i8",
-            "ends": ">i8",
-            "orders": ">i8",
-            "sealed": ">i8",
-        }
         # None, when some was loaded in bulk since the day was found due: the feed's readers look for it where
         # it was stored, until sealing has raised the floors over its commit and merged it.
-        found = row if row["settled"] else dict.fromkeys(types)
+        count = row["rows"] if row["settled"] else 0
         return SealedRows(
             **{
-                name: np.frombuffer(found[name] or b"", stored).astype(stored[1:])
-                for name, stored in types.items()
+                name: elements(row[name] if count else None, count, stored)
+                for name, (_, stored) in _OF_SEALED_ROWS.items()
             }
         )
 
