@@ -10,7 +10,12 @@ BEGIN
             LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'byteasend';
         convert := 'telemetry.array_memory';
     EXCEPTION WHEN insufficient_privilege THEN
-        IF to_regprocedure('public.twinmesh_array_bytes(anyarray)') IS NOT NULL THEN
+        -- Of no other language: that one only a superuser may use, while anybody's function would run as whoever reads.
+        IF EXISTS (
+            SELECT FROM pg_proc JOIN pg_language ON pg_language.oid = prolang
+            WHERE pg_proc.oid = to_regprocedure('public.twinmesh_array_bytes(anyarray)')
+              AND lanname = 'internal' AND prosrc = 'byteasend'
+        ) THEN
             convert := 'public.twinmesh_array_bytes';
         END IF;
     END;

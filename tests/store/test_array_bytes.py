@@ -66,3 +66,20 @@ async def test_samples_are_the_same_in_both_forms(database: TestDatabase) -> Non
                 seen.append(found.samples.quality.tolist())
         await superuser.close()
     assert all(quality == seen[0] for quality in seen)
+
+
+async def test_only_a_function_that_a_superuser_made_is_taken(database: TestDatabase) -> None:
+    """Whoever may make functions in the schema public could have roles run theirs that see all tenants."""
+    async with admin(database) as connection:
+        superuser = await asyncpg.connect(database.superuser_url)
+        await superuser.execute("DROP FUNCTION public.twinmesh_array_bytes CASCADE")
+        await superuser.close()
+        await connection.execute(
+            """
+            CREATE FUNCTION public.twinmesh_array_bytes(anyarray) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+                SELECT '\\x010000000000000014000000020000000100000001000000000000000200000000000000'::bytea
+            $$
+            """
+        )
+        await migrate_again(connection)
+        assert await form(connection) == _SENT
