@@ -21,7 +21,9 @@ _MOST_AT_ONCE = 4_000_000
 # written many times over; those of one hour do not.
 _LARGE_DAY_BYTES = 1 << 30
 _MANY_IN_LARGE_DAY = 10_000
-_SERIES_PER_LOOK = 5_000
+_SERIES_PER_LOOK = (64, 5_000)
+# Rows that are counted one by one may each cost a read of a cold disk, and a look has STATEMENT_S.
+_COUNTED_PER_LOOK = 500_000
 # How much a series holds is estimated from so many pages, if so many of its rows are among them.
 _SAMPLED_BYTES = 32 << 20
 _SAMPLED_ROWS = 10
@@ -74,12 +76,12 @@ WITH RECURSIVE walk (series_id, tenant_id, step) AS (
     WHERE walk.step < $4
 )
 SELECT walk.series_id, walk.tenant_id, series.kind, coalesce(estimate.samples, hot.samples, 0) AS hot,
-       coalesce(pieces.samples, 0) AS pieces
+       coalesce(pieces.samples, 0) AS pieces, hot.counted
 FROM walk
 JOIN telemetry.series USING (tenant_id, series_id)
 LEFT JOIN unnest($7::integer[], $8::bigint[]) AS estimate (series_id, samples) USING (series_id)
 CROSS JOIN LATERAL (
-    SELECT sum((pg_column_size(times) - 20) / 8) AS samples
+    SELECT sum((pg_column_size(times) - 20) / 8) AS samples, count(*) AS counted
     FROM telemetry.segment
     WHERE series_id = walk.series_id AND start_time >= $1 AND start_time < $5 AND order_no <= $6
       AND estimate.samples IS NULL
@@ -151,14 +153,14 @@ async def _due_series(pool: asyncpg.Pool, bound: Bound, window: Window, hot_byte
         timeout=STATEMENT_S,
     )
     estimated = [row["series_id"] for row in estimates], [row["samples"] for row in estimates]
-    last = -1
+    last, look = -1, _SERIES_PER_LOOK[0]
     while True:
         rows = await pool.fetch(
             _HOT,
             window.start_us,
             day_end,
             last,
-            _SERIES_PER_LOOK,
+            look,
             window.end_us,
             bound.order_no,
             *estimated,
@@ -167,9 +169,12 @@ async def _due_series(pool: asyncpg.Pool, bound: Bound, window: Window, hot_byte
         for row in rows:
             if row["hot"]:
                 yield row
-        if len(rows) < _SERIES_PER_LOOK:
+        if len(rows) < look:
             break
         last = rows[-1]["series_id"]
+        counted = sum(row["counted"] for row in rows) / len(rows)
+        fewest, most = _SERIES_PER_LOOK
+        look = min(max(int(_COUNTED_PER_LOOK / max(counted, 1)), fewest), most)
     last = -1
     while window.closes:
         rows = await pool.fetch(

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import date, timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -108,6 +109,34 @@ async def test_series_are_sealed_whatever_was_estimated_of_them(
     assert sum(batch.samples for batch in batches) == 20 * 8 + 4
     await stepping(pool).turn()
     assert await hot(connection) == 0
+
+
+async def test_a_look_counts_few_rows_however_many_there_are(
+    database: TestDatabase, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that took longer than a statement may would fail in each round anew."""
+    monkeypatch.setattr(due, "_SAMPLED_ROWS", 1_000_000)
+    monkeypatch.setattr(due, "_SERIES_PER_LOOK", (2, 5_000))
+    monkeypatch.setattr(due, "_COUNTED_PER_LOOK", 12)
+    for number in range(4):
+        await write(database, YESTERDAY + number, devices=20)
+    await take_all(pool)
+    bound = await bound_now(pool)
+    assert bound is not None
+    counted: list[int] = []
+    fetch = asyncpg.Pool.fetch
+
+    async def looking(self: asyncpg.Pool, query: str, *arguments: object, **options: Any) -> Any:
+        rows = await fetch(self, query, *arguments, **options)
+        counted.append(sum(row["hot"] for row in rows if "hot" in row))  # A row for each sample here.
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.Pool, "fetch", looking)
+        batches = [batch async for batch in due.due_batches(pool, bound)]
+    assert sum(len(batch.tenants) for batch in batches) == 20
+    assert sum(counted) == 20 * 4
+    assert max(counted) == 12
 
 
 async def test_the_next_round_waits_until_the_grace_is_over(
