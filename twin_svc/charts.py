@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from telemetry_store.history import TEXT_PER_PAGE, SeriesHistory
 from telemetry_store.rollups.aggregates import Buckets
 from telemetry_store.series import Series
 from telemetry_store.tiers.reader import Span, read_spans
-from twin_svc.finest import finest_rollups
+from twin_svc.finest import finest_rollups, lacking_hours
 from twin_svc.history import TimeRange
 from twin_svc.reduction import largest_triangles
 from twin_svc.resolution import Resolution, fits_samples, fitting
@@ -122,8 +123,23 @@ class Chart:
         return Answer(series, Reduction.LTTB, samples=fewer)
 
     async def _buckets(self, series: Sequence[Series], finest: Resolution) -> dict[int, Answer]:
-        span, question = self._reading.span, self._reading.question
-        width, grid = fitting(span, self._max_points, finest=finest, zone=question.zone)
+        span, zone = self._reading.span, self._reading.question.zone
+        width, grid = fitting(span, self._max_points, finest=finest, zone=zone)
+        if not (self._may_be_gone and zone and width.resolution is Resolution.DAY):
+            return await self._buckets_in(zone, series, finest)
+        lacking = await lacking_hours(series, span, width, grid, read=self._reading.grid)
+        of_zone = [one for one in series if one.series_id not in lacking]
+        of_utc = [one for one in series if one.series_id in lacking]
+        return {
+            **await self._buckets_in(zone, of_zone, finest),
+            **await self._buckets_in(None, of_utc, Resolution.DAY),
+        }
+
+    async def _buckets_in(
+        self, zone: ZoneInfo | None, series: Sequence[Series], finest: Resolution
+    ) -> dict[int, Answer]:
+        span = self._reading.span
+        width, grid = fitting(span, self._max_points, finest=finest, zone=zone)
         is_combined = width.multiple > 1 or not (self._is_automatic or width.resolution is finest)
         reduction = Reduction.COMBINED if is_combined else Reduction.NONE
         bounds = grid.outward(span.start_us, span.end_us)

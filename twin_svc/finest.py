@@ -1,12 +1,14 @@
-"""The rule of where retention has deleted something: the finest is answered that still has everything."""
+"""The rules of where retention has deleted something: the finest is answered that still has everything."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from telemetry_store.bucket_history import Grid
+import numpy as np
+
+from telemetry_store.bucket_history import Grid, RegularGrid, UnevenGrid
 from telemetry_store.rollups.aggregates import Buckets
 from telemetry_store.series import Series
 from twin_svc.history import TimeRange
-from twin_svc.resolution import Resolution, fitting
+from twin_svc.resolution import Resolution, Width, fitting
 
 ReadGrid = Callable[[Sequence[Series], Grid, tuple[int, int]], Awaitable[list[Buckets]]]
 
@@ -33,13 +35,40 @@ async def finest_rollups(
             continue
         # Bounds of either grid: minutes are parts of an hour, hours of a day.
         bounds = coarse.outward(span.start_us, span.end_us)
-        whole, found = await read(left, coarse, bounds), await read(left, fine, bounds)
-        lacking = {
-            one.series_id
-            for one, told, there in zip(left, whole, found, strict=True)
-            if there.counts.sum() < told.counts.sum()
-        }
+        lacking = await _lacking(left, fine, coarse, bounds, read)
         by_finest[coarser] = [one for one in left if one.series_id in lacking]
         left = [one for one in left if one.series_id not in lacking]
     by_finest[Resolution.MINUTE] = left
     return {finest: chosen for finest, chosen in by_finest.items() if chosen}
+
+
+async def lacking_hours(
+    series: Sequence[Series], span: TimeRange, width: Width, days: Grid, *, read: ReadGrid
+) -> set[int]:
+    """Return the ids of series of which days of UTC tell more than hours, of which a zone's days are made.
+
+    Args:
+        series: of numbers.
+        span: the range that is answered, not empty.
+        width: of a bucket, whole days.
+        days: the zone's buckets of this width; about as many are read.
+        read: as `finest_rollups` is given it.
+    """
+    of_utc = RegularGrid(width.micros)
+    first, last = of_utc.outward(span.start_us, span.end_us)
+    within = days.edges(first, last)
+    # As the zone's, from a bound of UTC's to another.
+    of_zone = UnevenGrid(np.array([first, *within[(within > first) & (within < last)], last], np.int64))
+    return await _lacking(series, of_zone, of_utc, (first, last), read)
+
+
+async def _lacking(
+    series: Sequence[Series], fine: Grid, coarse: Grid, bounds: tuple[int, int], read: ReadGrid
+) -> set[int]:
+    """Return the ids of series of which a grid between bounds of both tells less than a coarser one."""
+    whole, found = await read(series, coarse, bounds), await read(series, fine, bounds)
+    return {
+        one.series_id
+        for one, told, there in zip(series, whole, found, strict=True)
+        if there.counts.sum() < told.counts.sum()
+    }

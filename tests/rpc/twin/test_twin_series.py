@@ -385,6 +385,19 @@ async def test_a_short_chart_of_deleted_samples_is_of_the_finest_that_there_is(
 
     await expire_rollups(maintenance, kept=Retention(hour_rollups_kept=timedelta(days=35)), kept_by_tenant={})
     assert told(await query(twins, **hours)) == [("pump-1", DAYS, 1_440, 1_080), ("pump-2", RAW, 0, 360)]
+    # A zone's days are made of hours: where these are gone, days are UTC's.
+    zoned = await query(twins, **hours, time_zone="Europe/Berlin")
+    assert told(zoned) == [("pump-1", DAYS, 1_440, 1_080), ("pump-2", RAW, 0, 360)]
+    assert list(zoned.series[0].buckets.start_times) == [start - start % MICROS_PER_DAY]
+    # Of days it is also where nothing finer fits.
+    months = {**short, "max_points": 100, "start": start - 90 * MICROS_PER_DAY, "end": start + MICROS_PER_DAY}
+    zoned = await query(twins, **months, time_zone="Europe/Berlin")
+    assert told(zoned) == [("pump-1", DAYS, 1_440, 1_080), ("pump-2", DAYS, 1_440, 1_080)]
+    assert [one.buckets.start_times[0] % MICROS_PER_DAY == 0 for one in zoned.series] == [True, False]
+    assert [
+        counted
+        for *_, counted in told(await query(twins, **{**months, "max_points": 10}, time_zone="Europe/Berlin"))
+    ] == [1_080, 1_080]
 
 
 async def test_a_chart_that_begins_among_deleted_samples_shows_all_of_its_range(
