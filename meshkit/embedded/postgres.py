@@ -283,9 +283,11 @@ class EmbeddedPostgres(Part):
 
     def _port_of_before(self) -> int | None:
         """Return the port of the last start, which people may have noted, unless it is taken."""
-        kept = self._folder / _PORT_FILE
-        port = int(kept.read_text()) if kept.exists() else None
-        return port if port is not None and is_port_free(port) else None
+        try:
+            port = int((self._folder / _PORT_FILE).read_text())
+        except (OSError, ValueError):  # Of no start yet, or the power went while it was written.
+            return None
+        return port if is_port_free(port) else None
 
     def is_ready(self) -> bool:
         """Whether connections are accepted, by line eight of the server's pid file, as pg_ctl reads it."""

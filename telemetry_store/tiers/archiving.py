@@ -81,6 +81,7 @@ WHERE greatest(days.sealed_at, timestamptz 'epoch' + (days.day + 1) * interval '
       WHERE held.tenant_id = months.tenant_id AND held.kept_until > now()
         AND date '1970-01-01' + days.day::integer BETWEEN held.first_day AND held.last_day
   )
+  AND (date '1970-01-01' + days.day::integer, months.tenant_id) > ($5::date, $6::text)
 ORDER BY days.day, months.tenant_id
 LIMIT $4
 """  # noqa: S608 - a constant
@@ -172,21 +173,31 @@ async def archive_due(
         StoreError: the store does not answer; nothing is lost, the rest waits.
         ExceptionGroup: of CorruptObjectError, by days whose objects are damaged; the others were done.
     """
-    due = await pool.fetch(
-        _DUE,
-        after,
-        list(after_by_tenant),
-        list(after_by_tenant.values()),
-        _DAYS_PER_TURN,
-        timeout=_STATEMENT_S,
-    )
     damaged: list[Exception] = []
-    for row in due:
-        try:
-            await archive_day(pool, store, row["tenant_id"], row["day"])
-        except CorruptObjectError as error:
-            _log.exception("a day cannot be archived", tenant=row["tenant_id"], day=row["day"].isoformat())
-            damaged.append(error)
+    last = date.min, ""
+    while True:
+        due = await pool.fetch(
+            _DUE,
+            after,
+            list(after_by_tenant),
+            list(after_by_tenant.values()),
+            _DAYS_PER_TURN,
+            *last,
+            timeout=_STATEMENT_S,
+        )
+        damaged_before = len(damaged)
+        for row in due:
+            try:
+                await archive_day(pool, store, row["tenant_id"], row["day"])
+            except CorruptObjectError as error:
+                _log.exception(
+                    "a day cannot be archived", tenant=row["tenant_id"], day=row["day"].isoformat()
+                )
+                damaged.append(error)
+        # Where all of them are damaged, those behind them have their turn.
+        if len(due) < _DAYS_PER_TURN or len(damaged) - damaged_before < len(due):
+            break
+        last = due[-1]["day"], due[-1]["tenant_id"]
     if damaged:
         raise ExceptionGroup("days cannot be archived", damaged)
 

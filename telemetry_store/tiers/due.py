@@ -44,17 +44,20 @@ FROM telemetry.sealed_segment
 WHERE NOT compacted
 """
 
-# A run takes 8 bytes per time behind 20 of dimensions, stored outside or not.
-_ESTIMATES = """
-SELECT series_id, (sum((pg_column_size(times) - 20) / 8) * 100 / $4::float8)::bigint AS samples
+# A run takes 8 bytes per time behind 20 of dimensions, stored outside or not. Texts, of up to 4 KiB each, are
+# stored compressed and handled as they are, so 4 stored bytes of them count as much as a sample.
+_WEIGHT = "greatest((pg_column_size(times) - 20) / 8, (pg_column_size(strings) - 20) / 4)"
+_WEIGHT_OF_PIECE = """greatest(samples, octet_length("values") / 4)"""
+_ESTIMATES = f"""
+SELECT series_id, (sum({_WEIGHT}) * 100 / $4::float8)::bigint AS samples
 FROM telemetry.segment TABLESAMPLE SYSTEM ($4::float8)
 WHERE start_time >= $1 AND start_time < $2 AND order_no <= $3
 GROUP BY series_id
 HAVING count(*) >= $5
-"""
+"""  # noqa: S608 - of constants
 # From one series to the next along the index, so that a day with one late sample costs one step.
 # What was not estimated is counted: each row lies on a page of its own.
-_HOT = """
+_HOT = f"""
 WITH RECURSIVE walk (series_id, tenant_id, step) AS (
     (
         SELECT series_id, tenant_id, 1
@@ -81,28 +84,28 @@ FROM walk
 JOIN telemetry.series USING (tenant_id, series_id)
 LEFT JOIN unnest($7::integer[], $8::bigint[]) AS estimate (series_id, samples) USING (series_id)
 CROSS JOIN LATERAL (
-    SELECT sum((pg_column_size(times) - 20) / 8) AS samples, count(*) AS counted
+    SELECT sum({_WEIGHT}) AS samples, count(*) AS counted
     FROM telemetry.segment
     WHERE series_id = walk.series_id AND start_time >= $1 AND start_time < $5 AND order_no <= $6
       AND estimate.samples IS NULL
 ) AS hot
 CROSS JOIN LATERAL (
-    SELECT sum(samples) AS samples
+    SELECT sum({_WEIGHT_OF_PIECE}) AS samples
     FROM telemetry.sealed_segment
     WHERE series_id = walk.series_id AND start_time >= $1 AND start_time < $5 AND order_no <= $6
       AND NOT compacted
 ) AS pieces
 ORDER BY walk.series_id
-"""
-_PIECES = """
-SELECT series_id, tenant_id, kind, 0 AS hot, sum(samples) AS pieces
+"""  # noqa: S608 - of constants
+_PIECES = f"""
+SELECT series_id, tenant_id, kind, 0 AS hot, sum({_WEIGHT_OF_PIECE}) AS pieces
 FROM telemetry.sealed_segment
 JOIN telemetry.series USING (tenant_id, series_id)
 WHERE start_time >= $1 AND start_time < $2 AND NOT compacted AND order_no <= $3 AND series_id > $4
 GROUP BY series_id, tenant_id, kind
 ORDER BY series_id
 LIMIT $5
-"""
+"""  # noqa: S608 - of constants
 
 
 async def due_batches(pool: asyncpg.Pool, bound: Bound) -> AsyncIterator[Batch]:

@@ -14,11 +14,13 @@ from meshkit import db
 from meshkit.errors import DataLoss, DomainError, FailedPrecondition, Unavailable
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import Kind
+from telemetry_store.maintenance.storage_usage import StorageUsage
+from telemetry_store.tiers import archiving
 from telemetry_store.tiers.archive_block import CorruptObjectError
 from telemetry_store.tiers.archive_orphans import delete_orphans
 from telemetry_store.tiers.archive_reader import ArchiveReader
 from telemetry_store.tiers.archive_store import ArchiveStore, StoreError
-from telemetry_store.tiers.archiving import archive_day
+from telemetry_store.tiers.archiving import archive_day, archive_due
 from tests.store.archive import (
     DAY,
     Faults,
@@ -158,6 +160,28 @@ async def test_damage_is_told_and_nothing_is_answered_in_part(
         with pytest.raises(CorruptObjectError):
             await archive_day(pool, store, "demo", DAY)
         assert await days.sealed() == 1
+
+
+async def test_damaged_days_hold_up_none_behind_them(
+    days: SealedDays,
+    pool: asyncpg.Pool,
+    series: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(archiving, "_DAYS_PER_TURN", 1)
+    other = await days.series("pump-2", tenant="other")
+    async with faulty_store(tmp_path) as (store, _):
+        await archive_day(pool, store, "demo", DAY)
+        cut(*objects(tmp_path))
+        for series_id, tenant in ((series, "demo"), (other, "other")):
+            await days.seal(series_id, samples_of(Kind.DOUBLE, [(3, 3.0)]), 6, tenant=tenant)
+        await StorageUsage(pool=pool).measure()
+        with pytest.raises(ExceptionGroup) as failed:
+            await archive_due(pool, store, after=NOTHING, after_by_tenant={})
+    assert [type(each) for each in failed.value.exceptions] == [CorruptObjectError]
+    assert await days.sealed_of(series) == 1
+    assert await days.sealed_of(other) == 0
 
 
 async def test_a_process_that_is_not_told_where_the_archive_is_says_so(

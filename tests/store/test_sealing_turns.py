@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import date, timedelta
+from random import Random
 from typing import Any
 
 import asyncpg
@@ -137,6 +138,31 @@ async def test_a_look_counts_few_rows_however_many_there_are(
     assert sum(len(batch.tenants) for batch in batches) == 20
     assert sum(counted) == 20 * 4
     assert max(counted) == 12
+
+
+async def test_texts_count_by_their_size(
+    database: TestDatabase, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL hands out no more than 1 GB at once."""
+    monkeypatch.setattr(due, "_BATCH_SAMPLES", 1_000)
+    random = Random(1)
+    async with recorder(database) as writer:
+        await writer.commit(
+            "demo",
+            [
+                Sent(f"pump-{device}", metric, YESTERDAY + number, value)
+                for device in range(3)
+                for number in range(4)
+                for metric, value in (("note", random.randbytes(2_000).hex()), ("state", "open"))
+            ],
+        )
+    await take_all(pool)
+    bound = await bound_now(pool)
+    assert bound is not None
+    batches = [batch async for batch in due.due_batches(pool, bound)]
+    assert sum(len(batch.tenants) for batch in batches) == 6
+    # 16,000 characters of hexadecimal digits each, of which compression takes a good half.
+    assert sum(batch.samples >= 1_000 for batch in batches) == 3
 
 
 async def test_the_next_round_waits_until_the_grace_is_over(
