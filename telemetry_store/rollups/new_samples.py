@@ -26,6 +26,7 @@ from telemetry_store.tiers.reader import merged
 KINDS = (Kind.DOUBLE, Kind.INT, Kind.BOOL)
 # Of one statement: some 60 bytes each, in PostgreSQL and here.
 MOST_SAMPLES = 2_000_000
+_FEWEST_COUNTED = 4
 
 _NUMERIC = "(s.doubles IS NOT NULL OR s.ints IS NOT NULL OR s.bools IS NOT NULL)"
 _OF_COMMITS = """s.start_time >= $1 AND s.start_time < $2
@@ -91,15 +92,24 @@ async def next_commits(connection: Connection, frontier: Frontier) -> NextCommit
         FeedExpiredError: commits behind the frontier are not kept any more.
     """
     read = await read_commits(connection, frontier)
-    samples: Counter[int] = Counter()
     kinds: set[Kind] = set()
+    count = total = 0
+    look = _FEWEST_COUNTED
     async with _by_commit(connection):
-        for (start, end), orders in day_ranges(read.commits):
-            for row in await connection.fetch(_COUNTS, start, end, orders[0], orders[-1], orders):
-                samples[row["order_no"]] += row["samples"]
-                kinds.update(kind for kind in KINDS if row[VALUE_COLUMNS[kind]])
-    total = np.cumsum([samples[commit.order_no] for commit in read.commits])
-    count = max(1, int(np.searchsorted(total, MOST_SAMPLES, side="right")))
+        # Little by little: of many large commits that are behind, a few are all that is taken at once.
+        while total < MOST_SAMPLES and count < len(read.commits):
+            counted = read.commits[count : count + look]
+            samples: Counter[int] = Counter()
+            for (start, end), orders in day_ranges(counted):
+                for row in await connection.fetch(_COUNTS, start, end, orders[0], orders[-1], orders):
+                    samples[row["order_no"]] += row["samples"]
+                    kinds.update(kind for kind in KINDS if row[VALUE_COLUMNS[kind]])
+            for commit in counted:
+                total += samples[commit.order_no]
+                if count and total > MOST_SAMPLES:
+                    break
+                count += 1
+            look *= 2
     commits = read.commits[:count]
     # By order_no, and so by number within an instance.
     after = {**frontier, **{commit.instance: commit.commit_no for commit in commits}}
