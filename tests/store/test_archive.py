@@ -195,7 +195,7 @@ async def rows_looked_at(pool: asyncpg.Pool, after_by_tenant: dict[str, timedelt
         await connection.execute("SET LOCAL enable_seqscan = off")
         plan = await connection.fetchval(
             f"EXPLAIN (ANALYZE, FORMAT JSON) {archiving._DUE}",
-            *(NEVER, list(after_by_tenant), list(after_by_tenant.values()), 100),
+            *(NEVER, list(after_by_tenant), list(after_by_tenant.values()), 100, date.min, ""),
         )
 
     def rows(node: Any) -> Any:
