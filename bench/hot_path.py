@@ -10,7 +10,6 @@ import uvloop
 
 from bench import raw_copy
 from bench.gateway_batches import SeriesLoad
-from bench.mesh import own_mesh
 from bench.report import Case, Report
 from ingest_svc.columns import assess, check, digest, require_known
 from ingest_svc.conversion import to_columns
@@ -19,6 +18,7 @@ from ingest_svc.quality import judge
 from ingest_svc.series_states import KnownSeries, SeriesStates
 from ingest_svc.series_table import SeriesDefinition, SeriesTable
 from ingest_svc.window import TimeWindow
+from meshkit.testing.mesh import own_mesh
 from telemetry_store import announcement
 from telemetry_store.columns import MICROS_PER_HOUR, Kind
 from telemetry_store.commit_numbers import CommitNumbers

@@ -22,13 +22,12 @@ from bench import hot_path, line_protocol, raw_copy
 from bench.fleet import make_fleet
 from bench.gateway_batches import SeriesLoad, series_defs
 from bench.gateway_stream import GatewayStream
-from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
 from bench.rollups_behind import rollups_behind
 from bench.scale import scale
 from bench.usage import Usage
 from meshkit.clock import SystemClock
-from meshkit.testing.mesh import Mesh
+from meshkit.testing.mesh import Mesh, own_mesh
 
 STREAMS = 4
 METRICS = 5

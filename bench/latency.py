@@ -19,14 +19,13 @@ import uvloop
 from bench.fleet import make_fleet
 from bench.gateway_batches import batch_request, series_defs
 from bench.gateway_stream import GatewayStream
-from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
 from bench.rollups_behind import rollups_behind
 from bench.scale import scale
 from bench.usage import Usage
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.testing.auth import bearer
-from meshkit.testing.mesh import Mesh
+from meshkit.testing.mesh import Mesh, own_mesh
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 
 STREAMS = 4

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.mesh import own_mesh
 from bench.report import Case, Report
 from bench.scale import scale
 from bench.usage import GENERATOR, Usage
+from meshkit.testing.mesh import own_mesh
 
 SAMPLES = scale("SAMPLES", 20_000_000)
 METRICS = 10

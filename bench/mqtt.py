@@ -17,12 +17,11 @@ import psutil
 import uvloop
 
 from bench.fleet import make_fleet
-from bench.mesh import own_mesh
 from bench.mqtt_publisher import MqttPublisher, connected
 from bench.report import Case, Report, percentile
 from bench.scale import raise_file_limit, scale
 from bench.usage import Usage
-from meshkit.testing.mesh import Mesh
+from meshkit.testing.mesh import Mesh, own_mesh
 
 MESSAGES = scale("MESSAGES", 50_000)
 SYNCED_MESSAGES = scale("SYNCED_MESSAGES", 20_000)

@@ -19,12 +19,11 @@ import grpc
 import uvloop
 
 from bench.history_data import METRIC, MICROS_PER_SECOND, TENANT, Recording, fill, whole_hour
-from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
 from meshkit import db
 from meshkit.clock import to_datetime
 from meshkit.testing.auth import bearer
-from meshkit.testing.mesh import Mesh
+from meshkit.testing.mesh import Mesh, own_mesh
 from telemetry_store.columns import MICROS_PER_DAY
 from telemetry_store.tiers.archive_store import archive_store
 from telemetry_store.tiers.archiving import archive_day

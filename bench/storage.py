@@ -23,12 +23,11 @@ from bench import full_store, sealing
 from bench.anomaly import Recording, read_skab
 from bench.hot_rows import TENANT, copy_hot
 from bench.ingest import RUN1, RUN20, IngestBench, Measured, Shape
-from bench.mesh import own_mesh
 from bench.report import Case, Report
 from bench.scale import scale
 from meshkit import db
 from meshkit.clock import SystemClock
-from meshkit.testing.mesh import Mesh
+from meshkit.testing.mesh import Mesh, own_mesh
 from telemetry_store.columns import MICROS_PER_DAY, Kind, KindColumns
 from telemetry_store.maintenance.storage_usage import StorageUsage
 from telemetry_store.tiers.archive_store import archive_store

@@ -20,12 +20,11 @@ import uvloop
 from bench.fleet import make_fleet
 from bench.gateway_batches import reading_request
 from bench.gateway_stream import GatewayStream, StreamFailedError
-from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
 from bench.scale import raise_file_limit, scale
 from bench.usage import Usage
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
-from meshkit.testing.mesh import Mesh
+from meshkit.testing.mesh import Mesh, own_mesh
 
 STREAMS = scale("STREAMS", 10_000)
 CONNECTIONS = -(-STREAMS // 10)

@@ -9,11 +9,10 @@ import time
 
 import asyncpg
 
-from bench.mesh import own_mesh
 from bench.report import Case, Report
 from bench.scale import scale
 from bench.usage import Usage
-from meshkit.testing.mesh import Mesh
+from meshkit.testing.mesh import Mesh, own_mesh
 
 DEVICES = scale("DEVICES", 100_000)
 METRICS = 5

@@ -21,11 +21,10 @@ import httpx
 import uvloop
 
 from bench import http_load
-from bench.mesh import own_mesh
 from bench.report import Case, Report, percentile
 from meshkit.embedded import free_port
 from meshkit.testing.database import in_database
-from meshkit.testing.mesh import Mesh, eventually
+from meshkit.testing.mesh import Mesh, eventually, own_mesh
 
 ROUNDS = 5
 ROUND_S = 4.0

@@ -3,11 +3,14 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +170,19 @@ def start_mesh(home: Path, **settings: str) -> Mesh:
     mesh = Mesh(home / "home", port, environment, password)
     mesh.twinmesh("up", "--detach")
     return mesh
+
+
+@contextmanager
+def own_mesh(**settings: str) -> Iterator[Mesh]:
+    """Start a mesh in a home of its own and end it with the context."""
+    home = Path(tempfile.mkdtemp(prefix="twinmesh-own-"))
+    home.chmod(0o755)
+    mesh = start_mesh(home, **settings)
+    try:
+        yield mesh
+    finally:
+        mesh.twinmesh("down")
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def eventually(condition: Callable[[], bool], what: str, *, seconds: float = 30) -> None:

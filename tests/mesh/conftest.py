@@ -17,7 +17,7 @@ from meshkit import db
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import PrincipalKind
 from meshkit.testing.clock import ManualClock
-from meshkit.testing.mesh import Mesh, eventually, start_mesh
+from meshkit.testing.mesh import Mesh, eventually, own_mesh, start_mesh
 from tests.mesh.stream_site import SOAK, Site, site
 
 
@@ -92,12 +92,8 @@ async def admin(mesh: Mesh, admin_token: str) -> AsyncIterator[httpx.AsyncClient
 @pytest.fixture(scope="session")
 def fragile_mesh() -> Iterator[Mesh]:
     """A mesh for tests that break its parts; ingest has two processes."""
-    home = Path(tempfile.mkdtemp(prefix="twinmesh-faults-"))
-    home.chmod(0o755)
-    started = start_mesh(home, TWINMESH_INGEST_PROCESSES="2", OTEL_METRIC_EXPORT_INTERVAL="500")
-    yield started
-    started.twinmesh("down")
-    shutil.rmtree(home, ignore_errors=True)
+    with own_mesh(TWINMESH_INGEST_PROCESSES="2", OTEL_METRIC_EXPORT_INTERVAL="500") as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

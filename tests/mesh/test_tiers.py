@@ -2,15 +2,12 @@
 
 import asyncio
 import random
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import count, cycle
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -18,7 +15,7 @@ import httpx
 import pytest
 
 from meshkit.clock import MICROS_PER_SECOND
-from meshkit.testing.mesh import Mesh, start_mesh
+from meshkit.testing.mesh import Mesh, own_mesh
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE
 from tests.mesh.answers import Asker, asking, in_order
@@ -61,12 +58,8 @@ _NUMERIC = {value_pb2.VALUE_KIND_DOUBLE, value_pb2.VALUE_KIND_INT, value_pb2.VAL
 @pytest.fixture(scope="module")
 def quick_mesh() -> Iterator[Mesh]:
     """A mesh that seals what is over at once; ingest has two processes."""
-    home = Path(tempfile.mkdtemp(prefix="twinmesh-tiers-"))
-    home.chmod(0o755)
-    started = start_mesh(home, TWINMESH_SEAL_AFTER_MINUTES="0", TWINMESH_INGEST_PROCESSES="2")
-    yield started
-    started.twinmesh("down")
-    shutil.rmtree(home, ignore_errors=True)
+    with own_mesh(TWINMESH_SEAL_AFTER_MINUTES="0", TWINMESH_INGEST_PROCESSES="2") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
