@@ -90,6 +90,8 @@ async def test_postgres_keeps_its_port_from_launcher_to_launcher_unless_it_is_ta
     async with EmbeddedPostgres(home=short_home) as postgres:
         assert postgres.port == port
     with socket.socket() as stranger:
+        # As any server does: connections of before may still be waiting out their end on this port.
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         stranger.bind(("127.0.0.1", port))
         stranger.listen()
         async with EmbeddedPostgres(home=short_home) as postgres:
