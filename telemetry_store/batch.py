@@ -1,7 +1,7 @@
 """One caller's batch on its way to the database, and many of them prepared as one."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -157,6 +157,7 @@ class Prepared:
         payload: their rows.
         rows: how many.
         samples: how many are stored.
+        in_rows: how many of them `payload` has, by kind.
         days: UTC days they touch, as days since 1970-01-01, ascending.
         latest: the latest sample of each of their series, by tenant and kind.
         raw: payloads of their raw messages, compressed, in the order of the batches.
@@ -167,6 +168,7 @@ class Prepared:
     payload: CopyPayload
     rows: int
     samples: int
+    in_rows: Mapping[Kind, int]
     days: tuple[int, ...]
     latest: tuple[TenantSamples, ...]
     raw: tuple[bytes, ...]
@@ -204,6 +206,7 @@ def prepare(batches: Sequence[Batch], judge: Judge | None = None) -> Prepared:
         payload=encode(hot),
         rows=sum(len(runs.starts) for runs, _ in hot),
         samples=sum(len(runs.times) for runs, _ in merged),
+        in_rows={runs.kind: int(runs.lengths.sum()) for runs, _ in hot},
         days=tuple(sorted(days)),
         latest=tuple(latest for runs, tenants in merged for latest in _latest(runs, tenants)),
         raw=compress([message.payload for batch in batches for message in batch.request.raw]),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meshkit.db import Connection
-from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
+from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, NUMERIC_KINDS, Kind
 from telemetry_store.rollups.aggregates import (
     MICROS_PER_MINUTE,
     Buckets,
@@ -22,7 +22,6 @@ from telemetry_store.rollups.reader import read_buckets
 from telemetry_store.series import Series
 from telemetry_store.tiers.reader import Archive, Span, read_spans
 
-NUMBERS = frozenset({Kind.DOUBLE, Kind.INT, Kind.BOOL})
 _ROLLUPS = (MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE)
 # Of so many days of one series samples are held at once, where rollups lag or are not kept.
 _MINUTE_DAYS = 32
@@ -131,7 +130,7 @@ async def read_grid(
 
     Args:
         connection: in a REPEATABLE READ transaction that sees the tenant.
-        series: whose, of NUMBERS.
+        series: whose, of NUMERIC_KINDS.
         grid: which buckets.
         start_us: a bound of the grid, microseconds since the epoch.
         end_us: a bound of the grid, microseconds since the epoch.
@@ -141,7 +140,7 @@ async def read_grid(
         Unavailable: ARCHIVE_UNAVAILABLE.
     """
     found: list[list[Buckets]] = [[] for _ in series]
-    for kind in NUMBERS:
+    for kind in NUMERIC_KINDS:
         chosen = [place for place, one in enumerate(series) if one.kind is kind]
         if not chosen:
             continue

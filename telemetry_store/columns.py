@@ -24,6 +24,7 @@ class Kind(IntEnum):
     POINT = 5
 
 
+NUMERIC_KINDS = (Kind.DOUBLE, Kind.INT, Kind.BOOL)  # Those that have a mean.
 VALUE_TYPES: dict[Kind, np.dtype[Any]] = {
     Kind.DOUBLE: np.dtype(np.float64),
     Kind.INT: np.dtype(np.int64),

@@ -18,6 +18,7 @@ from telemetry_store import bulk_rows, chunks, cursors, dead_letters, events, ra
 from telemetry_store.announcement import TenantSamples
 from telemetry_store.batch import Batch, LetterKey, Prepared
 from telemetry_store.chunks import GroupChunks, MessageKey
+from telemetry_store.columns import NUMERIC_KINDS
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.copy import COLUMNS
 from telemetry_store.cursors import Cursor, CursorKey, Recorded
@@ -143,9 +144,10 @@ async def store_group(
     await connection.execute(
         """
         INSERT INTO telemetry.ingest_commit
-            (instance, commit_no, order_no, days, traceparent, bulk_series, bulk_starts, bulk_ends)
+            (instance, commit_no, order_no, days, traceparent, bulk_series, bulk_starts, bulk_ends,
+             doubles, ints, bools)
         SELECT $1, $2, $3, ARRAY (SELECT date '1970-01-01' + day FROM unnest($4::integer[]) AS day), $5,
-            $6, $7, $8
+            $6, $7, $8, $9, $10, $11
         """,
         numbers.instance,
         numbers.commit_no,
@@ -153,6 +155,7 @@ async def store_group(
         prepared.days,
         traceparent or None,
         *ranges,
+        *(prepared.in_rows.get(kind, 0) for kind in NUMERIC_KINDS),
     )
     for batch in decision.taken:
         decision.answers[batch] = WriteResult(batch.record.outcome, duplicate=False, commit=numbers)

@@ -16,7 +16,7 @@ from datetime import date, timedelta
 import asyncpg
 
 from meshkit.db import Connection
-from telemetry_store.columns import MICROS_PER_DAY
+from telemetry_store.columns import MICROS_PER_DAY, Kind
 
 # Last commit_no taken, by instance; an instance not named: none.
 Frontier = Mapping[int, int]
@@ -33,10 +33,10 @@ WHERE i.last_commit_no > coalesce(taken.commit_no, 0)
 
 # By instance along the primary key first, so that a long way behind costs no more.
 _COMMITS = """
-SELECT c.instance, c.commit_no, c.order_no, c.days, c.traceparent
+SELECT c.instance, c.commit_no, c.order_no, c.days, c.traceparent, c.doubles, c.ints, c.bools
 FROM unnest($1::integer[], $2::bigint[]) AS taken (instance, commit_no)
 CROSS JOIN LATERAL (
-    SELECT instance, commit_no, order_no, days, traceparent
+    SELECT instance, commit_no, order_no, days, traceparent, doubles, ints, bools
     FROM telemetry.ingest_commit
     WHERE instance = taken.instance AND commit_no > taken.commit_no
     ORDER BY commit_no
@@ -77,6 +77,7 @@ class Commit:
         order_no: decides which of two samples of equal time is later.
         days: UTC days that its samples lie in.
         traceparent: W3C trace context of the commit's span, "" when it was not recorded.
+        numbers: how many of its samples in segments are of each kind with numbers; None: not recorded.
     """
 
     instance: int
@@ -84,6 +85,7 @@ class Commit:
     order_no: int
     days: Sequence[date]
     traceparent: str
+    numbers: Mapping[Kind, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,16 @@ async def read_commits(
         if row["commit_no"] != expected:
             raise FeedExpiredError(f"instance {row['instance']}: commit {expected} is gone")
         after[row["instance"]] = row["commit_no"]
+        numbers = {Kind.DOUBLE: row["doubles"], Kind.INT: row["ints"], Kind.BOOL: row["bools"]}
         commits.append(
-            Commit(row["instance"], row["commit_no"], row["order_no"], row["days"], row["traceparent"] or "")
+            Commit(
+                row["instance"],
+                row["commit_no"],
+                row["order_no"],
+                row["days"],
+                row["traceparent"] or "",
+                None if None in numbers.values() else numbers,
+            )
         )
     if not commits:
         raise FeedExpiredError(f"instance {lagging[0]['instance']}: its commits are gone")

@@ -7,8 +7,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from meshkit.errors import InvalidArgument
-from telemetry_store.bucket_history import NUMBERS
-from telemetry_store.columns import Kind
+from telemetry_store.columns import NUMERIC_KINDS, Kind
 from telemetry_store.history import TEXT_PER_PAGE, SeriesHistory
 from telemetry_store.rollups.aggregates import Buckets
 from telemetry_store.series import Series
@@ -50,9 +49,9 @@ class Chart:
         """Return the answers of series, and which are left out; others have no sample."""
         found: dict[int, Answer] = {}
         left_out: set[int] = set()
-        numbers = [one for one in series if one.kind in NUMBERS]
+        numbers = [one for one in series if one.kind in NUMERIC_KINDS]
         for one in series:
-            if one.kind in NUMBERS:
+            if one.kind in NUMERIC_KINDS:
                 continue
             whole = await self._whole(one)
             if whole is None:
@@ -151,7 +150,7 @@ class Chart:
                 sparse.append((one, buckets))
             elif len(buckets):
                 found[one.series_id] = Answer(one, reduction, width=width, buckets=buckets)
-        for kind in NUMBERS:
+        for kind in NUMERIC_KINDS:
             chosen = [(one, buckets) for one, buckets in sparse if one.kind is kind]
             histories = await self._sparse([one for one, _ in chosen], bounds)
             for samples, (one, buckets) in zip(histories, chosen, strict=True):

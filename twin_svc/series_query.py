@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from meshkit.db import Connection
-from telemetry_store.bucket_history import NUMBERS, Grid
-from telemetry_store.columns import Kind
+from telemetry_store.bucket_history import Grid
+from telemetry_store.columns import NUMERIC_KINDS, Kind
 from telemetry_store.history import HistoryQuestion, read_history
 from telemetry_store.rollups.aggregates import Buckets, joined
 from telemetry_store.sample_horizon import read_sample_horizon
@@ -105,8 +105,8 @@ async def _aggregated(
         fitting_series = max(1, min(_SERIES_AT_ONCE, points // grid.count(first, last)))
         group = series[place : place + fitting_series]
         place += len(group)
-        page.left_out += [one for one in group if one.kind not in NUMBERS]
-        numbers = [one for one in group if one.kind in NUMBERS]
+        page.left_out += [one for one in group if one.kind not in NUMERIC_KINDS]
+        numbers = [one for one in group if one.kind in NUMERIC_KINDS]
         if len(group) == 1 and numbers:
             points = await _add_first(
                 page, reading, numbers[0], (width, grid), bounds=(first, last), points=points

@@ -44,11 +44,12 @@ from telemetry_store.tiers.restoring import work_off_restores
 
 SERVICE = "maintenance"
 _MOVING_LOCK_KEY = 0x6D6F7665  # "move"
+_ROLLUPS_LOCK_KEY = 0x726F6C6C  # "roll"
 _ARCHIVE_LOCK_KEY = 0x61726368  # "arch"
 _STORAGE_LOCK_KEY = 0x73746F72  # "stor"
 
 
-def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupKeeper) -> tuple[Step, ...]:
+def steps(pool: asyncpg.Pool, settings: MaintenanceSettings) -> tuple[Step, ...]:
     """Return what is done quickly, for those who write and read: name, seconds between runs, work."""
     months = SealedMonths(pool=pool, late_window_days=settings.late_window_days)
     return (
@@ -72,7 +73,6 @@ def steps(pool: asyncpg.Pool, settings: MaintenanceSettings, *, rollups: RollupK
             300,
             partial(_expire_raw_messages, pool, settings),
         ),
-        Step("rollups", 1, rollups.run),
     )
 
 
@@ -153,7 +153,9 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
             pool=pool, minutes_kept=settings.minute_rollups_kept, archive=ArchiveReader(store)
         )
         observe_rollups(meter(), rollups)
-        worker = Worker(pool=pool, steps=steps(pool, settings, rollups=rollups))
+        worker = Worker(pool=pool, steps=steps(pool, settings))
+        # By itself: under full speed it never catches up, and others' seconds would be its lag.
+        keeper = Worker(pool=pool, steps=(Step("rollups", 1, rollups.run),), lock_key=_ROLLUPS_LOCK_KEY)
         mover = Worker(pool=pool, steps=moving_steps(pool, settings), lock_key=_MOVING_LOCK_KEY)
         archiver = Worker(
             pool=pool,
@@ -169,6 +171,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
         )
         async with (
             worker.running(),
+            keeper.running(),
             mover.running(),
             archiver.running(),
             storage.running(),
@@ -182,6 +185,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
                 checks={
                     "postgresql": lambda: pool.fetchval("SELECT 1"),
                     "maintenance": worker.check,
+                    "rollups": keeper.check,
                     "moving": mover.check,
                     "archive": archiver.check,
                     "storage": storage.check,

@@ -43,8 +43,6 @@ from telemetry_store.tiers.reader import Archive
 _log = structlog.get_logger()
 # Often enough to lag less than a minute, seldom enough not to update the running buckets all the time.
 _INTERVAL_S = 15.0
-# Of a run with much to do; then the other steps have theirs.
-_RUN_S = 3.0
 _NEVER = np.iinfo(np.int64).max
 
 _REGISTER = "INSERT INTO telemetry.feed_consumer (name) VALUES ($1) ON CONFLICT (name) DO NOTHING"
@@ -57,7 +55,7 @@ ON CONFLICT (tenant_id, width) DO NOTHING
 _LOCK_FRONTIER = "SELECT frontier FROM telemetry.feed_consumer WHERE name = $1 FOR UPDATE"
 _SAVE_FRONTIER = "UPDATE telemetry.feed_consumer SET frontier = $2, updated_at = now() WHERE name = $1"
 
-# Otherwise each turn reads all that was written in the last minute or two.
+# Otherwise a turn reads all that was written in the last minute or two.
 _SUMMARIZE = "SELECT telemetry.summarize_segment_days()"
 _NEWEST = "SELECT instance, last_commit_no FROM telemetry.ingest_instance"
 
@@ -138,7 +136,7 @@ class RollupKeeper:
         return self._damaged
 
     async def run(self) -> None:
-        """Go on for some seconds, unless the last run has caught up and is not long ago.
+        """Catch up, unless the last run has and is not long ago.
 
         Raises:
             Unavailable: ARCHIVE_UNAVAILABLE, what is stale cannot be computed now.
@@ -147,19 +145,18 @@ class RollupKeeper:
         if started < self._due_at:
             return
         await register_rollups(self._pool, minutes_kept=self._minutes_kept)
-        await self._pool.execute(_SUMMARIZE)
         more = True
-        while more and time.monotonic() < started + _RUN_S:
+        while more:
             turn_at = time.monotonic()
+            await self._pool.execute(_SUMMARIZE)
             try:
                 more = await advance_rollups(self._pool, archive=self._archive)
             except asyncpg.SerializationError:
                 # Another worker has just done it: what is left is seen in the next run.
                 return
-            if not more:
-                self._damaged = await count_damaged(self._pool)
-                self._caught_up_at = turn_at
-                self._due_at = started + _INTERVAL_S
+        self._damaged = await count_damaged(self._pool)
+        self._caught_up_at = turn_at
+        self._due_at = started + _INTERVAL_S
 
 
 async def _take(connection: Connection, taken: NextCommits) -> None:

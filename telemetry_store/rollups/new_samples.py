@@ -4,7 +4,6 @@ One statement per kind lays the runs of all commits end to end; a run is sorted,
 rather than samples, and those series alone are sorted whose runs overlap.
 """
 
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from meshkit.db import Connection
 from telemetry_store.array_bytes import each_row, elements
-from telemetry_store.columns import Kind
+from telemetry_store.columns import NUMERIC_KINDS, Kind
 from telemetry_store.feed import Commit, Frontier, day_ranges, read_commits
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, none, of_samples, starts_of_width
 from telemetry_store.rollups.rows import Owner
@@ -23,26 +22,15 @@ from telemetry_store.segment_arrays import VALUE_COLUMNS, SegmentArrays, aggrega
 from telemetry_store.tiers.codec import Samples
 from telemetry_store.tiers.reader import merged
 
-KINDS = (Kind.DOUBLE, Kind.INT, Kind.BOOL)
 # Of one statement: some 60 bytes each, in PostgreSQL and here.
 MOST_SAMPLES = 2_000_000
-_FEWEST_COUNTED = 4
 
-_NUMERIC = "(s.doubles IS NOT NULL OR s.ints IS NOT NULL OR s.bools IS NOT NULL)"
 _OF_COMMITS = """s.start_time >= $1 AND s.start_time < $2
   AND s.order_no BETWEEN $3 AND $4 AND s.order_no = ANY ($5::bigint[])"""
 # By BRIN and in no order: of rows written just now the planner knows nothing, and would walk through all of a
 # day by series.
 _BY_COMMIT = "SET LOCAL enable_indexscan = off; SET LOCAL enable_sort = off"
 _AS_USUAL = "SET LOCAL enable_indexscan = on; SET LOCAL enable_sort = on"
-_COUNTS = f"""
-SELECT s.order_no, sum(cardinality(s.times))::bigint AS samples,
-       bool_or(s.doubles IS NOT NULL) AS doubles, bool_or(s.ints IS NOT NULL) AS ints,
-       bool_or(s.bools IS NOT NULL) AS bools
-FROM telemetry.segment AS s
-WHERE {_OF_COMMITS} AND {_NUMERIC}
-GROUP BY s.order_no
-"""  # noqa: S608 - of constants
 _SEGMENTS = """
 SELECT tenant_id, {series} AS series,{aggregates}
 FROM (
@@ -60,7 +48,7 @@ _SEGMENTS_OF = {
         of_commits=_OF_COMMITS,
         values=VALUE_COLUMNS[kind],
     )
-    for kind in KINDS
+    for kind in NUMERIC_KINDS
 }
 
 
@@ -71,7 +59,7 @@ class NextCommits:
     Attributes:
         commits: by order_no.
         frontier: after them.
-        kinds: of the samples that they stored in segments, those of `KINDS`.
+        kinds: of the samples that they stored in segments, those of `NUMERIC_KINDS`.
         behind: whether there are more.
     """
 
@@ -94,22 +82,13 @@ async def next_commits(connection: Connection, frontier: Frontier) -> NextCommit
     read = await read_commits(connection, frontier)
     kinds: set[Kind] = set()
     count = total = 0
-    look = _FEWEST_COUNTED
-    async with _by_commit(connection):
-        # Little by little: of many large commits that are behind, a few are all that is taken at once.
-        while total < MOST_SAMPLES and count < len(read.commits):
-            counted = read.commits[count : count + look]
-            samples: Counter[int] = Counter()
-            for (start, end), orders in day_ranges(counted):
-                for row in await connection.fetch(_COUNTS, start, end, orders[0], orders[-1], orders):
-                    samples[row["order_no"]] += row["samples"]
-                    kinds.update(kind for kind in KINDS if row[VALUE_COLUMNS[kind]])
-            for commit in counted:
-                total += samples[commit.order_no]
-                if count and total > MOST_SAMPLES:
-                    break
-                count += 1
-            look *= 2
+    for commit in read.commits:
+        # What does not say how much it holds is taken alone.
+        total += MOST_SAMPLES if commit.numbers is None else sum(commit.numbers.values())
+        if count and total > MOST_SAMPLES:
+            break
+        kinds.update(kind for kind in NUMERIC_KINDS if commit.numbers is None or commit.numbers[kind])
+        count += 1
     commits = read.commits[:count]
     # By order_no, and so by number within an instance.
     after = {**frontier, **{commit.instance: commit.commit_no for commit in commits}}

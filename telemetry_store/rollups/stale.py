@@ -11,10 +11,10 @@ import structlog
 
 from meshkit.db import Connection
 from meshkit.errors import DataLoss
-from telemetry_store.columns import MICROS_PER_DAY, Kind
+from telemetry_store.columns import MICROS_PER_DAY, NUMERIC_KINDS, Kind
 from telemetry_store.feed import Commit
 from telemetry_store.rollups.aggregates import Buckets, combined, joined, none, of_samples, starts_of_width
-from telemetry_store.rollups.new_samples import KINDS, MOST_SAMPLES
+from telemetry_store.rollups.new_samples import MOST_SAMPLES
 from telemetry_store.rollups.rows import (
     NARROWER,
     TABLES,
@@ -224,7 +224,7 @@ async def _compute_all(
     connection: Connection, rows: Sequence[asyncpg.Record], end: str, archive: Archive | None
 ) -> None:
     horizons = await read_horizons(connection, (row["tenant_id"] for row in rows))
-    for kind in KINDS:
+    for kind in NUMERIC_KINDS:
         of_kind = [row for row in rows if row["kind"] == kind]
         numbers: dict[Owner, int] = {}
         places = [
