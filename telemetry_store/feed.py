@@ -60,6 +60,25 @@ WHERE instance < coalesce(
 )
 """
 
+# Which segments are of a run of days and the orders that touch it, as `day_ranges` has them.
+OF_COMMITS = """start_time >= $1 AND start_time < $2
+  AND order_no BETWEEN $3 AND $4 AND order_no = ANY ($5::bigint[])"""
+# By BRIN and in no order: of rows written just now the planner knows nothing, and would walk through all of a
+# day, by series or, when pages in no order are not dear enough, by its bounds. Alone: ingest needs the other cores.
+_BY_COMMIT = """
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_indexscan = off;
+SET LOCAL enable_sort = off;
+SET LOCAL random_page_cost = 100;
+SET LOCAL max_parallel_workers_per_gather = 0
+"""
+_AS_USUAL = """
+SET LOCAL enable_seqscan TO DEFAULT;
+SET LOCAL enable_indexscan TO DEFAULT;
+SET LOCAL enable_sort TO DEFAULT;
+SET LOCAL random_page_cost TO DEFAULT;
+SET LOCAL max_parallel_workers_per_gather TO DEFAULT
+"""
 _CONSUMER = "SELECT frontier FROM telemetry.feed_consumer WHERE name = $1"
 
 
@@ -187,6 +206,18 @@ def day_ranges(commits: Sequence[Commit]) -> list[tuple[tuple[int, int], list[in
         else:
             ranges.append(((start, end), set(orders[day_no])))
     return [(span, sorted(touching)) for span, touching in ranges]
+
+
+@asynccontextmanager
+async def by_commit(connection: Connection) -> AsyncIterator[None]:
+    """Have segments found by `OF_COMMITS` along the order of commits while the context is open.
+
+    Args:
+        connection: in a transaction.
+    """
+    await connection.execute(_BY_COMMIT)
+    yield
+    await connection.execute(_AS_USUAL)
 
 
 async def read_consumer(connection: Connection, name: str) -> dict[int, int]:

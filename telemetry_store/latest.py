@@ -17,7 +17,9 @@ from telemetry_store import bulk_rows
 from telemetry_store.columns import Kind, KindColumns
 from telemetry_store.feed import (
     COMMITS_PER_READ,
+    OF_COMMITS,
     Commit,
+    by_commit,
     day_ranges,
     decode_frontier,
     encode_frontier,
@@ -34,7 +36,7 @@ _ROWS_PER_FETCH = 5_000
 
 # A run is one series in one commit, ascending in time: none of its other samples can be
 # the series' latest, so only its last is looked at.
-_LAST_OF_COMMITS = """
+_LAST_OF_COMMITS = f"""
 SELECT DISTINCT ON (series_id)
     tenant_id, series_id, end_time AS time, order_no, instance, commit_no,
     doubles[cardinality(times)] AS double_value,
@@ -44,10 +46,9 @@ SELECT DISTINCT ON (series_id)
     points[3 * cardinality(times) - 2 :] AS point_value,
     quality[cardinality(quality)] AS quality
 FROM telemetry.segment
-WHERE start_time >= $1 AND start_time < $2
-  AND order_no BETWEEN $3 AND $4 AND order_no = ANY ($5::bigint[])
+WHERE {OF_COMMITS}
 ORDER BY series_id, end_time DESC, order_no DESC
-"""
+"""  # noqa: S608 - of constants
 
 _KEEP_LATER = """
 INSERT INTO telemetry.series_latest AS kept
@@ -99,8 +100,11 @@ async def read_latest(connection: Connection, commits: Sequence[Commit]) -> list
         commits: as read.
     """
     found: list[LatestColumns] = []
-    for (start, end), orders in day_ranges(commits):
-        found += _columns(await connection.fetch(_LAST_OF_COMMITS, start, end, orders[0], orders[-1], orders))
+    async with by_commit(connection):
+        for (start, end), orders in day_ranges(commits):
+            found += _columns(
+                await connection.fetch(_LAST_OF_COMMITS, start, end, orders[0], orders[-1], orders)
+            )
     return found + await bulk_rows.read_latest(connection, commits)
 
 
@@ -151,8 +155,9 @@ async def advance_checkpoint(pool: asyncpg.Pool, *, limit: int = COMMITS_PER_REA
         read = await read_commits(connection, frontier, limit=limit)
         if not read.commits:
             return False
-        for (start, end), orders in day_ranges(read.commits):
-            await connection.execute(_ADVANCE, start, end, orders[0], orders[-1], orders)
+        async with by_commit(connection):
+            for (start, end), orders in day_ranges(read.commits):
+                await connection.execute(_ADVANCE, start, end, orders[0], orders[-1], orders)
         for columns in await bulk_rows.read_latest(connection, read.commits):
             await connection.executemany(_KEEP, _rows(columns))
         await connection.execute(_SAVE_FRONTIER, CHECKPOINT, encode_frontier(read.frontier))

@@ -4,8 +4,7 @@ One statement per kind lays the runs of all commits end to end; a run is sorted,
 rather than samples, and those series alone are sorted whose runs overlap.
 """
 
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from meshkit.db import Connection
 from telemetry_store.array_bytes import each_row, elements
 from telemetry_store.columns import NUMERIC_KINDS, Kind
-from telemetry_store.feed import Commit, Frontier, day_ranges, read_commits
+from telemetry_store.feed import OF_COMMITS, Commit, Frontier, by_commit, day_ranges, read_commits
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE, Buckets, none, of_samples, starts_of_width
 from telemetry_store.rollups.rows import Owner
 from telemetry_store.segment_arrays import VALUE_COLUMNS, SegmentArrays, aggregates, stored_columns
@@ -25,12 +24,6 @@ from telemetry_store.tiers.reader import merged
 # Of one statement: some 60 bytes each, in PostgreSQL and here.
 MOST_SAMPLES = 2_000_000
 
-_OF_COMMITS = """s.start_time >= $1 AND s.start_time < $2
-  AND s.order_no BETWEEN $3 AND $4 AND s.order_no = ANY ($5::bigint[])"""
-# By BRIN and in no order: of rows written just now the planner knows nothing, and would walk through all of a
-# day by series.
-_BY_COMMIT = "SET LOCAL enable_indexscan = off; SET LOCAL enable_sort = off"
-_AS_USUAL = "SET LOCAL enable_indexscan = on; SET LOCAL enable_sort = on"
 _SEGMENTS = """
 SELECT tenant_id, {series} AS series,{aggregates}
 FROM (
@@ -45,7 +38,7 @@ _SEGMENTS_OF = {
         series=each_row("series_id"),
         aggregates=aggregates(kind, with_quality=True),
         columns=stored_columns(kind),
-        of_commits=_OF_COMMITS,
+        of_commits=OF_COMMITS,
         values=VALUE_COLUMNS[kind],
     )
     for kind in NUMERIC_KINDS
@@ -150,17 +143,10 @@ def _by_place(
 async def _segments(
     connection: Connection, commits: Sequence[Commit], kinds: Collection[Kind]
 ) -> list[tuple[Kind, Any]]:
-    async with _by_commit(connection):
+    async with by_commit(connection):
         return [
             (kind, row)
             for (start, end), orders in day_ranges(commits)
             for kind in kinds
             for row in await connection.fetch(_SEGMENTS_OF[kind], start, end, orders[0], orders[-1], orders)
         ]
-
-
-@asynccontextmanager
-async def _by_commit(connection: Connection) -> AsyncIterator[None]:
-    await connection.execute(_BY_COMMIT)
-    yield
-    await connection.execute(_AS_USUAL)

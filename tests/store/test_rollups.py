@@ -20,6 +20,7 @@ from meshkit import db
 from meshkit.db import DATABASE_ERRORS, tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
+from telemetry_store.feed import decode_frontier
 from telemetry_store.rollups import new_samples, stale
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE
 from telemetry_store.rollups.expiry import expire_rollups
@@ -234,6 +235,32 @@ async def test_only_what_is_asked_for_is_read(database: TestDatabase, pools: Poo
         span = Span("demo", ids[Kind.DOUBLE][0], TODAY - MICROS_PER_DAY, TODAY)
         found = await read_buckets(connection, Kind.DOUBLE, [span], width_us=MICROS_PER_HOUR, archive=None)
     assert len(found) == 0
+
+
+async def test_a_turn_takes_as_many_commits_as_may_be_read_at_once(
+    database: TestDatabase, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_samples, "MOST_SAMPLES", 5)
+    async with recorder(database) as writer:
+        for commit in range(6):
+            times = (TODAY + 10 * commit, TODAY + 10 * commit + 1)
+            await writer.commit("demo", [Sent("a", "m", time_us, 1.0) for time_us in times])
+    async with admin(database) as connection:
+        # As those of before version 18 are.
+        await connection.execute(
+            "UPDATE telemetry.ingest_commit SET doubles = NULL, ints = NULL, bools = NULL WHERE commit_no = 4"
+        )
+    taken = []
+    behind = True
+    while behind:
+        behind = await advance_rollups(pools.maintenance, archive=None)
+        async with admin(database) as connection:
+            frontier = await connection.fetchval(
+                "SELECT frontier FROM telemetry.feed_consumer WHERE name = 'rollups'"
+            )
+        taken.append(max(decode_frontier(frontier).values()))
+    assert taken == [2, 3, 4, 6]
+    await check_stored(pools.query, "demo", await series_of(pools.query, "demo"))
 
 
 async def test_a_consumer_that_is_expired_is_rebuilt(database: TestDatabase, pools: Pools) -> None:

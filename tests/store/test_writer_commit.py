@@ -61,6 +61,20 @@ async def test_every_kind_is_stored_as_sent(database: TestDatabase) -> None:
     ]
 
 
+async def test_a_commit_says_how_many_numbers_its_segments_have(database: TestDatabase) -> None:
+    async with running_writer(database) as writer, admin(database) as connection:
+        await writer.write(
+            request(
+                None,
+                columns(Kind.DOUBLE, [(1, 0, 1.0), (1, 1, 2.0), (1, 1, 3.0), (2, 0, 4.0)]),
+                columns(Kind.BOOL, [(3, 0, True)]),
+                columns(Kind.STRING, [(4, 0, "on")]),
+            )
+        )
+        row = await connection.fetchrow("SELECT doubles, ints, bools FROM telemetry.ingest_commit")
+    assert dict(row) == {"doubles": 3, "ints": 0, "bools": 1}
+
+
 async def test_runs_are_split_at_hours_and_routed_to_days(database: TestDatabase) -> None:
     midnight = T0 // MICROS_PER_DAY * MICROS_PER_DAY - T0
     samples = columns(
