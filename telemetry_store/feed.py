@@ -64,7 +64,8 @@ WHERE instance < coalesce(
 OF_COMMITS = """start_time >= $1 AND start_time < $2
   AND order_no BETWEEN $3 AND $4 AND order_no = ANY ($5::bigint[])"""
 # By BRIN and in no order: of rows written just now the planner knows nothing, and would walk through all of a
-# day, by series or, when pages in no order are not dear enough, by its bounds. Alone: ingest needs the other cores.
+# day, by series or, when pages in no order are not dear enough, by its bounds. Without other workers: ingest
+# needs the cores.
 _BY_COMMIT = """
 SET LOCAL enable_seqscan = off;
 SET LOCAL enable_indexscan = off;

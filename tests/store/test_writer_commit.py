@@ -71,7 +71,7 @@ async def test_a_commit_says_how_many_numbers_its_segments_have(database: TestDa
                 columns(Kind.STRING, [(4, 0, "on")]),
             )
         )
-        row = await connection.fetchrow("SELECT doubles, ints, bools FROM telemetry.ingest_commit")
+        [row] = await connection.fetch("SELECT doubles, ints, bools FROM telemetry.ingest_commit")
     assert dict(row) == {"doubles": 3, "ints": 0, "bools": 1}
 
 
