@@ -14,6 +14,7 @@ from meshkit import client, identity, server
 from meshkit.clock import SystemClock
 from meshkit.errors import not_found
 from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.revocations import Revocations
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
 from twinmesh.asset.v1 import profile_service_pb2, profile_service_pb2_grpc
@@ -60,9 +61,17 @@ def tokens() -> ServiceTokens:
 
 @pytest.fixture
 async def address(auth_address: str, tokens: ServiceTokens) -> AsyncIterator[str]:
-    async with client.service_channel(auth_address, tokens=tokens) as auth:
+    async with (
+        client.service_channel(auth_address, tokens=tokens) as auth,
+        (
+            revocations := Revocations(fetch=client.fetch_revocations_from(auth), clock=SystemClock())
+        ).polling(),
+    ):
         verifier = TokenVerifier(
-            fetch_keys=client.fetch_keys_from(auth), service_tokens=tokens, clock=SystemClock()
+            fetch_keys=client.fetch_keys_from(auth),
+            service_tokens=tokens,
+            revocations=revocations,
+            clock=SystemClock(),
         )
         registrations = [
             server.Registration(
@@ -222,9 +231,17 @@ async def test_health_follows_the_dependencies(auth_address: str, tokens: Servic
     async def away() -> None:
         raise ConnectionError("away")
 
-    async with client.service_channel(auth_address, tokens=tokens) as auth:
+    async with (
+        client.service_channel(auth_address, tokens=tokens) as auth,
+        (
+            revocations := Revocations(fetch=client.fetch_revocations_from(auth), clock=SystemClock())
+        ).polling(),
+    ):
         verifier = TokenVerifier(
-            fetch_keys=client.fetch_keys_from(auth), service_tokens=tokens, clock=SystemClock()
+            fetch_keys=client.fetch_keys_from(auth),
+            service_tokens=tokens,
+            revocations=revocations,
+            clock=SystemClock(),
         )
         async with (
             server.running_server(

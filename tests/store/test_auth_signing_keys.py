@@ -19,7 +19,7 @@ from meshkit.testing.database import TestDatabase
 _SECRET = b"s" * 32
 _LIFE_DAYS = 30
 _LIFE_S = _LIFE_DAYS * 24 * 60 * 60
-_GRANT = Grant("demo", "ada", PrincipalKind.USER, frozenset(), "s1", None)
+_GRANT = Grant("demo", "ada", PrincipalKind.USER, frozenset(), "s1", None, 0)
 
 
 @pytest.fixture
