@@ -52,8 +52,9 @@ from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
 from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
 from meshkit.clock import Clock, SystemClock
-from meshkit.identity import Principal, ServiceTokens, TokenVerifier
+from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
+from meshkit.open_calls import OpenCall
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
@@ -201,9 +202,9 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             tokens=verifier.lookups,
         )
 
-        def new_stream(principal: Principal) -> TelemetryStream:
+        def new_stream(call: OpenCall) -> TelemetryStream:
             return TelemetryStream(
-                principal=principal,
+                call=call,
                 intake=intake,
                 limiter=limiter,
                 writer=writer,

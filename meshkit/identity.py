@@ -13,7 +13,7 @@ import jwt
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import Unauthenticated
 from meshkit.lookups import Lookups
-from meshkit.revocations import Revocations
+from meshkit.revocations import Revocation, Revocations
 from meshkit.secrets import derive
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -200,8 +200,12 @@ class TokenVerifier:
             raise _invalid_token("it has expired; log in or refresh")
         if principal.kind != PrincipalKind.SERVICE:
             await self._revocations.require_known()
-            self.require_live(principal)
+        self.require_live(principal)
         return principal
+
+    def follow_revocations(self, tell: Callable[[Sequence[Revocation]], None]) -> None:
+        """Have somebody told when `require_live` may refuse more than before."""
+        self._revocations.follow(tell)
 
     def require_live(self, principal: Principal) -> None:
         """Refuse a principal whose credential has ended since it was verified.
@@ -209,6 +213,8 @@ class TokenVerifier:
         Raises:
             Unauthenticated: TOKEN_REVOKED, or TOKEN_INVALID when it has expired.
         """
+        if principal.kind == PrincipalKind.SERVICE:
+            return
         if self._revocations.concern(principal):
             raise Unauthenticated(
                 "the token was revoked: its session, key, user or tenant was ended or changed; "
