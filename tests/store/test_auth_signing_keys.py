@@ -65,6 +65,21 @@ async def test_a_new_key_is_published_before_it_signs(pool: asyncpg.Pool, clock:
     assert await _kids(maker) == {maker.signer().kid}
 
 
+async def test_a_key_is_rotated_by_command_and_once_at_a_time(pool: asyncpg.Pool, clock: ManualClock) -> None:
+    ring = _ring(pool, clock)
+    await ring.refresh()
+    old = ring.signer().kid
+    command = KeyRing(store=SigningKeyStore(pool=pool), mesh_secret=_SECRET, clock=clock)
+    made = await command.rotate()
+    assert (await command.rotate()).kid == made.kid != old
+    assert made.activate_us == clock.now_us() + PUBLISH_AHEAD_S * MICROS_PER_SECOND
+    await ring.refresh()
+    assert (ring.signer().kid, await _kids(ring)) == (old, {old, made.kid})
+    clock.advance(PUBLISH_AHEAD_S)
+    assert (ring.signer().kid, await _kids(ring)) == (made.kid, {old, made.kid})
+    assert (await command.rotate()).kid not in (old, made.kid)
+
+
 async def test_a_published_key_verifies_what_its_other_half_signed(
     pool: asyncpg.Pool, clock: ManualClock
 ) -> None:
