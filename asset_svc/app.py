@@ -28,10 +28,11 @@ from asset_svc.stores.profile import ChildRows, ProfileRows
 from asset_svc.stores.rows import TenantStore
 from asset_svc.stores.tenants import DeviceTenants
 from meshkit import bus, db
-from meshkit.client import fetch_keys_from, service_channel
+from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
+from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from twinmesh.asset.v1 import (
     asset_service_pb2_grpc,
@@ -51,10 +52,18 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     async with (
         db.pool(settings.database_url, application=SERVICE) as pool,
-        bus.connection(settings.nats_url.get_secret_value(), name=SERVICE) as client,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
+        (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
+        bus.connection(
+            settings.nats_url.get_secret_value(), name=SERVICE, on_connect=revocations.listen
+        ) as client,
     ):
-        verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
+        verifier = TokenVerifier(
+            fetch_keys=fetch_keys_from(auth_channel),
+            service_tokens=tokens,
+            revocations=revocations,
+            clock=clock,
+        )
         observe_caches(meter(), tokens=verifier.lookups)
         async with running_server(
             listen=settings.listen,

@@ -34,7 +34,8 @@ class Grant:
     """What a token says of its bearer.
 
     `credential_id` is the session or API key behind it, `credential_expire_us` when
-    that ends (None: never); `role` is empty for API keys.
+    that ends (None: never); `role` is empty for API keys. Before `read_us` began what all of this
+    was read from, so that a later revocation of its user or tenant voids it.
     """
 
     tenant: str
@@ -43,6 +44,7 @@ class Grant:
     permissions: frozenset[str]
     credential_id: str
     credential_expire_us: int | None
+    read_us: int
     role: str = ""
 
 
@@ -70,7 +72,8 @@ class AccessTokens:
             "perms": sorted(grant.permissions),
             "cred_id": grant.credential_id,
             "jti": secrets.token_hex(16),
-            "iat": now,
+            # To the microsecond, as RFC 7519 allows: revocations of users and tenants are compared with it.
+            "iat": grant.read_us / MICROS_PER_SECOND,
             "nbf": now,
             "exp": now + life_s,
         }

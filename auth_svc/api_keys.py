@@ -1,12 +1,14 @@
 """API keys: what may be granted, and their life."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import structlog
 
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret
+from auth_svc.revocations import kept_until
 from auth_svc.roles import Role, permissions_of
 from meshkit.clock import Clock
 from meshkit.errors import PermissionDenied, invalid_field, not_found
@@ -40,8 +42,8 @@ class ApiKeyStore(Protocol):
         """Return keys that are not revoked, by id, after an id."""
         ...
 
-    async def revoke(self, tenant: str, key_id: str) -> bool:
-        """Revoke a key; False when there is none to revoke."""
+    async def revoke(self, tenant: str, key_id: str, *, until: datetime) -> bool:
+        """Revoke a key, and its tokens until they have ended; False when there is none to revoke."""
         ...
 
 
@@ -73,13 +75,13 @@ class ApiKeys:
 
     Args:
         store: where they are kept.
-        on_revoke: told of each key revoked here, tenant and id.
+        announce: tells the mesh that keys were revoked.
         clock: tells when a key was made.
     """
 
-    def __init__(self, *, store: ApiKeyStore, on_revoke: Callable[[str, str], None], clock: Clock) -> None:
+    def __init__(self, *, store: ApiKeyStore, announce: Callable[[], Awaitable[None]], clock: Clock) -> None:
         self._store = store
-        self._on_revoke = on_revoke
+        self._announce = announce
         self._clock = clock
 
     async def create(
@@ -119,7 +121,7 @@ class ApiKeys:
         Raises:
             NotFound: the tenant has none with this id, or it was revoked before.
         """
-        if not await self._store.revoke(tenant, key_id):
+        if not await self._store.revoke(tenant, key_id, until=kept_until(self._clock.now_us())):
             raise not_found("api_key", key_id)
-        self._on_revoke(tenant, key_id)
+        await self._announce()
         _log.info("API key revoked", api_key=key_id)

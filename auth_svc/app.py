@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
+from nats.aio.client import Client
 
 from auth_svc.access_tokens import AccessTokens
 from auth_svc.api_keys import ApiKeys
@@ -12,19 +13,20 @@ from auth_svc.asset_client import AssetDevices
 from auth_svc.config import AuthSettings
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.key_exchange import KeyExchange
-from auth_svc.live_credentials import LiveTokenVerifier
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
-from auth_svc.revocations import Revocations
+from auth_svc.revocations import Announcer
 from auth_svc.servicers.api_keys import ApiKeyServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
 from auth_svc.servicers.health import HealthServicer
+from auth_svc.servicers.revocations import RevocationServicer
 from auth_svc.servicers.sessions import SessionServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
+from auth_svc.stores.revocations import RevocationStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
@@ -32,15 +34,19 @@ from envoy_api import external_auth_pb2_grpc
 from meshkit import bus, db, nats_server
 from meshkit.client import service_channel
 from meshkit.clock import SystemClock
-from meshkit.identity import PrincipalKind, ServiceTokens
+from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
+from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
-from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2_grpc
+from twinmesh.auth.v1 import (
+    api_key_service_pb2_grpc,
+    revocation_service_pb2_grpc,
+    session_service_pb2_grpc,
+)
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
-_POLL_REVOCATIONS_EVERY_S = 1.0
 _log = structlog.get_logger()
 
 
@@ -60,8 +66,14 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
         peers(addresses) as mesh,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
+        _bus(
+            settings,
+            revocations := Revocations(
+                fetch=(revocation_store := RevocationStore(pool=pool)).all_after, clock=clock
+            ),
+        ) as bus_client,
     ):
-        session_store = SessionStore(pool=pool)
+        announce = Announcer(revocations=revocations, client=bus_client)
         api_key_store = ApiKeyStore(pool=pool)
         key_ring = KeyRing(
             store=SigningKeyStore(pool=pool),
@@ -73,9 +85,10 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         access_tokens = AccessTokens(signers=key_ring, clock=clock)
         sessions = Sessions(
             users=UserStore(pool=pool),
-            sessions=session_store,
+            sessions=SessionStore(pool=pool),
             verify_password=passwords.verify,
             access_tokens=access_tokens,
+            announce=announce,
             mesh_secret=settings.root_secret,
             clock=clock,
         )
@@ -86,13 +99,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
             clock=clock,
         )
-        revocations = Revocations(keys=api_key_store, followers=[key_exchange.evict, callout.revoked])
-        api_keys = ApiKeys(store=api_key_store, on_revoke=revocations.tell, clock=clock)
-        verifier = LiveTokenVerifier(
-            fetch_keys=key_ring.jwks,
-            service_tokens=tokens,
-            clock=clock,
-            is_live={PrincipalKind.USER: session_store.is_live, PrincipalKind.API_KEY: api_key_store.is_live},
+        revocations.follow(key_exchange.revoked)
+        revocations.follow(callout.revoked)
+        api_keys = ApiKeys(store=api_key_store, announce=announce, clock=clock)
+        verifier = TokenVerifier(
+            fetch_keys=key_ring.jwks, service_tokens=tokens, revocations=revocations, clock=clock
         )
         observe_caches(meter(), api_keys=key_exchange.lookups, tokens=verifier.lookups)
         registrations = [
@@ -107,6 +118,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 ApiKeyServicer(api_keys=api_keys),
             ),
             Registration(
+                "twinmesh.auth.v1.RevocationService",
+                revocation_service_pb2_grpc.add_RevocationServiceServicer_to_server,
+                RevocationServicer(revocations=revocation_store),
+            ),
+            Registration(
                 "twinmesh.mesh.v1.HealthService",
                 health_service_pb2_grpc.add_HealthServiceServicer_to_server,
                 HealthServicer(peers=mesh),
@@ -119,7 +135,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         ]
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
-            _repeating("revocations", revocations.poll, every_s=_POLL_REVOCATIONS_EVERY_S),
+            revocations.polling(),
             _logging_devices_in(callout, settings) as hints,
             running_server(
                 listen=settings.listen,
@@ -130,6 +146,17 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             ) as port,
         ):
             yield port
+
+
+@asynccontextmanager
+async def _bus(settings: AuthSettings, revocations: Revocations) -> AsyncIterator[Client | None]:
+    """Connect to NATS while the context is open, if there is one, and hear of others' revocations."""
+    if settings.nats_url is None:
+        yield None
+        return
+    url = settings.nats_url.get_secret_value()
+    async with bus.connection(url, name=SERVICE, on_connect=revocations.listen) as client:
+        yield client
 
 
 @asynccontextmanager

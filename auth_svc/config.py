@@ -13,6 +13,11 @@ class AuthSettings(ServiceSettings):
     )
     ingest_address: str = Field(description="Processes of ingest_svc, likewise.")
     twin_address: str = Field(description="Processes of twin_svc, likewise.")
+    nats_url: SecretStr | None = Field(
+        None,
+        description="NATS URL with credentials, to announce revocations; empty: services read of them"
+        " within a second.",
+    )
     callout_nats_url: SecretStr | None = Field(
         None,
         description="NATS URL of its system account, for log-ins of devices by MQTT; empty: none log in.",

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from auth_svc.api_keys import ApiKey
 from auth_svc.opaque_tokens import TENANT_PATTERN, OpaqueToken, Prefix, new_id, new_secret
+from auth_svc.revocations import kept_until
 from auth_svc.roles import Role, permissions_of
 from auth_svc.stores.api_keys import ApiKeyStore
 from meshkit import db
@@ -57,17 +58,17 @@ async def issue_key(settings: IssueSettings, *, clock: Clock) -> str:
         settings.service_database_url.get_secret_value(), application="auth_issue_key", max_size=1
     ) as pool:
         store = ApiKeyStore(pool=pool)
-        await _revoke_earlier(store, settings)
+        await _revoke_earlier(store, settings, clock)
         await store.create(api_key, token.hash)
     return token.text
 
 
-async def _revoke_earlier(store: ApiKeyStore, settings: IssueSettings) -> None:
+async def _revoke_earlier(store: ApiKeyStore, settings: IssueSettings, clock: Clock) -> None:
     after = ""
     while page := await store.page(settings.tenant, after=after, limit=_PAGE):
         for key in page:
             if (key.creator, key.display_name) == (_CREATOR, settings.key_name):
-                await store.revoke(settings.tenant, key.id)
+                await store.revoke(settings.tenant, key.id, until=kept_until(clock.now_us()))
         after = page[-1].id
 
 

@@ -2,6 +2,7 @@
 
 import hmac
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import Unauthenticated
 from meshkit.identity import PrincipalKind
 from meshkit.lookups import Lookups
+from meshkit.revocations import Revocation, RevocationKind
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 TOKEN_LIFE_S = 60
@@ -91,13 +93,18 @@ class KeyExchange:
             raise refused()
         return known.access_token
 
-    def evict(self, tenant: str, key_id: str) -> None:
-        """Forget a key that was revoked."""
+    def revoked(self, revocations: Sequence[Revocation]) -> None:
+        """Forget keys that were revoked, and those whose tenant was."""
         self._evictions += 1
-        self._exchanged.pop((tenant, key_id), None)
+        for revocation in revocations:
+            if revocation.kind == RevocationKind.API_KEY:
+                self._exchanged.pop((revocation.tenant, revocation.id), None)
+            elif revocation.kind == RevocationKind.TENANT:
+                for place in [place for place in self._exchanged if place[0] == revocation.tenant]:
+                    del self._exchanged[place]
 
     async def _look_up(self, token: OpaqueToken) -> _Exchanged | None:
-        evictions = self._evictions
+        evictions, read_us = self._evictions, self._clock.now_us()
         stored = await find_live(self._keys, token, self._clock)
         if stored is None:
             return None
@@ -109,6 +116,7 @@ class KeyExchange:
             permissions=api_key.permissions,
             credential_id=api_key.id,
             credential_expire_us=api_key.expire_us,
+            read_us=read_us,
         )
         until_us = now_us + CACHE_LIFE_S * MICROS_PER_SECOND
         if api_key.expire_us is not None:

@@ -14,11 +14,11 @@ from nats.errors import Error as BusError
 
 from auth_svc.device_logins import Permitted
 from auth_svc.nats_tokens import LoginAnswers, LoginRequest
-from auth_svc.revocations import LOOK_BACK_S
 from meshkit import bus
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import DomainError, PermissionDenied, Unauthenticated, dependency_unavailable
 from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, Login, telemetry_subject
+from meshkit.revocations import Revocation, RevocationKind
 from meshkit.tasks import background
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -36,7 +36,7 @@ _ID = re.compile("[a-z0-9-]{1,64}")
 _SWEEP_EVERY_S = 10.0
 # A log-in that was under way when its key was revoked has come in by then, or been given up by NATS.
 _LOGIN_LASTS_S = 6.0
-_TOLD_FOR_S = 2.0 * LOOK_BACK_S  # So that being told again begins nothing.
+_CONCERNING = frozenset({RevocationKind.API_KEY, RevocationKind.TENANT})
 
 
 class Logins(Protocol):
@@ -72,7 +72,7 @@ class MqttCallout:
         self._free = asyncio.Semaphore(_LOGINS_AT_ONCE)
         self._consumer_seen_until = 0.0
         self._sweep_at = 0.0
-        self._revoked: dict[tuple[str, str], float] = {}
+        self._revoked_at: list[float] = []
         self._wake = asyncio.Event()
 
     @asynccontextmanager
@@ -94,11 +94,11 @@ class MqttCallout:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def revoked(self, tenant: str, key_id: str) -> None:
+    def revoked(self, revocations: Sequence[Revocation]) -> None:
         """Disconnect soon whoever logged in with a key that was revoked."""
-        if (tenant, key_id) not in self._revoked:
+        if any(revocation.kind in _CONCERNING for revocation in revocations):
             now = asyncio.get_running_loop().time()
-            self._revoked[tenant, key_id] = now
+            self._revoked_at.append(now)
             self._sweep_at = now
             self._wake.set()
 
@@ -190,10 +190,9 @@ class MqttCallout:
             except Exception as error:  # The database's as well; the next look follows.
                 _log.warning("connections of devices are not looked through", error=repr(error))
             now = loop.time()
-            self._revoked = {key: at for key, at in self._revoked.items() if now - at < _TOLD_FOR_S}
             # Once more, for log-ins that were under way.
-            again = [at + _LOGIN_LASTS_S for at in self._revoked.values() if at + _LOGIN_LASTS_S > now]
-            self._sweep_at = min([self._sweep_at, *again])
+            self._revoked_at = [at for at in self._revoked_at if at + _LOGIN_LASTS_S > now]
+            self._sweep_at = min([self._sweep_at, *(at + _LOGIN_LASTS_S for at in self._revoked_at)])
 
     async def _sweep(self) -> None:
         if self._client is None or not self._client.is_connected:

@@ -1,40 +1,45 @@
-"""Revocations of API keys, by whichever process, told to those here who let keys in."""
+"""Revocations: how long they are kept, and how the mesh hears of them."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from datetime import datetime
 
-from auth_svc.key_exchange import CACHE_LIFE_S
+import nats.errors
+import structlog
+from nats.aio.client import Client
 
-# Whatever was remembered of a key when it began to be revoked is forgotten by itself later.
-LOOK_BACK_S = CACHE_LIFE_S + 30
+from meshkit.clock import MICROS_PER_SECOND, to_datetime
+from meshkit.revocations import KEPT_S, Revocations, announce
 
-
-class Revoked(Protocol):
-    """Knows which keys were revoked."""
-
-    async def revoked_within(self, period_s: int) -> Iterable[tuple[str, str]]:
-        """Return tenant and id of the keys revoked, by any process, in the last seconds."""
-        ...
+_log = structlog.get_logger()
 
 
-class Revocations:
-    """Tells followers of revoked keys, again and again for a minute.
+def kept_until(now_us: int) -> datetime:
+    """Return when no token is left that was issued before now, microseconds since the epoch."""
+    return to_datetime(now_us + KEPT_S * MICROS_PER_SECOND)
+
+
+class Announcer:
+    """Makes known what was revoked in a transaction that is committed; never fails.
+
+    Best effort: whoever hears nothing reads the list within a second.
 
     Args:
-        keys: knows them.
-        followers: told tenant and id.
+        revocations: what this process knows.
+        client: connected to NATS, None when there is none.
     """
 
-    def __init__(self, *, keys: Revoked, followers: Sequence[Callable[[str, str], None]]) -> None:
-        self._keys = keys
-        self._followers = followers
+    def __init__(self, *, revocations: Revocations, client: Client | None) -> None:
+        self._revocations = revocations
+        self._client = client
 
-    async def poll(self) -> None:
-        """Tell of the last minute's revocations."""
-        for tenant, key_id in await self._keys.revoked_within(LOOK_BACK_S):
-            self.tell(tenant, key_id)
-
-    def tell(self, tenant: str, key_id: str) -> None:
-        """Tell of one."""
-        for follower in self._followers:
-            follower(tenant, key_id)
+    async def __call__(self) -> None:
+        """Have this process know at once, and tell the others."""
+        try:
+            await self._revocations.poll()
+        except Exception as error:  # The database's as well.
+            _log.warning("revocation is known here within a second only", error=repr(error))
+        if self._client is None:
+            return
+        try:
+            await announce(self._client)
+        except (nats.errors.Error, OSError) as error:
+            _log.warning("revocation not announced", error=repr(error))

@@ -89,7 +89,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """The token was used before: end the session."""
+    """End the session, and its access tokens until they have ended by themselves."""
 
     revoke_us: int
 
@@ -180,6 +180,7 @@ class Sessions:
         sessions: where sessions are kept.
         verify_password: tells whether a password fits a hash.
         access_tokens: makes access tokens.
+        announce: tells the mesh that sessions were revoked.
         mesh_secret: root of the key from which successors of refresh tokens are derived.
         clock: tells what has expired.
     """
@@ -191,6 +192,7 @@ class Sessions:
         sessions: SessionStore,
         verify_password: PasswordCheck,
         access_tokens: AccessTokens,
+        announce: Callable[[], Awaitable[None]],
         mesh_secret: bytes,
         clock: Clock,
     ) -> None:
@@ -198,6 +200,7 @@ class Sessions:
         self._sessions = sessions
         self._verify_password = verify_password
         self._access_tokens = access_tokens
+        self._announce = announce
         self._chain_key = derive(mesh_secret, "refresh-tokens")
         self._clock = clock
 
@@ -208,6 +211,7 @@ class Sessions:
             Unauthenticated: LOGIN_FAILED, the same whatever is wrong.
             ResourceExhausted: LOGIN_BUSY.
         """
+        read_us = self._clock.now_us()
         user = await self._users.find(tenant, username)
         fits = await self._verify_password(password, user.password_hash if user else None)
         if user is None or not fits:
@@ -223,7 +227,7 @@ class Sessions:
             NewSession(tenant, token.id, user.username, now_us, expire_us, end_us, token.hash)
         )
         _log.info("logged in", tenant=tenant, username=username, session=token.id)
-        return self._pair(token, user.username, user.role, expire_us)
+        return self._pair(token, user.username, user.role, expire_us, read_us=read_us)
 
     async def refresh(self, refresh_token: str) -> TokenPair:
         """Trade a refresh token for the next pair.
@@ -243,10 +247,11 @@ class Sessions:
         presented, verdict = await self._sessions.present(token, decide)
         if isinstance(verdict, Revoke):
             _log.warning("refresh token used again; session revoked", tenant=token.tenant, session=token.id)
+            await self._announce()
         if presented is None or isinstance(verdict, Revoke | Refuse):
             raise _refused()
         expire_us = verdict.expire_us if isinstance(verdict, Rotate) else presented.expire_us
-        return self._pair(successor, presented.username, presented.role, expire_us)
+        return self._pair(successor, presented.username, presented.role, expire_us, read_us=now_us)
 
     async def logout(self, principal: Principal) -> None:
         """End the caller's session.
@@ -261,6 +266,7 @@ class Sessions:
                 metadata={"resource": "session", "id": principal.credential_id},
             )
         await self._sessions.revoke(principal.tenant, principal.credential_id, self._clock.now_us())
+        await self._announce()
         _log.info("logged out", session=principal.credential_id)
 
     def _successor(self, token: OpaqueToken) -> OpaqueToken:
@@ -268,7 +274,9 @@ class Sessions:
         secret = hmac.new(self._chain_key, place.encode(), hashlib.sha256).hexdigest()
         return replace(token, secret=secret)
 
-    def _pair(self, token: OpaqueToken, username: str, role: Role, expire_us: int) -> TokenPair:
+    def _pair(
+        self, token: OpaqueToken, username: str, role: Role, expire_us: int, *, read_us: int
+    ) -> TokenPair:
         grant = Grant(
             tenant=token.tenant,
             subject=username,
@@ -276,6 +284,7 @@ class Sessions:
             permissions=permissions_of(role),
             credential_id=token.id,
             credential_expire_us=expire_us,
+            read_us=read_us,
             role=role,
         )
         access_token = self._access_tokens.issue(grant, life_s=ACCESS_TOKEN_LIFE_S)

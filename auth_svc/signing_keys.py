@@ -7,10 +7,12 @@ it signs; only the very first signs at once, since nobody can have cached a set 
 """
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import jwt
@@ -83,7 +85,7 @@ class SigningKeyUnreadable(Exception):
     """A stored key was encrypted under another mesh secret."""
 
 
-def plan(keys: Sequence[SigningKey], *, now_us: int, life_s: int) -> Plan:
+def plan(keys: Sequence[SigningKey], *, now_us: int, life_s: float) -> Plan:
     """Return what has to change in the ring now.
 
     Args:
@@ -122,14 +124,16 @@ class KeyRing:
     Args:
         store: where they are kept.
         mesh_secret: root of the key that encrypts private keys.
-        life_days: how long a key signs.
+        life_days: how long a key signs before `refresh` makes the next; None: it is made by `rotate` only.
         clock: tells which key signs now.
     """
 
-    def __init__(self, *, store: SigningKeyStore, mesh_secret: bytes, life_days: int, clock: Clock) -> None:
+    def __init__(
+        self, *, store: SigningKeyStore, mesh_secret: bytes, life_days: int | None = None, clock: Clock
+    ) -> None:
         self._store = store
         self._cipher = AESGCM(derive(mesh_secret, "signing-keys"))
-        self._life_s = life_days * _DAY_S
+        self._life_s = math.inf if life_days is None else life_days * _DAY_S
         self._clock = clock
         self._keys: Sequence[SigningKey] = ()
         self._private_keys: dict[str, Ed25519PrivateKey] = {}
@@ -142,9 +146,14 @@ class KeyRing:
         """
         keys = await self._store.keys()
         if plan(keys, now_us=self._clock.now_us(), life_s=self._life_s).changes:
-            keys = await self._store.change(self._decide)
+            keys = await self._store.change(partial(self._decide, life_s=self._life_s))
         self._private_keys = {key.kid: self._private_key(key) for key in keys}
         self._keys = keys
+
+    async def rotate(self) -> SigningKey:
+        """Make the next key before its time, unless it is on its way already, and return it."""
+        keys = await self._store.change(partial(self._decide, life_s=0))
+        return max(keys, key=lambda key: key.activate_us)
 
     async def jwks(self) -> list[dict[str, str]]:
         """Return the published public keys (RFC 7517)."""
@@ -161,9 +170,9 @@ class KeyRing:
             raise dependency_unavailable("signing key")
         return Signer(key.kid, self._private_keys[key.kid])
 
-    def _decide(self, keys: Sequence[SigningKey]) -> Changes:
+    def _decide(self, keys: Sequence[SigningKey], *, life_s: float) -> Changes:
         now_us = self._clock.now_us()
-        planned = plan(keys, now_us=now_us, life_s=self._life_s)
+        planned = plan(keys, now_us=now_us, life_s=life_s)
         created = None
         if planned.activate_us is not None:
             created = self._new_key(create_us=now_us, activate_us=planned.activate_us)

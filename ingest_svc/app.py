@@ -50,10 +50,12 @@ from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
-from meshkit.client import fetch_keys_from, service_channel
+from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
 from meshkit.clock import Clock, SystemClock
-from meshkit.identity import Principal, ServiceTokens, TokenVerifier
+from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
+from meshkit.open_calls import OpenCall
+from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
@@ -104,6 +106,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     async def subscribe(client: Client) -> None:
         await follow_changes(client, forget=forget, forget_all=distrust)
         await follow_reports(client, frontiers=frontiers)
+        await revocations.listen(client)
 
     def reconnected() -> None:
         distrust()
@@ -114,7 +117,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         assembler.add(commit.whole)
 
     async with (
-        _neighbours(settings, tokens) as (auth_channel, asset_channel),
+        _neighbours(settings, tokens, clock) as (auth_channel, asset_channel, revocations),
         _pools(settings) as (pool, raw_pool),
         background(
             (placements := Placements(store=PlacementStore(pool=pool), clock=clock)).keep_saving(),
@@ -154,7 +157,12 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         background(processing.keep_saving(), name="save-states"),
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
-        verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
+        verifier = TokenVerifier(
+            fetch_keys=fetch_keys_from(auth_channel),
+            service_tokens=tokens,
+            revocations=revocations,
+            clock=clock,
+        )
         backfills = BackfillStore(pool=pool)
         chunks = ChunkStore(pool=pool)
         message_intake = MessageIntake(
@@ -194,9 +202,9 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             tokens=verifier.lookups,
         )
 
-        def new_stream(principal: Principal) -> TelemetryStream:
+        def new_stream(call: OpenCall) -> TelemetryStream:
             return TelemetryStream(
-                principal=principal,
+                call=call,
                 intake=intake,
                 limiter=limiter,
                 writer=writer,
@@ -298,14 +306,15 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def _neighbours(
-    settings: IngestSettings, tokens: ServiceTokens
-) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel]]:
-    """Open the channels to auth_svc and asset_svc while the context is open."""
+    settings: IngestSettings, tokens: ServiceTokens, clock: Clock
+) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel, Revocations]]:
+    """Open the channels to auth_svc and asset_svc, and read revocations, while the context is open."""
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth,
         service_channel(settings.asset_address, tokens=tokens) as asset,
+        (revocations := Revocations(fetch=fetch_revocations_from(auth), clock=clock)).polling(),
     ):
-        yield auth, asset
+        yield auth, asset, revocations
 
 
 @asynccontextmanager

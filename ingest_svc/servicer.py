@@ -2,14 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import grpc
 import structlog
-from grpc_status import rpc_status
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
@@ -22,10 +19,10 @@ from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
-from meshkit import status
 from meshkit.clock import Clock
 from meshkit.errors import DomainError
-from meshkit.identity import Principal, current_principal
+from meshkit.identity import current_principal
+from meshkit.open_calls import OpenCall, current_call
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriteResult
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -49,7 +46,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         applied: tells when twins have applied them.
         backfills: declares backfills.
         clock: tells when a request was received.
-        new_stream: makes a gateway stream of a principal.
+        new_stream: makes a gateway stream of the call that opened it.
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         applied: Applied,
         backfills: BackfillStore,
         clock: Clock,
-        new_stream: Callable[[Principal], TelemetryStream],
+        new_stream: Callable[[OpenCall], TelemetryStream],
     ) -> None:
         self._intake = intake
         self._limiter = limiter
@@ -72,7 +69,6 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         self._backfills = backfills
         self._clock = clock
         self._new_stream = new_stream
-        self._endings: set[asyncio.Task[None]] = set()
 
     async def IngestTelemetry(
         self, request: ingest_pb2.IngestTelemetryRequest, context: Any
@@ -175,25 +171,10 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
     def StreamTelemetry(
         self, request_iterator: AsyncIterator[ingest_pb2.StreamTelemetryRequest], context: Any
     ) -> AsyncIterator[ingest_pb2.StreamTelemetryResponse]:
-        stream = self._new_stream(current_principal())
-        handling = asyncio.current_task()
-        assert handling is not None  # noqa: S101 - gRPC handles each call in a task of its own
-
-        def cut_off(why: DomainError) -> None:
-            handling.cancel()
-            ending = asyncio.create_task(_end_unread(context, why), name="unread-stream")
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
-
+        stream = self._new_stream(current_call())
         # A call that ends while a response is being written never comes back to the iterator.
         context.add_done_callback(lambda _: stream.leave())
-        return stream.responses(request_iterator, cut_off=cut_off)
-
-
-async def _end_unread(context: Any, why: DomainError) -> None:
-    """End a call whose client does not read: it finds the status behind what was written last."""
-    with suppress(grpc.aio.BaseError):
-        await context.abort_with_status(rpc_status.to_status(status.to_status(why)))
+        return stream.responses(request_iterator)
 
 
 def _log_lost(batch: WriteRequest, written: asyncio.Future[WriteResult]) -> None:

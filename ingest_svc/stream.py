@@ -6,7 +6,7 @@ tell whenever the transport takes something. Between them stands the flow of bat
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Protocol
 
 import structlog
@@ -27,11 +27,11 @@ from meshkit.errors import (
     DeadlineExceeded,
     DomainError,
     InvalidArgument,
-    Unauthenticated,
     dependency_unavailable,
     invalid_field,
 )
 from meshkit.identity import Principal
+from meshkit.open_calls import OpenCall
 from telemetry_store.cursors import fenced
 from telemetry_store.requests import OpenedCursor
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -64,7 +64,7 @@ class TelemetryStream:
     """One stream.
 
     Args:
-        principal: who opened the call.
+        call: by which it was opened, and with whose credential it ends.
         intake: makes of batches what the writer takes.
         limiter: lets it and its batches in as far as limits allow.
         writer: commits them.
@@ -84,11 +84,11 @@ class TelemetryStream:
         "_acks",
         "_applied",
         "_budgets",
+        "_call",
         "_charge",
         "_clock",
         "_closing",
         "_credentials",
-        "_cut_off",
         "_definitions",
         "_drain_by_us",
         "_ends_us",
@@ -102,10 +102,8 @@ class TelemetryStream:
         "_opened",
         "_over",
         "_path",
-        "_principal",
         "_raw",
         "_reader",
-        "_step_us",
         "_streams",
         "_writer",
         "_writer_id",
@@ -116,7 +114,7 @@ class TelemetryStream:
     def __init__(
         self,
         *,
-        principal: Principal,
+        call: OpenCall,
         intake: Intake,
         limiter: Limiter,
         writer: Writer,
@@ -127,7 +125,7 @@ class TelemetryStream:
         budgets: Budgets,
         clock: Clock,
     ) -> None:
-        self._principal = principal
+        self._call = call
         self._intake = intake
         self._limiter = limiter
         self._charge: Charge = NO_CHARGE
@@ -140,7 +138,6 @@ class TelemetryStream:
         self._clock = clock
         self._news = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
-        self._cut_off: Callable[[DomainError], object] | None = None
         self._definitions = Definitions(budget=budgets.definitions)
         self._flow: BatchFlow | None = None
         self._path: BatchPath | None = None
@@ -157,16 +154,12 @@ class TelemetryStream:
         started_us = clock.now_us()
         self._lifetime_us = streams.lifetime_us()
         self._ends_us = started_us + self._lifetime_us
-        self._step_us: float = started_us + _OPEN_WITHIN_US
         self.epoch = 0
-        self.due_us = 0.0
-        self._schedule(self._step_us)
+        self.due_us: float = started_us + _OPEN_WITHIN_US
+        call.on_end(self._fail)
 
     async def responses(
-        self,
-        requests: AsyncIterator[ingest_pb2.StreamTelemetryRequest],
-        *,
-        cut_off: Callable[[DomainError], object],
+        self, requests: AsyncIterator[ingest_pb2.StreamTelemetryRequest]
     ) -> AsyncIterator[ingest_pb2.StreamTelemetryResponse]:
         """Serve the stream and yield what the client is to be told.
 
@@ -175,13 +168,11 @@ class TelemetryStream:
 
         Args:
             requests: what the client sends, by the rules of the contract.
-            cut_off: ends the call with an error, also while it writes to a client that does not read.
 
         Raises:
             DomainError: the stream has to end, as the contract says.
         """
         self._streams.add(self)
-        self._cut_off = cut_off
         self._reader = asyncio.create_task(self._read(requests), name="telemetry-stream")
         try:
             while True:
@@ -210,7 +201,7 @@ class TelemetryStream:
             self._flow.close()
         self._definitions.close()
         self._charge.end()
-        self._streams.remove(self, (self._principal.tenant, self._writer_id) if self.epoch else None)
+        self._streams.remove(self, (self._call.principal.tenant, self._writer_id) if self.epoch else None)
         _log.info(
             "stream ended",
             why=self._told_why(),
@@ -221,21 +212,13 @@ class TelemetryStream:
         )
 
     def act(self, now_us: int) -> None:
-        """Do what is due: end what has expired, ask the client to leave, stop waiting for it."""
-        if self._over:
-            if now_us >= self._step_us and self._cut_off is not None:
-                # The client does not read: the iteration does not come to its end by itself.
-                self._schedule(math.inf)
-                self._cut_off(self._failure if isinstance(self._failure, DomainError) else _unread())
-        elif now_us >= _expires_us(self._principal):
-            self._fail(
-                Unauthenticated(
-                    "the stream's credential has expired; send Reauthenticate in time, or open a new stream",
-                    reason=ErrorReason.ERROR_REASON_TOKEN_INVALID,
-                )
-            )
-        elif now_us < self._step_us:
+        """Do what is due: ask the client to leave, stop waiting for it."""
+        if now_us < self.due_us:
             return
+        if self._over:
+            # The client does not read: the iteration does not come to its end by itself.
+            self.due_us = math.inf
+            self._call.cut_off(self._failure if isinstance(self._failure, DomainError) else _unread())
         elif self._flow is None:
             self._fail(
                 DeadlineExceeded(
@@ -247,10 +230,10 @@ class TelemetryStream:
             self.go_away(self._ends_us)
         elif not self._closing:
             self._closing = True
-            self._schedule(now_us + LAST_ACKS_US)
+            self.due_us = now_us + LAST_ACKS_US
         else:
             self._over = True
-            self._schedule(now_us + LAST_ACKS_US)
+            self.due_us = now_us + LAST_ACKS_US
         self._news.set()
 
     def go_away(self, drain_by_us: int) -> None:
@@ -260,7 +243,7 @@ class TelemetryStream:
         elif not self._over and (self._drain_by_us is None or drain_by_us < self._drain_by_us):
             self._drain_by_us = drain_by_us
             self._go_away = to_go_away(drain_by_us)
-            self._schedule(drain_by_us)
+            self.due_us = drain_by_us
             self._news.set()
 
     def fence(self) -> None:
@@ -276,7 +259,7 @@ class TelemetryStream:
         self._go_away = None
         if self._flow is not None:
             self._flow.abandon()
-        self._schedule(self._clock.now_us() + LAST_ACKS_US)
+        self.due_us = self._clock.now_us() + LAST_ACKS_US
         self._news.set()
 
     def _answered(self, failure: Exception | None) -> None:
@@ -295,11 +278,6 @@ class TelemetryStream:
         if not self._over:
             return "the client is gone"
         return "closed" if self._drain_by_us is None else "drained"
-
-    def _schedule(self, step_us: float) -> None:
-        """Say when the stream's next step is due; its credential may end before."""
-        self._step_us = step_us
-        self.due_us = min(step_us, _expires_us(self._principal))
 
     # What the client is told.
 
@@ -349,7 +327,7 @@ class TelemetryStream:
         elif kind == "close":
             self._closing = True
         elif kind == "batch":
-            await path.take(request.batch, self._principal, answered=self._answered)
+            await path.take(request.batch, self._call.principal, answered=self._answered)
             self._news.set()
         elif kind == "series_defs":
             await self._definitions.take(request.series_defs)
@@ -366,14 +344,14 @@ class TelemetryStream:
             )
         self._writer_id = message.writer_id
         self._acks.tells_accepted = message.ack_level == ingest_pb2.ACK_LEVEL_ACCEPTED
-        self._schedule(self._ends_us - notice_us(self._lifetime_us))
-        tenant = self._principal.tenant
+        self.due_us = self._ends_us - notice_us(self._lifetime_us)
+        tenant = self._call.principal.tenant
         self._charge = await self._limiter.open_stream(
-            Sent(tenant, self._principal.name, samples=0, size=0, writer_id=message.writer_id)
+            Sent(tenant, self._call.principal.name, samples=0, size=0, writer_id=message.writer_id)
         )
         cursor = await self._writer.open_writer(
             tenant=tenant,
-            principal=self._principal.name,
+            principal=self._call.principal.name,
             writer_id=message.writer_id,
             session_id=message.session_id,
             resume=message.resume,
@@ -411,14 +389,8 @@ class TelemetryStream:
 
     async def _reauthenticate(self, credential: str) -> None:
         principal = await self._credentials.verify(credential)
-        if (principal.tenant, principal.name) != (self._principal.tenant, self._principal.name):
-            raise Unauthenticated(
-                "the new credential is another principal's; open a new stream with it",
-                reason=ErrorReason.ERROR_REASON_TOKEN_INVALID,
-            )
         policy.require(_PERMISSION, principal, method="a gateway stream")
-        self._principal = principal
-        self._schedule(self._step_us)
+        self._call.renew(principal)
 
 
 def _unread() -> DomainError:
@@ -426,7 +398,3 @@ def _unread() -> DomainError:
         "the client did not read what it was told; open a new stream, and read all the time",
         reason=ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
     )
-
-
-def _expires_us(principal: Principal) -> float:
-    return principal.credential_expires * MICROS_PER_SECOND

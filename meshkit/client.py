@@ -13,7 +13,13 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors
 from meshkit import status
 from meshkit.errors import DomainError, dependency_unavailable
 from meshkit.identity import KeyFetch, ServiceTokens
-from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+from meshkit.revocations import Fetch, Revocation, RevocationKind
+from twinmesh.auth.v1 import (
+    revocation_service_pb2,
+    revocation_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
+)
 
 _log = structlog.get_logger()
 _R = TypeVar("_R")
@@ -117,3 +123,32 @@ def fetch_keys_from(channel: grpc.aio.Channel) -> KeyFetch:
         return [{field.name: value for field, value in key.ListFields()} for key in answer.keys]
 
     return fetch
+
+
+def fetch_revocations_from(channel: grpc.aio.Channel) -> Fetch:
+    """Return a function that asks auth_svc for its revocations."""
+    stub = revocation_service_pb2_grpc.RevocationServiceStub(channel)
+
+    async def fetch(after: int) -> list[Revocation]:
+        found: list[Revocation] = []
+        request = revocation_service_pb2.ListRevocationsRequest(after_number=after)
+        while True:
+            answer = await call(stub.ListRevocations, request, peer="auth_svc")
+            found += map(_revocation, answer.revocations)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return found
+
+    return fetch
+
+
+def _revocation(message: revocation_service_pb2.Revocation) -> Revocation:
+    kind = revocation_service_pb2.RevocationKind.Name(message.kind)
+    return Revocation(
+        number=message.number,
+        tenant=message.tenant,
+        kind=RevocationKind[kind.removeprefix("REVOCATION_KIND_")],
+        id=message.id,
+        revoke_us=message.revoke_time.ToMicroseconds(),
+        until_us=message.until_time.ToMicroseconds(),
+    )

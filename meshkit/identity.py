@@ -13,6 +13,7 @@ import jwt
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import Unauthenticated
 from meshkit.lookups import Lookups
+from meshkit.revocations import Revocation, Revocations
 from meshkit.secrets import derive
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -27,7 +28,7 @@ _CACHED_TOKENS = 10_000
 _CLOCK_SKEW_S = 5  # as Envoy allows between auth_svc's clock and its own
 _KEY_REFETCH_S = 1.0
 # What a service may do in another service; on top it names the tenant it acts for.
-SERVICE_PERMISSIONS = frozenset({"profile:read", "profile:register"})
+SERVICE_PERMISSIONS = frozenset({"profile:read", "profile:register", "revocation:read"})
 
 
 class PrincipalKind(StrEnum):
@@ -44,6 +45,7 @@ class Principal:
 
     `subject` is the user name, key id or service name; `tenant` is empty for
     services; `credential_expires` is in seconds since the epoch, infinite when never.
+    `issue_us` says when what the credential grants was read, in microseconds since the epoch.
     """
 
     tenant: str
@@ -53,6 +55,12 @@ class Principal:
     role: str = ""
     credential_id: str = ""
     credential_expires: float = float("inf")
+    issue_us: int = 0
+
+    @property
+    def user(self) -> str:
+        """Return the user's name, empty for whoever is none."""
+        return self.subject if self.kind == PrincipalKind.USER else ""
 
     @property
     def name(self) -> str:
@@ -143,15 +151,24 @@ class TokenVerifier:
     Args:
         fetch_keys: answers the present JWK set of auth_svc.
         service_tokens: checks tokens of other services.
+        revocations: tell what is refused although it has not expired.
         clock: tells when tokens end.
 
     Attributes:
         lookups: of verdicts.
     """
 
-    def __init__(self, *, fetch_keys: KeyFetch, service_tokens: ServiceTokens, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        fetch_keys: KeyFetch,
+        service_tokens: ServiceTokens,
+        revocations: Revocations,
+        clock: Clock,
+    ) -> None:
         self._fetch_keys = fetch_keys
         self._service_tokens = service_tokens
+        self._revocations = revocations
         self._clock = clock
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_at = float("-inf")
@@ -163,8 +180,8 @@ class TokenVerifier:
         """Return the principal that a token proves.
 
         Raises:
-            Unauthenticated: it is malformed, forged, foreign or expired.
-            Unavailable: the keys cannot be fetched.
+            Unauthenticated: TOKEN_INVALID, it is malformed, forged, foreign or expired; TOKEN_REVOKED.
+            Unavailable: keys or revocations cannot be fetched, and never were.
         """
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         now = self._clock.now_us() / MICROS_PER_SECOND
@@ -181,7 +198,31 @@ class TokenVerifier:
         if ends <= now:
             self._verdicts.pop(digest, None)
             raise _invalid_token("it has expired; log in or refresh")
+        if principal.kind != PrincipalKind.SERVICE:
+            await self._revocations.require_known()
+        self.require_live(principal)
         return principal
+
+    def follow_revocations(self, tell: Callable[[Sequence[Revocation]], None]) -> None:
+        """Have somebody told when `require_live` may refuse more than before."""
+        self._revocations.follow(tell)
+
+    def require_live(self, principal: Principal) -> None:
+        """Refuse a principal whose credential has ended since it was verified.
+
+        Raises:
+            Unauthenticated: TOKEN_REVOKED, or TOKEN_INVALID when it has expired.
+        """
+        if principal.kind == PrincipalKind.SERVICE:
+            return
+        if self._revocations.concern(principal):
+            raise Unauthenticated(
+                "the token was revoked: its session, key, user or tenant was ended or changed; "
+                "log in or refresh",
+                reason=ErrorReason.ERROR_REASON_TOKEN_REVOKED,
+            )
+        if principal.credential_expires * MICROS_PER_SECOND <= self._clock.now_us():
+            raise _invalid_token("its credential has expired; send another one in time, or begin anew")
 
     async def _examine(self, token: str) -> tuple[Principal, float]:
         try:
@@ -211,6 +252,7 @@ class TokenVerifier:
                 role=str(claims.get("role", "")),
                 credential_id=str(claims.get("cred_id", "")),
                 credential_expires=float(claims.get("cred_exp", "inf")),
+                issue_us=int(claims["iat"] * MICROS_PER_SECOND),
             )
         except jwt.ExpiredSignatureError:
             raise _invalid_token("it has expired; log in or refresh") from None

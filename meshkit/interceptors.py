@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from meshkit import policy, status
 from meshkit.errors import DeadlineExceeded, DomainError, InvalidArgument
 from meshkit.identity import Principal, TokenVerifier, bind_principal
+from meshkit.open_calls import OpenCall, OpenCalls
 from meshkit.telemetry import current_trace_id, join_trace
 from meshkit.validation import validate
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -39,10 +40,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         verifier: proves bearer tokens.
+        open_calls: ends streams with the credentials that opened them.
     """
 
-    def __init__(self, *, verifier: TokenVerifier) -> None:
+    def __init__(self, *, verifier: TokenVerifier, open_calls: OpenCalls) -> None:
         self._verifier = verifier
+        self._open_calls = open_calls
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -63,7 +66,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
-        call = _Call(method=method, verifier=self._verifier)
+        call = _Call(method=method, verifier=self._verifier, open_calls=self._open_calls)
         codec: dict[str, Any] = {
             "request_deserializer": _decoder(handler.request_deserializer),
             "response_serializer": _encoder(handler.response_serializer),
@@ -80,10 +83,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """Wraps the handler of one method, whichever of the four forms it has."""
 
-    def __init__(self, *, method: str, verifier: TokenVerifier) -> None:
+    def __init__(self, *, method: str, verifier: TokenVerifier, open_calls: OpenCalls) -> None:
         self._method = method
         self._permission = policy.permission_of(method)
         self._verifier = verifier
+        self._open_calls = open_calls
+        self._endings: set[asyncio.Task[None]] = set()
 
     def unary_unary(self, inner: Any) -> Any:
         async def serve(request: Message, context: Context) -> Any:
@@ -102,8 +107,9 @@ class _Call:
     def unary_stream(self, inner: Any) -> Any:
         async def serve(request: Message, context: Context) -> AsyncIterator[Message]:
             try:
-                await self._admit(context)
+                principal = await self._admit(context)
                 _check(request)
+                self._hold(principal, context)
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
                         yield response
@@ -115,7 +121,8 @@ class _Call:
     def stream_unary(self, inner: Any) -> Any:
         async def serve(requests: AsyncIterator[Message], context: Context) -> Any:
             try:
-                await self._admit(context)
+                principal = await self._admit(context)
+                self._hold(principal, context)
                 return await inner(_validated(requests), context)
             except Exception as error:
                 await self._end(context, error)
@@ -125,7 +132,8 @@ class _Call:
     def stream_stream(self, inner: Any) -> Any:
         async def serve(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
             try:
-                await self._admit(context)
+                principal = await self._admit(context)
+                self._hold(principal, context)
                 async with aclosing(inner(_validated(requests), context)) as responses:
                     async for response in responses:
                         yield response
@@ -134,12 +142,35 @@ class _Call:
 
         return serve
 
-    async def _admit(self, context: Context) -> None:
-        """Let the caller in, or raise why not."""
+    async def _admit(self, context: Context) -> Principal | None:
+        """Let the caller in, or raise why not; None is nobody, whom public rpcs let in."""
         metadata = context.invocation_metadata() or ()
         join_trace(metadata)
         principal = await self._identify(metadata)
         policy.require(self._permission, principal, method=self._method)
+        return principal
+
+    def _hold(self, principal: Principal | None, context: Context) -> None:
+        """Have a stream end with its caller's credential."""
+        if principal is None:
+            return
+        handling = asyncio.current_task()
+        assert handling is not None  # noqa: S101 - gRPC handles each call in a task of its own
+
+        def cut_off(error: DomainError) -> None:
+            # A task that waits for a client to read does not come to its end by itself.
+            handling.cancel()
+            ending = asyncio.create_task(_cut_off(context, error), name="cut-off")
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+
+        def is_over(_: Context) -> None:
+            self._open_calls.remove(call)
+
+        call = OpenCall(principal, cut_off=cut_off)
+        self._open_calls.add(call)
+        # Not by the generator: a call that ends while a response is being written never comes back to it.
+        context.add_done_callback(is_over)  # type: ignore[arg-type] # grpc-stubs take another type for it.
 
     async def _identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal | None:
         for name, value in metadata:
@@ -170,6 +201,12 @@ class _Call:
             answer = status.to_status(known)
         await context.abort_with_status(rpc_status.to_status(answer))
         raise AssertionError("unreachable: aborting raises")
+
+
+async def _cut_off(context: Context, error: DomainError) -> None:
+    """End a call, whose client finds the status behind what was written last."""
+    with suppress(grpc.aio.BaseError):
+        await context.abort_with_status(rpc_status.to_status(status.to_status(error)))
 
 
 async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:

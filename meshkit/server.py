@@ -14,6 +14,7 @@ from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from meshkit.identity import TokenVerifier
 from meshkit.interceptors import CallInterceptor
+from meshkit.open_calls import OpenCalls
 from meshkit.tasks import background
 from meshkit.telemetry import deserves_span
 
@@ -80,10 +81,11 @@ async def running_server(
         drain: asks the clients of long streams to leave, and returns when they have; awaited
             when health says NOT_SERVING already and calls are still served.
     """
+    open_calls = OpenCalls(verifier=verifier)
     server = grpc.aio.server(
         interceptors=[
             aio_server_interceptor(filter_=deserves_span),
-            CallInterceptor(verifier=verifier),
+            CallInterceptor(verifier=verifier, open_calls=open_calls),
         ],
         options=_OPTIONS,
     )
@@ -100,7 +102,7 @@ async def running_server(
     await server.start()
     _log.info("serving", listen=listen, port=port, services=names)
     try:
-        async with background(monitor.run(), name="health"):
+        async with background(monitor.run(), name="health"), background(open_calls.run(), name="open-calls"):
             yield port
     finally:
         await health_servicer.enter_graceful_shutdown()

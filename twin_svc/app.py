@@ -9,10 +9,11 @@ from nats.aio.client import Client
 
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
-from meshkit.client import fetch_keys_from, service_channel
+from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
+from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from telemetry_store.feed import snapshot
 from telemetry_store.tiers.archive_reader import ArchiveReader
@@ -59,6 +60,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         archive_store(settings.archive_url) as store,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
+        (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
     ):
         source = AssetDevices(channel=asset_channel)
         registry = DeviceRegistry(source=source, clock=clock)
@@ -80,7 +82,12 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             clock=clock,
             on_told=metrics.watcher_told,
         )
-        verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
+        verifier = TokenVerifier(
+            fetch_keys=fetch_keys_from(auth_channel),
+            service_tokens=tokens,
+            revocations=revocations,
+            clock=clock,
+        )
         metrics.observe(fleet=fleet, follower=follower, watches=watches)
         observe_caches(meter(), devices=registry.lookups, tokens=verifier.lookups)
 
@@ -95,6 +102,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         async def subscribe(client: Client) -> None:
             await follow_changes(client, forget=forget, forget_all=forget_all)
             await follow_announcements(client, take=follower.announced, missed=follower.look)
+            await revocations.listen(client)
 
         def reconnected() -> None:
             forget_all()

@@ -9,6 +9,7 @@ from meshkit.clock import Clock
 from meshkit.db import Connection
 from meshkit.errors import DomainError
 from meshkit.identity import current_principal
+from meshkit.open_calls import current_call
 from telemetry_store.events import EventFilter, read_newest
 from telemetry_store.history import HistoryQuestion, find_series, read_history
 from telemetry_store.placements import read_placements
@@ -145,7 +146,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
         has_begun = False
         try:
             async with self._watches.open(
-                current_principal(),
+                current_call(),
                 messages.selection(request),
                 resumed=resumed,
                 interval_s=messages.interval_s(request),

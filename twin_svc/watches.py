@@ -4,16 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
-from meshkit.clock import MICROS_PER_SECOND, Clock
-from meshkit.errors import Unauthenticated, dependency_unavailable
-from meshkit.identity import Principal
+from meshkit.clock import Clock
+from meshkit.errors import dependency_unavailable
+from meshkit.open_calls import OpenCall
 from twin_svc.changes import Changes
 from twin_svc.devices import WatchedDevices
 from twin_svc.fleet import Fleet
 from twin_svc.tokens import ResumePoint
 from twin_svc.watch import Event, Selection, Watch
 from twin_svc.watching import Feed, watch_events
-from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _DRAIN_S = 5.0
 
@@ -26,7 +25,7 @@ class Watches:
         feed: what the fleet follows.
         devices: of tenants.
         changes: says when something of a tenant changed.
-        clock: tells who is online, and when credentials end.
+        clock: tells who is online.
         on_told: told how many seconds after a change a caller had taken all that was told of it.
     """
 
@@ -57,43 +56,42 @@ class Watches:
 
     @asynccontextmanager
     async def open(
-        self, principal: Principal, selection: Selection, *, resumed: ResumePoint | None, interval_s: float
+        self, call: OpenCall, selection: Selection, *, resumed: ResumePoint | None, interval_s: float
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Begin a watch; yields what it tells, for as long as the context is open.
 
         Args:
-            principal: who watches.
-            selection: which twins of the principal's tenant.
+            call: by whom the watch was asked for, and with whose credential it ends.
+            selection: which twins of the caller's tenant.
             resumed: how far the caller was told already.
             interval_s: least time between two changes, in seconds.
 
         Raises:
             Unavailable: DEPENDENCY_UNAVAILABLE, asset_svc is away, or this process stops.
-            Unauthenticated: TOKEN_INVALID, the principal's credential has ended.
+            Unauthenticated: the caller's credential has ended.
         """
+        tenant = call.principal.tenant
 
         def require_allowed() -> None:
             if self._stopping:
                 raise dependency_unavailable("twin_svc", retry_after_s=0)
-            if self._clock.now_us() >= principal.credential_expires * MICROS_PER_SECOND:
-                raise Unauthenticated(
-                    "the watch's credential has expired; resume with a new one",
-                    reason=ErrorReason.ERROR_REASON_TOKEN_INVALID,
-                )
+            if call.error is not None:
+                raise call.error
 
+        call.on_end(lambda _: self._changes.notify(tenant))
         require_allowed()
         self._open += 1
         self._none_open.clear()
         try:
-            async with self._devices.of(principal.tenant) as devices:
+            async with self._devices.of(tenant) as devices:
                 watch = Watch(
-                    tenant=principal.tenant,
+                    tenant=tenant,
                     selection=selection,
                     fleet=self._fleet,
                     devices=devices,
                     clock=self._clock,
                 )
-                with self._changes.waiting(principal.tenant) as waiter:
+                with self._changes.waiting(tenant) as waiter:
                     events = watch_events(
                         watch,
                         feed=self._feed,

@@ -10,7 +10,7 @@ from twin_svc.changes import Waiter, woken
 from twin_svc.tokens import ResumePoint
 from twin_svc.watch import Bookmark, Event, Gap, SnapshotEnd, Watch
 
-# Who went offline is noticed within so long, and so is the end of a credential.
+# Who went offline is noticed within so long.
 _LOOK_S = 1.0
 _BOOKMARK_S = 1.0
 _QUIET_BOOKMARK_S = 15.0

@@ -12,6 +12,7 @@ from twinmesh_cli import (
     deadletters,
     events,
     export,
+    keys,
     limits,
     load,
     login,
@@ -63,6 +64,7 @@ app.command()(trace.trace)
 app.command()(metrics.metrics)
 app.command()(login.login)
 app.command()(login.logout)
+app.add_typer(keys.keys_app, name="keys")
 app.add_typer(limits.limits_app, name="limits")
 app.add_typer(storage.storage_app, name="storage")
 app.command()(load.load)

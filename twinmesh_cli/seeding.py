@@ -1,4 +1,4 @@
-"""Tenant `demo`, its first user, and the sample data; each service seeds its own store."""
+"""What services' own programs do to their stores: tenant `demo`, its first user, sample data, keys."""
 
 import asyncio
 import json
@@ -80,6 +80,23 @@ async def issue_simulator_key(settings: LauncherSettings, *, admin_url: str, mes
     }
     issued = _last_object(await _run("auth_svc.issue_key", variables=variables))
     return str(issued["secret"])
+
+
+async def rotate_signing_keys(
+    settings: LauncherSettings, *, admin_url: str, mesh_secret: str
+) -> dict[str, Any]:
+    """Make the key that signs access tokens next; returns its `kid` and `activate_time`.
+
+    Raises:
+        PartFailedError: auth_svc's program failed.
+    """
+    root = secrets.decode_root(mesh_secret)
+    variables = {
+        "TWINMESH_SERVICE_DATABASE_URL": role_url(admin_url, root=root, role="twinmesh_auth"),
+        "TWINMESH_MESH_SECRET": mesh_secret,
+        "TWINMESH_LOG_LEVEL": settings.log_level,
+    }
+    return _last_object(await _run("auth_svc.rotate_keys", variables=variables))
 
 
 async def _run(module: str, *arguments: str, variables: dict[str, str]) -> str:

@@ -1,14 +1,16 @@
 """Table auth.api_key."""
 
-from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime
 
 import asyncpg
 
 from auth_svc.api_keys import ApiKey
 from auth_svc.key_exchange import StoredKey
+from auth_svc.stores.revocations import insert_revocation
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import tenant_transaction
+from meshkit.revocations import RevocationKind
 
 _INSERT = """
 INSERT INTO auth.api_key
@@ -36,14 +38,6 @@ UPDATE auth.api_key SET revoke_time = clock_timestamp()
 WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
 RETURNING true
 """
-
-_IS_LIVE = """
-SELECT true
-FROM auth.api_key
-WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
-"""
-
-_REVOKED_WITHIN = "SELECT tenant_id, id FROM auth.api_keys_revoked_within($1)"
 
 
 class ApiKeyStore:
@@ -82,20 +76,15 @@ class ApiKeyStore:
             row = await connection.fetchrow(_FIND, tenant, key_id)
         return None if row is None else StoredKey(_api_key(row), row["hash"])
 
-    async def revoke(self, tenant: str, key_id: str) -> bool:
-        """Revoke a key; False when there is none to revoke."""
+    async def revoke(self, tenant: str, key_id: str, *, until: datetime) -> bool:
+        """Revoke a key, and its tokens until they have ended; False when there is none to revoke."""
         async with tenant_transaction(self._pool, tenant) as connection:
-            return bool(await connection.fetchval(_REVOKE, tenant, key_id))
-
-    async def is_live(self, tenant: str, key_id: str) -> bool:
-        """Tell whether a key exists and was not revoked."""
-        async with tenant_transaction(self._pool, tenant) as connection:
-            return bool(await connection.fetchval(_IS_LIVE, tenant, key_id))
-
-    async def revoked_within(self, period_s: int) -> Iterable[tuple[str, str]]:
-        """Return tenant and id of the keys revoked, by any process, in the last seconds."""
-        rows = await self._pool.fetch(_REVOKED_WITHIN, timedelta(seconds=period_s))
-        return [(row["tenant_id"], row["id"]) for row in rows]
+            if not await connection.fetchval(_REVOKE, tenant, key_id):
+                return False
+            await insert_revocation(
+                connection, tenant=tenant, kind=RevocationKind.API_KEY, id=key_id, until=until
+            )
+            return True
 
 
 def _api_key(row: asyncpg.Record) -> ApiKey:

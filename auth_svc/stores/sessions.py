@@ -5,10 +5,13 @@ from collections.abc import Callable
 import asyncpg
 
 from auth_svc.opaque_tokens import OpaqueToken
+from auth_svc.revocations import kept_until
 from auth_svc.roles import Role
 from auth_svc.sessions import NewSession, Presented, Refuse, Replay, Revoke, Rotate, Verdict
+from auth_svc.stores.revocations import insert_revocation
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import Connection, tenant_transaction
+from meshkit.revocations import RevocationKind
 
 _INSERT = """
 INSERT INTO auth.session (tenant_id, id, username, create_time, expire_time, end_time)
@@ -57,12 +60,7 @@ _EXTEND = "UPDATE auth.session SET expire_time = $3 WHERE tenant_id = $1 AND id 
 _REVOKE = """
 UPDATE auth.session SET revoke_time = $3
 WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
-"""
-
-_IS_LIVE = """
-SELECT true
-FROM auth.session
-WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
+RETURNING true
 """
 
 
@@ -106,12 +104,7 @@ class SessionStore:
     async def revoke(self, tenant: str, session_id: str, revoke_us: int) -> None:
         """End a session; harmless when it has ended already."""
         async with tenant_transaction(self._pool, tenant) as connection:
-            await connection.execute(_REVOKE, tenant, session_id, to_datetime(revoke_us))
-
-    async def is_live(self, tenant: str, session_id: str) -> bool:
-        """Tell whether a session exists and was not ended."""
-        async with tenant_transaction(self._pool, tenant) as connection:
-            return bool(await connection.fetchval(_IS_LIVE, tenant, session_id))
+            await _revoke(connection, tenant, session_id, revoke_us)
 
 
 async def _presented(connection: Connection, token: OpaqueToken) -> Presented | None:
@@ -144,6 +137,17 @@ async def _apply(connection: Connection, token: OpaqueToken, generation: int, ve
         case Replay():
             await connection.execute(_REPLAY_GENERATION, *session, generation, to_datetime(verdict.replay_us))
         case Revoke():
-            await connection.execute(_REVOKE, *session, to_datetime(verdict.revoke_us))
+            await _revoke(connection, *session, verdict.revoke_us)
         case Refuse():
             pass
+
+
+async def _revoke(connection: Connection, tenant: str, session_id: str, revoke_us: int) -> None:
+    if await connection.fetchval(_REVOKE, tenant, session_id, to_datetime(revoke_us)):
+        await insert_revocation(
+            connection,
+            tenant=tenant,
+            kind=RevocationKind.SESSION,
+            id=session_id,
+            until=kept_until(revoke_us),
+        )

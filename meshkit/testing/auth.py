@@ -1,4 +1,4 @@
-"""A stand-in for auth_svc: it has a key, mints tokens, answers GetJwks and exchanges API keys."""
+"""A stand-in for auth_svc: it has a key, mints and revokes tokens, and exchanges API keys."""
 
 import json
 import secrets as random_secrets
@@ -14,7 +14,13 @@ from google.rpc import code_pb2
 
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
-from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+from meshkit.revocations import KEPT_S, RevocationKind
+from twinmesh.auth.v1 import (
+    revocation_service_pb2,
+    revocation_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
+)
 
 _LIFE_S = 900
 
@@ -26,6 +32,7 @@ class TokenMint:
         self._key = Ed25519PrivateKey.generate()
         self._kid = kid
         self.api_keys: dict[str, str] = {}  # access tokens by the API key that is exchanged for them
+        self.revocations: list[revocation_service_pb2.Revocation] = []
 
     def jwk(self) -> dict[str, str]:
         """Return the public key as a JWK."""
@@ -57,6 +64,18 @@ class TokenMint:
             payload, self._key, algorithm=TOKEN_ALGORITHM, headers={"kid": self._kid, "typ": TOKEN_TYPE}
         )
 
+    def revoke(self, kind: RevocationKind, id_: str, *, tenant: str) -> None:
+        """Revoke something; services read of it within a second."""
+        revocation = revocation_service_pb2.Revocation(
+            number=len(self.revocations) + 1,
+            tenant=tenant,
+            kind=revocation_service_pb2.RevocationKind.Value(f"REVOCATION_KIND_{kind.name}"),
+            id=id_,
+        )
+        revocation.revoke_time.GetCurrentTime()
+        revocation.until_time.FromSeconds(revocation.revoke_time.seconds + KEPT_S)
+        self.revocations.append(revocation)
+
 
 class _FakeSessions(session_service_pb2_grpc.SessionServiceServicer):
     def __init__(self, mint: TokenMint) -> None:
@@ -64,6 +83,17 @@ class _FakeSessions(session_service_pb2_grpc.SessionServiceServicer):
 
     async def GetJwks(self, request: Any, context: Any) -> session_service_pb2.GetJwksResponse:  # noqa: N802
         return session_service_pb2.GetJwksResponse(keys=[session_service_pb2.Jwk(**self._mint.jwk())])
+
+
+class _FakeRevocations(revocation_service_pb2_grpc.RevocationServiceServicer):
+    def __init__(self, mint: TokenMint) -> None:
+        self._mint = mint
+
+    async def ListRevocations(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> revocation_service_pb2.ListRevocationsResponse:
+        new = self._mint.revocations[request.after_number :]
+        return revocation_service_pb2.ListRevocationsResponse(revocations=new)
 
 
 class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
@@ -84,10 +114,11 @@ class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
 
 @asynccontextmanager
 async def fake_auth(mint: TokenMint) -> AsyncIterator[str]:
-    """Serve GetJwks for a mint's key and Check for its API keys; yields the address."""
+    """Serve a mint's key, its revocations, and Check for its API keys; yields the address."""
     server = grpc.aio.server()
     external_auth_pb2_grpc.add_AuthorizationServicer_to_server(_FakeAuthorization(mint), server)
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(_FakeSessions(mint), server)
+    revocation_service_pb2_grpc.add_RevocationServiceServicer_to_server(_FakeRevocations(mint), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -7,10 +7,11 @@ from functools import partial
 import asyncpg
 
 from meshkit import db
-from meshkit.client import fetch_keys_from, service_channel
+from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter
+from meshkit.revocations import Revocations
 from meshkit.server import running_server
 from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
@@ -147,6 +148,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
         # A connection of each worker holds its lock while others work.
         db.pool(settings.database_url, application=SERVICE, max_size=16) as pool,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
+        (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
         archive_store(settings.archive_url) as store,
     ):
         rollups = RollupKeeper(
@@ -180,7 +182,10 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
                 listen=settings.listen,
                 registrations=(),
                 verifier=TokenVerifier(
-                    fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
+                    fetch_keys=fetch_keys_from(auth_channel),
+                    service_tokens=tokens,
+                    revocations=revocations,
+                    clock=clock,
                 ),
                 checks={
                     "postgresql": lambda: pool.fetchval("SELECT 1"),

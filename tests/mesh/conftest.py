@@ -74,6 +74,7 @@ def expired_token(mesh: Mesh) -> str:
                     permissions=permissions_of(Role.ADMIN),
                     credential_id="expired",
                     credential_expire_us=None,
+                    read_us=hour_ago.now_us(),
                     role=Role.ADMIN,
                 ),
                 life_s=900,

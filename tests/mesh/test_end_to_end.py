@@ -181,3 +181,18 @@ async def test_health_is_public(mesh: Mesh) -> None:
     async with mesh.client() as nobody:
         assert (await nobody.get("/healthz/live")).json()["status"] == "ok"
         assert (await nobody.get("/healthz/ready")).json()["status"] == "ok"
+
+
+def test_a_signing_key_is_rotated_by_command(mesh: Mesh, admin_token: str) -> None:
+    told = mesh.twinmesh("keys", "rotate").stdout
+    rotated = re.match(r"key ([0-9a-f]{16}) signs from 20\S+ on\n", told)
+    assert rotated is not None, told
+    assert mesh.twinmesh("keys", "rotate").stdout == told, "it is on its way already"
+
+    def is_published() -> bool:
+        keys = httpx.get(f"{mesh.url}/.well-known/jwks.json").json()["keys"]
+        return rotated[1] in {key["kid"] for key in keys}
+
+    eventually(is_published, "auth_svc publishes the new key")
+    me = httpx.get(f"{mesh.url}/v1/auth/me", headers={"authorization": f"Bearer {admin_token}"})
+    assert me.status_code == 200

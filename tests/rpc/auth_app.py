@@ -15,8 +15,10 @@ from grpc_status import rpc_status
 from auth_svc.app import app
 from auth_svc.config import AuthSettings
 from auth_svc.passwords import hash_password
+from auth_svc.revocations import kept_until
 from auth_svc.roles import Role
 from auth_svc.sessions import User
+from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.users import UserStore
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit import db
@@ -51,6 +53,12 @@ class AuthApp:
         async with db.pool(self.database.url("twinmesh_auth"), application="test", max_size=1) as pool:
             created = to_datetime(SystemClock().now_us())
             await UserStore(pool=pool).create(tenant, User(username, _PASSWORD_HASH, role), created)
+
+    async def revoke_key_elsewhere(self, key_id: str, tenant: str = "demo") -> None:
+        """Revoke an API key as another process does whose announcement is lost."""
+        async with db.pool(self.database.url("twinmesh_auth"), application="test", max_size=1) as pool:
+            until = kept_until(SystemClock().now_us())
+            assert await ApiKeyStore(pool=pool).revoke(tenant, key_id, until=until)
 
     async def login(self, tenant: str = "demo", username: str = "admin") -> session_service_pb2.LoginResponse:
         """Log in."""

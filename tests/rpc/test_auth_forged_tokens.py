@@ -76,8 +76,6 @@ _WRONG_CLAIMS: list[dict[str, Any]] = [
     {"perms": None},
     {"perms": 7},
     {"sub": None},
-    {"tenant": "other"},
-    {"cred_id": "a-session-that-never-was"},
 ]
 
 

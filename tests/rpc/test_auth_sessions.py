@@ -10,10 +10,11 @@ import pytest
 
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.roles import Role, permissions_of
-from meshkit.client import fetch_keys_from
+from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind, ServiceTokens, TokenVerifier
 from meshkit.lookups import Lookups
+from meshkit.revocations import Revocations
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import MESH_SECRET, PASSWORD, AuthApp, error_info, refusal, running_auth, status_of
@@ -143,7 +144,7 @@ async def test_after_logging_out_nothing_of_the_session_is_good(auth: AuthApp) -
         auth.sessions.Logout(session_service_pb2.LogoutRequest(), metadata=caller),
         auth.api_keys.CreateApiKey(key, metadata=caller),
     ):
-        assert await refusal(call) == (_UNAUTHENTICATED, "TOKEN_INVALID")
+        assert await refusal(call) == (_UNAUTHENTICATED, "TOKEN_REVOKED")
     await _refresh(auth, other.refresh_token)
 
 
@@ -160,7 +161,7 @@ async def test_a_service_is_known_but_has_no_session(auth: AuthApp) -> None:
     service = bearer(ServiceTokens(service="twin_svc", mesh_secret=MESH_SECRET, clock=SystemClock()).token())
     me = await auth.sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=service)
     assert (me.kind, me.subject) == ("service", "twin_svc")
-    assert list(me.permissions) == ["profile:read", "profile:register"]
+    assert list(me.permissions) == ["profile:read", "profile:register", "revocation:read"]
     assert not me.HasField("expire_time")
     call = auth.sessions.Logout(session_service_pb2.LogoutRequest(), metadata=service)
     assert await refusal(call) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
@@ -168,9 +169,14 @@ async def test_a_service_is_known_but_has_no_session(auth: AuthApp) -> None:
 
 async def test_other_services_verify_tokens_by_the_published_keys(auth: AuthApp) -> None:
     clock = SystemClock()
+    tokens = ServiceTokens(service="twin_svc", mesh_secret=MESH_SECRET, clock=clock)
+    async with service_channel(auth.address, tokens=tokens) as channel:
+        revocations = Revocations(fetch=fetch_revocations_from(channel), clock=clock)
+        await revocations.poll()
     verifier = TokenVerifier(
         fetch_keys=fetch_keys_from(auth.channel),
-        service_tokens=ServiceTokens(service="twin_svc", mesh_secret=MESH_SECRET, clock=clock),
+        service_tokens=tokens,
+        revocations=revocations,
         clock=clock,
     )
     token = (await auth.login()).access_token

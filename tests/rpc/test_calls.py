@@ -10,10 +10,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from meshkit import client, identity, server
+from meshkit import client, identity, server, status
 from meshkit.clock import SystemClock
 from meshkit.errors import not_found
 from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.revocations import RevocationKind, Revocations
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
 from twinmesh.asset.v1 import profile_service_pb2, profile_service_pb2_grpc
@@ -24,7 +25,14 @@ GetTwin = twin_service_pb2.GetTwinRequest
 
 
 class Twins(twin_service_pb2_grpc.TwinServiceServicer):
-    """Answers by the id that is asked for."""
+    """Answers by the id that is asked for.
+
+    Attributes:
+        left: set when a watch that goes on for ever was ended.
+    """
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
 
     async def GetTwin(self, request: Any, context: Any) -> twin_service_pb2.Twin:
         if request.id == "absent":
@@ -41,6 +49,14 @@ class Twins(twin_service_pb2_grpc.TwinServiceServicer):
     async def WatchTwins(
         self, request: Any, context: Any
     ) -> AsyncIterator[twin_service_pb2.WatchTwinsResponse]:
+        bookmark = twin_service_pb2.Bookmark(resume_token="x" * 100_000)
+        try:
+            while request.ids:
+                yield twin_service_pb2.WatchTwinsResponse(bookmark=bookmark)
+                if "silence" in request.ids:
+                    await asyncio.Event().wait()
+        finally:
+            self.left.set()
         for token in ("a", "b"):
             yield twin_service_pb2.WatchTwinsResponse(bookmark=twin_service_pb2.Bookmark(resume_token=token))
         raise not_found("twin", "c")
@@ -59,16 +75,29 @@ def tokens() -> ServiceTokens:
 
 
 @pytest.fixture
-async def address(auth_address: str, tokens: ServiceTokens) -> AsyncIterator[str]:
-    async with client.service_channel(auth_address, tokens=tokens) as auth:
+def servicer() -> Twins:
+    return Twins()
+
+
+@pytest.fixture
+async def address(auth_address: str, tokens: ServiceTokens, servicer: Twins) -> AsyncIterator[str]:
+    async with (
+        client.service_channel(auth_address, tokens=tokens) as auth,
+        (
+            revocations := Revocations(fetch=client.fetch_revocations_from(auth), clock=SystemClock())
+        ).polling(),
+    ):
         verifier = TokenVerifier(
-            fetch_keys=client.fetch_keys_from(auth), service_tokens=tokens, clock=SystemClock()
+            fetch_keys=client.fetch_keys_from(auth),
+            service_tokens=tokens,
+            revocations=revocations,
+            clock=SystemClock(),
         )
         registrations = [
             server.Registration(
                 "twinmesh.twin.v1.TwinService",
                 twin_service_pb2_grpc.add_TwinServiceServicer_to_server,
-                Twins(),
+                servicer,
             ),
             server.Registration(
                 "twinmesh.asset.v1.ProfileService",
@@ -202,6 +231,43 @@ async def test_streams_pass_the_same_door(twins: Any, reader: Any) -> None:
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+@pytest.mark.parametrize("what", ["silence", "flood"])
+async def test_a_stream_ends_with_its_credential_whatever_its_handler_does(
+    twins: Any, servicer: Twins, mint: TokenMint, how: str, what: str
+) -> None:
+    ends = time.time() + (2 if how == "expired" else 900)
+    caller = bearer(mint.token(tenant="demo", permissions=["twin:read"], cred_exp=ends))
+    call = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(ids=[what]), metadata=caller)
+    await call.read()
+    if how == "revoked":
+        mint.revoke(RevocationKind.SESSION, "test-session", tenant="demo")
+    if what == "flood":
+        # It is not read, so that the server waits; the client learns of the end behind what was on its way.
+        await until_refused(twins, caller)
+
+    async def read_on() -> None:
+        while await call.read():
+            pass
+
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await read_on()
+    assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    reason = {"revoked": "TOKEN_REVOKED", "expired": "TOKEN_INVALID"}[how]
+    assert status.error_info_of(ended.value).reason == reason
+    await servicer.left.wait()
+
+
+async def until_refused(twins: Any, caller: Any) -> None:
+    async def go_on() -> None:
+        while True:
+            await twins.GetTwin(GetTwin(id="pump-1"), metadata=caller)
+            await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(10):
+        assert (await failure(go_on())).code is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_calls_that_arrive_all_at_once_wait_and_none_is_cancelled(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -222,9 +288,17 @@ async def test_health_follows_the_dependencies(auth_address: str, tokens: Servic
     async def away() -> None:
         raise ConnectionError("away")
 
-    async with client.service_channel(auth_address, tokens=tokens) as auth:
+    async with (
+        client.service_channel(auth_address, tokens=tokens) as auth,
+        (
+            revocations := Revocations(fetch=client.fetch_revocations_from(auth), clock=SystemClock())
+        ).polling(),
+    ):
         verifier = TokenVerifier(
-            fetch_keys=client.fetch_keys_from(auth), service_tokens=tokens, clock=SystemClock()
+            fetch_keys=client.fetch_keys_from(auth),
+            service_tokens=tokens,
+            revocations=revocations,
+            clock=SystemClock(),
         )
         async with (
             server.running_server(

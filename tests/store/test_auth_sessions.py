@@ -46,11 +46,16 @@ async def sessions(pool: asyncpg.Pool, clock: ManualClock) -> Sessions:
     await users.create("demo", User("ada", "right", Role.OPERATOR), to_datetime(_NOW))
     key_ring = KeyRing(store=SigningKeyStore(pool=pool), mesh_secret=_SECRET, life_days=30, clock=clock)
     await key_ring.refresh()
+
+    async def announce() -> None:
+        pass
+
     return Sessions(
         users=users,
         sessions=SessionStore(pool=pool),
         verify_password=fits,
         access_tokens=AccessTokens(signers=key_ring, clock=clock),
+        announce=announce,
         mesh_secret=_SECRET,
         clock=clock,
     )

@@ -19,7 +19,7 @@ from meshkit.testing.database import TestDatabase
 _SECRET = b"s" * 32
 _LIFE_DAYS = 30
 _LIFE_S = _LIFE_DAYS * 24 * 60 * 60
-_GRANT = Grant("demo", "ada", PrincipalKind.USER, frozenset(), "s1", None)
+_GRANT = Grant("demo", "ada", PrincipalKind.USER, frozenset(), "s1", None, 0)
 
 
 @pytest.fixture
@@ -63,6 +63,21 @@ async def test_a_new_key_is_published_before_it_signs(pool: asyncpg.Pool, clock:
     clock.advance(3600)
     await maker.refresh()
     assert await _kids(maker) == {maker.signer().kid}
+
+
+async def test_a_key_is_rotated_by_command_and_once_at_a_time(pool: asyncpg.Pool, clock: ManualClock) -> None:
+    ring = _ring(pool, clock)
+    await ring.refresh()
+    old = ring.signer().kid
+    command = KeyRing(store=SigningKeyStore(pool=pool), mesh_secret=_SECRET, clock=clock)
+    made = await command.rotate()
+    assert (await command.rotate()).kid == made.kid != old
+    assert made.activate_us == clock.now_us() + PUBLISH_AHEAD_S * MICROS_PER_SECOND
+    await ring.refresh()
+    assert (ring.signer().kid, await _kids(ring)) == (old, {old, made.kid})
+    clock.advance(PUBLISH_AHEAD_S)
+    assert (ring.signer().kid, await _kids(ring)) == (made.kid, {old, made.kid})
+    assert (await command.rotate()).kid not in (old, made.kid)
 
 
 async def test_a_published_key_verifies_what_its_other_half_signed(

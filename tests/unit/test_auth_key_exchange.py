@@ -1,6 +1,5 @@
 """What is remembered of API keys, and for how long."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import jwt
@@ -11,15 +10,19 @@ from auth_svc.access_tokens import AccessTokens, Signer
 from auth_svc.api_keys import ApiKey
 from auth_svc.key_exchange import CACHE_LIFE_S, TOKEN_LIFE_S, KeyExchange, StoredKey
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_secret
-from auth_svc.revocations import Revocations
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated
 from meshkit.lookups import Lookups
+from meshkit.revocations import Revocation, RevocationKind
 from meshkit.testing.clock import ManualClock
 
 _NOW = 1_800_000_000 * MICROS_PER_SECOND
 _TOKEN = OpaqueToken(Prefix.API_KEY, "demo", "gateway7", "5ec7e7" + "0" * 58)
 _KEY = ApiKey("demo", "gateway7", "Gateway 7", frozenset({"telemetry:write"}), "ada", _NOW, None)
+
+
+def revocation_of(tenant: str, id_: str, kind: RevocationKind = RevocationKind.API_KEY) -> Revocation:
+    return Revocation(number=1, tenant=tenant, kind=kind, id=id_, revoke_us=_NOW, until_us=_NOW + 1)
 
 
 class _Signers:
@@ -34,7 +37,6 @@ class _Keys:
 
     def __init__(self) -> None:
         self.stored: StoredKey | None = StoredKey(_KEY, _TOKEN.hash)
-        self.revoked: list[tuple[str, str]] = []
         self.asked = 0
         self.exchange: KeyExchange | None = None
 
@@ -44,11 +46,8 @@ class _Keys:
         if self.exchange is not None:
             # The key is revoked after it was read and before the answer is used.
             self.stored = None
-            self.exchange.evict(tenant, key_id)
+            self.exchange.revoked([revocation_of(tenant, key_id)])
         return found
-
-    async def revoked_within(self, period_s: int) -> Iterable[tuple[str, str]]:
-        return self.revoked
 
 
 @pytest.fixture
@@ -112,12 +111,22 @@ async def test_a_key_ends_on_time_even_when_remembered(
         await exchange.exchange(_TOKEN.text)
 
 
-async def test_a_key_that_another_process_revoked_is_forgotten(exchange: KeyExchange, keys: _Keys) -> None:
+@pytest.mark.parametrize(
+    ("kind", "id_", "is_forgotten"),
+    [
+        (RevocationKind.API_KEY, "gateway7", True),
+        (RevocationKind.TENANT, "demo", True),
+        (RevocationKind.API_KEY, "gateway8", False),
+        (RevocationKind.SESSION, "gateway7", False),
+    ],
+)
+async def test_a_key_that_was_revoked_or_whose_tenant_was_is_forgotten(
+    exchange: KeyExchange, keys: _Keys, kind: RevocationKind, id_: str, is_forgotten: bool
+) -> None:
     await exchange.exchange(_TOKEN.text)
-    keys.stored, keys.revoked = None, [("demo", "gateway7")]
-    await Revocations(keys=keys, followers=[exchange.evict]).poll()
-    with pytest.raises(Unauthenticated):
-        await exchange.exchange(_TOKEN.text)
+    exchange.revoked([revocation_of("demo", id_, kind)])
+    await exchange.exchange(_TOKEN.text)
+    assert keys.asked == 1 + is_forgotten
 
 
 async def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(

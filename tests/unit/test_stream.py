@@ -1,7 +1,6 @@
 """One gateway stream between a client and a writer that do what a test says, on a clock that it moves."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -18,9 +17,9 @@ from ingest_svc.raw_trail import RawTrail
 from ingest_svc.servicer import IngestServicer
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.twin_frontiers import LISTENED_TICKS, TwinFrontiers
-from meshkit.clock import MICROS_PER_SECOND
-from meshkit.errors import DomainError, InvalidArgument, Unavailable, dependency_unavailable
-from meshkit.identity import Principal, PrincipalKind, bind_principal
+from meshkit.errors import DomainError, InvalidArgument, Unauthenticated, Unavailable, dependency_unavailable
+from meshkit.identity import Principal, PrincipalKind
+from meshkit.open_calls import OpenCall, bind_call
 from telemetry_store.commit_numbers import CommitNumbers, Coverage
 from telemetry_store.frontier_report import FrontierReport
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
@@ -74,30 +73,25 @@ async def not_asked() -> Mapping[int, int]:
 class Site:
     """A process with one stream, and the stream's client."""
 
-    def __init__(self, budgets: Budgets | None = None, *, credential_expires: float = math.inf) -> None:
+    def __init__(self, budgets: Budgets | None = None) -> None:
         self.world = World()
         self.clock = self.world.clock
         self.writer = HeldWriter()
         self.twins = TwinFrontiers()
         self.budgets = budgets or Budgets()
         self.streams = OpenStreams(clock=self.clock, max_lifetime_s=3600)
-        self.principal = Principal(
-            "acme",
-            "hub",
-            PrincipalKind.API_KEY,
-            frozenset({"telemetry:write"}),
-            credential_expires=credential_expires,
-        )
-        self.stream = self.new_stream(self.principal)
+        principal = Principal("acme", "hub", PrincipalKind.API_KEY, frozenset({"telemetry:write"}))
+        self.call = OpenCall(principal, cut_off=self.cut_off)
+        self.stream = self.new_stream(self.call)
         self.requests: asyncio.Queue[ingest_pb2.StreamTelemetryRequest] = asyncio.Queue()
         self.keeps_raw = False
         self.reading = False
         self.cut_off_by: DomainError | None = None
-        self.responses = self.stream.responses(self.sent(), cut_off=self.cut_off)
+        self.responses = self.stream.responses(self.sent())
 
-    def new_stream(self, principal: Principal) -> TelemetryStream:
+    def new_stream(self, call: OpenCall) -> TelemetryStream:
         return TelemetryStream(
-            principal=principal,
+            call=call,
             intake=self.world.intake,
             limiter=unlimited(),
             writer=self.writer,
@@ -166,8 +160,8 @@ class Site:
 
 
 @asynccontextmanager
-async def opened(budgets: Budgets | None = None, **kwargs: float) -> AsyncIterator[Site]:
-    site = Site(budgets, **kwargs)
+async def opened(budgets: Budgets | None = None) -> AsyncIterator[Site]:
+    site = Site(budgets)
     try:
         await site.open()
         yield site
@@ -261,7 +255,7 @@ async def test_a_client_that_dies_while_a_response_is_blocked_leaves_nothing() -
         clock=site.clock,
         new_stream=site.new_stream,
     )
-    bind_principal(site.principal)
+    bind_call(site.call)
     responses = servicer.StreamTelemetry(site.sent(), Context())
     site.send(open=ingest_pb2.Open(writer_id="gw"))
     assert (await anext(responses)).HasField("opened")
@@ -278,13 +272,13 @@ async def test_a_client_that_dies_while_a_response_is_blocked_leaves_nothing() -
 
 
 async def test_a_stream_whose_credential_has_expired_takes_nothing_more() -> None:
-    async with opened(credential_expires=NOW / MICROS_PER_SECOND + 10) as site:
+    async with opened() as site:
         for sequence in (1, 2):
             site.send(batch=ingest_pb2.Batch(sequence=sequence))
         await site.has_taken(2)
         site.writer.commits(0)
         await until(lambda: site.budgets.inflight_bytes.used < 2 * ingest_pb2.Batch(sequence=1).ByteSize())
-        site.after(11)
+        site.call.end(Unauthenticated("it has expired", reason=ErrorReason.ERROR_REASON_TOKEN_INVALID))
         site.send(batch=ingest_pb2.Batch(sequence=3))
         await until(site.requests.empty)
         assert (await site.read()).ack.durable_through == 1
@@ -415,7 +409,7 @@ async def test_a_recorded_batch_is_a_span_from_its_arrival_to_its_ack(
 
 async def test_a_stopping_process_asks_to_leave_once_the_gateway_has_noticed() -> None:
     async with opened() as site:
-        late = site.new_stream(site.principal)
+        late = site.new_stream(OpenCall(site.call.principal, cut_off=site.cut_off))
         draining = asyncio.create_task(site.streams.drain())
         await asyncio.sleep(0)
         site.streams.add(late)  # Let in, as long as the gateway may send somebody.

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from structlog.testing import CapturingLogger
 
+from meshkit.revocations import RevocationKind
 from meshkit.testing.auth import bearer
 from tests.rpc.ingest.neighbours import TENANT, Ingest, Refused, reading, running_ingest, serving, until
 from tests.rpc.ingest.streaming import NOW_US, Client, columns, opened, streaming
@@ -187,6 +188,62 @@ async def test_another_credential_keeps_a_stream_open(ingest: Ingest, kind: str)
         await asyncio.sleep(max(0.0, soon - time.time()) + 1)  # Time itself is what is waited for.
         await client.batch(2)
         await client.durable(2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "id_"),
+    [
+        (RevocationKind.SESSION, "test-session"),
+        (RevocationKind.USER, "tester"),
+        (RevocationKind.TENANT, TENANT),
+    ],
+)
+async def test_a_stream_ends_when_what_opened_it_is_revoked(
+    ingest: Ingest, kind: RevocationKind, id_: str
+) -> None:
+    caller = bearer(ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"]))
+    async with streaming(ingest, caller=caller) as client, streaming(ingest, caller=others(ingest)) as spared:
+        await client.open()
+        await spared.open("spared")
+        await client.batch(1)
+        await client.durable(1)
+        ingest.mint.revoke(kind, id_, tenant="other")
+        ingest.mint.revoke(kind, id_, tenant=TENANT)
+        assert await client.fails() == Refused(UNAUTHENTICATED, "TOKEN_REVOKED")
+        async with streaming(ingest, caller=caller) as late:
+            assert await late.fails() == Refused(UNAUTHENTICATED, "TOKEN_REVOKED")
+        if kind != RevocationKind.TENANT:
+            await spared.close()
+
+
+def others(ingest: Ingest) -> tuple[tuple[str, str], ...]:
+    """Return the metadata of another user of the tenant."""
+    return bearer(
+        ingest.mint.token(
+            tenant=TENANT, permissions=["telemetry:write"], subject="another", cred_id="another"
+        )
+    )
+
+
+async def test_a_stream_with_a_new_session_outlives_the_one_before(ingest: Ingest) -> None:
+    later = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"], cred_id="later")
+    ended = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"], cred_id="ended")
+    async with (
+        streaming(ingest) as client,
+        streaming(ingest, caller=bearer(ended)) as witness,
+    ):
+        await client.open()
+        await client.send(reauthenticate=ingest_pb2.Reauthenticate(token=later))
+        await client.batch(1)
+        await client.durable(1)
+        await witness.open("witness")
+        ingest.mint.revoke(RevocationKind.SESSION, "test-session", tenant=TENANT)
+        ingest.mint.revoke(RevocationKind.SESSION, "ended", tenant=TENANT)
+        assert await witness.fails() == Refused(UNAUTHENTICATED, "TOKEN_REVOKED")
+        await client.batch(2)
+        await client.durable(2)
+        await client.send(reauthenticate=ingest_pb2.Reauthenticate(token=ended))
+        assert await client.fails() == Refused(UNAUTHENTICATED, "TOKEN_REVOKED")
 
 
 @pytest.mark.parametrize(

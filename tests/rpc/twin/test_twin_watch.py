@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from meshkit.revocations import RevocationKind
 from meshkit.testing.calls import failure
 from telemetry_store.commit_numbers import Coverage
 from tests.rpc.twin.twin_app import Neighbours, TwinApp, refusal
@@ -123,6 +124,23 @@ async def test_a_credential_that_ends_ends_the_watch(neighbours: Neighbours, twi
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         await watcher.call.read()
     assert refusal(ended.value) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+
+
+async def test_a_session_that_is_revoked_ends_its_watches_and_no_others(
+    neighbours: Neighbours, twins: TwinApp
+) -> None:
+    spared = await watch(TwinApp(twins.channel, twins.stub, neighbours.caller(cred_id="another"))).begun()
+    watcher = await watch(twins).begun()
+    neighbours.mint.revoke(RevocationKind.SESSION, "test-session", tenant=neighbours.tenant)
+    await watcher.until(lambda: watcher.end is not None)
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await watcher.call.read()
+    assert refusal(ended.value) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await twins.twin("pump-1")
+    assert refusal(refused.value) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
+    await spared.next()
+    assert spared.end is None
 
 
 async def test_who_reads_nothing_costs_nothing_and_slows_nobody(

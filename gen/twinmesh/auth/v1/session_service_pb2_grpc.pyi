@@ -46,8 +46,9 @@ class SessionServiceStub:
     UNAUTHENTICATED REFRESH_TOKEN_INVALID.
     """
     Logout: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.LogoutRequest, _session_service_pb2.LogoutResponse]
-    """Logout ends the caller's session: its refresh tokens are void at once, and
-    its access token for services that ask auth_svc. Retrying is harmless.
+    """Logout ends the caller's session: its refresh tokens are void at once; its access
+    tokens are refused, and its open streams end, within a second everywhere. Retrying
+    it is answered UNAUTHENTICATED TOKEN_REVOKED.
     """
     GetMe: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetMeRequest, _session_service_pb2.GetMeResponse]
     """GetMe tells who the caller is and what it may do."""
@@ -72,8 +73,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     UNAUTHENTICATED REFRESH_TOKEN_INVALID.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_session_service_pb2.LogoutRequest, _session_service_pb2.LogoutResponse]  # type: ignore[assignment]
-    """Logout ends the caller's session: its refresh tokens are void at once, and
-    its access token for services that ask auth_svc. Retrying is harmless.
+    """Logout ends the caller's session: its refresh tokens are void at once; its access
+    tokens are refused, and its open streams end, within a second everywhere. Retrying
+    it is answered UNAUTHENTICATED TOKEN_REVOKED.
     """
     GetMe: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetMeRequest, _session_service_pb2.GetMeResponse]  # type: ignore[assignment]
     """GetMe tells who the caller is and what it may do."""
@@ -110,8 +112,9 @@ class SessionServiceServicer:
         request: _session_service_pb2.LogoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.LogoutResponse, _abc.Awaitable[_session_service_pb2.LogoutResponse]]:
-        """Logout ends the caller's session: its refresh tokens are void at once, and
-        its access token for services that ask auth_svc. Retrying is harmless.
+        """Logout ends the caller's session: its refresh tokens are void at once; its access
+        tokens are refused, and its open streams end, within a second everywhere. Retrying
+        it is answered UNAUTHENTICATED TOKEN_REVOKED.
         """
 
     def GetMe(

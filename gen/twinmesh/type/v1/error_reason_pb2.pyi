@@ -221,6 +221,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
     Metadata: limit_name, limit, used.
     """
+    ERROR_REASON_TOKEN_REVOKED: _ErrorReason.ValueType  # 150
+    """What the token stands for was revoked: its session, API key, certificate, user or tenant. Log in
+    or refresh; where a user's rights changed that gives a token with the new ones. Open streams
+    end with it too. UNAUTHENTICATED.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -426,5 +431,10 @@ ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 140
 """PostgreSQL's disk is nearly full, and new data are not taken until there is room; nothing
 was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
 Metadata: limit_name, limit, used.
+"""
+ERROR_REASON_TOKEN_REVOKED: ErrorReason.ValueType  # 150
+"""What the token stands for was revoked: its session, API key, certificate, user or tenant. Log in
+or refresh; where a user's rights changed that gives a token with the new ones. Open streams
+end with it too. UNAUTHENTICATED.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -2526,8 +2526,9 @@ class Reauthenticate(betterproto2.Message):
     """
     Reauthenticate replaces the stream's credential by one of the same principal. Without
     it the stream ends, UNAUTHENTICATED TOKEN_INVALID, when the credential behind it does:
-    the API key, or of an access token the session, not the token's own 15 minutes. What is
-    refused ends the stream: UNAUTHENTICATED TOKEN_INVALID (also for another principal's) or
+    the API key, or of an access token the session, not the token's own 15 minutes. It has to
+    come before that is revoked (TOKEN_REVOKED). What is refused ends the stream:
+    UNAUTHENTICATED TOKEN_INVALID (also for another principal's), TOKEN_REVOKED or
     API_KEY_INVALID, PERMISSION_DENIED PERMISSION_MISSING, UNAVAILABLE
     DEPENDENCY_UNAVAILABLE.
     """
@@ -3450,7 +3451,8 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         INVALID_ARGUMENT STREAM_NOT_OPENED, STREAM_OPENED_TWICE, ALIAS_REDEFINED,
         BATCH_TOO_LARGE, SEQUENCE_REUSED, INVALID_FIELD; FAILED_PRECONDITION FENCED (open
         again with resume only), SEQUENCE_GAP, BACKFILL_UNKNOWN; PERMISSION_DENIED WRITER_NOT_OWNED,
-        PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, API_KEY_INVALID.
+        PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, TOKEN_REVOKED,
+        API_KEY_INVALID.
         To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
         RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (streams), DEADLINE_EXCEEDED (no Open
         within 10 s), and the end

@@ -388,6 +388,13 @@ class ErrorReason(betterproto2.Enum):
     Metadata: limit_name, limit, used.
     """
 
+    TOKEN_REVOKED = 150
+    """
+    What the token stands for was revoked: its session, API key, certificate, user or tenant. Log in
+    or refresh; where a user's rights changed that gives a token with the new ones. Open streams
+    end with it too. UNAUTHENTICATED.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -457,6 +464,7 @@ class ErrorReason(betterproto2.Enum):
             131: "ERROR_REASON_EXPORT_EXPIRED",
             132: "ERROR_REASON_EXPORTS_BUSY",
             140: "ERROR_REASON_STORAGE_FULL",
+            150: "ERROR_REASON_TOKEN_REVOKED",
         }
 
     @classmethod
@@ -528,6 +536,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_EXPORT_EXPIRED": 131,
             "ERROR_REASON_EXPORTS_BUSY": 132,
             "ERROR_REASON_STORAGE_FULL": 140,
+            "ERROR_REASON_TOKEN_REVOKED": 150,
         }
 
 
