@@ -57,7 +57,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: permission.
     """
     ERROR_REASON_GRANT_EXCEEDS_CALLER: _ErrorReason.ValueType  # 26
-    """A caller may not grant what it does not hold itself. PERMISSION_DENIED.
+    """A caller may not grant what it does not hold itself, by key, role or user, nor take it from
+    others. PERMISSION_DENIED.
     Metadata: permission.
     """
     ERROR_REASON_LOGIN_BUSY: _ErrorReason.ValueType  # 27
@@ -221,6 +222,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
     Metadata: limit_name, limit, used.
     """
+    ERROR_REASON_LAST_ADMINISTRATOR: _ErrorReason.ValueType  # 154
+    """Nobody would be left in the tenant who is enabled, holds user:write and has a password of
+    their own. FAILED_PRECONDITION.
+    """
+    ERROR_REASON_PASSWORD_WRONG: _ErrorReason.ValueType  # 155
+    """The password that ChangePassword is to replace is another one. PERMISSION_DENIED."""
+    ERROR_REASON_ROLE_BUILT_IN: _ErrorReason.ValueType  # 156
+    """Built-in roles can be neither changed nor deleted; make a role of the tenant's own.
+    FAILED_PRECONDITION. Metadata: role.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -263,7 +274,8 @@ ERROR_REASON_PERMISSION_MISSING: ErrorReason.ValueType  # 25
 Metadata: permission.
 """
 ERROR_REASON_GRANT_EXCEEDS_CALLER: ErrorReason.ValueType  # 26
-"""A caller may not grant what it does not hold itself. PERMISSION_DENIED.
+"""A caller may not grant what it does not hold itself, by key, role or user, nor take it from
+others. PERMISSION_DENIED.
 Metadata: permission.
 """
 ERROR_REASON_LOGIN_BUSY: ErrorReason.ValueType  # 27
@@ -426,5 +438,15 @@ ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 140
 """PostgreSQL's disk is nearly full, and new data are not taken until there is room; nothing
 was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
 Metadata: limit_name, limit, used.
+"""
+ERROR_REASON_LAST_ADMINISTRATOR: ErrorReason.ValueType  # 154
+"""Nobody would be left in the tenant who is enabled, holds user:write and has a password of
+their own. FAILED_PRECONDITION.
+"""
+ERROR_REASON_PASSWORD_WRONG: ErrorReason.ValueType  # 155
+"""The password that ChangePassword is to replace is another one. PERMISSION_DENIED."""
+ERROR_REASON_ROLE_BUILT_IN: ErrorReason.ValueType  # 156
+"""Built-in roles can be neither changed nor deleted; make a role of the tenant's own.
+FAILED_PRECONDITION. Metadata: role.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
