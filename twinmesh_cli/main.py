@@ -22,6 +22,7 @@ from twinmesh_cli import (
     receipt,
     restart,
     restore,
+    roles,
     simulate,
     sql_user,
     status,
@@ -29,6 +30,7 @@ from twinmesh_cli import (
     tail,
     trace,
     up,
+    users,
 )
 
 # Commands tell people what happens; what libraries log for services would come between.
@@ -63,6 +65,8 @@ app.command()(trace.trace)
 app.command()(metrics.metrics)
 app.command()(login.login)
 app.command()(login.logout)
+app.add_typer(users.users_app, name="users")
+app.add_typer(roles.roles_app, name="roles")
 app.add_typer(limits.limits_app, name="limits")
 app.add_typer(storage.storage_app, name="storage")
 app.command()(load.load)
