@@ -61,7 +61,7 @@ lock: $(UV) ## Renew requirements.lock from pyproject.toml
 	@$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--python-version 3.11 pyproject.toml --group dev --all-extras --output-file requirements.lock
 
-generate: install ## Write gen/ from proto/
+generate: install ## Write gen/ from proto/, and docs/permissions.md
 	@$(BIN)/python -m tools.generate
 
 baseline: install ## Take today's contracts as the last release's (see docs/development.md)
@@ -106,7 +106,7 @@ check-breaking: install
 		$(BIN)/buf breaking proto --against proto/baseline.binpb)
 
 check-drift: install
-	$(call run,drift,run make generate and commit gen/,$(BIN)/python -m tools.generate --check)
+	$(call run,drift,run make generate and commit what it wrote,$(BIN)/python -m tools.generate --check)
 
 check-migrations: install
 	$(call run,migrations,see above,$(BIN)/python -m tools.check_migrations)

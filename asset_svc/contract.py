@@ -10,7 +10,12 @@ from twinmesh.asset.v1 import (
     device_service_pb2,
     device_type_service_pb2,
 )
-from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2
+from twinmesh.auth.v1 import (
+    api_key_service_pb2,
+    role_service_pb2,
+    session_service_pb2,
+    user_service_pb2,
+)
 from twinmesh.ingest.v1 import (
     dead_letter_service_pb2,
     ingest_policy_service_pb2,
@@ -45,10 +50,12 @@ _FILES = (
     raw_message_service_pb2,
     receipt_service_pb2,
     restore_service_pb2,
+    role_service_pb2,
     session_service_pb2,
     storage_policy_service_pb2,
     storage_service_pb2,
     twin_service_pb2,
+    user_service_pb2,
 )
 
 PUBLIC_SERVICES = tuple(

@@ -1,4 +1,4 @@
-"""API keys: what may be granted, and their life."""
+"""API keys and their life."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,12 @@ from typing import Protocol
 
 import structlog
 
+from auth_svc.grants import granted_to_key
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret
 from auth_svc.revocations import kept_until
-from auth_svc.roles import Role, permissions_of
 from meshkit.clock import Clock
-from meshkit.errors import PermissionDenied, invalid_field, not_found
-from meshkit.identity import SERVICE_PERMISSIONS, Principal, PrincipalKind
-from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+from meshkit.errors import invalid_field, not_found
+from meshkit.identity import Principal, PrincipalKind
 
 _log = structlog.get_logger()
 
@@ -47,29 +46,6 @@ class ApiKeyStore(Protocol):
         ...
 
 
-def granted(asked: Sequence[str], caller: frozenset[str]) -> frozenset[str]:
-    """Return what a new key carries.
-
-    Args:
-        asked: permissions asked for; none: those of role api_client that the caller holds.
-        caller: permissions that the caller holds.
-
-    Raises:
-        PermissionDenied: GRANT_EXCEEDS_CALLER.
-    """
-    grantable = caller - SERVICE_PERMISSIONS
-    if not asked:
-        return permissions_of(Role.API_CLIENT) & grantable
-    excess = sorted(set(asked) - grantable)
-    if excess:
-        raise PermissionDenied(
-            f"you do not hold {', '.join(excess)}, so a key of yours cannot either",
-            reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
-            metadata={"permission": ",".join(excess)},
-        )
-    return frozenset(asked)
-
-
 class ApiKeys:
     """Makes, lists and revokes API keys.
 
@@ -101,7 +77,7 @@ class ApiKeys:
             tenant=caller.tenant,
             id=token.id,
             display_name=display_name,
-            permissions=granted(permissions, caller.permissions),
+            permissions=granted_to_key(permissions, caller.permissions),
             creator=caller.subject if caller.kind == PrincipalKind.USER else caller.name,
             create_us=now_us,
             expire_us=expire_us,

@@ -22,14 +22,19 @@ from auth_svc.servicers.api_keys import ApiKeyServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
 from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.revocations import RevocationServicer
+from auth_svc.servicers.roles import RoleServicer
 from auth_svc.servicers.sessions import SessionServicer
+from auth_svc.servicers.users import UserServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.revocations import RevocationStore
+from auth_svc.stores.rights import RightsStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
+from auth_svc.tenant_roles import TenantRoles
+from auth_svc.users import Users
 from envoy_api import external_auth_pb2_grpc
 from meshkit import bus, db, nats_server
 from meshkit.client import service_channel
@@ -42,7 +47,9 @@ from meshkit.tasks import background
 from twinmesh.auth.v1 import (
     api_key_service_pb2_grpc,
     revocation_service_pb2_grpc,
+    role_service_pb2_grpc,
     session_service_pb2_grpc,
+    user_service_pb2_grpc,
 )
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
@@ -83,13 +90,22 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         )
         await key_ring.refresh()
         access_tokens = AccessTokens(signers=key_ring, clock=clock)
+        accounts, rights = UserStore(pool=pool), RightsStore(pool=pool)
         sessions = Sessions(
-            users=UserStore(pool=pool),
+            users=accounts,
             sessions=SessionStore(pool=pool),
             verify_password=passwords.verify,
             access_tokens=access_tokens,
             announce=announce,
             mesh_secret=settings.root_secret,
+            clock=clock,
+        )
+        users = Users(
+            store=rights,
+            accounts=accounts,
+            verify_password=passwords.verify,
+            hash_password=passwords.hash,
+            announce=announce,
             clock=clock,
         )
         key_exchange = KeyExchange(keys=api_key_store, access_tokens=access_tokens, clock=clock)
@@ -121,6 +137,16 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 "twinmesh.auth.v1.RevocationService",
                 revocation_service_pb2_grpc.add_RevocationServiceServicer_to_server,
                 RevocationServicer(revocations=revocation_store),
+            ),
+            Registration(
+                "twinmesh.auth.v1.UserService",
+                user_service_pb2_grpc.add_UserServiceServicer_to_server,
+                UserServicer(users=users),
+            ),
+            Registration(
+                "twinmesh.auth.v1.RoleService",
+                role_service_pb2_grpc.add_RoleServiceServicer_to_server,
+                RoleServicer(roles=TenantRoles(store=rights, announce=announce, clock=clock)),
             ),
             Registration(
                 "twinmesh.mesh.v1.HealthService",

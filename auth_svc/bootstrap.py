@@ -13,10 +13,9 @@ from pydantic import Field, SecretStr
 from auth_svc.opaque_tokens import TENANT_PATTERN
 from auth_svc.passwords import hash_password
 from auth_svc.roles import Role
-from auth_svc.sessions import User
 from auth_svc.stores.users import UserStore
 from meshkit import db
-from meshkit.clock import Clock, SystemClock, to_datetime
+from meshkit.clock import Clock, SystemClock
 from meshkit.config import Settings
 from meshkit.runtime import read_settings
 
@@ -42,8 +41,7 @@ async def bootstrap(settings: BootstrapSettings, *, clock: Clock) -> bool:
         if await users.find(settings.tenant, USERNAME) is not None:
             return False
         password_hash = hash_password(settings.admin_password.get_secret_value())
-        administrator = User(USERNAME, password_hash, Role.ADMIN)
-        return await users.create(settings.tenant, administrator, to_datetime(clock.now_us()))
+        return await users.create(settings.tenant, USERNAME, password_hash, Role.ADMIN, clock.now_us())
 
 
 if __name__ == "__main__":

@@ -40,10 +40,10 @@ def _hash_of_nothing(hasher: PasswordHasher) -> str:
 
 
 class PasswordVerifier:
-    """Verifies passwords; each call costs the same, whether the user exists or not.
+    """Verifies and hashes passwords; verifying costs the same, whether the user exists or not.
 
     Args:
-        workers: how many are verified at once.
+        workers: how many are verified or hashed at once.
         queue: how many more may wait; the next is refused.
     """
 
@@ -71,6 +71,16 @@ class PasswordVerifier:
         """
         fits = await self._run(lambda: self._fits(password, password_hash or self._nobodys_hash))
         return fits and password_hash is not None
+
+    async def hash(self, password: str) -> str:
+        """Return the argon2id hash of a password in PHC string form.
+
+        Cancelling as for `verify`.
+
+        Raises:
+            ResourceExhausted: LOGIN_BUSY, too many wait already.
+        """
+        return await self._run(lambda: self._hasher.hash(password))
 
     def _fits(self, password: str, password_hash: str) -> bool:
         try:

@@ -1,10 +1,11 @@
-"""The five roles and the permissions that they carry."""
+"""The five built-in roles and the permissions that roles carry."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a user is in its tenant."""
+    """A role that every tenant has and nobody changes."""
 
     ADMIN = "admin"
     OPERATOR = "operator"
@@ -15,6 +16,7 @@ class Role(StrEnum):
 
 _REFLECTION = frozenset({"contract:read"})
 _API_KEYS = frozenset({"api_key:read", "api_key:write"})
+_USERS = frozenset({"user:read", "user:write", "role:read", "role:write"})
 _POLICY_READ = frozenset({"ingest_policy:read", "storage:read"})
 _POLICY_WRITE = frozenset({"ingest_policy:write", "storage:write"})
 _READ = frozenset(
@@ -44,7 +46,7 @@ _WRITE = frozenset(
 
 # profile:read and profile:register are nobody's: only services may act across tenants.
 _PERMISSIONS = {
-    Role.ADMIN: _READ | _WRITE | _API_KEYS | _POLICY_READ | _POLICY_WRITE | _REFLECTION,
+    Role.ADMIN: _READ | _WRITE | _API_KEYS | _USERS | _POLICY_READ | _POLICY_WRITE | _REFLECTION,
     Role.OPERATOR: _READ | _WRITE | _POLICY_READ | _REFLECTION,
     Role.ANALYST: _READ | _REFLECTION,
     Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read", "raw_message:read"}) | _REFLECTION,
@@ -56,5 +58,20 @@ _PERMISSIONS = {
 
 
 def permissions_of(role: Role) -> frozenset[str]:
-    """Return the permissions that a role carries."""
+    """Return the permissions that a built-in role carries."""
     return _PERMISSIONS[role]
+
+
+def is_built_in(role: str) -> bool:
+    """Say whether a role is one that every tenant has."""
+    return role in _PERMISSIONS
+
+
+def carried(role: str, own: Iterable[str] | None) -> frozenset[str]:
+    """Return the permissions that a role carries.
+
+    Args:
+        role: its id.
+        own: what is stored of it when it is one of the tenant's own; None for built-in ones.
+    """
+    return permissions_of(Role(role)) if own is None else frozenset(own)

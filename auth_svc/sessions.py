@@ -17,7 +17,6 @@ import structlog
 
 from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S, AccessTokens, Grant
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret, parse
-from auth_svc.roles import Role, permissions_of
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import NotFound, Unauthenticated
 from meshkit.identity import Principal, PrincipalKind
@@ -33,20 +32,34 @@ RETRY_GRACE_S = 10
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user as log-in needs it."""
+    """A user as log-in needs it.
+
+    `permissions` are those of a session; `one_time_expire_us` is when a one-time password ends,
+    None for a password of the user's own; `version` changes with everything here.
+    """
 
     username: str
     password_hash: str
-    role: Role
+    role: str
+    permissions: frozenset[str]
+    disabled: bool
+    one_time_expire_us: int | None
+    version: int
+
+    def may_enter(self, now_us: int) -> bool:
+        """Say whether the right password lets this user in."""
+        is_over = self.one_time_expire_us is not None and self.one_time_expire_us <= now_us
+        return not (self.disabled or is_over)
 
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """A session to store, with the hash of its first refresh token."""
+    """A session to store, with the hash of its first refresh token; `user_version` as it was judged."""
 
     tenant: str
     id: str
     username: str
+    user_version: int
     create_us: int
     expire_us: int
     end_us: int
@@ -61,7 +74,8 @@ class Presented:
     """
 
     username: str
-    role: Role
+    role: str
+    permissions: frozenset[str]
     revoked: bool
     expire_us: int
     end_us: int
@@ -117,8 +131,11 @@ class UserStore(Protocol):
 class SessionStore(Protocol):
     """Where sessions are kept."""
 
-    async def create(self, session: NewSession) -> None:
-        """Store a session and forget those of the same user that have ended."""
+    async def create(self, session: NewSession) -> bool:
+        """Store a session and forget those of the same user that have ended.
+
+        Returns False, and stores nothing, when the user is gone or was changed meanwhile.
+        """
         ...
 
     async def present(
@@ -155,6 +172,14 @@ def _idle_expiry(now_us: int, end_us: int) -> int:
     return min(now_us + IDLE_LIFE_S * MICROS_PER_SECOND, end_us)
 
 
+def _failed(tenant: str, username: str) -> Unauthenticated:
+    """Return the one error for every log-in that fails."""
+    _log.info("log-in failed", tenant=tenant, username=username)
+    return Unauthenticated(
+        "tenant, user name or password is wrong", reason=ErrorReason.ERROR_REASON_LOGIN_FAILED
+    )
+
+
 def _refused() -> Unauthenticated:
     return Unauthenticated(
         "the refresh token is unknown, expired, revoked or was used before; log in again",
@@ -164,12 +189,16 @@ def _refused() -> Unauthenticated:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """What a log-in or refresh answers; `refresh_expire_us` in microseconds since the epoch."""
+    """What a log-in or refresh answers; `refresh_expire_us` in microseconds since the epoch.
+
+    With `password_change_required` the session is good for choosing a password only.
+    """
 
     access_token: str
     access_life_s: int
     refresh_token: str
     refresh_expire_us: int
+    password_change_required: bool = False
 
 
 class Sessions:
@@ -214,20 +243,20 @@ class Sessions:
         read_us = self._clock.now_us()
         user = await self._users.find(tenant, username)
         fits = await self._verify_password(password, user.password_hash if user else None)
-        if user is None or not fits:
-            _log.info("log-in failed", tenant=tenant, username=username)
-            raise Unauthenticated(
-                "tenant, user name or password is wrong", reason=ErrorReason.ERROR_REASON_LOGIN_FAILED
-            )
         now_us = self._clock.now_us()
+        if user is None or not fits or not user.may_enter(now_us):
+            raise _failed(tenant, username)
         token = OpaqueToken(Prefix.REFRESH, tenant, new_id(), new_secret())
         end_us = now_us + LONGEST_LIFE_S * MICROS_PER_SECOND
         expire_us = _idle_expiry(now_us, end_us)
-        await self._sessions.create(
-            NewSession(tenant, token.id, user.username, now_us, expire_us, end_us, token.hash)
+        session = NewSession(
+            tenant, token.id, user.username, user.version, now_us, expire_us, end_us, token.hash
         )
+        if not await self._sessions.create(session):
+            raise _failed(tenant, username)
         _log.info("logged in", tenant=tenant, username=username, session=token.id)
-        return self._pair(token, user.username, user.role, expire_us, read_us=read_us)
+        pair = self._pair(token, user, expire_us, read_us=read_us)
+        return replace(pair, password_change_required=user.one_time_expire_us is not None)
 
     async def refresh(self, refresh_token: str) -> TokenPair:
         """Trade a refresh token for the next pair.
@@ -251,7 +280,7 @@ class Sessions:
         if presented is None or isinstance(verdict, Revoke | Refuse):
             raise _refused()
         expire_us = verdict.expire_us if isinstance(verdict, Rotate) else presented.expire_us
-        return self._pair(successor, presented.username, presented.role, expire_us, read_us=now_us)
+        return self._pair(successor, presented, expire_us, read_us=now_us)
 
     async def logout(self, principal: Principal) -> None:
         """End the caller's session.
@@ -274,18 +303,16 @@ class Sessions:
         secret = hmac.new(self._chain_key, place.encode(), hashlib.sha256).hexdigest()
         return replace(token, secret=secret)
 
-    def _pair(
-        self, token: OpaqueToken, username: str, role: Role, expire_us: int, *, read_us: int
-    ) -> TokenPair:
+    def _pair(self, token: OpaqueToken, user: User | Presented, expire_us: int, *, read_us: int) -> TokenPair:
         grant = Grant(
             tenant=token.tenant,
-            subject=username,
+            subject=user.username,
             kind=PrincipalKind.USER,
-            permissions=permissions_of(role),
+            permissions=user.permissions,
             credential_id=token.id,
             credential_expire_us=expire_us,
             read_us=read_us,
-            role=role,
+            role=user.role,
         )
         access_token = self._access_tokens.issue(grant, life_s=ACCESS_TOKEN_LIFE_S)
         return TokenPair(access_token, ACCESS_TOKEN_LIFE_S, token.text, expire_us)

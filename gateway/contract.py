@@ -97,6 +97,23 @@ class Contract:
         raise KeyError(path)
 
 
+def read_rpcs(path: Path) -> tuple[Rpc, ...]:
+    """Read all rpcs of a serialized FileDescriptorSet, in the contract's order.
+
+    Raises:
+        OSError: it cannot be read.
+        google.protobuf.message.DecodeError: it is no descriptor set.
+    """
+    files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
+    return tuple(
+        _rpc(file.package, service.name, method)
+        for file in files.file
+        if file.package.startswith(_OWN_PACKAGES)
+        for service in file.service
+        for method in service.method
+    )
+
+
 def read_contract(path: Path) -> Contract:
     """Read a serialized FileDescriptorSet.
 
@@ -107,16 +124,9 @@ def read_contract(path: Path) -> Contract:
         OSError: it cannot be read.
         google.protobuf.message.DecodeError: it is no descriptor set.
     """
-    files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
-    rpcs: list[Rpc] = []
-    for file in files.file:
-        if not file.package.startswith(_OWN_PACKAGES):
-            continue
-        for service in file.service:
-            of_service = [_rpc(file.package, service.name, method) for method in service.method]
-            if not all(rpc.permission in SERVICE_PERMISSIONS for rpc in of_service):
-                rpcs.extend(of_service)
-    return Contract(tuple(rpcs))
+    rpcs = read_rpcs(path)
+    reachable = {rpc.service for rpc in rpcs if rpc.permission not in SERVICE_PERMISSIONS}
+    return Contract(tuple(rpc for rpc in rpcs if rpc.service in reachable))
 
 
 def _rpc(package: str, service: str, method: descriptor_pb2.MethodDescriptorProto) -> Rpc:

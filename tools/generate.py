@@ -1,6 +1,6 @@
-"""Generates gen/ from proto/, or says where gen/ and proto/ have drifted apart.
+"""Generates gen/ from proto/ and docs/permissions.md from both, or says where they have drifted apart.
 
-    python -m tools.generate            # writes gen/
+    python -m tools.generate            # writes them
     python -m tools.generate --check    # writes nothing; exit status 1 on drift
 
 Always generates into a temporary folder first, so that a failing plugin leaves gen/
@@ -20,6 +20,8 @@ from tools import third_party_protos
 
 ROOT = Path(__file__).parents[1]
 GENERATED = ROOT / "gen"
+PERMISSIONS = ROOT / "docs/permissions.md"
+DESCRIPTOR_SET = "twinmesh.binpb"
 
 
 def run_buf(*arguments: str) -> None:
@@ -51,7 +53,7 @@ def generate(output: Path) -> None:
     run_buf("generate", "--output", str(output))
     wanted = ("proto/twinmesh", "third_party/proto/google/rpc/error_details.proto")
     paths = [argument for path in wanted for argument in ("--path", path)]
-    descriptor_set = output / "twinmesh.binpb"
+    descriptor_set = output / DESCRIPTOR_SET
     run_buf("build", *paths, "--exclude-source-info", "--output", str(descriptor_set))
 
 
@@ -81,6 +83,14 @@ def install(fresh: Path, committed: Path) -> None:
         target.with_name(target.name + ".new").replace(target)
 
 
+def permissions_page(descriptor_set: Path) -> str:
+    """Returns what docs/permissions.md says of a descriptor set."""
+    # Imports gen/, which has to be there by now.
+    from tools import permissions  # noqa: PLC0415
+
+    return permissions.page(descriptor_set)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -92,10 +102,17 @@ def main() -> None:
         generate(fresh)
         if not check:
             install(fresh, GENERATED)
+            PERMISSIONS.write_text(permissions_page(fresh / DESCRIPTOR_SET), encoding="utf-8")
         elif lines := drift(fresh, GENERATED):
             sys.exit(
                 "\n".join([*lines, "gen/ does not follow from proto/: run `make generate` and commit gen/"])
             )
+        elif permissions_page(fresh / DESCRIPTOR_SET) != _text(PERMISSIONS):
+            sys.exit("docs/permissions.md does not follow from contract and roles: run `make generate`")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _files(directory: Path) -> set[str]:

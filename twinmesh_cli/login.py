@@ -24,7 +24,10 @@ def login(
         request = session_service_pb2.LoginRequest(tenant=tenant, username=username, password=password)
         answer = await stub.Login(request, timeout=30)
         session.store.write(credentials_of(answer))
-        return f"logged in as {username} of tenant {tenant}"
+        told = f"logged in as {username} of tenant {tenant}"
+        if answer.password_change_required:
+            told += "; choose a password of your own: `twinmesh users password`"
+        return told
 
     print(run(work))
 

@@ -23,6 +23,7 @@ from twinmesh_cli import (
     receipt,
     restart,
     restore,
+    roles,
     simulate,
     sql_user,
     status,
@@ -30,6 +31,7 @@ from twinmesh_cli import (
     tail,
     trace,
     up,
+    users,
 )
 
 # Commands tell people what happens; what libraries log for services would come between.
@@ -65,6 +67,8 @@ app.command()(metrics.metrics)
 app.command()(login.login)
 app.command()(login.logout)
 app.add_typer(keys.keys_app, name="keys")
+app.add_typer(users.users_app, name="users")
+app.add_typer(roles.roles_app, name="roles")
 app.add_typer(limits.limits_app, name="limits")
 app.add_typer(storage.storage_app, name="storage")
 app.command()(load.load)

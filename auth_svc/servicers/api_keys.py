@@ -1,21 +1,15 @@
 """ApiKeyService."""
 
-import re
-
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from auth_svc.api_keys import ApiKey, ApiKeys
-from auth_svc.opaque_tokens import ID_PATTERN
-from meshkit import paging
+from auth_svc.servicers.pages import next_page_token, position, size
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import invalid_field
 from meshkit.identity import current_principal
 from twinmesh.auth.v1 import api_key_service_pb2 as pb
 from twinmesh.auth.v1 import api_key_service_pb2_grpc
 
-_DEFAULT_PAGE = 100
-_LONGEST_PAGE = 1000
-_ID = re.compile(ID_PATTERN)
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the end of Timestamp's range
 
 
@@ -44,13 +38,11 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         tenant = current_principal().tenant
         question = ["api_keys", tenant]
         found, more = await self._api_keys.page(
-            tenant,
-            after=_position(paging.decode(question, request.page_token)),
-            limit=paging.page_size(request.page_size, default=_DEFAULT_PAGE, maximum=_LONGEST_PAGE),
+            tenant, after=position(question, request.page_token), limit=size(request.page_size)
         )
         return pb.ListApiKeysResponse(
             api_keys=[_message(api_key) for api_key in found],
-            next_page_token=paging.encode(question, found[-1].id) if more else "",
+            next_page_token=next_page_token(question, found[-1].id if more else None),
         )
 
     async def DeleteApiKey(self, request: pb.DeleteApiKeyRequest, context: object) -> pb.DeleteApiKeyResponse:
@@ -63,14 +55,6 @@ def _micros(moment: Timestamp) -> int:
     if not (0 <= moment.seconds <= _LAST_SECOND and 0 <= moment.nanos < 1_000_000_000):
         raise invalid_field("expire_time", "must lie between the years 1970 and 9999")
     return moment.seconds * MICROS_PER_SECOND + moment.nanos // 1000
-
-
-def _position(after: object | None) -> str:
-    if after is None:
-        return ""
-    if not isinstance(after, str) or not _ID.fullmatch(after):
-        raise paging.invalid_token()
-    return after
 
 
 def _message(api_key: ApiKey) -> pb.ApiKey:

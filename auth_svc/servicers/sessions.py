@@ -33,7 +33,9 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         pair = await self._sessions.login(
             tenant=request.tenant, username=request.username, password=request.password
         )
-        return _answer(pb.LoginResponse, pair)
+        answer = _answer(pb.LoginResponse, pair)
+        answer.password_change_required = pair.password_change_required
+        return answer
 
     async def Refresh(self, request: pb.RefreshRequest, context: object) -> pb.RefreshResponse:
         """Trade a refresh token for the next pair."""

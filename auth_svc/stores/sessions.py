@@ -1,21 +1,27 @@
 """Tables auth.session and auth.refresh_token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import asyncpg
 
+from auth_svc.grants import held_in_session
 from auth_svc.opaque_tokens import OpaqueToken
 from auth_svc.revocations import kept_until
-from auth_svc.roles import Role
 from auth_svc.sessions import NewSession, Presented, Refuse, Replay, Revoke, Rotate, Verdict
 from auth_svc.stores.revocations import insert_revocation
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import Connection, tenant_transaction
 from meshkit.revocations import RevocationKind
 
+# Waits for who changes the user, and then finds another version: what ends a user's sessions ends this one,
+# or keeps it from being made.
 _INSERT = """
 INSERT INTO auth.session (tenant_id, id, username, create_time, expire_time, end_time)
-VALUES ($1, $2, $3, $4, $5, $6)
+SELECT tenant_id, $2, username, $4, $5, $6
+FROM auth.user_account
+WHERE tenant_id = $1 AND username = $3 AND version = $7
+FOR SHARE
+RETURNING true
 """
 
 _INSERT_GENERATION = """
@@ -30,9 +36,11 @@ WHERE tenant_id = $1 AND username = $2 AND expire_time <= $3
 
 # Everything that changes a session or its tokens holds this lock.
 _LOCK = """
-SELECT session.username, user_account.role, session.revoke_time, session.expire_time, session.end_time
+SELECT session.username, user_account.role, role.permissions, user_account.one_time_expire_time,
+       session.revoke_time, session.expire_time, session.end_time
 FROM auth.session
 JOIN auth.user_account USING (tenant_id, username)
+LEFT JOIN auth.role ON role.tenant_id = user_account.tenant_id AND role.id = user_account.custom_role
 WHERE session.tenant_id = $1 AND session.id = $2
 FOR UPDATE OF session
 """
@@ -63,6 +71,11 @@ WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
 RETURNING true
 """
 
+_REVOKE_ALL = """
+UPDATE auth.session SET revoke_time = $3
+WHERE tenant_id = $1 AND username = ANY ($2) AND revoke_time IS NULL
+"""
+
 
 class SessionStore:
     """Sessions of all tenants, one tenant at a time.
@@ -74,12 +87,14 @@ class SessionStore:
     def __init__(self, *, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def create(self, session: NewSession) -> None:
-        """Store a session and forget those of the same user that have ended."""
+    async def create(self, session: NewSession) -> bool:
+        """Store a session and forget those of the same user that have ended.
+
+        Returns False, and stores nothing, when the user is gone or was changed meanwhile.
+        """
         created = to_datetime(session.create_us)
         async with tenant_transaction(self._pool, session.tenant) as connection:
-            await connection.execute(_DELETE_ENDED, session.tenant, session.username, created)
-            await connection.execute(
+            is_created = await connection.fetchval(
                 _INSERT,
                 session.tenant,
                 session.id,
@@ -87,8 +102,14 @@ class SessionStore:
                 created,
                 to_datetime(session.expire_us),
                 to_datetime(session.end_us),
+                session.user_version,
             )
+            if not is_created:
+                return False
+            # Only now: who changes a user locks the user first as well, and then the sessions.
+            await connection.execute(_DELETE_ENDED, session.tenant, session.username, created)
             await connection.execute(_INSERT_GENERATION, session.tenant, session.id, 1, session.token_hash)
+            return True
 
     async def present(
         self, token: OpaqueToken, judge: Callable[[Presented | None], Verdict]
@@ -106,6 +127,19 @@ class SessionStore:
         async with tenant_transaction(self._pool, tenant) as connection:
             await _revoke(connection, tenant, session_id, revoke_us)
 
+    @staticmethod
+    async def end_all(connection: Connection, tenant: str, usernames: Sequence[str], revoke_us: int) -> None:
+        """End all sessions of users, last in the transaction that changes their rights."""
+        await connection.execute(_REVOKE_ALL, tenant, usernames, to_datetime(revoke_us))
+        for username in usernames:
+            await insert_revocation(
+                connection,
+                tenant=tenant,
+                kind=RevocationKind.USER,
+                id=username,
+                until=kept_until(revoke_us),
+            )
+
 
 async def _presented(connection: Connection, token: OpaqueToken) -> Presented | None:
     session = await connection.fetchrow(_LOCK, token.tenant, token.id)
@@ -116,7 +150,10 @@ async def _presented(connection: Connection, token: OpaqueToken) -> Presented | 
         return None
     return Presented(
         username=session["username"],
-        role=Role(session["role"]),
+        role=session["role"],
+        permissions=held_in_session(
+            session["role"], session["permissions"], one_time=session["one_time_expire_time"] is not None
+        ),
         revoked=session["revoke_time"] is not None,
         expire_us=from_datetime(session["expire_time"]),
         end_us=from_datetime(session["end_time"]),

@@ -68,6 +68,13 @@ def test_routes_that_scripts_rely_on() -> None:
         ("get", "/v1/apiKeys"),
         ("post", "/v1/apiKeys"),
         ("delete", "/v1/apiKeys/{id}"),
+        ("get", "/v1/users"),
+        ("post", "/v1/users"),
+        ("get", "/v1/users/{username}"),
+        ("patch", "/v1/users/{user.username}"),
+        ("delete", "/v1/users/{username}"),
+        ("post", "/v1/users/{username}:resetPassword"),
+        ("post", "/v1/users:changePassword"),
         ("post", "/v1/telemetry"),
         ("get", "/v1/twins/{id}"),
         ("get", "/v1/twins"),
@@ -80,6 +87,7 @@ def test_routes_that_scripts_rely_on() -> None:
         ("deviceTypes", "device_type"),
         ("assets", "asset"),
         ("assetTypes", "asset_type"),
+        ("roles", "role"),
     ):
         promised |= {
             ("get", f"/v1/{collection}"),

@@ -17,16 +17,21 @@ from auth_svc.config import AuthSettings
 from auth_svc.passwords import hash_password
 from auth_svc.revocations import kept_until
 from auth_svc.roles import Role
-from auth_svc.sessions import User
 from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.users import UserStore
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit import db
-from meshkit.clock import SystemClock, to_datetime
+from meshkit.clock import SystemClock
 from meshkit.embedded.ports import free_port
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
-from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2, session_service_pb2_grpc
+from twinmesh.auth.v1 import (
+    api_key_service_pb2_grpc,
+    role_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
+    user_service_pb2_grpc,
+)
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 MESH_SECRET = b"0123456789abcdef0123456789abcdef"
@@ -45,14 +50,16 @@ class AuthApp:
     channel: grpc.aio.Channel
     sessions: Any
     api_keys: Any
+    users: Any
+    roles: Any
     health: Any
     authorization: Any
 
     async def add_user(self, tenant: str, username: str, role: Role) -> None:
         """Store a user whose password is PASSWORD."""
         async with db.pool(self.database.url("twinmesh_auth"), application="test", max_size=1) as pool:
-            created = to_datetime(SystemClock().now_us())
-            await UserStore(pool=pool).create(tenant, User(username, _PASSWORD_HASH, role), created)
+            created_us = SystemClock().now_us()
+            await UserStore(pool=pool).create(tenant, username, _PASSWORD_HASH, role, created_us)
 
     async def revoke_key_elsewhere(self, key_id: str, tenant: str = "demo") -> None:
         """Revoke an API key as another process does whose announcement is lost."""
@@ -138,6 +145,8 @@ async def running_auth(
             channel=channel,
             sessions=session_service_pb2_grpc.SessionServiceStub(channel),
             api_keys=api_key_service_pb2_grpc.ApiKeyServiceStub(channel),
+            users=user_service_pb2_grpc.UserServiceStub(channel),
+            roles=role_service_pb2_grpc.RoleServiceStub(channel),
             health=health_service_pb2_grpc.HealthServiceStub(channel),
             authorization=external_auth_pb2_grpc.AuthorizationStub(channel),
         )

@@ -9,7 +9,7 @@ from auth_svc.migrations import OWNER
 from meshkit.migrate import migrate_down, migrate_up
 from meshkit.testing.database import TestDatabase
 
-_TENANT_TABLES = ["tenant", "user_account", "session", "refresh_token", "api_key", "revocation"]
+_TENANT_TABLES = ["tenant", "user_account", "session", "refresh_token", "api_key", "revocation", "role"]
 
 
 @pytest.fixture
@@ -29,6 +29,8 @@ async def filled(database: TestDatabase) -> TestDatabase:
                 INSERT INTO auth.revocation (tenant_id, kind, id, revoke_time, until_time)
                 VALUES ('{tenant}', 'user', 'ada', now(), now() + interval '1 minute'),
                        ('{tenant}', 'user', 'over', now(), now());
+                INSERT INTO auth.role (tenant_id, id, display_name, permissions, create_time, update_time)
+                VALUES ('{tenant}', 'guard', '', '{{twin:read}}', now(), now());
                 """
             )
     finally:
@@ -75,6 +77,7 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         INSERT INTO auth.revocation (tenant_id, kind, id, revoke_time, until_time)
         VALUES ('other', 'user', 'ada', now(), now())
         """,
+        "INSERT INTO auth.role VALUES ('other', 'mine', '', '{}', 1, now(), now())",
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
@@ -83,7 +86,10 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
 async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Connection) -> None:
     await _set_tenant(service, "demo")
     for statement in (
-        "UPDATE auth.user_account SET role = 'admin'",
+        "UPDATE auth.user_account SET tenant_id = 'other'",
+        "UPDATE auth.user_account SET username = 'eve'",
+        "UPDATE auth.role SET tenant_id = 'other'",
+        "UPDATE auth.tenant SET tenant_id = 'other'",
         "UPDATE auth.api_key SET permissions = '{}'",
         "UPDATE auth.session SET username = 'eve'",
         "UPDATE auth.revocation SET until_time = now()",
@@ -131,5 +137,47 @@ async def test_the_schema_can_be_taken_back_and_made_again(filled: TestDatabase)
         assert await connection.fetchval("SELECT to_regnamespace('auth')") is None
         await migrate_up(connection, [OWNER])
         assert await connection.fetchval("SELECT count(*) FROM auth.tenant") == 0
+    finally:
+        await connection.close()
+
+
+async def test_changes_reach_a_tenants_own_rows_only(
+    filled: TestDatabase, service: asyncpg.Connection
+) -> None:
+    await _set_tenant(service, "demo")
+    await service.execute("UPDATE auth.user_account SET disabled = true")
+    await service.execute("UPDATE auth.role SET permissions = '{}'")
+    await service.execute("DELETE FROM auth.role")
+    connection = await asyncpg.connect(filled.admin_url)
+    try:
+        disabled = await connection.fetch("SELECT tenant_id FROM auth.user_account WHERE disabled")
+        roles = await connection.fetch("SELECT tenant_id, permissions FROM auth.role")
+    finally:
+        await connection.close()
+    assert [row["tenant_id"] for row in disabled] == ["demo"]
+    assert [(row["tenant_id"], row["permissions"]) for row in roles] == [("other", ["twin:read"])]
+
+
+async def test_a_user_has_a_role_that_exists(service: asyncpg.Connection) -> None:
+    await _set_tenant(service, "demo")
+    await service.execute("UPDATE auth.user_account SET role = 'guard'")
+    with pytest.raises(asyncpg.ForeignKeyViolationError):
+        await service.execute("DELETE FROM auth.role")
+    with pytest.raises(asyncpg.ForeignKeyViolationError):
+        await service.execute("UPDATE auth.user_account SET role = 'nothing'")
+    await service.execute("UPDATE auth.user_account SET role = 'viewer'")
+    await service.execute("DELETE FROM auth.role")
+    with pytest.raises(asyncpg.CheckViolationError):
+        await service.execute("INSERT INTO auth.role VALUES ('demo', 'admin', '', '{}', 1, now(), now())")
+
+
+async def test_on_the_way_back_nobody_gets_in_who_could_not(filled: TestDatabase) -> None:
+    connection = await asyncpg.connect(filled.admin_url)
+    try:
+        await connection.execute("UPDATE auth.user_account SET disabled = true WHERE tenant_id = 'demo'")
+        await migrate_down(connection, OWNER, to_version=2)
+        users = await connection.fetch("SELECT tenant_id FROM auth.user_account")
+        assert [row["tenant_id"] for row in users] == ["other"]
+        await migrate_up(connection, [OWNER])
     finally:
         await connection.close()

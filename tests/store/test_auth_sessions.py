@@ -9,13 +9,13 @@ import pytest
 
 from auth_svc.access_tokens import AccessTokens
 from auth_svc.roles import Role
-from auth_svc.sessions import IDLE_LIFE_S, LONGEST_LIFE_S, RETRY_GRACE_S, Sessions, TokenPair, User
+from auth_svc.sessions import IDLE_LIFE_S, LONGEST_LIFE_S, RETRY_GRACE_S, Sessions, TokenPair
 from auth_svc.signing_keys import KeyRing
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
 from meshkit import db
-from meshkit.clock import MICROS_PER_SECOND, to_datetime
+from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated
 from meshkit.identity import Principal, PrincipalKind
 from meshkit.testing.clock import ManualClock
@@ -43,7 +43,7 @@ async def sessions(pool: asyncpg.Pool, clock: ManualClock) -> Sessions:
         return password == password_hash
 
     users = UserStore(pool=pool)
-    await users.create("demo", User("ada", "right", Role.OPERATOR), to_datetime(_NOW))
+    await users.create("demo", "ada", "right", Role.OPERATOR, _NOW)
     key_ring = KeyRing(store=SigningKeyStore(pool=pool), mesh_secret=_SECRET, life_days=30, clock=clock)
     await key_ring.refresh()
 

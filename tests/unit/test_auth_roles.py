@@ -10,7 +10,13 @@ from twinmesh.asset.v1 import (
     device_type_service_pb2,
     profile_service_pb2,
 )
-from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2
+from twinmesh.auth.v1 import (
+    api_key_service_pb2,
+    permission_pb2,
+    role_service_pb2,
+    session_service_pb2,
+    user_service_pb2,
+)
 from twinmesh.ingest.v1 import (
     dead_letter_service_pb2,
     ingest_policy_service_pb2,
@@ -40,10 +46,12 @@ _CONTRACTS = [
     receipt_service_pb2,
     restore_service_pb2,
     raw_message_service_pb2,
+    role_service_pb2,
     session_service_pb2,
     storage_policy_service_pb2,
     storage_service_pb2,
     twin_service_pb2,
+    user_service_pb2,
 ]
 
 
@@ -72,10 +80,20 @@ def test_roles_carry_what_the_documentation_says() -> None:
         "api_key:read",
         "api_key:write",
         "ingest_policy:write",
+        "role:read",
+        "role:write",
         "storage:write",
+        "user:read",
+        "user:write",
     }
     readable = {permission for permission in admin if permission.endswith(":read")}
-    assert permissions_of(Role.ANALYST) == readable - {"api_key:read", "ingest_policy:read", "storage:read"}
+    assert permissions_of(Role.ANALYST) == readable - {
+        "api_key:read",
+        "ingest_policy:read",
+        "role:read",
+        "storage:read",
+        "user:read",
+    }
     assert permissions_of(Role.VIEWER) == {
         "twin:read",
         "history:read",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from auth_svc.roles import Role
+from auth_svc.roles import Role, permissions_of
 from auth_svc.sessions import (
     IDLE_LIFE_S,
     LONGEST_LIFE_S,
@@ -23,6 +23,7 @@ _NEXT = b"n" * 32
 _UNUSED = Presented(
     username="ada",
     role=Role.VIEWER,
+    permissions=permissions_of(Role.VIEWER),
     revoked=False,
     expire_us=_NOW + 1,
     end_us=_NOW + LONGEST_LIFE_S * MICROS_PER_SECOND,

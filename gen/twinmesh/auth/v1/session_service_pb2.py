@@ -30,7 +30,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&twinmesh/auth/v1/session_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xc7\x01\n\x0cLoginRequest\x12G\n\x06tenant\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x06tenant\x12\x36\n\x08username\x18\x02 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x10\x01\x18\x80\x01\x32\n^[^\\x00]*$R\x08username\x12\x36\n\x08password\x18\x03 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x10\x01\x18\x80\x08\x32\n^[^\\x00]*$R\x08password\"\xfc\x01\n\rLoginResponse\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12\x1d\n\ntoken_type\x18\x02 \x01(\tR\ttokenType\x12\x38\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\texpiresIn\x12#\n\rrefresh_token\x18\x04 \x01(\tR\x0crefreshToken\x12J\n\x13refresh_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x11refreshExpireTime\"E\n\x0eRefreshRequest\x12\x33\n\rrefresh_token\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\x80\x04R\x0crefreshToken\"\xfe\x01\n\x0fRefreshResponse\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12\x1d\n\ntoken_type\x18\x02 \x01(\tR\ttokenType\x12\x38\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\texpiresIn\x12#\n\rrefresh_token\x18\x04 \x01(\tR\x0crefreshToken\x12J\n\x13refresh_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x11refreshExpireTime\"\x0f\n\rLogoutRequest\"\x10\n\x0eLogoutResponse\"\x0e\n\x0cGetMeRequest\"\xed\x01\n\rGetMeResponse\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n\x07subject\x18\x02 \x01(\tR\x07subject\x12\x12\n\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n\x04role\x18\x04 \x01(\tR\x04role\x12 \n\x0bpermissions\x18\x05 \x03(\tR\x0bpermissions\x12#\n\rcredential_id\x18\x06 \x01(\tR\x0c\x63redentialId\x12;\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"\x10\n\x0eGetJwksRequest\"<\n\x0fGetJwksResponse\x12)\n\x04keys\x18\x01 \x03(\x0b\x32\x15.twinmesh.auth.v1.JwkR\x04keys\"\x86\x01\n\x03Jwk\x12\x10\n\x03kty\x18\x01 \x01(\tR\x03kty\x12\x10\n\x03\x63rv\x18\x02 \x01(\tR\x03\x63rv\x12\x0c\n\x01x\x18\x03 \x01(\tR\x01x\x12\x11\n\x01y\x18\x04 \x01(\tH\x00R\x01y\x88\x01\x01\x12\x10\n\x03kid\x18\x05 \x01(\tR\x03kid\x12\x10\n\x03\x61lg\x18\x06 \x01(\tR\x03\x61lg\x12\x10\n\x03use\x18\x07 \x01(\tR\x03useB\x04\n\x02_y2\xe0\x04\n\x0eSessionService\x12m\n\x05Login\x12\x1e.twinmesh.auth.v1.LoginRequest\x1a\x1f.twinmesh.auth.v1.LoginResponse\"#\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/auth/login:\x01*\x12u\n\x07Refresh\x12 .twinmesh.auth.v1.RefreshRequest\x1a!.twinmesh.auth.v1.RefreshResponse\"%\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x15\"\x10/v1/auth/refresh:\x01*\x12x\n\x06Logout\x12\x1f.twinmesh.auth.v1.LogoutRequest\x1a .twinmesh.auth.v1.LogoutResponse\"+\xd2\xe7\x18\rauthenticated\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/auth/logout:\x01*\x12q\n\x05GetMe\x12\x1e.twinmesh.auth.v1.GetMeRequest\x1a\x1f.twinmesh.auth.v1.GetMeResponse\"\'\x90\x02\x01\xd2\xe7\x18\rauthenticated\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/auth/me\x12{\n\x07GetJwks\x12 .twinmesh.auth.v1.GetJwksRequest\x1a!.twinmesh.auth.v1.GetJwksResponse\"+\x90\x02\x01\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x18\x12\x16/.well-known/jwks.jsonb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&twinmesh/auth/v1/session_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xc7\x01\n\x0cLoginRequest\x12G\n\x06tenant\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x06tenant\x12\x36\n\x08username\x18\x02 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x10\x01\x18\x80\x01\x32\n^[^\\x00]*$R\x08username\x12\x36\n\x08password\x18\x03 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x10\x01\x18\x80\x08\x32\n^[^\\x00]*$R\x08password\"\xb6\x02\n\rLoginResponse\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12\x1d\n\ntoken_type\x18\x02 \x01(\tR\ttokenType\x12\x38\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\texpiresIn\x12#\n\rrefresh_token\x18\x04 \x01(\tR\x0crefreshToken\x12J\n\x13refresh_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x11refreshExpireTime\x12\x38\n\x18password_change_required\x18\x06 \x01(\x08R\x16passwordChangeRequired\"E\n\x0eRefreshRequest\x12\x33\n\rrefresh_token\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\x80\x04R\x0crefreshToken\"\xfe\x01\n\x0fRefreshResponse\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12\x1d\n\ntoken_type\x18\x02 \x01(\tR\ttokenType\x12\x38\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\texpiresIn\x12#\n\rrefresh_token\x18\x04 \x01(\tR\x0crefreshToken\x12J\n\x13refresh_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x11refreshExpireTime\"\x0f\n\rLogoutRequest\"\x10\n\x0eLogoutResponse\"\x0e\n\x0cGetMeRequest\"\xed\x01\n\rGetMeResponse\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n\x07subject\x18\x02 \x01(\tR\x07subject\x12\x12\n\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n\x04role\x18\x04 \x01(\tR\x04role\x12 \n\x0bpermissions\x18\x05 \x03(\tR\x0bpermissions\x12#\n\rcredential_id\x18\x06 \x01(\tR\x0c\x63redentialId\x12;\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"\x10\n\x0eGetJwksRequest\"<\n\x0fGetJwksResponse\x12)\n\x04keys\x18\x01 \x03(\x0b\x32\x15.twinmesh.auth.v1.JwkR\x04keys\"\x86\x01\n\x03Jwk\x12\x10\n\x03kty\x18\x01 \x01(\tR\x03kty\x12\x10\n\x03\x63rv\x18\x02 \x01(\tR\x03\x63rv\x12\x0c\n\x01x\x18\x03 \x01(\tR\x01x\x12\x11\n\x01y\x18\x04 \x01(\tH\x00R\x01y\x88\x01\x01\x12\x10\n\x03kid\x18\x05 \x01(\tR\x03kid\x12\x10\n\x03\x61lg\x18\x06 \x01(\tR\x03\x61lg\x12\x10\n\x03use\x18\x07 \x01(\tR\x03useB\x04\n\x02_y2\xe0\x04\n\x0eSessionService\x12m\n\x05Login\x12\x1e.twinmesh.auth.v1.LoginRequest\x1a\x1f.twinmesh.auth.v1.LoginResponse\"#\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/auth/login:\x01*\x12u\n\x07Refresh\x12 .twinmesh.auth.v1.RefreshRequest\x1a!.twinmesh.auth.v1.RefreshResponse\"%\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x15\"\x10/v1/auth/refresh:\x01*\x12x\n\x06Logout\x12\x1f.twinmesh.auth.v1.LogoutRequest\x1a .twinmesh.auth.v1.LogoutResponse\"+\xd2\xe7\x18\rauthenticated\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/auth/logout:\x01*\x12q\n\x05GetMe\x12\x1e.twinmesh.auth.v1.GetMeRequest\x1a\x1f.twinmesh.auth.v1.GetMeResponse\"\'\x90\x02\x01\xd2\xe7\x18\rauthenticated\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/auth/me\x12{\n\x07GetJwks\x12 .twinmesh.auth.v1.GetJwksRequest\x1a!.twinmesh.auth.v1.GetJwksResponse\"+\x90\x02\x01\xd2\xe7\x18\x06public\x82\xd3\xe4\x93\x02\x18\x12\x16/.well-known/jwks.jsonb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,25 +58,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGINREQUEST']._serialized_start=253
   _globals['_LOGINREQUEST']._serialized_end=452
   _globals['_LOGINRESPONSE']._serialized_start=455
-  _globals['_LOGINRESPONSE']._serialized_end=707
-  _globals['_REFRESHREQUEST']._serialized_start=709
-  _globals['_REFRESHREQUEST']._serialized_end=778
-  _globals['_REFRESHRESPONSE']._serialized_start=781
-  _globals['_REFRESHRESPONSE']._serialized_end=1035
-  _globals['_LOGOUTREQUEST']._serialized_start=1037
-  _globals['_LOGOUTREQUEST']._serialized_end=1052
-  _globals['_LOGOUTRESPONSE']._serialized_start=1054
-  _globals['_LOGOUTRESPONSE']._serialized_end=1070
-  _globals['_GETMEREQUEST']._serialized_start=1072
-  _globals['_GETMEREQUEST']._serialized_end=1086
-  _globals['_GETMERESPONSE']._serialized_start=1089
-  _globals['_GETMERESPONSE']._serialized_end=1326
-  _globals['_GETJWKSREQUEST']._serialized_start=1328
-  _globals['_GETJWKSREQUEST']._serialized_end=1344
-  _globals['_GETJWKSRESPONSE']._serialized_start=1346
-  _globals['_GETJWKSRESPONSE']._serialized_end=1406
-  _globals['_JWK']._serialized_start=1409
-  _globals['_JWK']._serialized_end=1543
-  _globals['_SESSIONSERVICE']._serialized_start=1546
-  _globals['_SESSIONSERVICE']._serialized_end=2154
+  _globals['_LOGINRESPONSE']._serialized_end=765
+  _globals['_REFRESHREQUEST']._serialized_start=767
+  _globals['_REFRESHREQUEST']._serialized_end=836
+  _globals['_REFRESHRESPONSE']._serialized_start=839
+  _globals['_REFRESHRESPONSE']._serialized_end=1093
+  _globals['_LOGOUTREQUEST']._serialized_start=1095
+  _globals['_LOGOUTREQUEST']._serialized_end=1110
+  _globals['_LOGOUTRESPONSE']._serialized_start=1112
+  _globals['_LOGOUTRESPONSE']._serialized_end=1128
+  _globals['_GETMEREQUEST']._serialized_start=1130
+  _globals['_GETMEREQUEST']._serialized_end=1144
+  _globals['_GETMERESPONSE']._serialized_start=1147
+  _globals['_GETMERESPONSE']._serialized_end=1384
+  _globals['_GETJWKSREQUEST']._serialized_start=1386
+  _globals['_GETJWKSREQUEST']._serialized_end=1402
+  _globals['_GETJWKSRESPONSE']._serialized_start=1404
+  _globals['_GETJWKSRESPONSE']._serialized_end=1464
+  _globals['_JWK']._serialized_start=1467
+  _globals['_JWK']._serialized_end=1601
+  _globals['_SESSIONSERVICE']._serialized_start=1604
+  _globals['_SESSIONSERVICE']._serialized_end=2212
 # @@protoc_insertion_point(module_scope)

@@ -61,12 +61,17 @@ class LoginResponse(_message.Message):
     EXPIRES_IN_FIELD_NUMBER: _builtins.int
     REFRESH_TOKEN_FIELD_NUMBER: _builtins.int
     REFRESH_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PASSWORD_CHANGE_REQUIRED_FIELD_NUMBER: _builtins.int
     access_token: _builtins.str
     """JWT to send as `authorization: Bearer …`."""
     token_type: _builtins.str
     """Always "Bearer"."""
     refresh_token: _builtins.str
     """Opaque; keep it secret; works once."""
+    password_change_required: _builtins.bool
+    """The password was a one-time password: the session holds no permission, and is good for
+    ChangePassword only.
+    """
     @_builtins.property
     def expires_in(self) -> _duration_pb2.Duration:
         """How long the access token is valid."""
@@ -83,10 +88,11 @@ class LoginResponse(_message.Message):
         expires_in: _duration_pb2.Duration | None = ...,
         refresh_token: _builtins.str = ...,
         refresh_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        password_change_required: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in", "refresh_expire_time", b"refresh_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "expires_in", b"expires_in", "refresh_expire_time", b"refresh_expire_time", "refresh_token", b"refresh_token", "token_type", b"token_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "expires_in", b"expires_in", "password_change_required", b"password_change_required", "refresh_expire_time", b"refresh_expire_time", "refresh_token", b"refresh_token", "token_type", b"token_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

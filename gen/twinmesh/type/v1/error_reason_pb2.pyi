@@ -57,7 +57,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: permission.
     """
     ERROR_REASON_GRANT_EXCEEDS_CALLER: _ErrorReason.ValueType  # 26
-    """A caller may not grant what it does not hold itself. PERMISSION_DENIED.
+    """A caller may not grant what it does not hold itself, by key, role or user, nor take it from
+    others. PERMISSION_DENIED.
     Metadata: permission.
     """
     ERROR_REASON_LOGIN_BUSY: _ErrorReason.ValueType  # 27
@@ -226,6 +227,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     or refresh; where a user's rights changed that gives a token with the new ones. Open streams
     end with it too. UNAUTHENTICATED.
     """
+    ERROR_REASON_LAST_ADMINISTRATOR: _ErrorReason.ValueType  # 154
+    """Nobody would be left in the tenant who is enabled, holds user:write and has a password of
+    their own. FAILED_PRECONDITION.
+    """
+    ERROR_REASON_PASSWORD_WRONG: _ErrorReason.ValueType  # 155
+    """The password that ChangePassword is to replace is another one. PERMISSION_DENIED."""
+    ERROR_REASON_ROLE_BUILT_IN: _ErrorReason.ValueType  # 156
+    """Built-in roles can be neither changed nor deleted; make a role of the tenant's own.
+    FAILED_PRECONDITION. Metadata: role.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -268,7 +279,8 @@ ERROR_REASON_PERMISSION_MISSING: ErrorReason.ValueType  # 25
 Metadata: permission.
 """
 ERROR_REASON_GRANT_EXCEEDS_CALLER: ErrorReason.ValueType  # 26
-"""A caller may not grant what it does not hold itself. PERMISSION_DENIED.
+"""A caller may not grant what it does not hold itself, by key, role or user, nor take it from
+others. PERMISSION_DENIED.
 Metadata: permission.
 """
 ERROR_REASON_LOGIN_BUSY: ErrorReason.ValueType  # 27
@@ -436,5 +448,15 @@ ERROR_REASON_TOKEN_REVOKED: ErrorReason.ValueType  # 150
 """What the token stands for was revoked: its session, API key, certificate, user or tenant. Log in
 or refresh; where a user's rights changed that gives a token with the new ones. Open streams
 end with it too. UNAUTHENTICATED.
+"""
+ERROR_REASON_LAST_ADMINISTRATOR: ErrorReason.ValueType  # 154
+"""Nobody would be left in the tenant who is enabled, holds user:write and has a password of
+their own. FAILED_PRECONDITION.
+"""
+ERROR_REASON_PASSWORD_WRONG: ErrorReason.ValueType  # 155
+"""The password that ChangePassword is to replace is another one. PERMISSION_DENIED."""
+ERROR_REASON_ROLE_BUILT_IN: ErrorReason.ValueType  # 156
+"""Built-in roles can be neither changed nor deleted; make a role of the tenant's own.
+FAILED_PRECONDITION. Metadata: role.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

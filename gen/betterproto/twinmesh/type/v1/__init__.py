@@ -97,7 +97,8 @@ class ErrorReason(betterproto2.Enum):
 
     GRANT_EXCEEDS_CALLER = 26
     """
-    A caller may not grant what it does not hold itself. PERMISSION_DENIED.
+    A caller may not grant what it does not hold itself, by key, role or user, nor take it from
+    others. PERMISSION_DENIED.
     Metadata: permission.
     """
 
@@ -395,6 +396,23 @@ class ErrorReason(betterproto2.Enum):
     end with it too. UNAUTHENTICATED.
     """
 
+    LAST_ADMINISTRATOR = 154
+    """
+    Nobody would be left in the tenant who is enabled, holds user:write and has a password of
+    their own. FAILED_PRECONDITION.
+    """
+
+    PASSWORD_WRONG = 155
+    """
+    The password that ChangePassword is to replace is another one. PERMISSION_DENIED.
+    """
+
+    ROLE_BUILT_IN = 156
+    """
+    Built-in roles can be neither changed nor deleted; make a role of the tenant's own.
+    FAILED_PRECONDITION. Metadata: role.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -465,6 +483,9 @@ class ErrorReason(betterproto2.Enum):
             132: "ERROR_REASON_EXPORTS_BUSY",
             140: "ERROR_REASON_STORAGE_FULL",
             150: "ERROR_REASON_TOKEN_REVOKED",
+            154: "ERROR_REASON_LAST_ADMINISTRATOR",
+            155: "ERROR_REASON_PASSWORD_WRONG",
+            156: "ERROR_REASON_ROLE_BUILT_IN",
         }
 
     @classmethod
@@ -537,6 +558,9 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_EXPORTS_BUSY": 132,
             "ERROR_REASON_STORAGE_FULL": 140,
             "ERROR_REASON_TOKEN_REVOKED": 150,
+            "ERROR_REASON_LAST_ADMINISTRATOR": 154,
+            "ERROR_REASON_PASSWORD_WRONG": 155,
+            "ERROR_REASON_ROLE_BUILT_IN": 156,
         }
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auth_svc.api_keys import granted
+from auth_svc.grants import granted_to_key
 from auth_svc.roles import Role, permissions_of
 from meshkit.errors import PermissionDenied
 from meshkit.identity import SERVICE_PERMISSIONS
@@ -17,20 +17,20 @@ def test_a_key_never_carries_more_than_its_maker(asked: list[str], caller: froze
     excess = {one for one in asked if one not in caller or one in SERVICE_PERMISSIONS}
     if excess:
         with pytest.raises(PermissionDenied) as refused:
-            granted(asked, caller)
+            granted_to_key(asked, caller)
         assert refused.value.reason == ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER
         assert set(refused.value.metadata["permission"].split(",")) == excess
     else:
-        carried = granted(asked, caller)
+        carried = granted_to_key(asked, caller)
         assert carried <= caller - SERVICE_PERMISSIONS
         assert not asked or carried == set(asked)
 
 
 def test_by_default_a_key_is_an_api_client() -> None:
-    assert granted([], permissions_of(Role.ADMIN)) == permissions_of(Role.API_CLIENT)
-    assert granted([], frozenset({"twin:read", "asset:write"})) == {"twin:read"}
+    assert granted_to_key([], permissions_of(Role.ADMIN)) == permissions_of(Role.API_CLIENT)
+    assert granted_to_key([], frozenset({"twin:read", "asset:write"})) == {"twin:read"}
 
 
 def test_the_error_names_what_is_too_much() -> None:
     with pytest.raises(PermissionDenied, match="device:write"):
-        granted(["twin:read", "device:write"], permissions_of(Role.VIEWER))
+        granted_to_key(["twin:read", "device:write"], permissions_of(Role.VIEWER))

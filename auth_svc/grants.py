@@ -1,0 +1,101 @@
+"""Who may give which permissions to whom, and what a tenant must not lose.
+
+Nobody gives or takes, by key, role or user, a permission that they do not hold. A tenant
+keeps somebody who can let people in.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from auth_svc.roles import Role, carried, permissions_of
+from meshkit.errors import FailedPrecondition, PermissionDenied
+from meshkit.identity import SERVICE_PERMISSIONS
+from twinmesh.auth.v1.user_service_pb2 import User
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
+
+# Who holds it is an administrator.
+ADMINISTER = "user:write"
+
+
+def require_held(permissions: Iterable[str], caller: frozenset[str], *, so: str) -> None:
+    """Refuse a caller that does not hold what they give, or take.
+
+    Args:
+        permissions: given or taken.
+        caller: permissions that the caller holds.
+        so: what follows for the caller, to end the sentence "you do not hold …, so".
+
+    Raises:
+        PermissionDenied: GRANT_EXCEEDS_CALLER.
+    """
+    excess = sorted(set(permissions) - (caller - SERVICE_PERMISSIONS))
+    if excess:
+        raise PermissionDenied(
+            f"you do not hold {', '.join(excess)}, so {so}",
+            reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
+            metadata={"permission": ",".join(excess)},
+        )
+
+
+def granted_to_key(asked: Sequence[str], caller: frozenset[str]) -> frozenset[str]:
+    """Return what a new key carries.
+
+    Args:
+        asked: permissions asked for; none: those of role api_client that the caller holds.
+        caller: permissions that the caller holds.
+
+    Raises:
+        PermissionDenied: GRANT_EXCEEDS_CALLER.
+    """
+    if not asked:
+        return permissions_of(Role.API_CLIENT) & (caller - SERVICE_PERMISSIONS)
+    require_held(asked, caller, so="a key of yours cannot either")
+    return frozenset(asked)
+
+
+def held_in_session(role: str, own: Iterable[str] | None, *, one_time: bool) -> frozenset[str]:
+    """Return what a user's session holds: nothing as long as the password is a one-time password.
+
+    Args:
+        role: of the user.
+        own: see `auth_svc.roles.carried`.
+        one_time: the password is one.
+    """
+    return frozenset() if one_time else carried(role, own)
+
+
+def rights_differ(before: User, after: User) -> bool:
+    """Say whether a change of a user is one of rights, which voids what was issued before."""
+    return (before.role, before.disabled) != (after.role, after.disabled)
+
+
+class Administrators(Protocol):
+    """Knows the administrators of a tenant whose rights only this transaction changes."""
+
+    async def has_administrator(self, permission: str, roles: Sequence[str]) -> bool:
+        """Say whether an enabled user with a password of their own holds a permission.
+
+        Args:
+            permission: which.
+            roles: built-in roles that carry it.
+        """
+        ...
+
+
+@asynccontextmanager
+async def keeping_an_administrator(administrators: Administrators) -> AsyncIterator[None]:
+    """Let rights be changed in the block, unless that leaves a tenant that had an administrator without.
+
+    Raises:
+        FailedPrecondition: LAST_ADMINISTRATOR; what the block did is to be undone.
+    """
+    roles = [role for role in Role if ADMINISTER in permissions_of(role)]
+    had_one = await administrators.has_administrator(ADMINISTER, roles)
+    yield
+    if had_one and not await administrators.has_administrator(ADMINISTER, roles):
+        raise FailedPrecondition(
+            f"nobody would be left who is enabled, holds {ADMINISTER} and has a password of their own; "
+            "give another user such a role first, and have them choose a password",
+            reason=ErrorReason.ERROR_REASON_LAST_ADMINISTRATOR,
+        )
