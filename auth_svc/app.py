@@ -9,34 +9,45 @@ import structlog
 from auth_svc.access_tokens import AccessTokens
 from auth_svc.api_keys import ApiKeys
 from auth_svc.asset_client import AssetDevices
+from auth_svc.ca.folder import read_authority
+from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.config import AuthSettings
+from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
+from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.live_credentials import LiveTokenVerifier
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
+from auth_svc.revocation_list import RevocationList
 from auth_svc.revocations import Revocations
 from auth_svc.servicers.api_keys import ApiKeyServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
+from auth_svc.servicers.device_certificates import DeviceCertificateServicer
 from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.sessions import SessionServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
+from auth_svc.stores.device_certificates import DeviceCertificateStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
 from envoy_api import external_auth_pb2_grpc
-from meshkit import bus, db, nats_server
+from meshkit import bus, db, gateway_credential, nats_server
 from meshkit.client import service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind, ServiceTokens
 from meshkit.metrics import meter, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
-from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2_grpc
+from twinmesh.auth.v1 import (
+    api_key_service_pb2_grpc,
+    device_certificate_service_pb2_grpc,
+    session_service_pb2_grpc,
+)
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
@@ -79,22 +90,52 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             mesh_secret=settings.root_secret,
             clock=clock,
         )
-        key_exchange = KeyExchange(keys=api_key_store, access_tokens=access_tokens, clock=clock)
+        key_tokens = ExchangedTokens(access_tokens=access_tokens, clock=clock)
+        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, clock=clock)
+        certificate_store = DeviceCertificateStore(pool=pool)
+        certificate_tokens = ExchangedTokens(access_tokens=access_tokens, clock=clock)
+        certificate_exchange = CertificateExchange(certificates=certificate_store, tokens=certificate_tokens)
+        authority = None if settings.ca_dir is None else read_authority(settings.ca_dir)
+        revocation_list = RevocationList(
+            authority=authority, certificates=certificate_store, path=settings.crl_file, clock=clock
+        )
+        await revocation_list.refresh()
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
             logins=DeviceLogins(keys=api_key_store, devices=devices, clock=clock),
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
             clock=clock,
         )
-        revocations = Revocations(keys=api_key_store, followers=[key_exchange.evict, callout.revoked])
+        revocations = Revocations(credentials=api_key_store, followers=[key_tokens.evict, callout.revoked])
+        certificate_revocations = Revocations(
+            credentials=certificate_store,
+            followers=[certificate_tokens.evict, callout.revoked, revocation_list.revoked],
+        )
+        certificates = DeviceCertificates(
+            authority=authority,
+            store=certificate_store,
+            devices=devices,
+            on_revoke=certificate_revocations.tell,
+            clock=clock,
+            valid_days=settings.device_certificate_days,
+        )
         api_keys = ApiKeys(store=api_key_store, on_revoke=revocations.tell, clock=clock)
         verifier = LiveTokenVerifier(
             fetch_keys=key_ring.jwks,
             service_tokens=tokens,
             clock=clock,
-            is_live={PrincipalKind.USER: session_store.is_live, PrincipalKind.API_KEY: api_key_store.is_live},
+            is_live={
+                PrincipalKind.USER: session_store.is_live,
+                PrincipalKind.API_KEY: api_key_store.is_live,
+                PrincipalKind.DEVICE: certificate_store.is_live,
+            },
         )
-        observe_caches(meter(), api_keys=key_exchange.lookups, tokens=verifier.lookups)
+        observe_caches(
+            meter(),
+            api_keys=key_tokens.lookups,
+            device_certificates=certificate_tokens.lookups,
+            tokens=verifier.lookups,
+        )
         registrations = [
             Registration(
                 "twinmesh.auth.v1.SessionService",
@@ -107,6 +148,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 ApiKeyServicer(api_keys=api_keys),
             ),
             Registration(
+                "twinmesh.auth.v1.DeviceCertificateService",
+                device_certificate_service_pb2_grpc.add_DeviceCertificateServiceServicer_to_server,
+                DeviceCertificateServicer(certificates=certificates, revocation_list=revocation_list),
+            ),
+            Registration(
                 "twinmesh.mesh.v1.HealthService",
                 health_service_pb2_grpc.add_HealthServiceServicer_to_server,
                 HealthServicer(peers=mesh),
@@ -114,12 +160,20 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             Registration(
                 "envoy.service.auth.v3.Authorization",
                 external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
-                AuthorizationServicer(key_exchange=key_exchange),
+                AuthorizationServicer(
+                    key_exchange=key_exchange,
+                    certificate_exchange=certificate_exchange,
+                    gateway_credential=gateway_credential.derive(root),
+                ),
             ),
         ]
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             _repeating("revocations", revocations.poll, every_s=_POLL_REVOCATIONS_EVERY_S),
+            _repeating(
+                "revocations of certificates", certificate_revocations.poll, every_s=_POLL_REVOCATIONS_EVERY_S
+            ),
+            _repeating("revocation list", revocation_list.refresh, every_s=_POLL_REVOCATIONS_EVERY_S / 2),
             _logging_devices_in(callout, settings) as hints,
             running_server(
                 listen=settings.listen,

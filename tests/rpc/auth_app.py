@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
 import grpc
@@ -19,12 +20,17 @@ from auth_svc.roles import Role
 from auth_svc.sessions import User
 from auth_svc.stores.users import UserStore
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
-from meshkit import db
+from meshkit import db, gateway_credential
 from meshkit.clock import SystemClock, to_datetime
 from meshkit.embedded.ports import free_port
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
-from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2, session_service_pb2_grpc
+from twinmesh.auth.v1 import (
+    api_key_service_pb2_grpc,
+    device_certificate_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
+)
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 MESH_SECRET = b"0123456789abcdef0123456789abcdef"
@@ -43,6 +49,7 @@ class AuthApp:
     channel: grpc.aio.Channel
     sessions: Any
     api_keys: Any
+    certificates: Any
     health: Any
     authorization: Any
 
@@ -70,6 +77,18 @@ class AuthApp:
         for name, value in headers.items():
             request.attributes.request.http.headers[name.replace("_", "-")] = value
         answer: external_auth_pb2.CheckResponse = await self.authorization.Check(request)
+        return answer
+
+    async def check_certificate(
+        self, pem: str, *, credential: str | None = None
+    ) -> external_auth_pb2.CheckResponse:
+        """Ask as Envoy does for a device, or as somebody with another credential than Envoy's."""
+        request = external_auth_pb2.CheckRequest()
+        request.attributes.source.certificate = quote(pem)
+        shown = gateway_credential.derive(MESH_SECRET) if credential is None else credential
+        answer: external_auth_pb2.CheckResponse = await self.authorization.Check(
+            request, metadata=((gateway_credential.HEADER, shown),)
+        )
         return answer
 
     async def sql(self, statement: str, *arguments: object) -> None:
@@ -130,6 +149,7 @@ async def running_auth(
             channel=channel,
             sessions=session_service_pb2_grpc.SessionServiceStub(channel),
             api_keys=api_key_service_pb2_grpc.ApiKeyServiceStub(channel),
+            certificates=device_certificate_service_pb2_grpc.DeviceCertificateServiceStub(channel),
             health=health_service_pb2_grpc.HealthServiceStub(channel),
             authorization=external_auth_pb2_grpc.AuthorizationStub(channel),
         )

@@ -9,7 +9,7 @@ from auth_svc.migrations import OWNER
 from meshkit.migrate import migrate_down, migrate_up
 from meshkit.testing.database import TestDatabase
 
-_TENANT_TABLES = ["tenant", "user_account", "session", "refresh_token", "api_key"]
+_TENANT_TABLES = ["tenant", "user_account", "session", "refresh_token", "api_key", "device_certificate"]
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ async def filled(database: TestDatabase) -> TestDatabase:
     """Two tenants with one row in every table."""
     connection = await asyncpg.connect(database.admin_url)
     try:
-        for tenant in ("demo", "other"):
+        for n, tenant in enumerate(("demo", "other")):
             await connection.execute(
                 f"""
                 INSERT INTO auth.tenant VALUES ('{tenant}', now());
@@ -26,6 +26,8 @@ async def filled(database: TestDatabase) -> TestDatabase:
                 INSERT INTO auth.refresh_token VALUES ('{tenant}', 's1', 1, sha256('x'));
                 INSERT INTO auth.api_key
                 VALUES ('{tenant}', 'k{tenant}', sha256('x'), 'key', '{{twin:read}}', 'ada', now());
+                INSERT INTO auth.device_certificate
+                VALUES ('{tenant}', 'c{n}', 'd', 'spiffe', 'pem', sha256('x'), NULL, 'ada', now(), now());
                 """
             )
     finally:
@@ -68,6 +70,10 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         "INSERT INTO auth.session VALUES ('other', 's2', 'ada', now(), now(), now())",
         "INSERT INTO auth.refresh_token VALUES ('other', 's1', 2, sha256('y'))",
         "INSERT INTO auth.api_key VALUES ('other', 'k2', sha256('x'), 'key', '{}', 'eve', now())",
+        """
+        INSERT INTO auth.device_certificate
+        VALUES ('other', 'c2', 'd', 'spiffe', 'pem', sha256('x'), NULL, 'eve', now(), now())
+        """,
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
@@ -78,6 +84,8 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
     for statement in (
         "UPDATE auth.user_account SET role = 'admin'",
         "UPDATE auth.api_key SET permissions = '{}'",
+        "UPDATE auth.device_certificate SET device_id = 'e'",
+        "DELETE FROM auth.device_certificate",
         "UPDATE auth.session SET username = 'eve'",
         "UPDATE auth.signing_key SET activate_time = now()",
         "DELETE FROM auth.api_key",
@@ -122,6 +130,28 @@ async def test_revocations_of_all_tenants_are_told_by_id_only(
         await connection.close()
     rows = await service.fetch("SELECT * FROM auth.api_keys_revoked_within('1 minute')")
     assert [dict(row) for row in rows] == [{"tenant_id": "other", "id": "kother"}]
+
+
+async def test_revoked_certificates_of_all_tenants_are_told_by_id_only(
+    filled: TestDatabase, service: asyncpg.Connection
+) -> None:
+    connection = await asyncpg.connect(filled.admin_url)
+    try:
+        await connection.execute(
+            """
+            UPDATE auth.device_certificate SET revoke_time = now() WHERE tenant_id = 'other';
+            UPDATE auth.device_certificate SET revoke_time = now() - interval '1 hour',
+                expire_time = now() + interval '1 hour' WHERE tenant_id = 'demo';
+            """
+        )
+    finally:
+        await connection.close()
+    rows = await service.fetch("SELECT * FROM auth.device_certificates_revoked_within('1 minute')")
+    assert [dict(row) for row in rows] == [{"tenant_id": "other", "id": "c1"}]
+    # Those that have expired need no CRL.
+    rows = await service.fetch("SELECT * FROM auth.device_certificates_on_crl()")
+    assert [row["id"] for row in rows] == ["c0"]
+    assert [list(row.keys()) for row in rows] == [["id", "revoke_time"]]
 
 
 async def test_the_schema_can_be_taken_back_and_made_again(filled: TestDatabase) -> None:

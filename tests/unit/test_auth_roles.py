@@ -10,7 +10,12 @@ from twinmesh.asset.v1 import (
     device_type_service_pb2,
     profile_service_pb2,
 )
-from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2
+from twinmesh.auth.v1 import (
+    api_key_service_pb2,
+    device_certificate_service_pb2,
+    permission_pb2,
+    session_service_pb2,
+)
 from twinmesh.ingest.v1 import (
     dead_letter_service_pb2,
     ingest_policy_service_pb2,
@@ -29,6 +34,7 @@ _CONTRACTS = [
     asset_service_pb2,
     dead_letter_service_pb2,
     asset_type_service_pb2,
+    device_certificate_service_pb2,
     device_service_pb2,
     device_type_service_pb2,
     event_service_pb2,
@@ -71,11 +77,17 @@ def test_roles_carry_what_the_documentation_says() -> None:
     assert admin - permissions_of(Role.OPERATOR) == {
         "api_key:read",
         "api_key:write",
+        "device_certificate:write",
         "ingest_policy:write",
         "storage:write",
     }
     readable = {permission for permission in admin if permission.endswith(":read")}
-    assert permissions_of(Role.ANALYST) == readable - {"api_key:read", "ingest_policy:read", "storage:read"}
+    assert permissions_of(Role.ANALYST) == readable - {
+        "api_key:read",
+        "device_certificate:read",
+        "ingest_policy:read",
+        "storage:read",
+    }
     assert permissions_of(Role.VIEWER) == {
         "twin:read",
         "history:read",

@@ -221,6 +221,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
     Metadata: limit_name, limit, used.
     """
+    ERROR_REASON_CA_NOT_CONFIGURED: _ErrorReason.ValueType  # 165
+    """The installation has no CA that could issue device certificates; `twinmesh ca init` makes
+    one. FAILED_PRECONDITION.
+    """
+    ERROR_REASON_CERTIFICATE_INVALID: _ErrorReason.ValueType  # 166
+    """The device certificate is unknown, expired or revoked. UNAUTHENTICATED."""
+    ERROR_REASON_CERTIFICATE_REQUIRED: _ErrorReason.ValueType  # 167
+    """Only a device that shows its certificate may do this. PERMISSION_DENIED."""
+    ERROR_REASON_DEVICE_NOT_OWN: _ErrorReason.ValueType  # 168
+    """The caller is a device, and writes for one that is neither itself nor its child. The same
+    whether that one exists or not. In a refusal.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -426,5 +438,17 @@ ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 140
 """PostgreSQL's disk is nearly full, and new data are not taken until there is room; nothing
 was used up; retry after RetryInfo. RESOURCE_EXHAUSTED, or in a Throttle.
 Metadata: limit_name, limit, used.
+"""
+ERROR_REASON_CA_NOT_CONFIGURED: ErrorReason.ValueType  # 165
+"""The installation has no CA that could issue device certificates; `twinmesh ca init` makes
+one. FAILED_PRECONDITION.
+"""
+ERROR_REASON_CERTIFICATE_INVALID: ErrorReason.ValueType  # 166
+"""The device certificate is unknown, expired or revoked. UNAUTHENTICATED."""
+ERROR_REASON_CERTIFICATE_REQUIRED: ErrorReason.ValueType  # 167
+"""Only a device that shows its certificate may do this. PERMISSION_DENIED."""
+ERROR_REASON_DEVICE_NOT_OWN: ErrorReason.ValueType  # 168
+"""The caller is a device, and writes for one that is neither itself nor its child. The same
+whether that one exists or not. In a refusal.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
