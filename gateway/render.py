@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from gateway import Config, clusters, local_replies, routes
+from gateway import Config, clusters, devices, local_replies, routes
 from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment, GatewaySettings, Upstream
 from gateway.transcoder import as_events, transcoder
@@ -77,6 +77,11 @@ def render(settings: GatewaySettings) -> Config:
         "clusters": clusters.clusters(settings),
     }
     filled: Config = _fill(yaml.safe_load(_TEMPLATE.read_text(encoding="utf-8")), values)
+    if settings.devices is not None:
+        static = filled["static_resources"]
+        static["listeners"].append(devices.listener(static["listeners"][0], settings.devices))
+        static["clusters"].append(clusters.device_authorization(settings, devices.credential_injector()))
+        static["secrets"] = [devices.credential_secret(settings.devices.trust)]
     return filled
 
 

@@ -1,0 +1,57 @@
+"""The folder of what Envoy's listener for devices goes by: whom it trusts, and who it is."""
+
+import json
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from auth_svc.ca.authority import CertificateAuthority
+from auth_svc.ca.folder import publish
+from gateway import devices
+from meshkit import gateway_credential
+from meshkit.embedded.account import unprivileged_account
+from meshkit.embedded.placement import data_folder, write_private
+from twinmesh_cli.settings import LauncherSettings
+
+# Made anew at each start.
+_SERVER_LIFE = timedelta(days=825)
+
+
+def make_trust(
+    settings: LauncherSettings, home: Path, authority: CertificateAuthority, *, root: bytes
+) -> Path:
+    """Fill the folder with all but the CRL, which auth_svc keeps there; return where it is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    account = unprivileged_account()
+    folder = data_folder(home, "trust", account)
+    certificate, key = server_certificate(authority, server_names(settings))
+    publish(folder / devices.CA, authority.bundle)
+    publish(folder / devices.SERVER_CERTIFICATE, certificate)
+    write_private(folder / devices.SERVER_KEY, key, account)
+    write_private(folder / devices.CREDENTIAL, gateway_credential.derive(root), account)
+    secret = devices.trust_secret(folder, authority.trust_domain)
+    publish(folder / devices.TRUST, json.dumps(secret, indent=1).encode())
+    return folder
+
+
+def server_certificate(authority: CertificateAuthority, names: Sequence[str]) -> tuple[bytes, bytes]:
+    """Return the chain of a new certificate of a server and its key, PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    signed = authority.issue_for_server(names, key.public_key(), now=datetime.now(UTC), life=_SERVER_LIFE)
+    encoded = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return authority.chain(signed).encode(), encoded
+
+
+def server_names(settings: LauncherSettings) -> list[str]:
+    """The names and addresses by which devices may know this machine."""
+    given = [name.strip() for name in settings.server_names.split(",") if name.strip()]
+    return list(dict.fromkeys([*given, socket.gethostname(), "localhost", "127.0.0.1", "::1", settings.bind]))
