@@ -13,7 +13,7 @@ else is sent. The files in its folder:
 from copy import deepcopy
 from pathlib import Path
 
-from gateway import Config, clusters
+from gateway import Config, clusters, local_replies
 from gateway.settings import DeviceDoor
 from meshkit import gateway_credential
 
@@ -42,6 +42,7 @@ def listener(edge: Config, door: DeviceDoor) -> Config:
     chain["transport_socket"] = _tls(door.trust)
     manager = chain["filters"][0]["typed_config"]
     manager["stat_prefix"] = manager["route_config"]["name"] = "devices"
+    manager["local_reply_config"]["mappers"] = local_replies.mappers(for_devices=True)
     for each in manager["http_filters"]:
         if each["name"] == _EXT_AUTHZ:
             # Always, whatever the request carries; public rpcs need no identity here either.
