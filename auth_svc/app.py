@@ -102,7 +102,9 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         await revocation_list.refresh()
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
-            logins=DeviceLogins(keys=api_key_store, devices=devices, clock=clock),
+            logins=DeviceLogins(
+                keys=api_key_store, certificates=certificate_store, devices=devices, clock=clock
+            ),
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
             clock=clock,
         )

@@ -83,6 +83,11 @@ class LauncherSettings(Settings):
     device_certificate_days: int = Field(
         90, ge=1, le=825, description="Life of device certificates for which nothing else is asked."
     )
+    mqtt_client_certificates: bool = Field(
+        False,
+        description="Whether devices show their certificates at MQTT, instead of API keys; then it is"
+        " encrypted, by a certificate of the installation's CA unless another is given.",
+    )
     mqtt_sync: bool = Field(
         True,
         description="Whether a message is on disk before its device is told so; without it what came in the"
@@ -194,13 +199,6 @@ class LauncherSettings(Settings):
         if (self.mqtt_tls_certificate is None) != (self.mqtt_tls_key is None):
             raise ValueError("TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY go together")
         return self
-
-    @property
-    def mqtt_tls(self) -> tuple[Path, Path] | None:
-        """The files of certificate chain and key, None without TLS."""
-        if self.mqtt_tls_certificate is None or self.mqtt_tls_key is None:
-            return None
-        return self.mqtt_tls_certificate, self.mqtt_tls_key
 
     @property
     def wants_simulation(self) -> bool:

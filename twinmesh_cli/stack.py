@@ -37,7 +37,7 @@ from twinmesh_cli.settings import LauncherSettings
 from twinmesh_cli.simulator import Simulator
 from twinmesh_cli.state import LauncherState, PartRecord, ProcessIdentity, end_processes
 from twinmesh_cli.supervisor import Supervised, Supervisor
-from twinmesh_cli.trust import make_trust
+from twinmesh_cli.trust import make_trust, mqtt_tls
 
 _OTLP = "otlp"
 _ANSWER_SECONDS = 30.0
@@ -165,7 +165,7 @@ class Stack:
                 home=home.root,
                 root=secrets.decode_root(self._secret),
                 mqtt=self._mqtt_listener(),
-                mqtt_tls=settings.mqtt_tls,
+                mqtt_tls=mqtt_tls(settings, trust),
                 sync_always=settings.mqtt_sync,
                 log_path=home.log("nats"),
             )

@@ -15,6 +15,7 @@ from gateway import devices
 from meshkit import gateway_credential
 from meshkit.embedded.account import unprivileged_account
 from meshkit.embedded.placement import data_folder, write_private
+from meshkit.nats_server import Tls
 from twinmesh_cli.settings import LauncherSettings
 
 # Made anew at each start.
@@ -39,6 +40,16 @@ def make_trust(
     secret = devices.trust_secret(folder, authority.trust_domain)
     publish(folder / devices.TRUST, json.dumps(secret, indent=1).encode())
     return folder
+
+
+def mqtt_tls(settings: LauncherSettings, trust: Path) -> Tls | None:
+    """The files by which MQTT is encrypted and devices are known there, None when it is not."""
+    client_authority = str(trust / devices.CA) if settings.mqtt_client_certificates else ""
+    if settings.mqtt_tls_certificate is not None and settings.mqtt_tls_key is not None:
+        return Tls(str(settings.mqtt_tls_certificate), str(settings.mqtt_tls_key), client_authority)
+    if not client_authority:
+        return None
+    return Tls(str(trust / devices.SERVER_CERTIFICATE), str(trust / devices.SERVER_KEY), client_authority)
 
 
 def server_certificate(authority: CertificateAuthority, names: Sequence[str]) -> tuple[bytes, bytes]:
