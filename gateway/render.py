@@ -32,11 +32,6 @@ _STRIPPED_HEADERS = (
     "x-user",
     "x-user-id",
     "x-principal",
-    "x-forwarded-user",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-client-cert",
     "x-real-ip",
     "forwarded",
     "x-trace-id",
@@ -44,6 +39,7 @@ _STRIPPED_HEADERS = (
     "x-envoy-original-path",
     "x-envoy-original-method",
 )
+_STRIPPED_PREFIX = "x-forwarded-"
 
 
 def render(settings: GatewaySettings) -> Config:
@@ -60,7 +56,10 @@ def render(settings: GatewaySettings) -> Config:
         "port": settings.port,
         "admin_port": settings.admin_port,
         "jwks_port": settings.jwks_port,
-        "stripped_headers": [{"remove": name} for name in _STRIPPED_HEADERS],
+        "stripped_headers": [
+            {"remove_on_match": {"key_matcher": {"prefix": _STRIPPED_PREFIX}}},
+            *({"remove": name} for name in _STRIPPED_HEADERS),
+        ],
         # Nobody listens: make trace ids, record nothing.
         "trace_sample_percent": settings.trace_sample_ratio * 100 if settings.otlp else 0,
         "access_log_path": settings.access_log_path,

@@ -17,6 +17,7 @@ from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Column, Table
 
+from auth_svc.ca.keys import private_pem
 from twinmesh.auth.v1 import device_certificate_service_pb2 as contract
 from twinmesh.auth.v1 import device_certificate_service_pb2_grpc as contract_grpc
 from twinmesh_cli.session import explain, fail, run
@@ -148,13 +149,10 @@ def _keep(made: contract.DeviceCertificate, key: ec.EllipticCurvePrivateKey | No
     """Write the certificate, and the key that was made for it, where nobody else reads it."""
     if key is not None:
         path = out.with_name(f"{out.stem}.key.pem")
-        content = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         filling = path.with_name(f"{path.name}.new")
         filling.unlink(missing_ok=True)
         with os.fdopen(os.open(filling, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
+            file.write(private_pem(key))
         filling.replace(path)
         print(f"private key: {path}")
     out.write_text(made.chain)

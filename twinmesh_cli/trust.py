@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from auth_svc.ca.authority import CertificateAuthority
 from auth_svc.ca.folder import publish
+from auth_svc.ca.keys import private_pem
 from gateway import devices
 from meshkit import gateway_credential
 from meshkit.embedded.account import unprivileged_account
@@ -56,10 +56,7 @@ def server_certificate(authority: CertificateAuthority, names: Sequence[str]) ->
     """Return the chain of a new certificate of a server and its key, PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     signed = authority.issue_for_server(names, key.public_key(), now=datetime.now(UTC), life=_SERVER_LIFE)
-    encoded = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return authority.chain(signed).encode(), encoded
+    return authority.chain(signed).encode(), private_pem(key)
 
 
 def server_names(settings: LauncherSettings) -> list[str]:

@@ -56,9 +56,7 @@ class FileKey:
         Raises:
             FileExistsError: there is something already.
         """
-        content = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        content = private_pem(self._key)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)
 
@@ -69,6 +67,13 @@ class FileKey:
     def sign(self, tbs: bytes) -> bytes:
         """See CaKey."""
         return self._key.sign(tbs, ec.ECDSA(hashes.SHA256()))
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key in PEM (PKCS#8), not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 class SigningKey(ec.EllipticCurvePrivateKey):

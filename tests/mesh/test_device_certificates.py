@@ -1,5 +1,6 @@
 """Devices at the gateway's listener for them: who comes in, as whom, and who does not."""
 
+import json
 import ssl
 import uuid
 from contextlib import suppress
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from auth_svc.ca.authority import CertificateAuthority
 from auth_svc.ca.folder import make_authority, read_authority
+from meshkit import gateway_credential
 from meshkit.testing.certificates import DeviceKey, new_key
 from meshkit.testing.mesh import Mesh, eventually
 from tests.mesh.device_site import Identity, alert, device, issue, reason, revoke, signed, tls, write_identity
@@ -130,6 +132,16 @@ def test_certificates_in_headers_are_none(mesh: Mesh, identity: Identity) -> Non
     ):
         answer = httpx.get(f"{mesh.url}/v1/auth/me", headers=headers)
         assert (answer.status_code, reason(answer)) == (401, "CREDENTIAL_MISSING")
+
+
+def test_envoys_admin_interface_shows_no_secrets(mesh: Mesh, identity: Identity) -> None:
+    config = json.loads((mesh.home / "envoy" / "envoy.json").read_text())
+    port = config["admin"]["address"]["socket_address"]["port_value"]
+    shown = httpx.get(f"http://127.0.0.1:{port}/config_dump?include_eds").text
+    assert "device_authorization" in shown
+    for secret in (gateway_credential.derive(mesh.root_secret), "PRIVATE KEY"):
+        assert secret not in shown
+        assert secret not in json.dumps(config)
 
 
 def test_nobody_comes_in_without_a_good_certificate(
