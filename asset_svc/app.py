@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import asyncpg
 from nats.aio.client import Client
@@ -32,6 +33,7 @@ from meshkit.client import fetch_keys_from, fetch_revocations_from, service_chan
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
+from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from twinmesh.asset.v1 import (
@@ -55,7 +57,9 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
         bus.connection(
-            settings.nats_url.get_secret_value(), name=SERVICE, on_connect=revocations.listen
+            settings.nats_url.get_secret_value(),
+            name=SERVICE,
+            on_connect=partial(listen, revocations=revocations),
         ) as client,
     ):
         verifier = TokenVerifier(

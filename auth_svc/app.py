@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from nats.aio.client import Client
@@ -10,16 +11,22 @@ from nats.aio.client import Client
 from auth_svc.access_tokens import AccessTokens
 from auth_svc.api_keys import ApiKeys
 from auth_svc.asset_client import AssetDevices
+from auth_svc.ca.folder import read_authority
+from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.config import AuthSettings
+from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
+from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
+from auth_svc.revocation_list import RevocationList
 from auth_svc.revocations import Announcer
 from auth_svc.servicers.api_keys import ApiKeyServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
+from auth_svc.servicers.device_certificates import DeviceCertificateServicer
 from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.revocations import RevocationServicer
 from auth_svc.servicers.roles import RoleServicer
@@ -28,6 +35,7 @@ from auth_svc.servicers.users import UserServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
+from auth_svc.stores.device_certificates import DeviceCertificateStore
 from auth_svc.stores.revocations import RevocationStore
 from auth_svc.stores.rights import RightsStore
 from auth_svc.stores.sessions import SessionStore
@@ -36,16 +44,18 @@ from auth_svc.stores.users import UserStore
 from auth_svc.tenant_roles import TenantRoles
 from auth_svc.users import Users
 from envoy_api import external_auth_pb2_grpc
-from meshkit import bus, db, nats_server
+from meshkit import bus, db, gateway_credential, nats_server
 from meshkit.client import service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
-from meshkit.revocations import Revocations
+from meshkit.revocation_announcements import listen
+from meshkit.revocations import RevocationKind, Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from twinmesh.auth.v1 import (
     api_key_service_pb2_grpc,
+    device_certificate_service_pb2_grpc,
     revocation_service_pb2_grpc,
     role_service_pb2_grpc,
     session_service_pb2_grpc,
@@ -54,6 +64,7 @@ from twinmesh.auth.v1 import (
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
+_CRL_EVERY_S = 0.5
 _log = structlog.get_logger()
 
 
@@ -108,20 +119,48 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             announce=announce,
             clock=clock,
         )
-        key_exchange = KeyExchange(keys=api_key_store, access_tokens=access_tokens, clock=clock)
+        key_tokens = ExchangedTokens(RevocationKind.API_KEY, access_tokens=access_tokens, clock=clock)
+        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, clock=clock)
+        certificate_store = DeviceCertificateStore(pool=pool)
+        certificate_tokens = ExchangedTokens(
+            RevocationKind.CERTIFICATE, access_tokens=access_tokens, clock=clock
+        )
+        certificate_exchange = CertificateExchange(
+            certificates=certificate_store, tokens=certificate_tokens, clock=clock
+        )
+        authority = None if settings.ca_dir is None else read_authority(settings.ca_dir)
+        revocation_list = RevocationList(
+            authority=authority, certificates=certificate_store, path=settings.crl_file, clock=clock
+        )
+        await revocation_list.refresh()
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
-            logins=DeviceLogins(keys=api_key_store, devices=devices, clock=clock),
+            logins=DeviceLogins(
+                keys=api_key_store, certificates=certificate_store, devices=devices, clock=clock
+            ),
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
             clock=clock,
         )
-        revocations.follow(key_exchange.revoked)
-        revocations.follow(callout.revoked)
+        for follower in (key_tokens, certificate_tokens, callout, revocation_list):
+            revocations.follow(follower.revoked)
+        certificates = DeviceCertificates(
+            authority=authority,
+            store=certificate_store,
+            devices=devices,
+            announce=announce,
+            clock=clock,
+            valid_days=settings.device_certificate_days,
+        )
         api_keys = ApiKeys(store=api_key_store, announce=announce, clock=clock)
         verifier = TokenVerifier(
             fetch_keys=key_ring.jwks, service_tokens=tokens, revocations=revocations, clock=clock
         )
-        observe_caches(meter(), api_keys=key_exchange.lookups, tokens=verifier.lookups)
+        observe_caches(
+            meter(),
+            api_keys=key_tokens.lookups,
+            device_certificates=certificate_tokens.lookups,
+            tokens=verifier.lookups,
+        )
         registrations = [
             Registration(
                 "twinmesh.auth.v1.SessionService",
@@ -149,6 +188,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 RoleServicer(roles=TenantRoles(store=rights, announce=announce, clock=clock)),
             ),
             Registration(
+                "twinmesh.auth.v1.DeviceCertificateService",
+                device_certificate_service_pb2_grpc.add_DeviceCertificateServiceServicer_to_server,
+                DeviceCertificateServicer(certificates=certificates, revocation_list=revocation_list),
+            ),
+            Registration(
                 "twinmesh.mesh.v1.HealthService",
                 health_service_pb2_grpc.add_HealthServiceServicer_to_server,
                 HealthServicer(peers=mesh),
@@ -156,12 +200,17 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             Registration(
                 "envoy.service.auth.v3.Authorization",
                 external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
-                AuthorizationServicer(key_exchange=key_exchange),
+                AuthorizationServicer(
+                    key_exchange=key_exchange,
+                    certificate_exchange=certificate_exchange,
+                    gateway_credential=gateway_credential.derive(root),
+                ),
             ),
         ]
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             revocations.polling(),
+            _repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),
             _logging_devices_in(callout, settings) as hints,
             running_server(
                 listen=settings.listen,
@@ -181,7 +230,9 @@ async def _bus(settings: AuthSettings, revocations: Revocations) -> AsyncIterato
         yield None
         return
     url = settings.nats_url.get_secret_value()
-    async with bus.connection(url, name=SERVICE, on_connect=revocations.listen) as client:
+    async with bus.connection(
+        url, name=SERVICE, on_connect=partial(listen, revocations=revocations)
+    ) as client:
         yield client
 
 

@@ -1,5 +1,7 @@
 """Settings of auth_svc."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 
 from meshkit.config import ServiceSettings
@@ -30,4 +32,14 @@ class AuthSettings(ServiceSettings):
     )
     signing_key_days: int = Field(
         30, ge=1, le=365, description="Days that a key signs before the next is made."
+    )
+    ca_dir: Path | None = Field(
+        None,
+        description="Folder of the CA, as `twinmesh ca init` makes it; empty: no device certificates.",
+    )
+    crl_file: Path | None = Field(
+        None, description="File that the CRL is kept in for Envoy, PEM, in a folder by itself; empty: none."
+    )
+    device_certificate_days: int = Field(
+        90, ge=1, le=825, description="Life of device certificates for which nothing else is asked."
     )

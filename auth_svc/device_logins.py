@@ -1,9 +1,11 @@
-"""Log-ins of devices by MQTT: an API key, and the device that it is used for."""
+"""Log-ins of devices by MQTT: a certificate, or an API key and the device that it is used for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from auth_svc import device_credentials
+from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
 from auth_svc.key_exchange import KeyLookup, find_live, fits, refused
 from auth_svc.opaque_tokens import Prefix, parse
 from meshkit.clock import Clock
@@ -54,18 +56,23 @@ class Permitted:
 class DeviceLogins:
     """Decides who may come in by MQTT.
 
-    The password is an API key that holds telemetry:write. The user is a device of the key's
-    tenant, for which alone it may then publish; or the key's own id, for all devices that
-    the tenant has at that moment.
+    A device that has shown its certificate publishes for itself. Otherwise the password is an
+    API key that holds telemetry:write, and the user is a device of the key's tenant, for which
+    alone it may then publish; or the key's own id, for all devices that the tenant has at that
+    moment.
 
     Args:
         keys: where API keys are found.
+        certificates: where device certificates are found.
         devices: knows which devices there are.
         clock: tells what has expired.
     """
 
-    def __init__(self, *, keys: KeyLookup, devices: Devices, clock: Clock) -> None:
+    def __init__(
+        self, *, keys: KeyLookup, certificates: CertificateLookup, devices: Devices, clock: Clock
+    ) -> None:
         self._keys = keys
+        self._certificates = certificates
         self._devices = devices
         self._clock = clock
 
@@ -101,17 +108,37 @@ class DeviceLogins:
             )
         return Permitted(Login(api_key.tenant, api_key.id, user), [user], api_key.expire_us)
 
+    async def log_in_by_certificate(self, pem: str) -> Permitted:
+        """Return what a device may do that has shown a certificate, whatever else it sends.
+
+        Args:
+            pem: the certificate, whose key the server has seen used.
+
+        Raises:
+            Unauthenticated: CERTIFICATE_INVALID, the same whatever is wrong with it.
+            FailedPrecondition: its device is gone, or disabled.
+            Unavailable: nobody can tell now.
+        """
+        shown = ShownCertificate.parse(pem)
+        if not await is_good(self._certificates, shown):
+            raise device_credentials.refused()
+        tenant, device_id = shown.name.tenant, shown.name.device_id
+        if device_id not in await self._devices.enabled(tenant, [device_id]):
+            raise FailedPrecondition(
+                "the certificate's device does not exist, or is disabled",
+                reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
+            )
+        login = Login(tenant, shown.id, device_id, by_certificate=True)
+        return Permitted(login, [device_id], shown.expire_us)
+
     async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
-        """Return those among log-ins that would be refused today: key revoked, device gone or disabled.
+        """Return those that would be refused today: credential revoked, device gone or disabled.
 
         Raises:
             Unavailable: nobody can tell now.
         """
-        live = {
-            (tenant, key_id)
-            for tenant, key_id in {(login.tenant, login.key_id) for login in logins}
-            if await self._keys.find(tenant, key_id) is not None
-        }
+        credentials = {(login.tenant, login.credential_id, login.by_certificate) for login in logins}
+        live = {each for each in credentials if await self._is_live(*each)}
         devices: dict[str, set[str]] = {}
         for login in logins:
             if login.device_id:
@@ -122,9 +149,14 @@ class DeviceLogins:
         return [
             login
             for login in logins
-            if (login.tenant, login.key_id) not in live
+            if (login.tenant, login.credential_id, login.by_certificate) not in live
             or (login.device_id and login.device_id not in enabled[login.tenant])
         ]
+
+    async def _is_live(self, tenant: str, credential_id: str, by_certificate: bool) -> bool:
+        if by_certificate:
+            return await self._certificates.fingerprint(tenant, credential_id) is not None
+        return await self._keys.find(tenant, credential_id) is not None
 
     async def _all_devices(self, tenant: str) -> Sequence[str]:
         ids = await self._devices.all_of(tenant, most=MOST_DEVICES)

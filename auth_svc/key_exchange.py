@@ -1,24 +1,19 @@
 """API keys to access tokens: what Envoy asks for each request that carries a key."""
 
 import hmac
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from auth_svc.access_tokens import AccessTokens, Grant
+from auth_svc.access_tokens import Grant
 from auth_svc.api_keys import ApiKey
+from auth_svc.exchanged_tokens import Exchangeable, ExchangedTokens
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
-from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.clock import Clock
 from meshkit.errors import Unauthenticated
 from meshkit.identity import PrincipalKind
-from meshkit.lookups import Lookups
-from meshkit.revocations import Revocation, RevocationKind
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
-TOKEN_LIFE_S = 60
-CACHE_LIFE_S = 30
-_CACHED_KEYS = 10_000
 _NO_HASH = bytes(32)
 
 
@@ -47,32 +42,19 @@ class KeyLookup(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Exchanged:
-    hash: bytes
-    access_token: str
-    until_us: int
-
-
 class KeyExchange:
-    """Exchanges API keys for short-lived access tokens, remembering them for 30 s.
+    """Exchanges API keys for short-lived access tokens.
 
     Args:
         keys: where keys are found.
-        access_tokens: makes access tokens.
+        tokens: those exchanged before.
         clock: tells what has expired.
-
-    Attributes:
-        lookups: of keys that have the form of one.
     """
 
-    def __init__(self, *, keys: KeyLookup, access_tokens: AccessTokens, clock: Clock) -> None:
+    def __init__(self, *, keys: KeyLookup, tokens: ExchangedTokens, clock: Clock) -> None:
         self._keys = keys
-        self._access_tokens = access_tokens
+        self._tokens = tokens
         self._clock = clock
-        self._exchanged: OrderedDict[tuple[str, str], _Exchanged] = OrderedDict()
-        self._evictions = 0
-        self.lookups = Lookups()
 
     async def exchange(self, text: str) -> str:
         """Return an access token for a key.
@@ -83,32 +65,17 @@ class KeyExchange:
         token = parse(Prefix.API_KEY, text)
         if token is None:
             raise refused()
-        known = self._exchanged.get((token.tenant, token.id))
-        if known is not None and known.until_us > self._clock.now_us():
-            self.lookups.hits += 1
-        else:
-            self.lookups.misses += 1
-            known = await self._look_up(token)
+        known = await self._tokens.get(token.tenant, token.id, partial(self._look_up, token))
         if not fits(token, known) or known is None:
             raise refused()
         return known.access_token
 
-    def revoked(self, revocations: Sequence[Revocation]) -> None:
-        """Forget keys that were revoked, and those whose tenant was."""
-        self._evictions += 1
-        for revocation in revocations:
-            if revocation.kind == RevocationKind.API_KEY:
-                self._exchanged.pop((revocation.tenant, revocation.id), None)
-            elif revocation.kind == RevocationKind.TENANT:
-                for place in [place for place in self._exchanged if place[0] == revocation.tenant]:
-                    del self._exchanged[place]
-
-    async def _look_up(self, token: OpaqueToken) -> _Exchanged | None:
-        evictions, read_us = self._evictions, self._clock.now_us()
+    async def _look_up(self, token: OpaqueToken) -> Exchangeable | None:
+        read_us = self._clock.now_us()
         stored = await find_live(self._keys, token, self._clock)
         if stored is None:
             return None
-        now_us, api_key = self._clock.now_us(), stored.api_key
+        api_key = stored.api_key
         grant = Grant(
             tenant=api_key.tenant,
             subject=api_key.id,
@@ -118,16 +85,7 @@ class KeyExchange:
             credential_expire_us=api_key.expire_us,
             read_us=read_us,
         )
-        until_us = now_us + CACHE_LIFE_S * MICROS_PER_SECOND
-        if api_key.expire_us is not None:
-            until_us = min(until_us, api_key.expire_us)
-        exchanged = _Exchanged(stored.hash, self._access_tokens.issue(grant, life_s=TOKEN_LIFE_S), until_us)
-        # A key revoked while it was looked up must not stay.
-        if evictions == self._evictions:
-            self._exchanged[(token.tenant, token.id)] = exchanged
-            if len(self._exchanged) > _CACHED_KEYS:
-                self._exchanged.popitem(last=False)
-        return exchanged
+        return Exchangeable(stored.hash, grant)
 
 
 async def find_live(keys: KeyLookup, token: OpaqueToken, clock: Clock) -> StoredKey | None:

@@ -23,6 +23,10 @@ from meshkit.tasks import background
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
+_EXPIRED = {
+    False: ErrorReason.ERROR_REASON_API_KEY_INVALID,
+    True: ErrorReason.ERROR_REASON_CERTIFICATE_INVALID,
+}
 _LOGINS = "$SYS.REQ.USER.AUTH"
 _STREAMS = "$SYS.REQ.SERVER.PING.JSZ"
 _CONNECTIONS = "$SYS.REQ.SERVER.PING.CONNZ"
@@ -36,7 +40,7 @@ _ID = re.compile("[a-z0-9-]{1,64}")
 _SWEEP_EVERY_S = 10.0
 # A log-in that was under way when its key was revoked has come in by then, or been given up by NATS.
 _LOGIN_LASTS_S = 6.0
-_CONCERNING = frozenset({RevocationKind.API_KEY, RevocationKind.TENANT})
+_CONCERNING = frozenset({RevocationKind.API_KEY, RevocationKind.CERTIFICATE, RevocationKind.TENANT})
 
 
 class Logins(Protocol):
@@ -44,6 +48,10 @@ class Logins(Protocol):
 
     async def log_in(self, user: str, password: str) -> Permitted:
         """Return what a device may do, as DeviceLogins does."""
+        ...
+
+    async def log_in_by_certificate(self, pem: str) -> Permitted:
+        """Return what a device may do that has shown a certificate, as DeviceLogins does."""
         ...
 
     async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
@@ -95,7 +103,7 @@ class MqttCallout:
                 await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def revoked(self, revocations: Sequence[Revocation]) -> None:
-        """Disconnect soon whoever logged in with a key that was revoked."""
+        """Disconnect soon whoever logged in with a key or certificate that was revoked."""
         if any(revocation.kind in _CONCERNING for revocation in revocations):
             now = asyncio.get_running_loop().time()
             self._revoked_at.append(now)
@@ -130,12 +138,16 @@ class MqttCallout:
                 raise PermissionDenied(
                     "devices come in by MQTT only", reason=ErrorReason.ERROR_REASON_PERMISSION_MISSING
                 )
-            permitted = await self._logins.log_in(request.user, request.password)
+            if request.certificate:
+                permitted = await self._logins.log_in_by_certificate(request.certificate)
+            else:
+                permitted = await self._logins.log_in(request.user, request.password)
             ends = None if permitted.expire_us is None else permitted.expire_us // MICROS_PER_SECOND
             if ends is not None and ends <= now:
                 # NATS knows whole seconds only: it would drop the connection before it accepted it.
                 raise Unauthenticated(
-                    "the API key expires within this second", reason=ErrorReason.ERROR_REASON_API_KEY_INVALID
+                    "the credential expires within this second",
+                    reason=_EXPIRED[permitted.login.by_certificate],
                 )
             await self._require_consumer()
         except DomainError as error:
@@ -173,7 +185,7 @@ class MqttCallout:
         self._consumer_seen_until = loop.time() + _CONSUMER_SEEN_S
 
     async def _sweep_repeatedly(self) -> None:
-        """Look through all connections every ten seconds, and when keys were revoked."""
+        """Look through all connections every ten seconds, and when credentials were revoked."""
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()

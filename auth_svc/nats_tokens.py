@@ -31,6 +31,7 @@ class LoginRequest:
         server: id of the server that asks.
         host: address of the device.
         protocol: what it speaks, "mqtt" or another.
+        certificate: that it has shown, PEM, verified by the server; "" when it was asked for none.
     """
 
     user: str
@@ -39,6 +40,7 @@ class LoginRequest:
     server: str
     host: str
     protocol: str
+    certificate: str = ""
 
     @classmethod
     def parse(cls, token: bytes) -> "LoginRequest":
@@ -57,9 +59,16 @@ class LoginRequest:
                 server=str(claims["server_id"]["id"]),
                 host=str(client.get("host", "")),
                 protocol=str(client.get("type", "")),
+                certificate=_verified(claims.get("client_tls")),
             )
-        except (jwt.PyJWTError, KeyError, AttributeError, TypeError) as error:
+        except (jwt.PyJWTError, LookupError, AttributeError, TypeError) as error:
             raise ValueError(f"no request of NATS: {error!r}") from error
+
+
+def _verified(tls: Mapping[str, Any] | None) -> str:
+    """Return the client's own certificate of the chain that the server has verified, "" for none."""
+    chains = (tls or {}).get("verified_chains") or []
+    return str(chains[0][0]) if chains and chains[0] else ""
 
 
 class LoginAnswers:

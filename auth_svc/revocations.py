@@ -7,7 +7,8 @@ import structlog
 from nats.aio.client import Client
 
 from meshkit.clock import MICROS_PER_SECOND, to_datetime
-from meshkit.revocations import KEPT_S, Revocations, announce
+from meshkit.revocation_announcements import announce
+from meshkit.revocations import KEPT_S, Revocations
 
 _log = structlog.get_logger()
 

@@ -17,6 +17,8 @@ class Role(StrEnum):
 _REFLECTION = frozenset({"contract:read"})
 _API_KEYS = frozenset({"api_key:read", "api_key:write"})
 _USERS = frozenset({"user:read", "user:write", "role:read", "role:write"})
+_CERTIFICATE_READ = frozenset({"device_certificate:read"})
+_CERTIFICATE_WRITE = frozenset({"device_certificate:write"})
 _POLICY_READ = frozenset({"ingest_policy:read", "storage:read"})
 _POLICY_WRITE = frozenset({"ingest_policy:write", "storage:write"})
 _READ = frozenset(
@@ -46,8 +48,16 @@ _WRITE = frozenset(
 
 # profile:read and profile:register are nobody's: only services may act across tenants.
 _PERMISSIONS = {
-    Role.ADMIN: _READ | _WRITE | _API_KEYS | _USERS | _POLICY_READ | _POLICY_WRITE | _REFLECTION,
-    Role.OPERATOR: _READ | _WRITE | _POLICY_READ | _REFLECTION,
+    Role.ADMIN: _READ
+    | _WRITE
+    | _API_KEYS
+    | _CERTIFICATE_READ
+    | _CERTIFICATE_WRITE
+    | _USERS
+    | _POLICY_READ
+    | _POLICY_WRITE
+    | _REFLECTION,
+    Role.OPERATOR: _READ | _WRITE | _CERTIFICATE_READ | _POLICY_READ | _REFLECTION,
     Role.ANALYST: _READ | _REFLECTION,
     Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read", "raw_message:read"}) | _REFLECTION,
     Role.API_CLIENT: frozenset(

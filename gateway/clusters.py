@@ -9,7 +9,10 @@ from gateway.settings import Endpoint, GatewaySettings, Upstream
 JWKS = "jwks"
 OTLP = "otlp"
 NOWHERE = "nowhere"
+# Processes of auth_svc, to which Envoy proves itself when it asks about a device's certificate.
+DEVICE_AUTHORIZATION = "device_authorization"
 
+_UPSTREAM_CODEC = "type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
 _HTTP = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 # Envoy's own limit of 1,024 requests per cluster is passed by a fleet of long streams.
 _CIRCUIT_BREAKERS = {
@@ -68,6 +71,23 @@ def clusters(settings: GatewaySettings) -> list[Config]:
     made.append(_jwks(settings))
     made.append(_grpc(NOWHERE, []))
     made.append(_grpc(OTLP, [] if settings.otlp is None else [settings.otlp]))
+    return made
+
+
+def device_authorization(settings: GatewaySettings, injector: Config) -> Config:
+    """Return the cluster that is asked about certificates of devices.
+
+    Args:
+        settings: where auth_svc is.
+        injector: the filter by which Envoy proves itself.
+    """
+    made = _grpc(DEVICE_AUTHORIZATION, settings.upstreams[Upstream.AUTH])
+    (name, options), *_ = _HTTP2.items()
+    codec = {
+        "name": "envoy.filters.http.upstream_codec",
+        "typed_config": {"@type": _UPSTREAM_CODEC},
+    }
+    made["typed_extension_protocol_options"] = {name: {**options, "http_filters": [injector, codec]}}
     return made
 
 

@@ -139,7 +139,8 @@ def _rpc(package: str, service: str, method: descriptor_pb2.MethodDescriptorProt
         client_streaming=method.client_streaming,
         server_streaming=method.server_streaming,
         idempotent=method.options.idempotency_level in _IDEMPOTENT,
-        answers_files=method.output_type == _HTTP_BODY,
+        # One of many pieces, that is: what fits into one message is no file.
+        answers_files=method.output_type == _HTTP_BODY and method.server_streaming,
     )
 
 

@@ -58,9 +58,13 @@ class _Reply:
         return status
 
 
-def mappers() -> list[Config]:
-    """Return the mappers of `local_reply_config`, most particular first."""
-    replies = list(_replies())
+def mappers(*, for_devices: bool = False) -> list[Config]:
+    """Return the mappers of `local_reply_config`, most particular first.
+
+    Args:
+        for_devices: of the listener where certificates are what auth_svc refuses.
+    """
+    replies = [*([_CERTIFICATE_REFUSED] if for_devices else []), *_replies()]
     return [_grpc_mapper(reply) for reply in replies] + [_json_mapper(reply) for reply in replies]
 
 
@@ -240,4 +244,10 @@ def _cel(expression: str) -> Config:
 _CAME_AS_GRPC = (
     _header("content-type", {"string_match": {"prefix": "application/grpc"}}),
     _header("x-envoy-original-path", {"present_match": False}),
+)
+_CERTIFICATE_REFUSED = _Reply(
+    when=(_http_status("EQ", 401), _details("ext_authz_denied")),
+    code=grpc.StatusCode.UNAUTHENTICATED,
+    reason="CERTIFICATE_INVALID",
+    message="the device certificate is unknown, expired or revoked",
 )

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from gateway import Config, clusters, local_replies, routes
+from gateway import Config, clusters, devices, local_replies, routes
 from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment, GatewaySettings, Upstream
 from gateway.transcoder import as_events, transcoder
@@ -32,11 +32,6 @@ _STRIPPED_HEADERS = (
     "x-user",
     "x-user-id",
     "x-principal",
-    "x-forwarded-user",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-client-cert",
     "x-real-ip",
     "forwarded",
     "x-trace-id",
@@ -44,6 +39,7 @@ _STRIPPED_HEADERS = (
     "x-envoy-original-path",
     "x-envoy-original-method",
 )
+_STRIPPED_PREFIX = "x-forwarded-"
 
 
 def render(settings: GatewaySettings) -> Config:
@@ -60,7 +56,10 @@ def render(settings: GatewaySettings) -> Config:
         "port": settings.port,
         "admin_port": settings.admin_port,
         "jwks_port": settings.jwks_port,
-        "stripped_headers": [{"remove": name} for name in _STRIPPED_HEADERS],
+        "stripped_headers": [
+            {"remove_on_match": {"key_matcher": {"prefix": _STRIPPED_PREFIX}}},
+            *({"remove": name} for name in _STRIPPED_HEADERS),
+        ],
         # Nobody listens: make trace ids, record nothing.
         "trace_sample_percent": settings.trace_sample_ratio * 100 if settings.otlp else 0,
         "access_log_path": settings.access_log_path,
@@ -77,6 +76,11 @@ def render(settings: GatewaySettings) -> Config:
         "clusters": clusters.clusters(settings),
     }
     filled: Config = _fill(yaml.safe_load(_TEMPLATE.read_text(encoding="utf-8")), values)
+    if settings.devices is not None:
+        static = filled["static_resources"]
+        static["listeners"].append(devices.listener(static["listeners"][0], settings.devices))
+        static["clusters"].append(clusters.device_authorization(settings, devices.credential_injector()))
+        static["secrets"] = [devices.credential_secret(settings.devices.trust)]
     return filled
 
 

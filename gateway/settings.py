@@ -60,6 +60,21 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceDoor:
+    """A second listener, where devices show their certificates.
+
+    Attributes:
+        port: port for gRPC and JSON over TLS 1.3.
+        trust: folder of its files, as Envoy sees it (gateway/devices.py).
+        trust_domain: of the certificates.
+    """
+
+    port: int
+    trust: Path
+    trust_domain: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """Everything that differs between one gateway and another.
 
@@ -70,6 +85,7 @@ class GatewaySettings:
         jwks_port: port, always on loopback, where Envoy fetches auth_svc's keys from itself.
         upstreams: the processes of each service; one endpoint per process.
         descriptor_path: the contract's FileDescriptorSet, as this process and Envoy see it.
+        devices: where devices show their certificates; None: nowhere.
         otlp: OTLP/gRPC receiver of spans; None exports none.
         trace_sample_ratio: share of traces that begin here to record, 0 to 1.
         cors_origins: origins of web pages that may call, such as `https://app.example`.
@@ -84,6 +100,7 @@ class GatewaySettings:
     jwks_port: int
     upstreams: Mapping[Upstream, Sequence[Endpoint]]
     descriptor_path: Path
+    devices: DeviceDoor | None = None
     otlp: Endpoint | None = None
     trace_sample_ratio: float = 1.0
     cors_origins: Sequence[str] = ()

@@ -55,6 +55,7 @@ from meshkit.clock import Clock, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
 from meshkit.open_calls import OpenCall
+from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
@@ -106,7 +107,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     async def subscribe(client: Client) -> None:
         await follow_changes(client, forget=forget, forget_all=distrust)
         await follow_reports(client, frontiers=frontiers)
-        await revocations.listen(client)
+        await listen(client, revocations)
 
     def reconnected() -> None:
         distrust()

@@ -175,16 +175,14 @@ class _Assessor:
 
     def take(self, index: int, reading: Reading, time_us: int) -> None:
         profile = self._profiles.get(reading.device_id)
-        if profile is None:
-            why = outcome.device_unknown(reading.device_id)
-        elif not profile.enabled:
-            why = outcome.device_disabled(reading.device_id)
-        elif not self._window.start_us <= time_us < self._window.end_us:
+        why = outcome.why_not_taken(reading.device_id, profile)
+        if why is None and not self._window.start_us <= time_us < self._window.end_us:
             why = outcome.time_out_of_window(self._window)
-        else:
-            self._take_samples(index, reading, time_us, profile)
+        if why is not None:
+            self._refuse(Refusal(index, reading.device_id, "", *why), len(reading.samples))
             return
-        self._refuse(Refusal(index, reading.device_id, "", *why), len(reading.samples))
+        assert profile is not None  # noqa: S101 - or nothing would be taken
+        self._take_samples(index, reading, time_us, profile)
 
     def _take_samples(self, index: int, reading: Reading, time_us: int, profile: DeviceProfile) -> None:
         series_by_metric = self._series.setdefault(reading.device_id, {})

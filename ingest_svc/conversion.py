@@ -483,6 +483,7 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
             *types[device.device_type_id],
             asset_id=device.asset_id,
             asset_location=locations.get(device.asset_id),
+            parent_id=device.parent_id,
         )
         for device in answer.devices
     }

@@ -138,9 +138,7 @@ def assess(
 def _why_not(event: SentEvent, profile: DeviceProfile | None, assets: Collection[str]) -> Why | None:
     if event.asset_id:
         return None if event.asset_id in assets else outcome.asset_unknown(event.asset_id)
-    if profile is None:
-        return outcome.device_unknown(event.device_id)
-    return None if profile.enabled else outcome.device_disabled(event.device_id)
+    return outcome.why_not_taken(event.device_id, profile)
 
 
 def join(

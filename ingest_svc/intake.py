@@ -1,7 +1,7 @@
 """One place where a batch becomes a request to the writer, whichever door it came through."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -23,13 +23,14 @@ from ingest_svc.device_message import digest as message_digest
 from ingest_svc.event import InvalidEvent, SentEvent
 from ingest_svc.message_intake import MessageIntake, TakenMessages, message_letter, message_letters
 from ingest_svc.outcome import BATCH_REFUSED, VALUE_REFUSED, Outcome, RefusedContent, Why
+from ingest_svc.profile import DeviceProfile, as_seen_by
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
 from ingest_svc.series_table import SeriesTable
 from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit import policy
 from meshkit.errors import InvalidArgument
-from meshkit.identity import Principal
+from meshkit.identity import Principal, may_write_for
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import DeadLetter, Event, Replay, RequestIdentity, WriteRequest, WriterIdentity
 
@@ -59,6 +60,7 @@ class Origin:
         door: which way it came.
         replay: the dead letter that it comes from, None from none.
         earliest_us: bounds the live window, where the store has no more room for what is older.
+        replayed_from: name of the principal that sent it first, "" when it is no replay.
     """
 
     principal: Principal
@@ -67,6 +69,12 @@ class Origin:
     door: Door
     replay: Replay | None = None
     earliest_us: int = 0
+    replayed_from: str = ""
+
+    @property
+    def sender(self) -> str:
+        """Return the name of the principal that has sent it, whoever replays it."""
+        return self.replayed_from or self.principal.name
 
     @property
     def trace_id(self) -> str:
@@ -149,7 +157,7 @@ class Intake:
         window = await self.window(origin, backfill_id, received_us)
         assessment = assess(
             readings,
-            profiles=await self._profiles.find(tenant, {reading.device_id for reading in readings}),
+            profiles=await self._profiles_of(origin, {reading.device_id for reading in readings}),
             window=window,
             received_us=received_us,
             all_or_nothing=all_or_nothing,
@@ -198,7 +206,7 @@ class Intake:
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell which devices and assets exist.
         """
         window = await self.window(origin, backfill_id, received_us)
-        assessed = await self._assess_events(origin.principal.tenant, events, window, received_us)
+        assessed = await self._assess_events(origin, events, window, received_us)
         told = sent_events.join(
             Outcome(),
             assessed,
@@ -239,7 +247,6 @@ class Intake:
             PermissionDenied: a backfill, without the permission to load one.
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the devices may report.
         """
-        tenant = origin.principal.tenant
         sent_columns.require_known(columns, series)
         digest = sent_columns.digest(columns, series, all_or_nothing=all_or_nothing)
         arrival = _arrival(origin, received_us, all_or_nothing=all_or_nothing, backfill_id=backfill_id)
@@ -249,7 +256,7 @@ class Intake:
             why = (error.reason, error.message)
             letter = dead_letters.whole_columns(arrival, columns, series, why)
             return _refusing(origin, digest, why, letter, events, all_or_nothing=all_or_nothing)
-        await self._resolve(tenant, series, received_us)
+        await self._resolve(origin, series, received_us)
         window = await self.window(origin, backfill_id, received_us)
         assessed = sent_columns.assess(
             columns,
@@ -286,7 +293,7 @@ class Intake:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         tenant, principal = origin.principal.tenant, origin.principal.name
-        profiles = await self._profiles.find(tenant, {message.device_id for message in messages})
+        profiles = await self._profiles_of(origin, {message.device_id for message in messages})
         taken = await self._messages.take(
             tenant,
             messages,
@@ -345,7 +352,7 @@ class Intake:
         arrival: Arrival,
     ) -> "_Taken":
         """Return what becomes of samples and events of one batch."""
-        assessed = await self._assess_events(origin.principal.tenant, events, window, arrival.received_us)
+        assessed = await self._assess_events(origin, events, window, arrival.received_us)
         told = sent_events.join(
             taken.outcome,
             assessed,
@@ -361,25 +368,36 @@ class Intake:
 
     async def _assess_events(
         self,
-        tenant: str,
+        origin: Origin,
         events: Sequence[SentEvent | InvalidEvent],
         window: TimeWindow,
         received_us: int,
     ) -> sent_events.AssessedEvents:
         return sent_events.assess(
             events,
-            profiles=await self._profiles.find(tenant, sent_events.devices_of(events)),
-            assets=await self._assets.find(tenant, sent_events.assets_of(events)),
+            profiles=await self._profiles_of(origin, sent_events.devices_of(events)),
+            assets=await self._assets_of(origin, sent_events.assets_of(events)),
             window=window,
             received_us=received_us,
         )
 
-    async def _resolve(self, tenant: str, series: SeriesTable, now_us: int) -> None:
+    async def _profiles_of(self, origin: Origin, device_ids: Collection[str]) -> dict[str, DeviceProfile]:
+        found = await self._profiles.find(origin.principal.tenant, device_ids)
+        return as_seen_by(origin.sender, device_ids, found)
+
+    async def _assets_of(self, origin: Origin, asset_ids: Collection[str]) -> Collection[str]:
+        """Return the assets that exist; to a device none does, since none is its own."""
+        if not may_write_for(origin.sender, "", ""):
+            return ()
+        return await self._assets.find(origin.principal.tenant, asset_ids)
+
+    async def _resolve(self, origin: Origin, series: SeriesTable, now_us: int) -> None:
+        tenant = origin.principal.tenant
         # Asked before the profiles are, so that a change in between is seen the next time.
         series.outdate(version=self._profiles.version(tenant), now_us=now_us)
         while aliases := series.unresolved(_RESOLVED_AT_ONCE):
             devices = {series.definition(alias).device_id for alias in aliases}
-            good = series.judge(aliases, await self._profiles.find(tenant, devices))
+            good = series.judge(aliases, await self._profiles_of(origin, devices))
             keys, metrics = [key for key, _ in good.values()], [metric for _, metric in good.values()]
             series.settle(aliases, list(good), await self._series_finder.resolve(tenant, keys, metrics))
             if len(aliases) == _RESOLVED_AT_ONCE:

@@ -18,7 +18,7 @@ from ingest_svc.assessment import Assessment, SeriesFinder, assess
 from ingest_svc.child_cache import ChildCache
 from ingest_svc.device_message import DeviceMessage, MalformedMessageError, MessageObject
 from ingest_svc.outcome import BATCH_REFUSED, Outcome, Refusal, Why, reason_name
-from ingest_svc.profile import DeviceProfile, GatewayRules
+from ingest_svc.profile import NOT_OWN, DeviceProfile, GatewayRules
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
 from ingest_svc.window import TimeWindow
@@ -309,6 +309,9 @@ def _open(
     device_id = message.device_id
     if profile is None:
         contents.refuse(place, device_id, outcome.device_unknown(device_id))
+        return
+    if profile is NOT_OWN:
+        contents.refuse(place, device_id, outcome.device_not_own(device_id))
         return
     contents.profiles[device_id] = profile
     rules = profile.gateway

@@ -28,7 +28,7 @@ from ingest_svc.message_intake import (
     why_of,
 )
 from ingest_svc.outcome import INTERNAL, VALUE_REFUSED, Outcome, Refusal, Why
-from ingest_svc.profile import DeviceProfile
+from ingest_svc.profile import DeviceProfile, as_seen_by
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
 from ingest_svc.reading import Reading, samples_by_device
@@ -319,7 +319,9 @@ class MessagePath:
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell what the device may report.
         """
         tenant = origin.principal.tenant
-        profiles = await self._profiles.find(tenant, [message.device_id])
+        device_ids = [message.device_id]
+        found = await self._profiles.find(tenant, device_ids)
+        profiles = as_seen_by(origin.sender, device_ids, found)
         taken = await self._intake.take(
             tenant, [message], profiles, window=window, now_us=message.arrival_us, unpack=True
         )

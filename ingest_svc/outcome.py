@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ingest_svc.profile import NOT_OWN, DeviceProfile
 from ingest_svc.window import TimeWindow
 from telemetry_store.columns import Kind
 from telemetry_store.requests import PayloadFormat
@@ -101,6 +102,28 @@ def reason_name(reason: ErrorReason.ValueType) -> str:
 def device_unknown(device_id: str) -> Why:
     """Say that a device does not exist: in the same words whether it is absent or another tenant's."""
     return ErrorReason.ERROR_REASON_DEVICE_UNKNOWN, f"device {device_id!r} does not exist"
+
+
+def device_not_own(device_id: str) -> Why:
+    """Say that a device writes for another: in the same words whether that one exists or not."""
+    return (
+        ErrorReason.ERROR_REASON_DEVICE_NOT_OWN,
+        f"device {device_id!r} is neither the one whose certificate was shown nor a child of it",
+    )
+
+
+def why_not_taken(device_id: str, profile: DeviceProfile | None) -> Why | None:
+    """Return why nothing of a device is taken, None when it is.
+
+    Args:
+        device_id: the device.
+        profile: its, as its sender sees it.
+    """
+    if profile is None:
+        return device_unknown(device_id)
+    if profile is NOT_OWN:
+        return device_not_own(device_id)
+    return None if profile.enabled else device_disabled(device_id)
 
 
 def asset_unknown(asset_id: str) -> Why:

@@ -1,13 +1,14 @@
 """What ingest knows of a device: whether it is enabled and what it may report."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jsonpointer import JsonPointer
 
 from ingest_svc.detectors import robust
 from meshkit.clock import MICROS_PER_SECOND
+from meshkit.identity import may_write_for
 from meshkit.units import Conversion
 from telemetry_store.columns import Kind
 from telemetry_store.series import Point
@@ -120,6 +121,7 @@ class DeviceProfile:
         aliases: names of metrics by other names that devices use.
         asset_id: the asset that it is on, "" for none.
         asset_location: where that is, None when nobody knows.
+        parent_id: its gateway, "" for none.
         gateway: how its messages are taken apart; None: all they say is of itself.
         all_or_nothing: mode of its messages, unless their sender says it.
     """
@@ -133,10 +135,33 @@ class DeviceProfile:
     all_or_nothing: bool = False
     asset_id: str = ""
     asset_location: Point | None = None
+    parent_id: str = ""
 
     def metric(self, name: str) -> MetricProfile | None:
         """Return the metric of a name or alias, None when there is none."""
         return self.metrics.get(self.aliases.get(name, name))
+
+
+# Stands for each device that a sender may not write for, whether there is one or not.
+NOT_OWN = DeviceProfile("", enabled=False, metrics={})
+
+
+def as_seen_by(
+    sender: str, device_ids: Iterable[str], profiles: Mapping[str, DeviceProfile]
+) -> dict[str, DeviceProfile]:
+    """Return profiles by id, with NOT_OWN for the devices that a sender may not write for.
+
+    Args:
+        sender: name of the principal.
+        device_ids: all that it speaks of.
+        profiles: of those that exist.
+    """
+    seen = dict(profiles)
+    for device_id in device_ids:
+        profile = profiles.get(device_id)
+        if not may_write_for(sender, device_id, profile.parent_id if profile is not None else ""):
+            seen[device_id] = NOT_OWN
+    return seen
 
 
 # Every device may report where it is; no device type defines it.

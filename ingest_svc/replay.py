@@ -121,7 +121,7 @@ class Replays:
                     replayed.skipped += 1
                     continue
                 replay = Replay(letter.dead_letter_id, content.replay_count)
-                origin = Origin(principal, None, span, Door.REPLAY, replay, earliest_us)
+                origin = Origin(principal, None, span, Door.REPLAY, replay, earliest_us, letter.principal)
                 request = await self._request(origin, letter, content, backfill_id or letter.backfill_id)
                 written.append((letter, self._writer.submit(request)))
             results = await asyncio.gather(*(answer for _, answer in written))

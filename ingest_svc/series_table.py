@@ -303,10 +303,10 @@ def definition_id(definition: SeriesDefinition) -> int:
 
 
 def _refusal(definition: SeriesDefinition, profile: DeviceProfile | None) -> Why:
-    if profile is None:
-        return outcome.device_unknown(definition.device_id)
-    if not profile.enabled:
-        return outcome.device_disabled(definition.device_id)
+    why = outcome.why_not_taken(definition.device_id, profile)
+    if why is not None:
+        return why
+    assert profile is not None  # noqa: S101 - or it would not be taken
     metric = profile.metric(definition.metric)
     if metric is None:
         return outcome.metric_unknown(definition.metric, profile.device_type_id)

@@ -36,6 +36,7 @@ class PrincipalKind(StrEnum):
 
     USER = "user"
     API_KEY = "api_key"
+    DEVICE = "device"
     SERVICE = "service"
 
 
@@ -43,7 +44,7 @@ class PrincipalKind(StrEnum):
 class Principal:
     """A verified caller.
 
-    `subject` is the user name, key id or service name; `tenant` is empty for
+    `subject` is the user name, key id, device id or service name; `tenant` is empty for
     services; `credential_expires` is in seconds since the epoch, infinite when never.
     `issue_us` says when what the credential grants was read, in microseconds since the epoch.
     """
@@ -66,6 +67,18 @@ class Principal:
     def name(self) -> str:
         """Return the principal's name, unique in its tenant."""
         return f"{self.kind}:{self.subject}"
+
+
+def may_write_for(principal: str, device_id: str, parent_id: str) -> bool:
+    """Say whether a principal may write for a device: a device only for itself and its children.
+
+    Args:
+        principal: its name.
+        device_id: the device.
+        parent_id: its gateway, "" for none.
+    """
+    kind, _, subject = principal.partition(":")
+    return kind != PrincipalKind.DEVICE or subject in (device_id, parent_id)
 
 
 _current: ContextVar[Principal | None] = ContextVar("twinmesh_principal", default=None)

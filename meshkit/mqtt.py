@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
+from meshkit.identity import PrincipalKind
+
 # Accounts of NATS: what is in one, nobody of another sees.
 DEVICES_ACCOUNT = "DEVICES"
 # Subject of the topic devices/<device id>/telemetry.
@@ -11,7 +13,9 @@ TELEMETRY_SUBJECT = "devices.*.telemetry"
 # NATS keeps messages of QoS 1 here, for those who have a consumer.
 STREAM = "$MQTT_msgs"
 CONSUMER = "ingest"
-_LOGIN = re.compile("(?P<tenant>[a-z0-9-]+)/(?P<key>[a-z0-9]+)/(?P<device>[a-z0-9-]*)")
+_LOGIN = re.compile(
+    "(?P<tenant>[a-z0-9-]+)/(?P<certificate>certificate:)?(?P<credential>[a-z0-9]+)/(?P<device>[a-z0-9-]*)"
+)
 
 
 def telemetry_subject(device_id: str) -> str:
@@ -24,24 +28,29 @@ class Login:
     """Who is behind an MQTT connection, as NATS knows it.
 
     Attributes:
-        tenant: of the API key.
-        key_id: the API key's.
-        device_id: the device that logged in, "" when the key did for its tenant's devices.
+        tenant: of the credential.
+        credential_id: the API key's, or the certificate's.
+        device_id: the device that logged in, "" when a key did for its tenant's devices.
+        by_certificate: it has shown a certificate, which is its device's.
     """
 
     tenant: str
-    key_id: str
+    credential_id: str
     device_id: str
+    by_certificate: bool = False
 
     @property
     def text(self) -> str:
         """Return it as the name of a user of NATS."""
-        return f"{self.tenant}/{self.key_id}/{self.device_id}"
+        kind = "certificate:" if self.by_certificate else ""
+        return f"{self.tenant}/{kind}{self.credential_id}/{self.device_id}"
 
     @property
     def principal(self) -> str:
         """Return the name of the principal, as meshkit.identity gives it."""
-        return f"api_key:{self.key_id}"
+        if self.by_certificate:
+            return f"{PrincipalKind.DEVICE}:{self.device_id}"
+        return f"{PrincipalKind.API_KEY}:{self.credential_id}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -53,4 +62,5 @@ class Login:
         match = _LOGIN.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is no log-in of a device")
-        return cls(match["tenant"], match["key"], match["device"])
+        by_certificate = match["certificate"] is not None
+        return cls(match["tenant"], match["credential"], match["device"], by_certificate)

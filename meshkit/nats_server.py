@@ -54,10 +54,17 @@ _INGEST_MAY_PUBLISH = [
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """A certificate chain and its private key, in PEM files that the server can read."""
+    """PEM files that the server can read.
+
+    Attributes:
+        certificate: its certificate chain.
+        key: the private key of that.
+        client_authority: certificates of the CA of which each device must show a certificate; "": none asks.
+    """
 
     certificate: str
     key: str
+    client_authority: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +186,11 @@ def _mqtt(mqtt: MqttListener) -> Mapping[str, object]:
         "max_ack_pending": 1000,
     }
     if mqtt.tls is not None:
-        listener["tls"] = {"cert_file": mqtt.tls.certificate, "key_file": mqtt.tls.key}
+        tls: dict[str, object] = {"cert_file": mqtt.tls.certificate, "key_file": mqtt.tls.key}
+        if mqtt.tls.client_authority:
+            # Who it is, and whether it is revoked, auth_svc says, which is told of the certificate.
+            tls |= {"ca_file": mqtt.tls.client_authority, "verify": True}
+        listener["tls"] = tls
     return listener
 
 

@@ -1,8 +1,8 @@
-"""What was revoked, as each process knows it, and the announcements that more was.
+"""What was revoked, as each process knows it.
 
 auth_svc keeps the list (`RevocationService.ListRevocations`). Every process reads what is new in it once
-a second, and at once when it is told on NATS: subject `auth.revoked`, no payload. So an announcement
-that is lost costs a second, and one that is forged costs nothing. While auth_svc is away what is known holds.
+a second, and at once when it is announced (meshkit.revocation_announcements). While auth_svc is away what is
+known holds.
 """
 
 import asyncio
@@ -14,8 +14,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import structlog
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import dependency_unavailable
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from meshkit.identity import Principal
 
 _log = structlog.get_logger()
-_SUBJECT = "auth.revoked"
 _POLL_EVERY_S = 1.0
 _KNOWN_WITHIN_S = 2.0
 _MOST = 100_000
@@ -155,17 +152,13 @@ class Revocations:
 
     @asynccontextmanager
     async def polling(self) -> AsyncIterator[None]:
-        """Read the list once a second, and when it is announced, while the context is open."""
+        """Read the list once a second, and when `read_soon` says so, while the context is open."""
         async with background(self._poll_repeatedly(), name="revocations"):
             yield
 
-    async def listen(self, bus: Client) -> None:
-        """Read the list at once when something is announced, as long as the bus is open."""
-
-        async def on_announcement(_: Msg) -> None:
-            self._wake.set()
-
-        await bus.subscribe(_SUBJECT, cb=on_announcement)
+    def read_soon(self) -> None:
+        """Read the list now instead of at the end of the second."""
+        self._wake.set()
 
     async def _poll_repeatedly(self) -> None:
         while True:
@@ -205,12 +198,3 @@ class Revocations:
         while len(self._found) > self._most:
             _, dropped = self._found.popitem(last=False)
             self._refused_until_us = max(self._refused_until_us, dropped.revoke_us)
-
-
-async def announce(bus: Client) -> None:
-    """Tell every process that there are new revocations, which are committed.
-
-    Raises:
-        nats.errors.Error, OSError: the bus does not take it.
-    """
-    await bus.publish(_SUBJECT)

@@ -13,6 +13,7 @@ from meshkit.client import fetch_keys_from, fetch_revocations_from, service_chan
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
+from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from telemetry_store.feed import snapshot
@@ -102,7 +103,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         async def subscribe(client: Client) -> None:
             await follow_changes(client, forget=forget, forget_all=forget_all)
             await follow_announcements(client, take=follower.announced, missed=follower.look)
-            await revocations.listen(client)
+            await listen(client, revocations)
 
         def reconnected() -> None:
             forget_all()

@@ -28,6 +28,7 @@ class Home:
         self.traces = root / "traces.sqlite"
         self.metrics = root / "metrics.sqlite"
         self.archive = root / "archive"
+        self.ca = root / "ca"
 
     def make(self) -> None:
         """Makes the folder. Servers of a root launcher must get through it; nobody else may look inside."""

@@ -8,6 +8,8 @@ import typer
 
 from twinmesh_cli import (
     bench,
+    ca,
+    certs,
     config,
     deadletters,
     events,
@@ -60,6 +62,8 @@ app.command()(restart.restart)
 app.command()(status.status)
 app.command()(config.config)
 app.add_typer(migrations.migrate_app, name="migrate")
+app.add_typer(ca.ca_app, name="ca")
+app.add_typer(certs.certs_app, name="certs")
 app.add_typer(sql_user.sql_user_app, name="sql-user")
 app.command()(migrations.seed)
 app.command()(trace.trace)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from gateway import devices
 from meshkit import secrets
 from meshkit.embedded import EmbeddedNats, free_ports
 from meshkit.nats_server import NatsUser
+from twinmesh_cli.ca import ca_folder
 from twinmesh_cli.database import role_url
 from twinmesh_cli.home import Home
 from twinmesh_cli.service import ServiceProcess
@@ -30,7 +32,7 @@ class Surroundings:
     """What the services live on; known once it is there.
 
     `nats` is the embedded server, None where one is given, and `data_dir` where PostgreSQL keeps its data,
-    None where one is given and its operator does not say.
+    None where one is given and its operator does not say. `trust` is the folder of gateway/devices.py.
     """
 
     admin_url: str
@@ -38,6 +40,7 @@ class Surroundings:
     otlp_endpoint: str
     nats: EmbeddedNats | None
     data_dir: Path | None
+    trust: Path
 
 
 def service_ports(settings: LauncherSettings) -> dict[str, list[int]]:
@@ -95,7 +98,7 @@ def service_processes(
             variables={
                 **shared,
                 "TWINMESH_SERVICE_DATABASE_URL": role_url(surroundings.admin_url, root=root, role=role),
-                **_own(name, settings, surroundings, root),
+                **_own(name, settings, home, surroundings, root),
             },
             log_path=home.log(part),
         )
@@ -109,7 +112,7 @@ def _written(setting: int | None) -> str:
 
 
 def _own(
-    service: str, settings: LauncherSettings, surroundings: Surroundings, root: bytes
+    service: str, settings: LauncherSettings, home: Home, surroundings: Surroundings, root: bytes
 ) -> Mapping[str, str]:
     """What only one service is told; of devices by MQTT nobody is with a NATS that is given."""
     nats = surroundings.nats
@@ -123,8 +126,13 @@ def _own(
         case "twin_svc":
             feed_url = role_url(surroundings.admin_url, root=root, role=_FEED_ROLE)
             return {"TWINMESH_FEED_DATABASE_URL": feed_url}
-        case "auth_svc" if nats is not None:
-            return {"TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH)}
+        case "auth_svc":
+            return {
+                "TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH) if nats is not None else "",
+                "TWINMESH_CA_DIR": str(ca_folder(settings, home)),
+                "TWINMESH_CRL_FILE": str(surroundings.trust / devices.CRL),
+                "TWINMESH_DEVICE_CERTIFICATE_DAYS": str(settings.device_certificate_days),
+            }
         case "ingest_svc" if nats is not None:
             return {
                 "TWINMESH_DEVICE_NATS_URL": nats.url_of(NatsUser.INGEST),

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from auth_svc.ca.names import TRUST_DOMAIN_PATTERN
 from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, RequestsPerSecond
 from meshkit import secrets
 from meshkit.config import (
@@ -60,6 +61,33 @@ class LauncherSettings(Settings):
         None, description="Certificate chain of MQTT, a PEM file; without it MQTT is not encrypted."
     )
     mqtt_tls_key: Path | None = Field(None, description="Its private key, a PEM file.")
+    device_port: int = Field(
+        8443,
+        ge=1,
+        le=65535,
+        description="Port where devices show their certificates, for gRPC and JSON over TLS 1.3.",
+    )
+    server_names: str = Field(
+        "",
+        description="Names and addresses by which devices know this machine, commas between them;"
+        " they stand in certificates beside TWINMESH_BIND, the machine's name and loopback.",
+    )
+    trust_domain: str = Field(
+        "twinmesh",
+        pattern=f"^{TRUST_DOMAIN_PATTERN}$",
+        description="Name of the installation in certificates; that of its CA stays once there is one.",
+    )
+    ca_dir: Path | None = Field(
+        None, description="Folder of the CA, made at the first start; folder ca of the home if unset."
+    )
+    device_certificate_days: int = Field(
+        90, ge=1, le=825, description="Life of device certificates for which nothing else is asked."
+    )
+    mqtt_client_certificates: bool = Field(
+        False,
+        description="Whether devices show their certificates at MQTT, instead of API keys; then it is"
+        " encrypted, by a certificate of the installation's CA unless another is given.",
+    )
     mqtt_sync: bool = Field(
         True,
         description="Whether a message is on disk before its device is told so; without it what came in the"
@@ -116,10 +144,10 @@ class LauncherSettings(Settings):
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that services log."
     )
 
-    @field_validator("home")
+    @field_validator("home", "ca_dir")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("database_data_dir")
     @classmethod
@@ -145,6 +173,13 @@ class LauncherSettings(Settings):
             raise ValueError("the gateway has this port")
         return value
 
+    @field_validator("device_port")
+    @classmethod
+    def _free_of_others(cls, value: int, info: ValidationInfo) -> int:
+        if value in (info.data.get("gateway_port"), info.data.get("mqtt_port")):
+            raise ValueError("the gateway or MQTT has this port")
+        return value
+
     @field_validator("otlp_endpoint")
     @classmethod
     def _is_endpoint(cls, value: str) -> str:
@@ -164,13 +199,6 @@ class LauncherSettings(Settings):
         if (self.mqtt_tls_certificate is None) != (self.mqtt_tls_key is None):
             raise ValueError("TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY go together")
         return self
-
-    @property
-    def mqtt_tls(self) -> tuple[Path, Path] | None:
-        """The files of certificate chain and key, None without TLS."""
-        if self.mqtt_tls_certificate is None or self.mqtt_tls_key is None:
-            return None
-        return self.mqtt_tls_certificate, self.mqtt_tls_key
 
     @property
     def wants_simulation(self) -> bool:
@@ -193,6 +221,11 @@ class LauncherSettings(Settings):
     def gateway_address(self) -> str:
         """The gateway's host:port for clients on this machine."""
         return f"{self.gateway_host}:{self.gateway_port}"
+
+    @property
+    def device_address(self) -> str:
+        """The host:port where devices show their certificates, for clients on this machine."""
+        return f"{self.gateway_host}:{self.device_port}"
 
     @property
     def mqtt_address(self) -> str:

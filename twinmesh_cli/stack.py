@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from gateway.contract import CONTRACT
 from gateway.render import render
-from gateway.settings import Endpoint, GatewaySettings, Upstream, parse_origins
+from gateway.settings import DeviceDoor, Endpoint, GatewaySettings, Upstream, parse_origins
 from meshkit import secrets
 from meshkit.embedded import (
     EmbeddedEnvoy,
@@ -26,6 +26,7 @@ from meshkit.embedded import (
     is_port_free,
 )
 from meshkit.migrate import MigrationError
+from twinmesh_cli.ca import authority_for
 from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate
 from twinmesh_cli.home import Home, mesh_secret
 from twinmesh_cli.processes import Surroundings, service_ports, service_processes
@@ -36,6 +37,7 @@ from twinmesh_cli.settings import LauncherSettings
 from twinmesh_cli.simulator import Simulator
 from twinmesh_cli.state import LauncherState, PartRecord, ProcessIdentity, end_processes
 from twinmesh_cli.supervisor import Supervised, Supervisor
+from twinmesh_cli.trust import make_trust, mqtt_tls
 
 _OTLP = "otlp"
 _ANSWER_SECONDS = 30.0
@@ -75,11 +77,14 @@ class Stack:
         self._end_predecessor()
         self._write_state()
         await self._look_before()
-        facts = await self._start_servers()
+        authority = authority_for(self._settings, self._home)
+        trust = make_trust(self._settings, self._home.root, authority, root=secrets.decode_root(self._secret))
+        door = self._device_door(trust, authority.trust_domain)
+        facts = await self._start_servers(trust)
         migrated = await self._migrate(facts)
         seeded = await self._seed(facts, migrated)
         ports = await self._start_services(facts)
-        await self._supervisor.start([self._envoy(facts, ports)])
+        await self._supervisor.start([self._envoy(facts, ports, door)])
         await self._until_answering()
         if self._settings.wants_simulation:
             await self._start_simulator(facts)
@@ -124,21 +129,30 @@ class Stack:
             await _try_nats(settings.nats_url.get_secret_value())
 
     def _mqtt_listener(self) -> tuple[str, int] | None:
-        settings = self._settings
-        if is_port_free(settings.mqtt_port, host=settings.bind):
-            return settings.bind, settings.mqtt_port
-        if "mqtt_port" in settings.model_fields_set:
-            raise PartFailedError(
-                "nats",
-                f"port {settings.mqtt_port} on {settings.bind} is in use or not allowed",
-                advice="Set TWINMESH_MQTT_PORT to a free port.",
-            )
-        self._note(
-            f"MQTT stays closed: port {settings.mqtt_port} is in use; set TWINMESH_MQTT_PORT to another"
-        )
-        return None
+        port = self._settings.mqtt_port
+        return (self._settings.bind, port) if self._is_open(port, "mqtt_port", "nats", "MQTT") else None
 
-    async def _start_servers(self) -> Surroundings:
+    def _device_door(self, trust: Path, trust_domain: str) -> DeviceDoor | None:
+        port = self._settings.device_port
+        if not self._is_open(port, "device_port", "envoy", "the listener for devices"):
+            return None
+        return DeviceDoor(port=port, trust=trust, trust_domain=trust_domain)
+
+    def _is_open(self, port: int, setting: str, part: str, what: str) -> bool:
+        """Whether one of the ports is free that the mesh does without unless somebody has set it."""
+        name = f"TWINMESH_{setting.upper()}"
+        if is_port_free(port, host=self._settings.bind):
+            return True
+        if setting in self._settings.model_fields_set:
+            raise PartFailedError(
+                part,
+                f"port {port} on {self._settings.bind} is in use or not allowed",
+                advice=f"Set {name} to a free port.",
+            )
+        self._note(f"{what} stays closed: port {port} is in use; set {name} to another")
+        return False
+
+    async def _start_servers(self, trust: Path) -> Surroundings:
         """PostgreSQL, NATS and the OTLP receiver, as far as none is given."""
         settings, home = self._settings, self._home
         parts: list[Part] = []
@@ -151,7 +165,7 @@ class Stack:
                 home=home.root,
                 root=secrets.decode_root(self._secret),
                 mqtt=self._mqtt_listener(),
-                mqtt_tls=settings.mqtt_tls,
+                mqtt_tls=mqtt_tls(settings, trust),
                 sync_always=settings.mqtt_sync,
                 log_path=home.log("nats"),
             )
@@ -180,6 +194,7 @@ class Stack:
             nats=nats,
             data_dir=postgres.data_dir if postgres else settings.database_data_dir,
             otlp_endpoint=otlp_endpoint,
+            trust=trust,
         )
 
     async def _migrate(self, facts: Surroundings) -> Migrated:
@@ -232,7 +247,9 @@ class Stack:
         )
         await self._supervisor.start([simulator])
 
-    def _envoy(self, facts: Surroundings, ports: Mapping[str, Sequence[int]]) -> EmbeddedEnvoy:
+    def _envoy(
+        self, facts: Surroundings, ports: Mapping[str, Sequence[int]], door: DeviceDoor | None
+    ) -> EmbeddedEnvoy:
         settings = self._settings
         admin_port, jwks_port = free_ports(2)
 
@@ -247,6 +264,7 @@ class Stack:
                         each: [Endpoint("127.0.0.1", port) for port in ports[each.value]] for each in Upstream
                     },
                     descriptor_path=descriptor,
+                    devices=door,
                     otlp=Endpoint.parse(facts.otlp_endpoint),
                     trace_sample_ratio=settings.trace_sample_ratio,
                     cors_origins=parse_origins(settings.cors_origins),

@@ -1,13 +1,21 @@
-"""Envoy's Authorization service: API keys become access tokens on their way in."""
+"""Envoy's Authorization service: API keys and device certificates become access tokens on their way in."""
+
+import hmac
+from collections.abc import Iterable
+from typing import Protocol
+from urllib.parse import unquote
 
 import structlog
 from google.protobuf import json_format
 from google.rpc import code_pb2, status_pb2
 
-from auth_svc.key_exchange import KeyExchange, refused
+from auth_svc import device_credentials
+from auth_svc import key_exchange as key_exchange_rules
+from auth_svc.certificate_exchange import CertificateExchange
+from auth_svc.key_exchange import KeyExchange
 from envoy_api import external_auth_pb2 as pb
 from envoy_api import external_auth_pb2_grpc
-from meshkit import status
+from meshkit import gateway_credential, status
 from meshkit.errors import Unauthenticated
 
 _log = structlog.get_logger()
@@ -15,31 +23,64 @@ _SCHEME = "Bearer "
 _UNAUTHORIZED = 401
 
 
+class CallContext(Protocol):
+    """What is asked of a call."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """Return the metadata that came with it."""
+        ...
+
+
 class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
-    """Serves envoy.service.auth.v3.Authorization for requests that carry an API key.
+    """Serves envoy.service.auth.v3.Authorization for requests that carry an API key or come from a device.
+
+    A key is a secret and proves itself. A certificate is none: that its holder has its key only Envoy
+    knows, and only Envoy is believed.
 
     Args:
-        key_exchange: the rules.
+        key_exchange: the rules for keys.
+        certificate_exchange: the rules for certificates.
+        gateway_credential: by which Envoy is known.
     """
 
-    def __init__(self, *, key_exchange: KeyExchange) -> None:
+    def __init__(
+        self,
+        *,
+        key_exchange: KeyExchange,
+        certificate_exchange: CertificateExchange,
+        gateway_credential: str,
+    ) -> None:
         self._key_exchange = key_exchange
-        self._denied = _denied(status.to_status(refused()))
+        self._certificate_exchange = certificate_exchange
+        self._gateway_credential = gateway_credential.encode()
+        self._key_denied = _denied(status.to_status(key_exchange_rules.refused()))
+        self._certificate_denied = _denied(status.to_status(device_credentials.refused()))
 
-    async def Check(self, request: pb.CheckRequest, context: object) -> pb.CheckResponse:
-        """Replace the key by a token, or refuse the request."""
+    async def Check(self, request: pb.CheckRequest, context: CallContext) -> pb.CheckResponse:
+        """Replace the credential by a token, or refuse the request."""
+        certificate = request.attributes.source.certificate
         http = request.attributes.request.http
         try:
-            token = await self._key_exchange.exchange(
-                http.headers.get("authorization", "").removeprefix(_SCHEME)
-            )
+            if certificate:
+                self._require_gateway(context)
+                token = await self._certificate_exchange.exchange(unquote(certificate))
+            else:
+                key = http.headers.get("authorization", "").removeprefix(_SCHEME)
+                token = await self._key_exchange.exchange(key)
         except Unauthenticated as error:
-            _log.info("API key refused", path=http.path.partition("?")[0], detail=error.message)
-            return self._denied
+            _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
+            return self._certificate_denied if certificate else self._key_denied
         return pb.CheckResponse(
             status=status_pb2.Status(code=code_pb2.OK),
             ok_response=pb.OkHttpResponse(headers=[_header("authorization", _SCHEME + token)]),
         )
+
+    def _require_gateway(self, context: CallContext) -> None:
+        shown = dict(context.invocation_metadata()).get(gateway_credential.HEADER, "")
+        sent = shown if isinstance(shown, bytes) else shown.encode()
+        if not hmac.compare_digest(sent, self._gateway_credential):
+            _log.warning("somebody who is not the gateway shows a device certificate")
+            raise device_credentials.refused()
 
 
 def _header(key: str, value: str) -> pb.HeaderValueOption:

@@ -104,6 +104,26 @@ class AttributeContext(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Peer(_message.Message):
+        """Peer is an end of the connection."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CERTIFICATE_FIELD_NUMBER: _builtins.int
+        certificate: _builtins.str
+        """The certificate that it has shown and whose key it has used: PEM, in URL encoding."""
+        def __init__(
+            self,
+            *,
+            certificate: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Request(_message.Message):
         """Request as Envoy got it."""
 
@@ -125,7 +145,12 @@ class AttributeContext(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    SOURCE_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def source(self) -> Global___AttributeContext.Peer:
+        """Who sends it."""
+
     @_builtins.property
     def request(self) -> Global___AttributeContext.Request:
         """The request."""
@@ -133,11 +158,12 @@ class AttributeContext(_message.Message):
     def __init__(
         self,
         *,
+        source: Global___AttributeContext.Peer | None = ...,
         request: Global___AttributeContext.Request | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

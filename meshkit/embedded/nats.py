@@ -27,8 +27,7 @@ class EmbeddedNats(Part):
         root: root secret that its users' passwords derive from; None: one of its own.
         port: for clients on 127.0.0.1; None: a free one.
         mqtt: where devices connect; None keeps MQTT closed. They are let in by auth_svc.
-        mqtt_tls: files of MQTT's certificate chain and key, which the server's user need not be able
-            to read; None: no TLS.
+        mqtt_tls: PEM files of MQTT, which the server's user need not be able to read; None: no TLS.
         sync_always: a message is on disk before its device is told so.
         log_path: what the server prints.
     """
@@ -42,7 +41,7 @@ class EmbeddedNats(Part):
         root: bytes | None = None,
         port: int | None = None,
         mqtt: tuple[str, int] | None = None,
-        mqtt_tls: tuple[Path, Path] | None = None,
+        mqtt_tls: Tls | None = None,
         sync_always: bool = True,
         log_path: Path | None = None,
     ) -> None:
@@ -134,22 +133,23 @@ class EmbeddedNats(Part):
         )
 
     def _readable_tls(self, folder: Path) -> Tls | None:
-        """Copy certificate and key to where the server's user can read them, and nobody else."""
+        """Copy the files to where the server's user can read them, and nobody else."""
         if self._mqtt_tls is None:
             return None
-        copies: list[Path] = []
-        for source in self._mqtt_tls:
+        copies: list[str] = []
+        given = self._mqtt_tls
+        for source in filter(None, (given.certificate, given.key, given.client_authority)):
             try:
-                content = source.read_text()
+                content = Path(source).read_text()
             except (OSError, UnicodeDecodeError) as error:
                 raise PartFailedError(
                     self.name,
                     f"{source} cannot be read: {error}",
                     advice="TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY name PEM files.",
                 ) from error
-            copies.append(folder / f"mqtt-{len(copies)}.pem")
-            write_private(copies[-1], content, self._account)
-        return Tls(*map(str, copies))
+            copies.append(str(folder / f"mqtt-{len(copies)}.pem"))
+            write_private(Path(copies[-1]), content, self._account)
+        return Tls(*copies)
 
     def is_ready(self) -> bool:
         """Whether a client is greeted, which happens once JetStream has recovered its streams."""

@@ -45,6 +45,11 @@ class Mesh:
         return int(self.environment["TWINMESH_MQTT_PORT"])
 
     @property
+    def device_port(self) -> int:
+        """Return the port on 127.0.0.1 where devices show their certificates."""
+        return int(self.environment["TWINMESH_DEVICE_PORT"])
+
+    @property
     def address(self) -> str:
         """Return the gateway's host:port, for gRPC."""
         return f"127.0.0.1:{self.port}"
@@ -154,13 +159,14 @@ class Mesh:
 
 def start_mesh(home: Path, **settings: str) -> Mesh:
     """Start a mesh in the background and wait until it is ready."""
-    port, mqtt_port = free_ports(2)
+    port, mqtt_port, device_port = free_ports(3)
     password = secrets.token_urlsafe(12)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("TWINMESH_", "OTEL_"))},
         "TWINMESH_HOME": str(home / "home"),
         "TWINMESH_GATEWAY_PORT": str(port),
         "TWINMESH_MQTT_PORT": str(mqtt_port),
+        "TWINMESH_DEVICE_PORT": str(device_port),
         "TWINMESH_ADMIN_PASSWORD": password,
         # Tests and benches send what they look at themselves.
         "TWINMESH_SIMULATE": "false",

@@ -146,11 +146,12 @@ def test_a_second_launcher_is_told_and_another_home_runs_beside(own_mesh: Mesh, 
     assert again.returncode == 1
     assert "is running already" in again.stderr
 
-    (mqtt_port,) = free_ports(1)
+    mqtt_port, device_port = free_ports(2)
     beside = {
         **own_mesh.environment,
         "TWINMESH_HOME": str(folder / "beside"),
         "TWINMESH_MQTT_PORT": str(mqtt_port),
+        "TWINMESH_DEVICE_PORT": str(device_port),
     }
     same_port = Mesh(folder / "beside", own_mesh.port, beside, own_mesh.password)
     refused = same_port.twinmesh("up", "--detach", check=False)
@@ -258,12 +259,13 @@ def test_what_cannot_be_used_is_named_without_its_secrets(
 
 def test_given_servers_are_used_instead_of_embedded_ones(own_mesh: Mesh, folder: Path, nats_url: str) -> None:
     """The database of one mesh serves another launcher as an external one."""
-    port, mqtt_port = free_ports(2)
+    port, mqtt_port, device_port = free_ports(3)
     environment = {
         **own_mesh.environment,
         "TWINMESH_HOME": str(folder / "guest"),
         "TWINMESH_GATEWAY_PORT": str(port),
         "TWINMESH_MQTT_PORT": str(mqtt_port),
+        "TWINMESH_DEVICE_PORT": str(device_port),
         "TWINMESH_DATABASE_URL": own_mesh.database_url(),
         "TWINMESH_DATABASE_DATA_DIR": str(own_mesh.home),
         "TWINMESH_NATS_URL": nats_url,

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
 import grpc
@@ -18,15 +19,17 @@ from auth_svc.passwords import hash_password
 from auth_svc.revocations import kept_until
 from auth_svc.roles import Role
 from auth_svc.stores.api_keys import ApiKeyStore
+from auth_svc.stores.device_certificates import DeviceCertificateStore
 from auth_svc.stores.users import UserStore
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
-from meshkit import db
+from meshkit import db, gateway_credential
 from meshkit.clock import SystemClock
 from meshkit.embedded.ports import free_port
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
 from twinmesh.auth.v1 import (
     api_key_service_pb2_grpc,
+    device_certificate_service_pb2_grpc,
     role_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
@@ -52,6 +55,7 @@ class AuthApp:
     api_keys: Any
     users: Any
     roles: Any
+    certificates: Any
     health: Any
     authorization: Any
 
@@ -66,6 +70,12 @@ class AuthApp:
         async with db.pool(self.database.url("twinmesh_auth"), application="test", max_size=1) as pool:
             until = kept_until(SystemClock().now_us())
             assert await ApiKeyStore(pool=pool).revoke(tenant, key_id, until=until)
+
+    async def revoke_certificate_elsewhere(self, certificate_id: str, tenant: str = "demo") -> None:
+        """Revoke a device certificate as another process does whose announcement is lost."""
+        async with db.pool(self.database.url("twinmesh_auth"), application="test", max_size=1) as pool:
+            until = kept_until(SystemClock().now_us())
+            assert await DeviceCertificateStore(pool=pool).revoke(tenant, certificate_id, until=until)
 
     async def login(self, tenant: str = "demo", username: str = "admin") -> session_service_pb2.LoginResponse:
         """Log in."""
@@ -85,6 +95,18 @@ class AuthApp:
         for name, value in headers.items():
             request.attributes.request.http.headers[name.replace("_", "-")] = value
         answer: external_auth_pb2.CheckResponse = await self.authorization.Check(request)
+        return answer
+
+    async def check_certificate(
+        self, pem: str, *, credential: str | None = None
+    ) -> external_auth_pb2.CheckResponse:
+        """Ask as Envoy does for a device, or as somebody with another credential than Envoy's."""
+        request = external_auth_pb2.CheckRequest()
+        request.attributes.source.certificate = quote(pem)
+        shown = gateway_credential.derive(MESH_SECRET) if credential is None else credential
+        answer: external_auth_pb2.CheckResponse = await self.authorization.Check(
+            request, metadata=((gateway_credential.HEADER, shown),)
+        )
         return answer
 
     async def sql(self, statement: str, *arguments: object) -> None:
@@ -147,6 +169,7 @@ async def running_auth(
             api_keys=api_key_service_pb2_grpc.ApiKeyServiceStub(channel),
             users=user_service_pb2_grpc.UserServiceStub(channel),
             roles=role_service_pb2_grpc.RoleServiceStub(channel),
+            certificates=device_certificate_service_pb2_grpc.DeviceCertificateServiceStub(channel),
             health=health_service_pb2_grpc.HealthServiceStub(channel),
             authorization=external_auth_pb2_grpc.AuthorizationStub(channel),
         )

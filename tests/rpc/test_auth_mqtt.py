@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import aiomqtt
-import grpc
 import nats
 import pytest
 from nats.aio.client import Client
@@ -21,36 +20,11 @@ from meshkit.mqtt import STREAM
 from meshkit.nats_server import NatsUser
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import MESH_SECRET, AuthApp, running_auth, until
-from twinmesh.asset.v1 import device_service_pb2 as device_pb2
-from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
-from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
+from tests.rpc.auth_devices import FakeDevices, fake_devices
 from twinmesh.auth.v1 import api_key_service_pb2 as key_pb2
 
 SWEEP_S = 0.2
 _NOT_ALLOWED = 0x80
-
-
-class _Devices(profile_grpc.ProfileServiceServicer):
-    def __init__(self) -> None:
-        self.of: dict[str, dict[str, bool]] = {
-            "demo": {"pump-1": True, "pump-2": True, "off": False},
-            "other": {"foreign": True},
-        }
-
-    def _known(self, tenant: str) -> dict[str, device_pb2.Device]:
-        status = {True: device_pb2.DEVICE_STATUS_ACTIVE, False: device_pb2.DEVICE_STATUS_DISABLED}
-        return {
-            device: device_pb2.Device(id=device, status=status[enabled])
-            for device, enabled in self.of.get(tenant, {}).items()
-        }
-
-    async def BatchGetProfiles(self, request: Any, context: Any) -> profile_pb2.BatchGetProfilesResponse:
-        known = self._known(request.tenant)
-        found = [known[device] for device in request.device_ids if device in known]
-        return profile_pb2.BatchGetProfilesResponse(devices=found)
-
-    async def ListProfiles(self, request: Any, context: Any) -> profile_pb2.ListProfilesResponse:
-        return profile_pb2.ListProfilesResponse(devices=self._known(request.tenant).values())
 
 
 @dataclass
@@ -60,7 +34,7 @@ class Site:
     auth: AuthApp
     nats: EmbeddedNats
     mqtt_port: int
-    devices: _Devices
+    devices: FakeDevices
     ingest: Client
     clients: AsyncExitStack = field(default_factory=AsyncExitStack)
 
@@ -122,24 +96,21 @@ def device_nats(short_home: Path) -> Iterator[tuple[EmbeddedNats, int]]:
 @asynccontextmanager
 async def running_site(database: TestDatabase, device_nats: tuple[EmbeddedNats, int]) -> AsyncIterator[Site]:
     server, port = device_nats
-    devices = _Devices()
-    assets = grpc.aio.server()
-    profile_grpc.add_ProfileServiceServicer_to_server(devices, assets)
-    asset_port = assets.add_insecure_port("127.0.0.1:0")
-    await assets.start()
     ingest = await nats.connect(server.url_of(NatsUser.INGEST))
     try:
-        async with running_auth(
-            database,
-            peers={"asset_address": f"127.0.0.1:{asset_port}"},
-            callout_nats_url=server.url_of(NatsUser.AUTH),
-        ) as auth:
+        async with (
+            fake_devices() as (devices, asset_address),
+            running_auth(
+                database,
+                peers={"asset_address": asset_address},
+                callout_nats_url=server.url_of(NatsUser.AUTH),
+            ) as auth,
+        ):
             site = Site(auth, server, port, devices, ingest)
             async with site.clients:
                 yield site
     finally:
         await ingest.close()
-        await assets.stop(0)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S
-from auth_svc.key_exchange import CACHE_LIFE_S, TOKEN_LIFE_S
+from auth_svc.exchanged_tokens import CACHE_LIFE_S, TOKEN_LIFE_S
 from auth_svc.revocations import kept_until
 from auth_svc.stores.revocations import RevocationStore, insert_revocation
 from meshkit import db

@@ -9,7 +9,16 @@ from auth_svc.migrations import OWNER
 from meshkit.migrate import migrate_down, migrate_up
 from meshkit.testing.database import TestDatabase
 
-_TENANT_TABLES = ["tenant", "user_account", "session", "refresh_token", "api_key", "revocation", "role"]
+_TENANT_TABLES = [
+    "tenant",
+    "user_account",
+    "session",
+    "refresh_token",
+    "api_key",
+    "revocation",
+    "role",
+    "device_certificate",
+]
 
 
 @pytest.fixture
@@ -17,7 +26,7 @@ async def filled(database: TestDatabase) -> TestDatabase:
     """Two tenants with one row in every table."""
     connection = await asyncpg.connect(database.admin_url)
     try:
-        for tenant in ("demo", "other"):
+        for n, tenant in enumerate(("demo", "other")):
             await connection.execute(
                 f"""
                 INSERT INTO auth.tenant VALUES ('{tenant}', now());
@@ -31,6 +40,8 @@ async def filled(database: TestDatabase) -> TestDatabase:
                        ('{tenant}', 'user', 'over', now(), now());
                 INSERT INTO auth.role (tenant_id, id, display_name, permissions, create_time, update_time)
                 VALUES ('{tenant}', 'guard', '', '{{twin:read}}', now(), now());
+                INSERT INTO auth.device_certificate
+                VALUES ('{tenant}', 'c{n}', 'd', 'spiffe', 'pem', sha256('x'), NULL, 'ada', now(), now());
                 """
             )
     finally:
@@ -78,6 +89,10 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         VALUES ('other', 'user', 'ada', now(), now())
         """,
         "INSERT INTO auth.role VALUES ('other', 'mine', '', '{}', 1, now(), now())",
+        """
+        INSERT INTO auth.device_certificate
+        VALUES ('other', 'c2', 'd', 'spiffe', 'pem', sha256('x'), NULL, 'eve', now(), now())
+        """,
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
@@ -91,6 +106,8 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
         "UPDATE auth.role SET tenant_id = 'other'",
         "UPDATE auth.tenant SET tenant_id = 'other'",
         "UPDATE auth.api_key SET permissions = '{}'",
+        "UPDATE auth.device_certificate SET device_id = 'e'",
+        "DELETE FROM auth.device_certificate",
         "UPDATE auth.session SET username = 'eve'",
         "UPDATE auth.revocation SET until_time = now()",
         "UPDATE auth.signing_key SET activate_time = now()",
@@ -128,6 +145,26 @@ async def test_revocations_of_all_tenants_are_told_but_those_that_are_over(
 ) -> None:
     rows = await service.fetch("SELECT * FROM auth.revocations_after(0, 10)")
     assert [(row["tenant_id"], row["id"]) for row in rows] == [("demo", "ada"), ("other", "ada")]
+
+
+async def test_the_crl_has_certificates_of_all_tenants_by_serial_number_only(
+    filled: TestDatabase, service: asyncpg.Connection
+) -> None:
+    connection = await asyncpg.connect(filled.admin_url)
+    try:
+        await connection.execute(
+            """
+            UPDATE auth.device_certificate SET revoke_time = now() WHERE tenant_id = 'other';
+            UPDATE auth.device_certificate SET revoke_time = now() - interval '1 hour',
+                expire_time = now() + interval '1 hour' WHERE tenant_id = 'demo';
+            """
+        )
+    finally:
+        await connection.close()
+    # Those that have expired need no CRL.
+    rows = await service.fetch("SELECT * FROM auth.device_certificates_on_crl()")
+    assert [row["id"] for row in rows] == ["c0"]
+    assert [list(row.keys()) for row in rows] == [["id", "revoke_time"]]
 
 
 async def test_the_schema_can_be_taken_back_and_made_again(filled: TestDatabase) -> None:

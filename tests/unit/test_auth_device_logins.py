@@ -47,6 +47,13 @@ class _Keys:
         return self.stored.get((tenant, key_id))
 
 
+class _Certificates:
+    """Where there is none but one."""
+
+    async def fingerprint(self, tenant: str, certificate_id: str) -> bytes | None:
+        return b"x" if (tenant, certificate_id) == ("demo", "c7") else None
+
+
 class _Devices:
     def __init__(self) -> None:
         self.of: dict[str, dict[str, bool]] = {
@@ -87,7 +94,7 @@ def devices() -> _Devices:
 
 @pytest.fixture
 def logins(keys: _Keys, devices: _Devices, clock: ManualClock) -> DeviceLogins:
-    return DeviceLogins(keys=keys, devices=devices, clock=clock)
+    return DeviceLogins(keys=keys, certificates=_Certificates(), devices=devices, clock=clock)
 
 
 async def _refusal(logins: DeviceLogins, user: str, password: str) -> DomainError:
@@ -183,11 +190,18 @@ async def test_while_nobody_knows_the_devices_nobody_comes_in(
 
 async def test_who_would_be_refused_today(logins: DeviceLogins, keys: _Keys, devices: _Devices) -> None:
     keys.add("other", "key9")
-    good = [Login("demo", "key7", "pump-1"), Login("demo", "key7", ""), Login("other", "key9", "foreign")]
+    good = [
+        Login("demo", "key7", "pump-1"),
+        Login("demo", "key7", ""),
+        Login("other", "key9", "foreign"),
+        Login("demo", "c7", "pump-1", by_certificate=True),
+    ]
     bad = [
         Login("demo", "revoked", "pump-1"),
         Login("demo", "revoked", ""),
         Login("other", "key7", "foreign"),  # Another tenant's key of the same id.
+        Login("demo", "key7", "pump-1", by_certificate=True),  # A key's id is no certificate's, …
+        Login("demo", "c7", "pump-1"),  # … nor the other way round.
         Login("demo", "key7", "off"),
         Login("demo", "key7", "deleted"),
         Login("demo", "key7", "foreign"),  # It moved.

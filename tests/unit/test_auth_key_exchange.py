@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auth_svc.access_tokens import AccessTokens, Signer
 from auth_svc.api_keys import ApiKey
-from auth_svc.key_exchange import CACHE_LIFE_S, TOKEN_LIFE_S, KeyExchange, StoredKey
+from auth_svc.exchanged_tokens import CACHE_LIFE_S, TOKEN_LIFE_S, ExchangedTokens
+from auth_svc.key_exchange import KeyExchange, StoredKey
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_secret
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated
@@ -38,15 +39,15 @@ class _Keys:
     def __init__(self) -> None:
         self.stored: StoredKey | None = StoredKey(_KEY, _TOKEN.hash)
         self.asked = 0
-        self.exchange: KeyExchange | None = None
+        self.tokens: ExchangedTokens | None = None
 
     async def find(self, tenant: str, key_id: str) -> StoredKey | None:
         self.asked += 1
         found = self.stored if (tenant, key_id) == ("demo", "gateway7") else None
-        if self.exchange is not None:
+        if self.tokens is not None:
             # The key is revoked after it was read and before the answer is used.
             self.stored = None
-            self.exchange.revoked([revocation_of(tenant, key_id)])
+            self.tokens.revoked([revocation_of(tenant, key_id)])
         return found
 
 
@@ -61,8 +62,14 @@ def keys() -> _Keys:
 
 
 @pytest.fixture
-def exchange(keys: _Keys, clock: ManualClock) -> KeyExchange:
-    return KeyExchange(keys=keys, access_tokens=AccessTokens(signers=_Signers(), clock=clock), clock=clock)
+def tokens(clock: ManualClock) -> ExchangedTokens:
+    access_tokens = AccessTokens(signers=_Signers(), clock=clock)
+    return ExchangedTokens(RevocationKind.API_KEY, access_tokens=access_tokens, clock=clock)
+
+
+@pytest.fixture
+def exchange(keys: _Keys, tokens: ExchangedTokens, clock: ManualClock) -> KeyExchange:
+    return KeyExchange(keys=keys, tokens=tokens, clock=clock)
 
 
 def _claims(token: str) -> dict[str, object]:
@@ -81,7 +88,7 @@ async def test_a_key_becomes_a_token_of_its_own(exchange: KeyExchange) -> None:
 
 
 async def test_a_key_is_looked_up_once_and_again_later(
-    exchange: KeyExchange, keys: _Keys, clock: ManualClock
+    exchange: KeyExchange, tokens: ExchangedTokens, keys: _Keys, clock: ManualClock
 ) -> None:
     first = await exchange.exchange(_TOKEN.text)
     clock.advance(CACHE_LIFE_S - 1)
@@ -89,7 +96,7 @@ async def test_a_key_is_looked_up_once_and_again_later(
     assert keys.asked == 1
     clock.advance(1)
     assert await exchange.exchange(_TOKEN.text) != first
-    assert exchange.lookups == Lookups(hits=1, misses=2)
+    assert tokens.lookups == Lookups(hits=1, misses=2)
     assert keys.asked == 2
 
 
@@ -117,22 +124,28 @@ async def test_a_key_ends_on_time_even_when_remembered(
         (RevocationKind.API_KEY, "gateway7", True),
         (RevocationKind.TENANT, "demo", True),
         (RevocationKind.API_KEY, "gateway8", False),
-        (RevocationKind.SESSION, "gateway7", False),
+        (RevocationKind.CERTIFICATE, "gateway7", False),
     ],
 )
 async def test_a_key_that_was_revoked_or_whose_tenant_was_is_forgotten(
-    exchange: KeyExchange, keys: _Keys, kind: RevocationKind, id_: str, is_forgotten: bool
+    exchange: KeyExchange,
+    tokens: ExchangedTokens,
+    keys: _Keys,
+    *,
+    kind: RevocationKind,
+    id_: str,
+    is_forgotten: bool,
 ) -> None:
     await exchange.exchange(_TOKEN.text)
-    exchange.revoked([revocation_of("demo", id_, kind)])
+    tokens.revoked([revocation_of("demo", id_, kind)])
     await exchange.exchange(_TOKEN.text)
     assert keys.asked == 1 + is_forgotten
 
 
 async def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(
-    exchange: KeyExchange, keys: _Keys
+    exchange: KeyExchange, tokens: ExchangedTokens, keys: _Keys
 ) -> None:
-    keys.exchange = exchange
+    keys.tokens = tokens
     await exchange.exchange(_TOKEN.text)
     with pytest.raises(Unauthenticated):
         await exchange.exchange(_TOKEN.text)

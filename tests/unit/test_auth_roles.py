@@ -12,6 +12,7 @@ from twinmesh.asset.v1 import (
 )
 from twinmesh.auth.v1 import (
     api_key_service_pb2,
+    device_certificate_service_pb2,
     permission_pb2,
     role_service_pb2,
     session_service_pb2,
@@ -35,6 +36,7 @@ _CONTRACTS = [
     asset_service_pb2,
     dead_letter_service_pb2,
     asset_type_service_pb2,
+    device_certificate_service_pb2,
     device_service_pb2,
     device_type_service_pb2,
     event_service_pb2,
@@ -79,6 +81,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
     assert admin - permissions_of(Role.OPERATOR) == {
         "api_key:read",
         "api_key:write",
+        "device_certificate:write",
         "ingest_policy:write",
         "role:read",
         "role:write",
@@ -89,6 +92,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
     readable = {permission for permission in admin if permission.endswith(":read")}
     assert permissions_of(Role.ANALYST) == readable - {
         "api_key:read",
+        "device_certificate:read",
         "ingest_policy:read",
         "role:read",
         "storage:read",

@@ -55,6 +55,8 @@ def test_config_lists_every_setting_and_masks_secrets(monkeypatch: pytest.Monkey
         ("TWINMESH_BIND", "localhost"),
         ("TWINMESH_MQTT_PORT", "mqtt"),
         ("TWINMESH_MQTT_PORT", "8080"),
+        ("TWINMESH_DEVICE_PORT", "1883"),
+        ("TWINMESH_TRUST_DOMAIN", "Plant/1"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector"),
         ("TWINMESH_MESH_SECRET", "short"),
         # Without TWINMESH_DATABASE_URL.

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,14 @@ KEYS = st.from_regex(r"[a-z0-9]{1,64}", fullmatch=True)
 DEVICES = st.just("") | st.from_regex(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", fullmatch=True)
 
 
-@given(tenant=TENANTS, key_id=KEYS, device_id=DEVICES)
-def test_a_login_comes_back_from_its_text(tenant: str, key_id: str, device_id: str) -> None:
-    login = Login(tenant, key_id, device_id)
-    assert Login.parse(login.text) == login
-    assert login.principal == f"api_key:{key_id}"
+@given(tenant=TENANTS, credential_id=KEYS, device_id=DEVICES)
+def test_a_login_comes_back_from_its_text(tenant: str, credential_id: str, device_id: str) -> None:
+    by_key = Login(tenant, credential_id, device_id)
+    by_certificate = Login(tenant, credential_id, device_id, by_certificate=True)
+    for login in (by_key, by_certificate):
+        assert Login.parse(login.text) == login
+    assert by_key.principal == f"api_key:{credential_id}"
+    assert by_certificate.principal == f"device:{device_id}"
 
 
 @given(text=st.text(max_size=30) | st.text("a1-/", max_size=12))
@@ -65,11 +69,14 @@ def _certificate(folder: Path) -> Tls:
 
 
 @pytest.mark.parametrize("sync_always", [True, False])
-@pytest.mark.parametrize("mqtt", ["closed", "open", "tls"])
+@pytest.mark.parametrize("mqtt", ["closed", "open", "tls", "mtls"])
 def test_nats_takes_the_configuration(tmp_path: Path, mqtt: str, sync_always: bool) -> None:
     listener = None
     if mqtt != "closed":
-        listener = MqttListener("0.0.0.0", 1883, _certificate(tmp_path) if mqtt == "tls" else None)
+        tls = None if mqtt == "open" else _certificate(tmp_path)
+        if mqtt == "mtls" and tls is not None:
+            tls = replace(tls, client_authority=tls.certificate)
+        listener = MqttListener("0.0.0.0", 1883, tls)
     config = server_config(
         root=ROOT,
         listen="127.0.0.1:4222",

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ingest_svc.app import app
 from ingest_svc.config import IngestSettings
 from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens
+from meshkit.identity import PrincipalKind, ServiceTokens
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
 from meshkit.testing.database import TestDatabase
@@ -66,14 +66,19 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
         disabled: bool = False,
         asset_id: str = "",
         device_type: str = "pump",
+        parent_id: str = "",
     ) -> None:
         status = device_pb2.DEVICE_STATUS_DISABLED if disabled else device_pb2.DEVICE_STATUS_ACTIVE
         self.devices.setdefault(tenant, {})[device_id] = device_pb2.Device(
-            id=device_id, device_type_id=device_type, status=status, asset_id=asset_id
+            id=device_id,
+            device_type_id=device_type,
+            status=status,
+            asset_id=asset_id,
+            parent_id=parent_id,
         )
 
     def add_child(self, device_id: str, gateway_id: str, logical_id: str) -> None:
-        self.add(device_id)
+        self.add(device_id, parent_id=gateway_id)
         self.children[gateway_id, logical_id] = device_id
 
     async def BatchGetChildren(
@@ -182,9 +187,10 @@ class Ingest:
         tenant: str = TENANT,
         subject: str = "tester",
         permissions: Iterable[str] = ("telemetry:write", "telemetry:backfill"),
+        kind: PrincipalKind = PrincipalKind.USER,
     ) -> tuple[tuple[str, str], ...]:
         """Return call metadata with a token."""
-        return bearer(self.mint.token(tenant=tenant, subject=subject, permissions=permissions))
+        return bearer(self.mint.token(tenant=tenant, subject=subject, permissions=permissions, kind=kind))
 
     async def send(
         self,

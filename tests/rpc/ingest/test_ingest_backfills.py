@@ -1,6 +1,7 @@
 """Old recordings are taken inside of a declared range, and only there."""
 
 import time
+from typing import Any
 
 import grpc
 
@@ -25,7 +26,7 @@ def declaration(start_us: int, end_us: int) -> ingest_pb2.CreateBackfillRequest:
 
 
 async def declare(
-    ingest: Ingest, start_us: int = START_US, end_us: int = END_US, **caller: str
+    ingest: Ingest, start_us: int = START_US, end_us: int = END_US, **caller: Any
 ) -> ingest_pb2.Backfill:
     return await ingest.stub.CreateBackfill(declaration(start_us, end_us), metadata=ingest.caller(**caller))
 

@@ -237,6 +237,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Built-in roles can be neither changed nor deleted; make a role of the tenant's own.
     FAILED_PRECONDITION. Metadata: role.
     """
+    ERROR_REASON_CA_NOT_CONFIGURED: _ErrorReason.ValueType  # 165
+    """The installation has no CA that could issue device certificates; `twinmesh ca init` makes
+    one. FAILED_PRECONDITION.
+    """
+    ERROR_REASON_CERTIFICATE_INVALID: _ErrorReason.ValueType  # 166
+    """The device certificate is unknown, expired or revoked. UNAUTHENTICATED."""
+    ERROR_REASON_CERTIFICATE_REQUIRED: _ErrorReason.ValueType  # 167
+    """Only a device that shows its certificate may do this. PERMISSION_DENIED."""
+    ERROR_REASON_DEVICE_NOT_OWN: _ErrorReason.ValueType  # 168
+    """The caller is a device, and writes for one that is neither itself nor its child. The same
+    whether that one exists or not. In a refusal.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -458,5 +470,17 @@ ERROR_REASON_PASSWORD_WRONG: ErrorReason.ValueType  # 155
 ERROR_REASON_ROLE_BUILT_IN: ErrorReason.ValueType  # 156
 """Built-in roles can be neither changed nor deleted; make a role of the tenant's own.
 FAILED_PRECONDITION. Metadata: role.
+"""
+ERROR_REASON_CA_NOT_CONFIGURED: ErrorReason.ValueType  # 165
+"""The installation has no CA that could issue device certificates; `twinmesh ca init` makes
+one. FAILED_PRECONDITION.
+"""
+ERROR_REASON_CERTIFICATE_INVALID: ErrorReason.ValueType  # 166
+"""The device certificate is unknown, expired or revoked. UNAUTHENTICATED."""
+ERROR_REASON_CERTIFICATE_REQUIRED: ErrorReason.ValueType  # 167
+"""Only a device that shows its certificate may do this. PERMISSION_DENIED."""
+ERROR_REASON_DEVICE_NOT_OWN: ErrorReason.ValueType  # 168
+"""The caller is a device, and writes for one that is neither itself nor its child. The same
+whether that one exists or not. In a refusal.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

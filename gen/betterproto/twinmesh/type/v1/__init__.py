@@ -413,6 +413,28 @@ class ErrorReason(betterproto2.Enum):
     FAILED_PRECONDITION. Metadata: role.
     """
 
+    CA_NOT_CONFIGURED = 165
+    """
+    The installation has no CA that could issue device certificates; `twinmesh ca init` makes
+    one. FAILED_PRECONDITION.
+    """
+
+    CERTIFICATE_INVALID = 166
+    """
+    The device certificate is unknown, expired or revoked. UNAUTHENTICATED.
+    """
+
+    CERTIFICATE_REQUIRED = 167
+    """
+    Only a device that shows its certificate may do this. PERMISSION_DENIED.
+    """
+
+    DEVICE_NOT_OWN = 168
+    """
+    The caller is a device, and writes for one that is neither itself nor its child. The same
+    whether that one exists or not. In a refusal.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -486,6 +508,10 @@ class ErrorReason(betterproto2.Enum):
             154: "ERROR_REASON_LAST_ADMINISTRATOR",
             155: "ERROR_REASON_PASSWORD_WRONG",
             156: "ERROR_REASON_ROLE_BUILT_IN",
+            165: "ERROR_REASON_CA_NOT_CONFIGURED",
+            166: "ERROR_REASON_CERTIFICATE_INVALID",
+            167: "ERROR_REASON_CERTIFICATE_REQUIRED",
+            168: "ERROR_REASON_DEVICE_NOT_OWN",
         }
 
     @classmethod
@@ -561,6 +587,10 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_LAST_ADMINISTRATOR": 154,
             "ERROR_REASON_PASSWORD_WRONG": 155,
             "ERROR_REASON_ROLE_BUILT_IN": 156,
+            "ERROR_REASON_CA_NOT_CONFIGURED": 165,
+            "ERROR_REASON_CERTIFICATE_INVALID": 166,
+            "ERROR_REASON_CERTIFICATE_REQUIRED": 167,
+            "ERROR_REASON_DEVICE_NOT_OWN": 168,
         }
 
 

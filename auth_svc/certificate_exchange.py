@@ -1,0 +1,52 @@
+"""Device certificates to access tokens: what Envoy asks for each request at the devices' listener."""
+
+import hmac
+from functools import partial
+
+from auth_svc.access_tokens import Grant
+from auth_svc.device_credentials import PERMISSIONS, CertificateLookup, ShownCertificate, is_good, refused
+from auth_svc.exchanged_tokens import Exchangeable, ExchangedTokens
+from meshkit.clock import Clock
+from meshkit.identity import PrincipalKind
+
+
+class CertificateExchange:
+    """Exchanges certificates, whose keys Envoy has seen used, for short-lived access tokens.
+
+    Args:
+        certificates: where those that were issued are found.
+        tokens: those exchanged before.
+        clock: tells when they were looked up.
+    """
+
+    def __init__(self, *, certificates: CertificateLookup, tokens: ExchangedTokens, clock: Clock) -> None:
+        self._certificates = certificates
+        self._tokens = tokens
+        self._clock = clock
+
+    async def exchange(self, pem: str) -> str:
+        """Return an access token for a device.
+
+        Raises:
+            Unauthenticated: CERTIFICATE_INVALID, the same whatever is wrong.
+        """
+        shown = ShownCertificate.parse(pem)
+        known = await self._tokens.get(shown.name.tenant, shown.id, partial(self._look_up, shown))
+        if known is None or not hmac.compare_digest(known.hash, shown.fingerprint):
+            raise refused()
+        return known.access_token
+
+    async def _look_up(self, shown: ShownCertificate) -> Exchangeable | None:
+        read_us = self._clock.now_us()
+        if not await is_good(self._certificates, shown):
+            return None
+        grant = Grant(
+            tenant=shown.name.tenant,
+            subject=shown.name.device_id,
+            kind=PrincipalKind.DEVICE,
+            permissions=PERMISSIONS,
+            credential_id=shown.id,
+            credential_expire_us=shown.expire_us,
+            read_us=read_us,
+        )
+        return Exchangeable(shown.fingerprint, grant)

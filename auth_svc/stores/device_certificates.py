@@ -1,0 +1,171 @@
+"""Table auth.device_certificate."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import asyncpg
+
+from auth_svc.ca.authority import Revoked
+from auth_svc.device_certificates import DeviceCertificate
+from auth_svc.stores.revocations import insert_revocation
+from meshkit.clock import from_datetime, to_datetime
+from meshkit.db import tenant_transaction
+from meshkit.revocations import RevocationKind
+
+# Locked, so that one that is being revoked is revoked with what is renewed from it.
+_LOCK_ORIGIN = """
+SELECT revoke_time IS NULL
+FROM auth.device_certificate
+WHERE tenant_id = $1 AND id = $2
+FOR NO KEY UPDATE
+"""
+
+_INSERT = """
+INSERT INTO auth.device_certificate
+    (tenant_id, id, device_id, uri, chain, fingerprint, renewed_from, creator, create_time, expire_time)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+"""
+
+_GET = """
+SELECT tenant_id, id, device_id, uri, chain, fingerprint, renewed_from, creator, create_time, expire_time,
+    revoke_time
+FROM auth.device_certificate
+WHERE tenant_id = $1 AND id = $2
+"""
+
+_PAGE = """
+SELECT tenant_id, id, device_id, uri, chain, fingerprint, renewed_from, creator, create_time, expire_time,
+    revoke_time
+FROM auth.device_certificate
+WHERE tenant_id = $1 AND id > $2
+ORDER BY id
+LIMIT $3
+"""
+
+_PAGE_OF_DEVICE = """
+SELECT tenant_id, id, device_id, uri, chain, fingerprint, renewed_from, creator, create_time, expire_time,
+    revoke_time
+FROM auth.device_certificate
+WHERE tenant_id = $1 AND id > $2 AND device_id = $4
+ORDER BY id
+LIMIT $3
+"""
+
+_FINGERPRINT = """
+SELECT fingerprint
+FROM auth.device_certificate
+WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL AND expire_time > clock_timestamp()
+"""
+
+# By the database's clock, which all processes share. Waits for renewals that are under way, by their lock.
+_REVOKE_ONE = """
+UPDATE auth.device_certificate SET revoke_time = coalesce(revoke_time, clock_timestamp())
+WHERE tenant_id = $1 AND id = $2
+RETURNING revoke_time >= $3
+"""
+
+_REVOKE_RENEWED = """
+UPDATE auth.device_certificate SET revoke_time = coalesce(revoke_time, clock_timestamp())
+WHERE tenant_id = $1 AND renewed_from = ANY($2)
+RETURNING id, revoke_time >= $3 AS is_new
+"""
+
+_ON_CRL = "SELECT id, revoke_time FROM auth.device_certificates_on_crl()"
+
+
+class DeviceCertificateStore:
+    """Device certificates of all tenants, one tenant at a time.
+
+    Args:
+        pool: as role twinmesh_auth.
+    """
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def create(self, certificate: DeviceCertificate) -> bool:
+        """Store one; False when the one that it is renewed from was revoked, and nothing is stored."""
+        async with tenant_transaction(self._pool, certificate.tenant) as connection:
+            origin = certificate.renewed_from
+            if origin is not None and not await connection.fetchval(_LOCK_ORIGIN, certificate.tenant, origin):
+                return False
+            await connection.execute(
+                _INSERT,
+                certificate.tenant,
+                certificate.id,
+                certificate.device_id,
+                certificate.uri,
+                certificate.chain,
+                certificate.fingerprint,
+                origin,
+                certificate.creator,
+                to_datetime(certificate.create_us),
+                to_datetime(certificate.expire_us),
+            )
+        return True
+
+    async def get(self, tenant: str, certificate_id: str) -> DeviceCertificate | None:
+        """Return one, None when there is none."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            row = await connection.fetchrow(_GET, tenant, certificate_id)
+        return None if row is None else _certificate(row)
+
+    async def page(
+        self, tenant: str, *, device_id: str, after: str, limit: int
+    ) -> Sequence[DeviceCertificate]:
+        """Return certificates by id after an id; of one device unless that is ""."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            if device_id:
+                rows = await connection.fetch(_PAGE_OF_DEVICE, tenant, after, limit, device_id)
+            else:
+                rows = await connection.fetch(_PAGE, tenant, after, limit)
+        return [_certificate(row) for row in rows]
+
+    async def fingerprint(self, tenant: str, certificate_id: str) -> bytes | None:
+        """Return that of a certificate, None when there is none, or it is revoked or has expired."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            found: bytes | None = await connection.fetchval(_FINGERPRINT, tenant, certificate_id)
+        return found
+
+    async def revoke(self, tenant: str, certificate_id: str, *, until: datetime) -> Sequence[str] | None:
+        """Revoke one and all that were renewed from it; return the ids, None when there is no such one.
+
+        Until the given time tokens of theirs are held against the list of revocations.
+        """
+        async with tenant_transaction(self._pool, tenant) as connection:
+            began = await connection.fetchval("SELECT clock_timestamp()")
+            is_new = await connection.fetchval(_REVOKE_ONE, tenant, certificate_id, began)
+            if is_new is None:
+                return None
+            revoked = [certificate_id] if is_new else []
+            origins = [certificate_id]
+            # One generation after the other: renewals are looked for once nobody adds any.
+            while origins:
+                rows = await connection.fetch(_REVOKE_RENEWED, tenant, origins, began)
+                origins = [row["id"] for row in rows]
+                revoked += [row["id"] for row in rows if row["is_new"]]
+            for each in revoked:
+                await insert_revocation(
+                    connection, tenant=tenant, kind=RevocationKind.CERTIFICATE, id=each, until=until
+                )
+        return revoked
+
+    async def on_crl(self) -> Sequence[Revoked]:
+        """Return those of all tenants that are revoked and have not expired."""
+        return [Revoked(int(row["id"], 16), row["revoke_time"]) for row in await self._pool.fetch(_ON_CRL)]
+
+
+def _certificate(row: asyncpg.Record) -> DeviceCertificate:
+    return DeviceCertificate(
+        tenant=row["tenant_id"],
+        id=row["id"],
+        device_id=row["device_id"],
+        uri=row["uri"],
+        chain=row["chain"],
+        fingerprint=row["fingerprint"],
+        renewed_from=row["renewed_from"],
+        creator=row["creator"],
+        create_us=from_datetime(row["create_time"]),
+        expire_us=from_datetime(row["expire_time"]),
+        revoke_us=None if row["revoke_time"] is None else from_datetime(row["revoke_time"]),
+    )

@@ -1,0 +1,137 @@
+"""The listener where devices show their certificates, made of the edge's.
+
+Its certificate is the only credential there: auth_svc exchanges it for a token, which replaces whatever
+else is sent. The files in its folder:
+
+    ca.pem                    whom to trust
+    crl.pem                   who is revoked; auth_svc keeps it current
+    trust.json                the two as a secret, whose files Envoy watches
+    server.pem, server.key.pem   the listener's own certificate chain and key
+    gateway.credential        by which auth_svc knows Envoy, when it speaks of a certificate
+"""
+
+from copy import deepcopy
+from pathlib import Path
+
+from gateway import Config, clusters, local_replies
+from gateway.settings import DeviceDoor
+from meshkit import gateway_credential
+
+CA, CRL, TRUST = "ca.pem", "crl.pem", "trust.json"
+SERVER_CERTIFICATE, SERVER_KEY, CREDENTIAL = "server.pem", "server.key.pem", "gateway.credential"
+_SECRET = "devices"  # noqa: S105 - a name
+_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
+_EXT_AUTHZ = "envoy.filters.http.ext_authz"
+# What a device's key may be, and no SHA-1.
+_SIGNATURES = [
+    "ecdsa_secp256r1_sha256",
+    "ecdsa_secp384r1_sha384",
+    "ed25519",
+    "rsa_pss_rsae_sha256",
+    "rsa_pss_rsae_sha384",
+    "rsa_pss_rsae_sha512",
+]
+
+
+def listener(edge: Config, door: DeviceDoor) -> Config:
+    """Return the listener: the edge's in all but address, TLS, and how callers are known."""
+    made = deepcopy(edge)
+    made["name"] = "devices"
+    made["address"]["socket_address"]["port_value"] = door.port
+    (chain,) = made["filter_chains"]
+    chain["transport_socket"] = _tls(door.trust)
+    manager = chain["filters"][0]["typed_config"]
+    manager["stat_prefix"] = manager["route_config"]["name"] = "devices"
+    manager["local_reply_config"]["mappers"] = local_replies.mappers(for_devices=True)
+    for each in manager["http_filters"]:
+        if each["name"] == _EXT_AUTHZ:
+            # Always, whatever the request carries; public rpcs need no identity here either.
+            config = each["typed_config"]["extension_config"]["typed_config"]
+            config["include_peer_certificate"] = True
+            config["allowed_headers"] = {"patterns": [{"exact": ":path"}]}
+            config["grpc_service"]["envoy_grpc"]["cluster_name"] = clusters.DEVICE_AUTHORIZATION
+            each["typed_config"] = config
+    return made
+
+
+def trust_secret(trust: Path, trust_domain: str) -> Config:
+    """Return what stands in trust.json.
+
+    Args:
+        trust: the folder, as Envoy sees it.
+        trust_domain: whose devices are let in.
+    """
+    context = {
+        "trusted_ca": {"filename": str(trust / CA)},
+        "crl": {"filename": str(trust / CRL)},
+        # The root revokes nothing: the CA that issues is replaced with it.
+        "only_verify_leaf_cert_crl": True,
+        "match_typed_subject_alt_names": [
+            {"san_type": "URI", "matcher": {"prefix": f"spiffe://{trust_domain}/tenant/"}}
+        ],
+    }
+    secret = {"@type": f"{_TLS}.Secret", "name": _SECRET, "validation_context": context}
+    return {"resources": [secret]}
+
+
+def credential_injector() -> Config:
+    """Return the upstream filter that proves to auth_svc that it is Envoy who asks."""
+    return {
+        "name": "envoy.filters.http.credential_injector",
+        "typed_config": {
+            "@type": "type.googleapis.com/"
+            "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
+            "overwrite": True,
+            "credential": {
+                "name": "envoy.http.injected_credentials.generic",
+                "typed_config": {
+                    "@type": "type.googleapis.com/"
+                    "envoy.extensions.http.injected_credentials.generic.v3.Generic",
+                    "credential": {"name": clusters.DEVICE_AUTHORIZATION},
+                    "header": gateway_credential.HEADER,
+                },
+            },
+        },
+    }
+
+
+def credential_secret(trust: Path) -> Config:
+    """Return the secret that the filter sends."""
+    return {
+        "name": clusters.DEVICE_AUTHORIZATION,
+        "generic_secret": {"secret": {"filename": str(trust / CREDENTIAL)}},
+    }
+
+
+def _tls(trust: Path) -> Config:
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": f"{_TLS}.DownstreamTlsContext",
+            "require_client_certificate": True,
+            # A resumed session would be one whose certificate nobody has looked at since.
+            "disable_stateless_session_resumption": True,
+            "disable_stateful_session_resumption": True,
+            "common_tls_context": {
+                "alpn_protocols": ["h2", "http/1.1"],
+                "tls_params": {
+                    "tls_minimum_protocol_version": "TLSv1_3",
+                    "tls_maximum_protocol_version": "TLSv1_3",
+                    "signature_algorithms": _SIGNATURES,
+                },
+                "tls_certificates": [
+                    {
+                        "certificate_chain": {"filename": str(trust / SERVER_CERTIFICATE)},
+                        "private_key": {"filename": str(trust / SERVER_KEY)},
+                    }
+                ],
+                "validation_context_sds_secret_config": {
+                    "name": _SECRET,
+                    "sds_config": {
+                        "resource_api_version": "V3",
+                        "path_config_source": {"path": str(trust / TRUST)},
+                    },
+                },
+            },
+        },
+    }

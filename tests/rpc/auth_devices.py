@@ -1,0 +1,50 @@
+"""asset_svc as auth_svc asks it, faked at its contract."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from twinmesh.asset.v1 import device_service_pb2 as device_pb2
+from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
+from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
+
+
+class FakeDevices(profile_grpc.ProfileServiceServicer):
+    """Knows devices by tenant, and whether they are enabled."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, dict[str, bool]] = {
+            "demo": {"pump-1": True, "pump-2": True, "off": False},
+            "other": {"foreign": True},
+        }
+
+    def _known(self, tenant: str) -> dict[str, device_pb2.Device]:
+        status = {True: device_pb2.DEVICE_STATUS_ACTIVE, False: device_pb2.DEVICE_STATUS_DISABLED}
+        return {
+            device: device_pb2.Device(id=device, status=status[enabled])
+            for device, enabled in self.of.get(tenant, {}).items()
+        }
+
+    async def BatchGetProfiles(self, request: Any, context: Any) -> profile_pb2.BatchGetProfilesResponse:
+        known = self._known(request.tenant)
+        found = [known[device] for device in request.device_ids if device in known]
+        return profile_pb2.BatchGetProfilesResponse(devices=found)
+
+    async def ListProfiles(self, request: Any, context: Any) -> profile_pb2.ListProfilesResponse:
+        return profile_pb2.ListProfilesResponse(devices=self._known(request.tenant).values())
+
+
+@asynccontextmanager
+async def fake_devices() -> AsyncIterator[tuple[FakeDevices, str]]:
+    """Serve devices while the context is open; yields them and the address."""
+    devices = FakeDevices()
+    server = grpc.aio.server()
+    profile_grpc.add_ProfileServiceServicer_to_server(devices, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield devices, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
