@@ -28,10 +28,11 @@ from asset_svc.stores.profile import ChildRows, ProfileRows
 from asset_svc.stores.rows import TenantStore
 from asset_svc.stores.tenants import DeviceTenants
 from meshkit import bus, db
-from meshkit.client import fetch_keys_from, service_channel
+from meshkit.audit import AuditTrail
+from meshkit.client import fetch_keys_from, send_audit_to, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.server import Registration, running_server
 from twinmesh.asset.v1 import (
     asset_service_pb2_grpc,
@@ -53,13 +54,16 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=SERVICE) as pool,
         bus.connection(settings.nats_url.get_secret_value(), name=SERVICE) as client,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
+        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
     ):
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         observe_caches(meter(), tokens=verifier.lookups)
+        observe_audit(meter(), audit)
         async with running_server(
             listen=settings.listen,
             registrations=_registrations(pool, client),
             verifier=verifier,
+            audit=audit,
             checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
             hints={"nats": bus.connected(client)},
             reflected=PUBLIC_SERVICES,

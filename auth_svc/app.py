@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 
 from auth_svc.access_tokens import AccessTokens
 from auth_svc.api_keys import ApiKeys
 from auth_svc.asset_client import AssetDevices
+from auth_svc.audit import AuditEvents
 from auth_svc.config import AuthSettings
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.key_exchange import KeyExchange
@@ -19,28 +21,33 @@ from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
 from auth_svc.revocations import Revocations
 from auth_svc.servicers.api_keys import ApiKeyServicer
+from auth_svc.servicers.audit import AuditEventServicer, AuditServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
 from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.sessions import SessionServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
+from auth_svc.stores.audit_events import AuditEventStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
 from envoy_api import external_auth_pb2_grpc
 from meshkit import bus, db, nats_server
+from meshkit.audit import AuditTrail
 from meshkit.client import service_channel
-from meshkit.clock import SystemClock
+from meshkit.clock import Clock, SystemClock
+from meshkit.exports import ExportSlots
 from meshkit.identity import PrincipalKind, ServiceTokens
-from meshkit.metrics import meter, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
-from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2_grpc
+from twinmesh.auth.v1 import api_key_service_pb2_grpc, audit_service_pb2_grpc, session_service_pb2_grpc
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
 _POLL_REVOCATIONS_EVERY_S = 1.0
+_KEEP_AUDIT_DAYS_EVERY_S = 3600.0
 _log = structlog.get_logger()
 
 
@@ -94,6 +101,10 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             clock=clock,
             is_live={PrincipalKind.USER: session_store.is_live, PrincipalKind.API_KEY: api_key_store.is_live},
         )
+        audit_events = AuditEvents(
+            store=AuditEventStore(pool=pool), kept_days=settings.audit_kept_days, clock=clock
+        )
+        await audit_events.keep_days()
         observe_caches(meter(), api_keys=key_exchange.lookups, tokens=verifier.lookups)
         registrations = [
             Registration(
@@ -105,6 +116,16 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 "twinmesh.auth.v1.ApiKeyService",
                 api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server,
                 ApiKeyServicer(api_keys=api_keys),
+            ),
+            Registration(
+                "twinmesh.auth.v1.AuditService",
+                audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+                AuditServicer(audit_events=audit_events),
+            ),
+            Registration(
+                "twinmesh.auth.v1.AuditEventService",
+                audit_service_pb2_grpc.add_AuditEventServiceServicer_to_server,
+                AuditEventServicer(audit_events=audit_events, slots=ExportSlots()),
             ),
             Registration(
                 "twinmesh.mesh.v1.HealthService",
@@ -120,16 +141,28 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             _repeating("revocations", revocations.poll, every_s=_POLL_REVOCATIONS_EVERY_S),
+            _repeating("days of the audit", audit_events.keep_days, every_s=_KEEP_AUDIT_DAYS_EVERY_S),
             _logging_devices_in(callout, settings) as hints,
+            _own_audit(audit_events, clock) as audit,
             running_server(
                 listen=settings.listen,
                 registrations=registrations,
                 verifier=verifier,
+                audit=audit,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints=hints,
             ) as port,
         ):
             yield port
+
+
+@asynccontextmanager
+async def _own_audit(audit_events: AuditEvents, clock: Clock) -> AsyncIterator[AuditTrail]:
+    """Keep the account of auth_svc's own calls while the context is open, as those of other services."""
+    record = partial(audit_events.record, recorder=SERVICE)
+    async with AuditTrail(send=record, clock=clock) as audit:
+        observe_audit(meter(), audit)
+        yield audit
 
 
 @asynccontextmanager

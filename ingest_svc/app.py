@@ -50,10 +50,11 @@ from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
-from meshkit.client import fetch_keys_from, service_channel
+from meshkit.audit import AuditTrail
+from meshkit.client import fetch_keys_from, send_audit_to, service_channel
 from meshkit.clock import Clock, SystemClock
 from meshkit.identity import Principal, ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
@@ -114,7 +115,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         assembler.add(commit.whole)
 
     async with (
-        _neighbours(settings, tokens) as (auth_channel, asset_channel),
+        _neighbours(settings, tokens, clock=clock) as (auth_channel, asset_channel, audit),
         _pools(settings) as (pool, raw_pool),
         background(
             (placements := Placements(store=PlacementStore(pool=pool), clock=clock)).keep_saving(),
@@ -193,6 +194,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             assets=known_assets.lookups,
             tokens=verifier.lookups,
         )
+        observe_audit(meter(), audit)
 
         def new_stream(principal: Principal) -> TelemetryStream:
             return TelemetryStream(
@@ -288,6 +290,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                     ),
                 ],
                 verifier=verifier,
+                audit=audit,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints={"nats": bus.connected(nats_client)},
                 drain=streams.drain,
@@ -298,14 +301,15 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def _neighbours(
-    settings: IngestSettings, tokens: ServiceTokens
-) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel]]:
-    """Open the channels to auth_svc and asset_svc while the context is open."""
+    settings: IngestSettings, tokens: ServiceTokens, *, clock: Clock
+) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel, AuditTrail]]:
+    """Open the channels to auth_svc and asset_svc, and the audit, while the context is open."""
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth,
         service_channel(settings.asset_address, tokens=tokens) as asset,
+        AuditTrail(send=send_audit_to(auth), clock=clock) as audit,
     ):
-        yield auth, asset
+        yield auth, asset, audit
 
 
 @asynccontextmanager

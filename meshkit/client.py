@@ -1,7 +1,7 @@
 """Channels to other services, carrying this service's own identity."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -10,10 +10,11 @@ import structlog
 from google.protobuf.message import Message
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
-from meshkit import status
+from meshkit import audit_messages, status
+from meshkit.audit import AuditEvent
 from meshkit.errors import DomainError, dependency_unavailable
 from meshkit.identity import KeyFetch, ServiceTokens
-from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+from twinmesh.auth.v1 import audit_service_pb2_grpc, session_service_pb2, session_service_pb2_grpc
 
 _log = structlog.get_logger()
 _R = TypeVar("_R")
@@ -117,3 +118,13 @@ def fetch_keys_from(channel: grpc.aio.Channel) -> KeyFetch:
         return [{field.name: value for field, value in key.ListFields()} for key in answer.keys]
 
     return fetch
+
+
+def send_audit_to(channel: grpc.aio.Channel) -> Callable[[Sequence[AuditEvent]], Awaitable[None]]:
+    """Return a function that has auth_svc keep audit events."""
+    stub = audit_service_pb2_grpc.AuditServiceStub(channel)
+
+    async def send(events: Sequence[AuditEvent]) -> None:
+        await call(stub.RecordAuditEvents, audit_messages.to_request(events), peer="auth_svc")
+
+    return send

@@ -1,4 +1,4 @@
-"""What happens around every rpc: identity, permission, validation, deadline, errors.
+"""What happens around every rpc: identity, permission, validation, deadline, errors, audit.
 
 One interceptor does all of it, in this order, so that an rpc costs one wrapper.
 Handlers of streams must be async generators. A handler may answer with a message or with its bytes.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -17,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from meshkit import policy, status
+from meshkit.audit import ADDRESS_HEADER, AuditedCall, AuditTrail, TargetReader, is_recorded
 from meshkit.errors import DeadlineExceeded, DomainError, InvalidArgument
 from meshkit.identity import Principal, TokenVerifier, bind_principal
 from meshkit.telemetry import current_trace_id, join_trace
@@ -39,10 +41,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         verifier: proves bearer tokens.
+        audit: takes the account of each call.
     """
 
-    def __init__(self, *, verifier: TokenVerifier) -> None:
+    def __init__(self, *, verifier: TokenVerifier, audit: AuditTrail) -> None:
         self._verifier = verifier
+        self._audit = audit
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -63,7 +67,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
-        call = _Call(method=method, verifier=self._verifier)
+        call = _Call(method=method, verifier=self._verifier, audit=self._audit)
         codec: dict[str, Any] = {
             "request_deserializer": _decoder(handler.request_deserializer),
             "response_serializer": _encoder(handler.response_serializer),
@@ -80,66 +84,86 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """Wraps the handler of one method, whichever of the four forms it has."""
 
-    def __init__(self, *, method: str, verifier: TokenVerifier) -> None:
+    def __init__(self, *, method: str, verifier: TokenVerifier, audit: AuditTrail) -> None:
         self._method = method
         self._permission = policy.permission_of(method)
         self._verifier = verifier
+        self._targets = TargetReader(method)
+        self._audited = partial(audit.call, method, recorded=is_recorded(method))
 
     def unary_unary(self, inner: Any) -> Any:
         async def serve(request: Message, context: Context) -> Any:
-            try:
-                await self._admit(context)
-                _check(request)
-                if context.time_remaining() is None:
-                    async with asyncio.timeout(_UNARY_DEADLINE_S):
-                        return await inner(request, context)
-                return await inner(request, context)
-            except Exception as error:
-                await self._end(context, error)
+            with self._audited(context) as call:
+                try:
+                    self._note_targets(request, call)
+                    await self._admit(context, call)
+                    _check(request)
+                    if context.time_remaining() is None:
+                        async with asyncio.timeout(_UNARY_DEADLINE_S):
+                            response = await inner(request, context)
+                    else:
+                        response = await inner(request, context)
+                    if not call.targets:
+                        call.targets = self._targets.answered(response)
+                    return response
+                except Exception as error:
+                    await self._end(context, error)
 
         return serve
 
     def unary_stream(self, inner: Any) -> Any:
         async def serve(request: Message, context: Context) -> AsyncIterator[Message]:
-            try:
-                await self._admit(context)
-                _check(request)
-                async with aclosing(inner(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-            except Exception as error:
-                await self._end(context, error)
+            with self._audited(context) as call:
+                try:
+                    self._note_targets(request, call)
+                    await self._admit(context, call)
+                    _check(request)
+                    async with aclosing(inner(request, context)) as responses:
+                        async for response in responses:
+                            call.sent += 1
+                            yield response
+                except Exception as error:
+                    await self._end(context, error)
 
         return serve
 
     def stream_unary(self, inner: Any) -> Any:
         async def serve(requests: AsyncIterator[Message], context: Context) -> Any:
-            try:
-                await self._admit(context)
-                return await inner(_validated(requests), context)
-            except Exception as error:
-                await self._end(context, error)
+            with self._audited(context) as call:
+                try:
+                    await self._admit(context, call)
+                    return await inner(_validated(requests, call), context)
+                except Exception as error:
+                    await self._end(context, error)
 
         return serve
 
     def stream_stream(self, inner: Any) -> Any:
         async def serve(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
-            try:
-                await self._admit(context)
-                async with aclosing(inner(_validated(requests), context)) as responses:
-                    async for response in responses:
-                        yield response
-            except Exception as error:
-                await self._end(context, error)
+            with self._audited(context) as call:
+                try:
+                    await self._admit(context, call)
+                    async with aclosing(inner(_validated(requests, call), context)) as responses:
+                        async for response in responses:
+                            call.sent += 1
+                            yield response
+                except Exception as error:
+                    await self._end(context, error)
 
         return serve
 
-    async def _admit(self, context: Context) -> None:
+    def _note_targets(self, request: Message, call: AuditedCall) -> None:
+        """Note what the call is about, also when it will be refused."""
+        if request is not _UNREADABLE:
+            call.targets = self._targets.asked(request)
+
+    async def _admit(self, context: Context, call: AuditedCall) -> None:
         """Let the caller in, or raise why not."""
         metadata = context.invocation_metadata() or ()
         join_trace(metadata)
-        principal = await self._identify(metadata)
-        policy.require(self._permission, principal, method=self._method)
+        call.address = _address(metadata, context)
+        call.principal = await self._identify(metadata)
+        policy.require(self._permission, call.principal, method=self._method)
 
     async def _identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal | None:
         for name, value in metadata:
@@ -172,8 +196,18 @@ class _Call:
         raise AssertionError("unreachable: aborting raises")
 
 
-async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+def _address(metadata: Iterable[tuple[str, str | bytes]], context: Context) -> str:
+    """Return the client's address as Envoy gives it, or the peer's: who calls inside of the mesh."""
+    for name, value in metadata:
+        if name == ADDRESS_HEADER and isinstance(value, str):
+            return value
+    _, _, peer = context.peer().partition(":")
+    return peer.rpartition(":")[0].strip("[]")
+
+
+async def _validated(requests: AsyncIterator[Message], call: AuditedCall) -> AsyncIterator[Message]:
     async for request in requests:
+        call.received += 1
         _check(request)
         yield request
 

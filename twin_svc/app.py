@@ -9,10 +9,12 @@ from nats.aio.client import Client
 
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
-from meshkit.client import fetch_keys_from, service_channel
+from meshkit.audit import AuditTrail
+from meshkit.client import fetch_keys_from, send_audit_to, service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
+from meshkit.exports import MOST_EXPORTS
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.server import Registration, running_server
 from telemetry_store.feed import snapshot
 from telemetry_store.tiers.archive_reader import ArchiveReader
@@ -22,7 +24,7 @@ from twin_svc.asset_client import AssetDevices
 from twin_svc.changes import Changes
 from twin_svc.config import TwinSettings
 from twin_svc.devices import WatchedDevices
-from twin_svc.exports import MOST_EXPORTS, Exports
+from twin_svc.exports import Exports
 from twin_svc.fleet import Fleet
 from twin_svc.follower import FeedFollower
 from twin_svc.frontier_reports import FrontierReporter
@@ -59,6 +61,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         archive_store(settings.archive_url) as store,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
+        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
     ):
         source = AssetDevices(channel=asset_channel)
         registry = DeviceRegistry(source=source, clock=clock)
@@ -83,6 +86,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         verifier = TokenVerifier(fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock)
         metrics.observe(fleet=fleet, follower=follower, watches=watches)
         observe_caches(meter(), devices=registry.lookups, tokens=verifier.lookups)
+        observe_audit(meter(), audit)
 
         def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
             registry.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
@@ -162,6 +166,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                     ),
                 ],
                 verifier=verifier,
+                audit=audit,
                 checks={
                     "postgresql": lambda: feed_pool.fetchval("SELECT 1"),
                     "feed": follower.check,

@@ -7,6 +7,7 @@ import structlog
 import typer
 
 from twinmesh_cli import (
+    audit,
     bench,
     config,
     deadletters,
@@ -63,6 +64,7 @@ app.command()(trace.trace)
 app.command()(metrics.metrics)
 app.command()(login.login)
 app.command()(login.logout)
+app.add_typer(audit.audit_app, name="audit")
 app.add_typer(limits.limits_app, name="limits")
 app.add_typer(storage.storage_app, name="storage")
 app.command()(load.load)

@@ -1,4 +1,4 @@
-"""A stand-in for auth_svc: it has a key, mints tokens, answers GetJwks and exchanges API keys."""
+"""A stand-in for auth_svc: it has a key, mints tokens, answers GetJwks, exchanges API keys, takes audits."""
 
 import json
 import secrets as random_secrets
@@ -14,7 +14,12 @@ from google.rpc import code_pb2
 
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
-from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+from twinmesh.auth.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
+)
 
 _LIFE_S = 900
 
@@ -25,6 +30,7 @@ class TokenMint:
     def __init__(self, *, kid: str = "test-key") -> None:
         self._key = Ed25519PrivateKey.generate()
         self._kid = kid
+        self.audit_events: list[audit_service_pb2.AuditEvent] = []  # as services have recorded them
         self.api_keys: dict[str, str] = {}  # access tokens by the API key that is exchanged for them
 
     def jwk(self) -> dict[str, str]:
@@ -66,6 +72,15 @@ class _FakeSessions(session_service_pb2_grpc.SessionServiceServicer):
         return session_service_pb2.GetJwksResponse(keys=[session_service_pb2.Jwk(**self._mint.jwk())])
 
 
+class _FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
+    def __init__(self, mint: TokenMint) -> None:
+        self._mint = mint
+
+    async def RecordAuditEvents(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._mint.audit_events += request.events
+        return audit_service_pb2.RecordAuditEventsResponse()
+
+
 class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
     def __init__(self, mint: TokenMint) -> None:
         self._mint = mint
@@ -84,10 +99,11 @@ class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
 
 @asynccontextmanager
 async def fake_auth(mint: TokenMint) -> AsyncIterator[str]:
-    """Serve GetJwks for a mint's key and Check for its API keys; yields the address."""
+    """Serve GetJwks for a mint's key, Check for its API keys and its audit; yields the address."""
     server = grpc.aio.server()
     external_auth_pb2_grpc.add_AuthorizationServicer_to_server(_FakeAuthorization(mint), server)
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(_FakeSessions(mint), server)
+    audit_service_pb2_grpc.add_AuditServiceServicer_to_server(_FakeAudit(mint), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -7,10 +7,11 @@ from functools import partial
 import asyncpg
 
 from meshkit import db
-from meshkit.client import fetch_keys_from, service_channel
+from meshkit.audit import AuditTrail
+from meshkit.client import fetch_keys_from, send_audit_to, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter
+from meshkit.metrics import meter, observe_audit
 from meshkit.server import running_server
 from telemetry_store.maintenance.backfills import expire_backfills
 from telemetry_store.maintenance.config import MaintenanceSettings
@@ -148,11 +149,13 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
         db.pool(settings.database_url, application=SERVICE, max_size=16) as pool,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         archive_store(settings.archive_url) as store,
+        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
     ):
         rollups = RollupKeeper(
             pool=pool, minutes_kept=settings.minute_rollups_kept, archive=ArchiveReader(store)
         )
         observe_rollups(meter(), rollups)
+        observe_audit(meter(), audit)
         worker = Worker(pool=pool, steps=steps(pool, settings, rollups=rollups))
         mover = Worker(pool=pool, steps=moving_steps(pool, settings), lock_key=_MOVING_LOCK_KEY)
         archiver = Worker(
@@ -179,6 +182,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
                 verifier=TokenVerifier(
                     fetch_keys=fetch_keys_from(auth_channel), service_tokens=tokens, clock=clock
                 ),
+                audit=audit,
                 checks={
                     "postgresql": lambda: pool.fetchval("SELECT 1"),
                     "maintenance": worker.check,

@@ -9,7 +9,7 @@ from auth_svc.migrations import OWNER
 from meshkit.migrate import migrate_down, migrate_up
 from meshkit.testing.database import TestDatabase
 
-_TENANT_TABLES = ["tenant", "user_account", "session", "refresh_token", "api_key"]
+_TENANT_TABLES = ["tenant", "user_account", "session", "refresh_token", "api_key", "audit_event"]
 
 
 @pytest.fixture
@@ -26,6 +26,9 @@ async def filled(database: TestDatabase) -> TestDatabase:
                 INSERT INTO auth.refresh_token VALUES ('{tenant}', 's1', 1, sha256('x'));
                 INSERT INTO auth.api_key
                 VALUES ('{tenant}', 'k{tenant}', sha256('x'), 'key', '{{twin:read}}', 'ada', now());
+                INSERT INTO auth.audit_event
+                VALUES ('{tenant}', now(), 'e1', 'auth_svc', 'user:ada', 's1', '', '/a.b/C',
+                        '{{}}', 0, '0', '', '{{}}', 0, 0);
                 """
             )
     finally:
@@ -68,6 +71,10 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         "INSERT INTO auth.session VALUES ('other', 's2', 'ada', now(), now(), now())",
         "INSERT INTO auth.refresh_token VALUES ('other', 's1', 2, sha256('y'))",
         "INSERT INTO auth.api_key VALUES ('other', 'k2', sha256('x'), 'key', '{}', 'eve', now())",
+        """
+        INSERT INTO auth.audit_event
+        VALUES ('other', now(), 'e', '', '', '', '', '', '{}', 0, '0', '', '{}', 0, 0)
+        """,
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
@@ -82,6 +89,11 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
         "UPDATE auth.signing_key SET activate_time = now()",
         "DELETE FROM auth.api_key",
         "DELETE FROM auth.tenant",
+        "DELETE FROM auth.audit_event",
+        "UPDATE auth.audit_event SET code = 0",
+        "UPDATE auth.audit_event SET principal = 'user:eve'",
+        "TRUNCATE auth.audit_event",
+        "ALTER TABLE auth.audit_event NO FORCE ROW LEVEL SECURITY",
         "ALTER TABLE auth.api_key NO FORCE ROW LEVEL SECURITY",
         "CREATE TABLE auth.mine (n integer)",
         "SELECT 1 FROM mesh.migration",

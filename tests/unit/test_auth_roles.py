@@ -71,11 +71,17 @@ def test_roles_carry_what_the_documentation_says() -> None:
     assert admin - permissions_of(Role.OPERATOR) == {
         "api_key:read",
         "api_key:write",
+        "audit:read",
         "ingest_policy:write",
         "storage:write",
     }
     readable = {permission for permission in admin if permission.endswith(":read")}
-    assert permissions_of(Role.ANALYST) == readable - {"api_key:read", "ingest_policy:read", "storage:read"}
+    assert permissions_of(Role.ANALYST) == readable - {
+        "api_key:read",
+        "audit:read",
+        "ingest_policy:read",
+        "storage:read",
+    }
     assert permissions_of(Role.VIEWER) == {
         "twin:read",
         "history:read",
