@@ -20,6 +20,7 @@ from auth_svc.nats_tokens import LoginAnswers
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
 from auth_svc.revocations import Revocations
+from auth_svc.servicers.access_log import AccessLogServicer
 from auth_svc.servicers.api_keys import ApiKeyServicer
 from auth_svc.servicers.audit import AuditEventServicer, AuditServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
@@ -32,11 +33,11 @@ from auth_svc.stores.audit_events import AuditEventStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
-from envoy_api import external_auth_pb2_grpc
+from envoy_api import access_log_pb2_grpc, external_auth_pb2_grpc
 from meshkit import bus, db, nats_server
 from meshkit.audit import AuditTrail
 from meshkit.client import service_channel
-from meshkit.clock import Clock, SystemClock
+from meshkit.clock import SystemClock
 from meshkit.exports import ExportSlots
 from meshkit.identity import PrincipalKind, ServiceTokens
 from meshkit.metrics import meter, observe_audit, observe_caches
@@ -105,6 +106,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             store=AuditEventStore(pool=pool), kept_days=settings.audit_kept_days, clock=clock
         )
         await audit_events.keep_days()
+        # Its own calls go the way of other services', but for the call.
+        audit = AuditTrail(send=partial(audit_events.record, recorder=SERVICE), clock=clock)
+        refused = AuditTrail(send=partial(audit_events.record, recorder="gateway"), clock=clock)
+        access_log = AccessLogServicer(trail=refused)
+        observe_audit(meter(), audit, refused)
         observe_caches(meter(), api_keys=key_exchange.lookups, tokens=verifier.lookups)
         registrations = [
             Registration(
@@ -133,6 +139,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 HealthServicer(peers=mesh),
             ),
             Registration(
+                "envoy.service.accesslog.v3.AccessLogService",
+                access_log_pb2_grpc.add_AccessLogServiceServicer_to_server,
+                access_log,
+            ),
+            Registration(
                 "envoy.service.auth.v3.Authorization",
                 external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
                 AuthorizationServicer(key_exchange=key_exchange),
@@ -143,7 +154,8 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             _repeating("revocations", revocations.poll, every_s=_POLL_REVOCATIONS_EVERY_S),
             _repeating("days of the audit", audit_events.keep_days, every_s=_KEEP_AUDIT_DAYS_EVERY_S),
             _logging_devices_in(callout, settings) as hints,
-            _own_audit(audit_events, clock) as audit,
+            audit,
+            refused,
             running_server(
                 listen=settings.listen,
                 registrations=registrations,
@@ -151,18 +163,10 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 audit=audit,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints=hints,
+                drain=access_log.drain,
             ) as port,
         ):
             yield port
-
-
-@asynccontextmanager
-async def _own_audit(audit_events: AuditEvents, clock: Clock) -> AsyncIterator[AuditTrail]:
-    """Keep the account of auth_svc's own calls while the context is open, as those of other services."""
-    record = partial(audit_events.record, recorder=SERVICE)
-    async with AuditTrail(send=record, clock=clock) as audit:
-        observe_audit(meter(), audit)
-        yield audit
 
 
 @asynccontextmanager

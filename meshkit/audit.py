@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain, islice
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import grpc
 import structlog
@@ -93,13 +93,20 @@ class AuditEvent:
     sent: int = 0
 
 
+class Recordable(Protocol):
+    """What is over, and can be put into words later."""
+
+    def event(self, event_id: str) -> AuditEvent:
+        """Return the record of it."""
+        ...
+
+
 class AuditedCall:
     """A call while it runs. A context manager: how it is left is how the call ended."""
 
     __slots__ = (
         "_context",
         "_ended_ns",
-        "_number",
         "_started_ns",
         "_trail",
         "address",
@@ -120,7 +127,6 @@ class AuditedCall:
         self._context = context
         self._started_ns = time.monotonic_ns()
         self._ended_ns = 0
-        self._number = 0
         self.rpc = rpc
         self.time_us = time_us
         self.principal: Principal | None = None
@@ -149,18 +155,14 @@ class AuditedCall:
         self.trace_id = current_trace_id()
         # It holds the request.
         self._context = None
-        self._number = self._trail.take(self)
+        self._trail.take(self)
 
-    def event(self, recorder: str) -> AuditEvent:
-        """Return the record of the call, which has ended.
-
-        Args:
-            recorder: names the trail that recorded it.
-        """
+    def event(self, event_id: str) -> AuditEvent:
+        """Return the record of the call, which has ended."""
         principal = self.principal
         tenant, name = self.claimed if principal is None else (principal.tenant, principal.name)
         return AuditEvent(
-            id=f"{recorder}-{self._number}",
+            id=event_id,
             time_us=self.time_us,
             tenant=tenant,
             principal=storable(name),
@@ -214,7 +216,7 @@ def is_recorded(method: str) -> bool:
 
 
 class AuditTrail:
-    """Takes calls that have ended, and hands their events on in batches.
+    """Takes what is over, and hands its events on in batches.
 
     An async context manager: in the end it hands on what waits, and gives up after some seconds.
 
@@ -239,7 +241,7 @@ class AuditTrail:
         self._clock = clock
         self._most_waiting = most_waiting
         self._recorder = secrets.token_hex(8)
-        self._waiting: deque[AuditedCall] = deque()
+        self._waiting: deque[tuple[int, Recordable]] = deque()
         self._taken = 0
         self._is_full = asyncio.Event()
         self._is_away = False
@@ -271,16 +273,15 @@ class AuditTrail:
         """
         return AuditedCall(self if recorded else None, rpc, context, self._clock.now_us())
 
-    def take(self, call: AuditedCall) -> int:
-        """Take a call that has ended; return its number."""
+    def take(self, recordable: Recordable) -> None:
+        """Take what is over."""
         self._taken += 1
         if len(self._waiting) >= self._most_waiting:
             self.lost += 1
         else:
-            self._waiting.append(call)
+            self._waiting.append((self._taken, recordable))
             if len(self._waiting) == BATCH_EVENTS:
                 self._is_full.set()
-        return self._taken
 
     async def _hand_on(self) -> None:
         while True:
@@ -293,7 +294,10 @@ class AuditTrail:
     async def _send_waiting(self) -> None:
         """Send what waits, batch after batch, until one cannot be sent."""
         while self._waiting:
-            batch = [call.event(self._recorder) for call in islice(self._waiting, BATCH_EVENTS)]
+            batch = [
+                recordable.event(f"{self._recorder}-{number}")
+                for number, recordable in islice(self._waiting, BATCH_EVENTS)
+            ]
             try:
                 await self._send(batch)
             except InvalidArgument as error:

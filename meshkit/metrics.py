@@ -99,11 +99,11 @@ def observe_caches(meter: Meter, **caches: Lookups) -> None:
     )
 
 
-def observe_audit(meter: Meter, audit: AuditTrail) -> None:
+def observe_audit(meter: Meter, *trails: AuditTrail) -> None:
     """Export how many audit events a process has lost."""
     meter.create_observable_counter(
         "twinmesh.audit.lost",
-        reading(lambda: audit.lost),
+        reading(lambda: sum(trail.lost for trail in trails)),
         unit="{event}",
         description="Audit events that nobody took.",
     )

@@ -73,9 +73,11 @@ def list_events(
         for event in events:
             print(json.dumps(json_format.MessageToDict(event), ensure_ascii=False))
     else:
-        table = Table("time", "principal", "address", "rpc", "targets", "code", "ms", "changed", "trace")
+        table = Table()
+        for name in ("time", "principal", "address", "rpc", "targets", "code", "changed"):
+            table.add_column(name, overflow="fold")
         for event in events:
-            table.add_row(*(Text(visible(cell), overflow="fold") for cell in _row(event)))
+            table.add_row(*(Text(visible(cell)) for cell in _row(event)))
         Console().print(table)
     if not is_whole:
         print(f"there are more than these {limit:,}; see --limit, --start, --end", file=sys.stderr)
@@ -134,10 +136,9 @@ def _row(event: contract.AuditEvent) -> tuple[str, ...]:
         event.time.ToDatetime(UTC).isoformat(timespec="milliseconds"),
         event.principal,
         event.address,
-        event.rpc.removeprefix("/"),
+        # Without the package.
+        event.rpc.rpartition(".")[2] if event.rpc.startswith("/") else event.rpc,
         f"{targets} and {more} more" if more > 0 else targets,
         code_pb2.Code.Name(event.code),
-        f"{event.duration.ToMicroseconds() / 1000:.1f}",
         " ".join(event.changed_fields),
-        event.trace_id,
     )

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from google.protobuf import json_format
 from google.rpc import code_pb2
 
 from auth_svc.roles import Role
+from envoy_api import access_log_pb2, access_log_pb2_grpc
 from meshkit import client
 from meshkit.audit import AuditEvent
 from meshkit.clock import SystemClock
@@ -188,3 +190,37 @@ async def test_files_hold_what_is_listed_the_oldest_first(auth: AuthApp, stub: A
     for each in listed:
         each.tenant = ""
     assert parsed == listed[::-1]
+
+
+def _entry(**tags: str) -> access_log_pb2.HTTPAccessLogEntry:
+    entry = access_log_pb2.HTTPAccessLogEntry()
+    entry.common_properties.start_time.GetCurrentTime()
+    entry.common_properties.duration.FromMilliseconds(3)
+    known = {"trace_id": "-", "path": "/v1/devices", "method": "GET", **tags}
+    entry.common_properties.custom_tags.update(known)
+    entry.response.response_code.value = 429
+    return entry
+
+
+async def test_what_the_gateway_refused_is_recorded_and_its_log_ends_with_the_service(
+    database: TestDatabase,
+) -> None:
+    async with AsyncExitStack() as stack:
+        async with running_auth(database) as auth:
+            await auth.add_user("system", "admin", Role.ADMIN)
+            # As Envoy's, it is open longer than the service lives.
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(auth.address))
+            log: Any = access_log_pb2_grpc.AccessLogServiceStub(channel).StreamAccessLogs()
+            message = access_log_pb2.StreamAccessLogsMessage()
+            message.http_logs.log_entry.extend(
+                [_entry(), _entry(tenant="demo", kind="user", subject="ada", credential_id="s1")]
+            )
+            await log.write(message)
+            stub: Any = audit_service_pb2_grpc.AuditEventServiceStub(auth.channel)
+            limited = [code_pb2.RESOURCE_EXHAUSTED]
+            (nobodys,) = await events(stub, await auth.as_user("system"), codes=limited)
+            (known,) = await events(stub, await auth.as_user(), codes=limited)
+        # Else the service would wait for Envoy, and cut it off.
+        assert await log.code() is grpc.StatusCode.OK
+    assert (nobodys.rpc, nobodys.principal, nobodys.recorder) == ("GET /v1/devices", "", "gateway")
+    assert (known.principal, known.credential_id, known.trace_id) == ("user:ada", "s1", "")
