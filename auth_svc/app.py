@@ -43,7 +43,12 @@ from meshkit.identity import PrincipalKind, ServiceTokens
 from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
-from twinmesh.auth.v1 import api_key_service_pb2_grpc, audit_service_pb2_grpc, session_service_pb2_grpc
+from twinmesh.auth.v1 import (
+    api_key_service_pb2_grpc,
+    audit_event_service_pb2_grpc,
+    audit_service_pb2_grpc,
+    session_service_pb2_grpc,
+)
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
@@ -130,7 +135,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             ),
             Registration(
                 "twinmesh.auth.v1.AuditEventService",
-                audit_service_pb2_grpc.add_AuditEventServiceServicer_to_server,
+                audit_event_service_pb2_grpc.add_AuditEventServiceServicer_to_server,
                 AuditEventServicer(audit_events=audit_events, slots=ExportSlots()),
             ),
             Registration(

@@ -10,13 +10,13 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain, islice
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import grpc
 import structlog
@@ -44,6 +44,8 @@ LONGEST_TEXT = 256
 _EVERY_S = 0.5
 _FLUSH_S = 5.0
 _FLUSH_AGAIN_S = 0.1
+_TOGETHER = 100
+_Item = TypeVar("_Item")
 # Asked over and over by machines, about no resource: health and reflection; what the account itself is
 # given by; and whether a key is good, whose answer is followed by the call itself or by Envoy's refusal.
 _UNRECORDED = (
@@ -91,6 +93,14 @@ class AuditEvent:
     changed_fields: Sequence[str] = ()
     received: int = 0
     sent: int = 0
+
+
+async def unhurried(items: Iterable[_Item]) -> AsyncIterator[_Item]:
+    """Yield what is made of many events, and let calls come in between: a thousand take milliseconds."""
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % _TOGETHER == 0:
+            await asyncio.sleep(0)
 
 
 class Recordable(Protocol):
@@ -294,9 +304,12 @@ class AuditTrail:
     async def _send_waiting(self) -> None:
         """Send what waits, batch after batch, until one cannot be sent."""
         while self._waiting:
+            next_ones = list(islice(self._waiting, BATCH_EVENTS))
             batch = [
-                recordable.event(f"{self._recorder}-{number}")
-                for number, recordable in islice(self._waiting, BATCH_EVENTS)
+                event
+                async for event in unhurried(
+                    recordable.event(f"{self._recorder}-{number}") for number, recordable in next_ones
+                )
             ]
             try:
                 await self._send(batch)

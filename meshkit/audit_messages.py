@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from google.rpc import code_pb2
 
-from meshkit.audit import AuditEvent
-from twinmesh.auth.v1 import audit_service_pb2 as pb
+from meshkit.audit import AuditEvent, unhurried
+from twinmesh.auth.v1 import audit_event_service_pb2 as pb
+from twinmesh.auth.v1.audit_service_pb2 import RecordAuditEventsRequest
 
 
 def to_message(event: AuditEvent) -> pb.AuditEvent:
@@ -49,6 +50,11 @@ def from_message(message: pb.AuditEvent) -> AuditEvent:
     )
 
 
-def to_request(events: Sequence[AuditEvent]) -> pb.RecordAuditEventsRequest:
+async def to_request(events: Sequence[AuditEvent]) -> RecordAuditEventsRequest:
     """Return what keeps events."""
-    return pb.RecordAuditEventsRequest(events=[to_message(event) for event in events])
+    return RecordAuditEventsRequest(events=[each async for each in unhurried(map(to_message, events))])
+
+
+async def from_request(request: RecordAuditEventsRequest) -> list[AuditEvent]:
+    """Return the events to keep."""
+    return [each async for each in unhurried(map(from_message, request.events))]

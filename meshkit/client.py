@@ -125,6 +125,7 @@ def send_audit_to(channel: grpc.aio.Channel) -> Callable[[Sequence[AuditEvent]],
     stub = audit_service_pb2_grpc.AuditServiceStub(channel)
 
     async def send(events: Sequence[AuditEvent]) -> None:
-        await call(stub.RecordAuditEvents, audit_messages.to_request(events), peer="auth_svc")
+        request = await audit_messages.to_request(events)
+        await call(stub.RecordAuditEvents, request, peer="auth_svc")
 
     return send

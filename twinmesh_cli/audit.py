@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from twinmesh.auth.v1 import audit_service_pb2 as contract
-from twinmesh.auth.v1 import audit_service_pb2_grpc as contract_grpc
+from twinmesh.auth.v1 import audit_event_service_pb2 as contract
+from twinmesh.auth.v1 import audit_event_service_pb2_grpc as contract_grpc
 from twinmesh_cli.options import fill_range, time_option
 from twinmesh_cli.received_file import receive
 from twinmesh_cli.session import Session, run

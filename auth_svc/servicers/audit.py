@@ -13,8 +13,8 @@ from meshkit.errors import InvalidArgument
 from meshkit.exports import ExportSlots, file_answer
 from meshkit.identity import current_principal
 from meshkit.time_bounds import EARLIEST_US, LATEST_US, time_bound
-from twinmesh.auth.v1 import audit_service_pb2 as pb
-from twinmesh.auth.v1 import audit_service_pb2_grpc
+from twinmesh.auth.v1 import audit_event_service_pb2 as pb
+from twinmesh.auth.v1 import audit_event_service_pb2_grpc, audit_service_pb2, audit_service_pb2_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _DEFAULT_PAGE = 100
@@ -32,17 +32,16 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
         self._audit_events = audit_events
 
     async def RecordAuditEvents(
-        self, request: pb.RecordAuditEventsRequest, context: object
-    ) -> pb.RecordAuditEventsResponse:
+        self, request: audit_service_pb2.RecordAuditEventsRequest, context: object
+    ) -> audit_service_pb2.RecordAuditEventsResponse:
         """Keep what a service did."""
         await self._audit_events.record(
-            [audit_messages.from_message(event) for event in request.events],
-            recorder=current_principal().subject,
+            await audit_messages.from_request(request), recorder=current_principal().subject
         )
-        return pb.RecordAuditEventsResponse()
+        return audit_service_pb2.RecordAuditEventsResponse()
 
 
-class AuditEventServicer(audit_service_pb2_grpc.AuditEventServiceServicer):
+class AuditEventServicer(audit_event_service_pb2_grpc.AuditEventServiceServicer):
     """Serves twinmesh.auth.v1.AuditEventService.
 
     Args:

@@ -15,6 +15,7 @@ from google.rpc import code_pb2
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
 from twinmesh.auth.v1 import (
+    audit_event_service_pb2,
     audit_service_pb2,
     audit_service_pb2_grpc,
     session_service_pb2,
@@ -30,7 +31,7 @@ class TokenMint:
     def __init__(self, *, kid: str = "test-key") -> None:
         self._key = Ed25519PrivateKey.generate()
         self._kid = kid
-        self.audit_events: list[audit_service_pb2.AuditEvent] = []  # as services have recorded them
+        self.audit_events: list[audit_event_service_pb2.AuditEvent] = []  # as services have recorded them
         self.api_keys: dict[str, str] = {}  # access tokens by the API key that is exchanged for them
 
     def jwk(self) -> dict[str, str]:

@@ -21,11 +21,17 @@ from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import MESH_SECRET, AuthApp, refusal, running_auth
-from twinmesh.auth.v1 import api_key_service_pb2, audit_service_pb2, audit_service_pb2_grpc
+from twinmesh.auth.v1 import (
+    api_key_service_pb2,
+    audit_event_service_pb2,
+    audit_event_service_pb2_grpc,
+    audit_service_pb2,
+    audit_service_pb2_grpc,
+)
 from twinmesh.auth.v1.session_service_pb2 import GetMeRequest, LoginRequest
 
-ListAuditEvents = audit_service_pb2.ListAuditEventsRequest
-ExportAuditEvents = audit_service_pb2.ExportAuditEventsRequest
+ListAuditEvents = audit_event_service_pb2.ListAuditEventsRequest
+ExportAuditEvents = audit_event_service_pb2.ExportAuditEventsRequest
 API_KEYS = "/twinmesh.auth.v1.ApiKeyService/"
 
 
@@ -40,7 +46,7 @@ async def auth(database: TestDatabase) -> AsyncIterator[AuthApp]:
 
 @pytest.fixture
 def stub(auth: AuthApp) -> Any:
-    return audit_service_pb2_grpc.AuditEventServiceStub(auth.channel)
+    return audit_event_service_pb2_grpc.AuditEventServiceStub(auth.channel)
 
 
 async def events(stub: Any, metadata: Any, *, least: int = 1, **question: Any) -> list[Any]:
@@ -176,16 +182,17 @@ async def test_files_hold_what_is_listed_the_oldest_first(auth: AuthApp, stub: A
     await record(auth, event(2, time_us=now - 1), event(1, time_us=now - 2), event(3, tenant="rival"))
     admin = await auth.as_user()
     listed = await events(stub, admin, rpc="/a.b/C", least=2)
-    text, disposition = await _file(stub, admin, format=audit_service_pb2.EXPORT_FORMAT_CSV)
+    text, disposition = await _file(stub, admin, format=audit_event_service_pb2.EXPORT_FORMAT_CSV)
     assert disposition == 'attachment; filename="twinmesh-audit.csv"'
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["id"] for row in rows] == [each.id for each in reversed(listed)]
     assert rows[0]["targets"] == 'pump-1 a "quoted", id'
     assert (rows[0]["code"], rows[0]["duration"], rows[0]["recorder"]) == ("OK", "1.500000", "asset_svc")
-    text, disposition = await _file(stub, admin, format=audit_service_pb2.EXPORT_FORMAT_JSON_LINES)
+    text, disposition = await _file(stub, admin, format=audit_event_service_pb2.EXPORT_FORMAT_JSON_LINES)
     assert disposition == 'attachment; filename="twinmesh-audit.jsonl"'
     parsed = [
-        json_format.ParseDict(json.loads(line), audit_service_pb2.AuditEvent()) for line in text.splitlines()
+        json_format.ParseDict(json.loads(line), audit_event_service_pb2.AuditEvent())
+        for line in text.splitlines()
     ]
     for each in listed:
         each.tenant = ""
@@ -216,7 +223,7 @@ async def test_what_the_gateway_refused_is_recorded_and_its_log_ends_with_the_se
                 [_entry(), _entry(tenant="demo", kind="user", subject="ada", credential_id="s1")]
             )
             await log.write(message)
-            stub: Any = audit_service_pb2_grpc.AuditEventServiceStub(auth.channel)
+            stub: Any = audit_event_service_pb2_grpc.AuditEventServiceStub(auth.channel)
             limited = [code_pb2.RESOURCE_EXHAUSTED]
             (nobodys,) = await events(stub, await auth.as_user("system"), codes=limited)
             (known,) = await events(stub, await auth.as_user(), codes=limited)

@@ -23,94 +23,25 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
-from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
-from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
-from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
-from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
-from google.rpc import code_pb2 as google_dot_rpc_dot_code__pb2
+from twinmesh.auth.v1 import audit_event_service_pb2 as twinmesh_dot_auth_dot_v1_dot_audit__event__service__pb2
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$twinmesh/auth/v1/audit_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15google/rpc/code.proto\x1a!twinmesh/auth/v1/permission.proto\"\xaf\x05\n\nAuditEvent\x12\x31\n\x02id\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^[0-9a-f]{16}-[0-9]{1,19}$R\x02id\x12\x36\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x04time\x12\x1f\n\x06tenant\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18 R\x06tenant\x12&\n\tprincipal\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\tprincipal\x12-\n\rcredential_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\x0c\x63redentialId\x12\"\n\x07\x61\x64\x64ress\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\x07\x61\x64\x64ress\x12\x1c\n\x03rpc\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x03rpc\x12)\n\x07targets\x18\x08 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10\x64\"\x05r\x03\x18\x80\x02R\x07targets\x12$\n\x04\x63ode\x18\t \x01(\x0e\x32\x10.google.rpc.CodeR\x04\x63ode\x12\x35\n\x08\x64uration\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationR\x08\x64uration\x12\x33\n\x08trace_id\x18\x0b \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{32})?$R\x07traceId\x12\x36\n\x0e\x63hanged_fields\x18\x0c \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10\x64\"\x05r\x03\x18\x80\x02R\rchangedFields\x12\x34\n\x11received_messages\x18\r \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x10receivedMessages\x12,\n\rsent_messages\x18\x0e \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x0csentMessages\x12#\n\x08recorder\x18\x0f \x01(\tB\x07\xbaH\x04r\x02\x18@R\x08recorder\"]\n\x18RecordAuditEventsRequest\x12\x41\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1c.twinmesh.auth.v1.AuditEventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07R\x06\x65vents\"\x1b\n\x19RecordAuditEventsResponse\"\x9e\x03\n\x16ListAuditEventsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12\x39\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x32\n\tprincipal\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\tprincipal\x12&\n\x03rpc\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x03rpc\x12\x39\n\x05\x63odes\x18\x07 \x03(\x0e\x32\x10.google.rpc.CodeB\x11\xbaH\x0e\x92\x01\x0b\x10\x11\x18\x01\"\x05\x82\x01\x02\x10\x01R\x05\x63odes\x12,\n\x06target\x18\x08 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x06target\"\x82\x01\n\x17ListAuditEventsResponse\x12?\n\x0c\x61udit_events\x18\x01 \x03(\x0b\x32\x1c.twinmesh.auth.v1.AuditEventR\x0b\x61uditEvents\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x99\x03\n\x18\x45xportAuditEventsRequest\x12\x39\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x32\n\tprincipal\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\tprincipal\x12&\n\x03rpc\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x03rpc\x12\x39\n\x05\x63odes\x18\x05 \x03(\x0e\x32\x10.google.rpc.CodeB\x11\xbaH\x0e\x92\x01\x0b\x10\x11\x18\x01\"\x05\x82\x01\x02\x10\x01R\x05\x63odes\x12,\n\x06target\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80\x02\x32\n^[^\\x00]*$R\x06target\x12\x46\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x1e.twinmesh.auth.v1.ExportFormatB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x06\x66ormat*b\n\x0c\x45xportFormat\x12\x1d\n\x19\x45XPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45XPORT_FORMAT_CSV\x10\x01\x12\x1c\n\x18\x45XPORT_FORMAT_JSON_LINES\x10\x02\x32\x92\x01\n\x0c\x41uditService\x12\x81\x01\n\x11RecordAuditEvents\x12*.twinmesh.auth.v1.RecordAuditEventsRequest\x1a+.twinmesh.auth.v1.RecordAuditEventsResponse\"\x13\x90\x02\x02\xd2\xe7\x18\x0c\x61udit:record2\xb1\x02\n\x11\x41uditEventService\x12\x90\x01\n\x0fListAuditEvents\x12(.twinmesh.auth.v1.ListAuditEventsRequest\x1a).twinmesh.auth.v1.ListAuditEventsResponse\"(\x90\x02\x01\xd2\xe7\x18\naudit:read\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/auditEvents\x12\x88\x01\n\x11\x45xportAuditEvents\x12*.twinmesh.auth.v1.ExportAuditEventsRequest\x1a\x14.google.api.HttpBody\"/\x90\x02\x01\xd2\xe7\x18\naudit:read\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/auditEvents:export0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$twinmesh/auth/v1/audit_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a*twinmesh/auth/v1/audit_event_service.proto\x1a!twinmesh/auth/v1/permission.proto\"]\n\x18RecordAuditEventsRequest\x12\x41\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1c.twinmesh.auth.v1.AuditEventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07R\x06\x65vents\"\x1b\n\x19RecordAuditEventsResponse2\x92\x01\n\x0c\x41uditService\x12\x81\x01\n\x11RecordAuditEvents\x12*.twinmesh.auth.v1.RecordAuditEventsRequest\x1a+.twinmesh.auth.v1.RecordAuditEventsResponse\"\x13\x90\x02\x02\xd2\xe7\x18\x0c\x61udit:recordb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinmesh.auth.v1.audit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['id']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['id']._serialized_options = b'\272H\036r\0342\032^[0-9a-f]{16}-[0-9]{1,19}$'
-  _globals['_AUDITEVENT'].fields_by_name['time']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['time']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_AUDITEVENT'].fields_by_name['tenant']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['tenant']._serialized_options = b'\272H\004r\002\030 '
-  _globals['_AUDITEVENT'].fields_by_name['principal']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['principal']._serialized_options = b'\272H\005r\003\030\200\002'
-  _globals['_AUDITEVENT'].fields_by_name['credential_id']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['credential_id']._serialized_options = b'\272H\005r\003\030\200\002'
-  _globals['_AUDITEVENT'].fields_by_name['address']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['address']._serialized_options = b'\272H\005r\003\030\200\002'
-  _globals['_AUDITEVENT'].fields_by_name['rpc']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['rpc']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
-  _globals['_AUDITEVENT'].fields_by_name['targets']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['targets']._serialized_options = b'\272H\014\222\001\t\020d\"\005r\003\030\200\002'
-  _globals['_AUDITEVENT'].fields_by_name['trace_id']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['trace_id']._serialized_options = b'\272H\025r\0232\021^([0-9a-f]{32})?$'
-  _globals['_AUDITEVENT'].fields_by_name['changed_fields']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['changed_fields']._serialized_options = b'\272H\014\222\001\t\020d\"\005r\003\030\200\002'
-  _globals['_AUDITEVENT'].fields_by_name['received_messages']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['received_messages']._serialized_options = b'\272H\004\"\002(\000'
-  _globals['_AUDITEVENT'].fields_by_name['sent_messages']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['sent_messages']._serialized_options = b'\272H\004\"\002(\000'
-  _globals['_AUDITEVENT'].fields_by_name['recorder']._loaded_options = None
-  _globals['_AUDITEVENT'].fields_by_name['recorder']._serialized_options = b'\272H\004r\002\030@'
   _globals['_RECORDAUDITEVENTSREQUEST'].fields_by_name['events']._loaded_options = None
   _globals['_RECORDAUDITEVENTSREQUEST'].fields_by_name['events']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['page_size']._loaded_options = None
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['page_token']._loaded_options = None
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['principal']._loaded_options = None
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['principal']._serialized_options = b'\272H\021r\017\030\200\0022\n^[^\\x00]*$'
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['rpc']._loaded_options = None
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['rpc']._serialized_options = b'\272H\021r\017\030\200\0022\n^[^\\x00]*$'
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['codes']._loaded_options = None
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['codes']._serialized_options = b'\272H\016\222\001\013\020\021\030\001\"\005\202\001\002\020\001'
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['target']._loaded_options = None
-  _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['target']._serialized_options = b'\272H\021r\017\030\200\0022\n^[^\\x00]*$'
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['principal']._loaded_options = None
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['principal']._serialized_options = b'\272H\021r\017\030\200\0022\n^[^\\x00]*$'
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['rpc']._loaded_options = None
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['rpc']._serialized_options = b'\272H\021r\017\030\200\0022\n^[^\\x00]*$'
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['codes']._loaded_options = None
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['codes']._serialized_options = b'\272H\016\222\001\013\020\021\030\001\"\005\202\001\002\020\001'
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['target']._loaded_options = None
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['target']._serialized_options = b'\272H\021r\017\030\200\0022\n^[^\\x00]*$'
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['format']._loaded_options = None
-  _globals['_EXPORTAUDITEVENTSREQUEST'].fields_by_name['format']._serialized_options = b'\342A\001\002\272H\007\202\001\004\020\001 \000'
   _globals['_AUDITSERVICE'].methods_by_name['RecordAuditEvents']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['RecordAuditEvents']._serialized_options = b'\220\002\002\322\347\030\014audit:record'
-  _globals['_AUDITEVENTSERVICE'].methods_by_name['ListAuditEvents']._loaded_options = None
-  _globals['_AUDITEVENTSERVICE'].methods_by_name['ListAuditEvents']._serialized_options = b'\220\002\001\322\347\030\naudit:read\202\323\344\223\002\021\022\017/v1/auditEvents'
-  _globals['_AUDITEVENTSERVICE'].methods_by_name['ExportAuditEvents']._loaded_options = None
-  _globals['_AUDITEVENTSERVICE'].methods_by_name['ExportAuditEvents']._serialized_options = b'\220\002\001\322\347\030\naudit:read\202\323\344\223\002\030\022\026/v1/auditEvents:export'
-  _globals['_EXPORTFORMAT']._serialized_start=2076
-  _globals['_EXPORTFORMAT']._serialized_end=2174
-  _globals['_AUDITEVENT']._serialized_start=301
-  _globals['_AUDITEVENT']._serialized_end=988
-  _globals['_RECORDAUDITEVENTSREQUEST']._serialized_start=990
-  _globals['_RECORDAUDITEVENTSREQUEST']._serialized_end=1083
-  _globals['_RECORDAUDITEVENTSRESPONSE']._serialized_start=1085
-  _globals['_RECORDAUDITEVENTSRESPONSE']._serialized_end=1112
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=1115
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=1529
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=1532
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=1662
-  _globals['_EXPORTAUDITEVENTSREQUEST']._serialized_start=1665
-  _globals['_EXPORTAUDITEVENTSREQUEST']._serialized_end=2074
-  _globals['_AUDITSERVICE']._serialized_start=2177
-  _globals['_AUDITSERVICE']._serialized_end=2323
-  _globals['_AUDITEVENTSERVICE']._serialized_start=2326
-  _globals['_AUDITEVENTSERVICE']._serialized_end=2631
+  _globals['_RECORDAUDITEVENTSREQUEST']._serialized_start=166
+  _globals['_RECORDAUDITEVENTSREQUEST']._serialized_end=259
+  _globals['_RECORDAUDITEVENTSRESPONSE']._serialized_start=261
+  _globals['_RECORDAUDITEVENTSRESPONSE']._serialized_end=288
+  _globals['_AUDITSERVICE']._serialized_start=291
+  _globals['_AUDITSERVICE']._serialized_end=437
 # @@protoc_insertion_point(module_scope)

@@ -5,12 +5,9 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
-from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
-from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from google.rpc import code_pb2 as _code_pb2
+from twinmesh.auth.v1 import audit_event_service_pb2 as _audit_event_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -22,136 +19,6 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _ExportFormat:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFormat.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    EXPORT_FORMAT_UNSPECIFIED: _ExportFormat.ValueType  # 0
-    """Never sent."""
-    EXPORT_FORMAT_CSV: _ExportFormat.ValueType  # 1
-    """text/csv as RFC 4180 but for lines that end with LF, the first one being names: time (ISO
-    8601, UTC, microseconds), principal, credential_id, address, rpc, targets and
-    changed_fields (a space between), code, duration (seconds), trace_id, received_messages,
-    sent_messages, recorder, id.
-    """
-    EXPORT_FORMAT_JSON_LINES: _ExportFormat.ValueType  # 2
-    """application/jsonl: an object per line, as ListAuditEvents answers it in JSON, without
-    tenant.
-    """
-
-class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
-    """ExportFormat is how an export is written."""
-
-EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
-"""Never sent."""
-EXPORT_FORMAT_CSV: ExportFormat.ValueType  # 1
-"""text/csv as RFC 4180 but for lines that end with LF, the first one being names: time (ISO
-8601, UTC, microseconds), principal, credential_id, address, rpc, targets and
-changed_fields (a space between), code, duration (seconds), trace_id, received_messages,
-sent_messages, recorder, id.
-"""
-EXPORT_FORMAT_JSON_LINES: ExportFormat.ValueType  # 2
-"""application/jsonl: an object per line, as ListAuditEvents answers it in JSON, without
-tenant.
-"""
-Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
-
-@_typing.final
-class AuditEvent(_message.Message):
-    """AuditEvent is the record of one call: of a stream when it has ended."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ID_FIELD_NUMBER: _builtins.int
-    TIME_FIELD_NUMBER: _builtins.int
-    TENANT_FIELD_NUMBER: _builtins.int
-    PRINCIPAL_FIELD_NUMBER: _builtins.int
-    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    RPC_FIELD_NUMBER: _builtins.int
-    TARGETS_FIELD_NUMBER: _builtins.int
-    CODE_FIELD_NUMBER: _builtins.int
-    DURATION_FIELD_NUMBER: _builtins.int
-    TRACE_ID_FIELD_NUMBER: _builtins.int
-    CHANGED_FIELDS_FIELD_NUMBER: _builtins.int
-    RECEIVED_MESSAGES_FIELD_NUMBER: _builtins.int
-    SENT_MESSAGES_FIELD_NUMBER: _builtins.int
-    RECORDER_FIELD_NUMBER: _builtins.int
-    id: _builtins.str
-    """Names the event: who recorded it and a number."""
-    tenant: _builtins.str
-    """Whose call it was. What was asked by nobody who is known, or by a service, is kept in
-    tenant `system`, the installation's own; recorded with none.
-    """
-    principal: _builtins.str
-    """Who called: `user:ada`, `api_key:<id>`, `service:ingest_svc`; of a log-in, who was to be
-    logged in. Empty: nobody who is known.
-    """
-    credential_id: _builtins.str
-    """Id of the session or API key."""
-    address: _builtins.str
-    """Address of the client as the gateway saw it; of a call inside of the mesh, the peer's."""
-    rpc: _builtins.str
-    """What was called: `/twinmesh.asset.v1.DeviceService/GetDevice`. Of a JSON request that the
-    gateway refused, method and path: `GET /v1/devices`.
-    """
-    code: _code_pb2.Code.ValueType
-    """How it ended. CANCELLED when its caller left, or waited no longer."""
-    trace_id: _builtins.str
-    """Id of its trace."""
-    received_messages: _builtins.int
-    """Messages of a stream that came from the caller; 0 when its requests are no stream."""
-    sent_messages: _builtins.int
-    """Messages of a stream that the caller was sent; 0 when its answers are no stream."""
-    recorder: _builtins.str
-    """Who recorded it: a service, or `gateway` for what never reached one. Ignored when
-    recorded: it is who calls.
-    """
-    @_builtins.property
-    def time(self) -> _timestamp_pb2.Timestamp:
-        """When the call began, by the clock of who recorded it."""
-
-    @_builtins.property
-    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of the resources that the request names, 100 at most; of a call that made one, its id."""
-
-    @_builtins.property
-    def duration(self) -> _duration_pb2.Duration:
-        """From its beginning to its end."""
-
-    @_builtins.property
-    def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the fields that a change of a resource changed."""
-
-    def __init__(
-        self,
-        *,
-        id: _builtins.str = ...,
-        time: _timestamp_pb2.Timestamp | None = ...,
-        tenant: _builtins.str = ...,
-        principal: _builtins.str = ...,
-        credential_id: _builtins.str = ...,
-        address: _builtins.str = ...,
-        rpc: _builtins.str = ...,
-        targets: _abc.Iterable[_builtins.str] | None = ...,
-        code: _code_pb2.Code.ValueType = ...,
-        duration: _duration_pb2.Duration | None = ...,
-        trace_id: _builtins.str = ...,
-        changed_fields: _abc.Iterable[_builtins.str] | None = ...,
-        received_messages: _builtins.int = ...,
-        sent_messages: _builtins.int = ...,
-        recorder: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "time", b"time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "changed_fields", b"changed_fields", "code", b"code", "credential_id", b"credential_id", "duration", b"duration", "id", b"id", "principal", b"principal", "received_messages", b"received_messages", "recorder", b"recorder", "rpc", b"rpc", "sent_messages", b"sent_messages", "targets", b"targets", "tenant", b"tenant", "time", b"time", "trace_id", b"trace_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___AuditEvent: _TypeAlias = AuditEvent  # noqa: Y015
-
 @_typing.final
 class RecordAuditEventsRequest(_message.Message):
     """Events to keep."""
@@ -160,13 +27,13 @@ class RecordAuditEventsRequest(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEvent]:
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_audit_event_service_pb2.AuditEvent]:
         """In any order."""
 
     def __init__(
         self,
         *,
-        events: _abc.Iterable[Global___AuditEvent] | None = ...,
+        events: _abc.Iterable[_audit_event_service_pb2.AuditEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -192,139 +59,3 @@ class RecordAuditEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordAuditEventsResponse: _TypeAlias = RecordAuditEventsResponse  # noqa: Y015
-
-@_typing.final
-class ListAuditEventsRequest(_message.Message):
-    """Which events."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    START_TIME_FIELD_NUMBER: _builtins.int
-    END_TIME_FIELD_NUMBER: _builtins.int
-    PRINCIPAL_FIELD_NUMBER: _builtins.int
-    RPC_FIELD_NUMBER: _builtins.int
-    CODES_FIELD_NUMBER: _builtins.int
-    TARGET_FIELD_NUMBER: _builtins.int
-    page_size: _builtins.int
-    """At most this many; 0: 100; above 1,000 is taken as 1,000."""
-    page_token: _builtins.str
-    """next_page_token of the last answer, with the same filters."""
-    principal: _builtins.str
-    """Only of this caller: `user:ada`."""
-    rpc: _builtins.str
-    """Only calls of this rpc: `/twinmesh.asset.v1.DeviceService/DeleteDevice`."""
-    target: _builtins.str
-    """Only about the resource with this id."""
-    @_builtins.property
-    def start_time(self) -> _timestamp_pb2.Timestamp:
-        """From this time on; absent: from the oldest on."""
-
-    @_builtins.property
-    def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Before this time; absent: up to now."""
-
-    @_builtins.property
-    def codes(self) -> _containers.RepeatedScalarFieldContainer[_code_pb2.Code.ValueType]:
-        """Only those that ended so; empty: however."""
-
-    def __init__(
-        self,
-        *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-        start_time: _timestamp_pb2.Timestamp | None = ...,
-        end_time: _timestamp_pb2.Timestamp | None = ...,
-        principal: _builtins.str = ...,
-        rpc: _builtins.str = ...,
-        codes: _abc.Iterable[_code_pb2.Code.ValueType] | None = ...,
-        target: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "principal", b"principal", "rpc", b"rpc", "start_time", b"start_time", "target", b"target"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListAuditEventsRequest: _TypeAlias = ListAuditEventsRequest  # noqa: Y015
-
-@_typing.final
-class ListAuditEventsResponse(_message.Message):
-    """One page of events."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    AUDIT_EVENTS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    """Empty on the last page."""
-    @_builtins.property
-    def audit_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEvent]:
-        """The newest first."""
-
-    def __init__(
-        self,
-        *,
-        audit_events: _abc.Iterable[Global___AuditEvent] | None = ...,
-        next_page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_events", b"audit_events", "next_page_token", b"next_page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: Y015
-
-@_typing.final
-class ExportAuditEventsRequest(_message.Message):
-    """What is exported."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    START_TIME_FIELD_NUMBER: _builtins.int
-    END_TIME_FIELD_NUMBER: _builtins.int
-    PRINCIPAL_FIELD_NUMBER: _builtins.int
-    RPC_FIELD_NUMBER: _builtins.int
-    CODES_FIELD_NUMBER: _builtins.int
-    TARGET_FIELD_NUMBER: _builtins.int
-    FORMAT_FIELD_NUMBER: _builtins.int
-    principal: _builtins.str
-    """Only of this caller: `user:ada`."""
-    rpc: _builtins.str
-    """Only calls of this rpc: `/twinmesh.asset.v1.DeviceService/DeleteDevice`."""
-    target: _builtins.str
-    """Only about the resource with this id."""
-    format: Global___ExportFormat.ValueType
-    """How it is written."""
-    @_builtins.property
-    def start_time(self) -> _timestamp_pb2.Timestamp:
-        """From this time on; absent: from the oldest on."""
-
-    @_builtins.property
-    def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Before this time; absent: up to now."""
-
-    @_builtins.property
-    def codes(self) -> _containers.RepeatedScalarFieldContainer[_code_pb2.Code.ValueType]:
-        """Only those that ended so; empty: however."""
-
-    def __init__(
-        self,
-        *,
-        start_time: _timestamp_pb2.Timestamp | None = ...,
-        end_time: _timestamp_pb2.Timestamp | None = ...,
-        principal: _builtins.str = ...,
-        rpc: _builtins.str = ...,
-        codes: _abc.Iterable[_code_pb2.Code.ValueType] | None = ...,
-        target: _builtins.str = ...,
-        format: Global___ExportFormat.ValueType = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "end_time", b"end_time", "format", b"format", "principal", b"principal", "rpc", b"rpc", "start_time", b"start_time", "target", b"target"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ExportAuditEventsRequest: _TypeAlias = ExportAuditEventsRequest  # noqa: Y015

@@ -4,7 +4,6 @@ isort:skip_file
 """
 
 from collections import abc as _abc
-from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 from twinmesh.auth.v1 import audit_service_pb2 as _audit_service_pb2
 import abc as _abc_1
@@ -65,83 +64,3 @@ class AuditServiceServicer:
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
-
-class AuditEventServiceStub:
-    """AuditEventService tells what happened in the caller's tenant. Events appear within about a
-    second of the end of their call, and are kept for 90 days unless the operator says otherwise.
-    """
-
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> AuditEventServiceAsyncStub: ...
-    ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditEventsRequest, _audit_service_pb2.ListAuditEventsResponse]
-    """ListAuditEvents pages through the tenant's events, the newest first. INVALID_ARGUMENT
-    TIME_RANGE_INVALID when the range is empty or reversed, PAGE_TOKEN_INVALID when page_token
-    is not of the same question. Read only, safe to retry.
-    """
-    ExportAuditEvents: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.ExportAuditEventsRequest, _httpbody_pb2.HttpBody]
-    """ExportAuditEvents streams the tenant's events as one file, the oldest first: over HTTP the
-    body is the file itself.
-
-    An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
-    been sent by then: a lost connection breaks its chunked encoding, a CSV file ends with a
-    line `# NOT WHOLE: <reason>: <message>`, and JSON lines with an object that has `notWhole`
-    and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY as of exports of history; retry after
-    RetryInfo. A caller that leaves ends the work.
-    """
-
-@_typing.type_check_only
-class AuditEventServiceAsyncStub(AuditEventServiceStub):
-    """AuditEventService tells what happened in the caller's tenant. Events appear within about a
-    second of the end of their call, and are kept for 90 days unless the operator says otherwise.
-    """
-
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    ListAuditEvents: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditEventsRequest, _audit_service_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
-    """ListAuditEvents pages through the tenant's events, the newest first. INVALID_ARGUMENT
-    TIME_RANGE_INVALID when the range is empty or reversed, PAGE_TOKEN_INVALID when page_token
-    is not of the same question. Read only, safe to retry.
-    """
-    ExportAuditEvents: _aio.UnaryStreamMultiCallable[_audit_service_pb2.ExportAuditEventsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """ExportAuditEvents streams the tenant's events as one file, the oldest first: over HTTP the
-    body is the file itself.
-
-    An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
-    been sent by then: a lost connection breaks its chunked encoding, a CSV file ends with a
-    line `# NOT WHOLE: <reason>: <message>`, and JSON lines with an object that has `notWhole`
-    and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY as of exports of history; retry after
-    RetryInfo. A caller that leaves ends the work.
-    """
-
-class AuditEventServiceServicer:
-    """AuditEventService tells what happened in the caller's tenant. Events appear within about a
-    second of the end of their call, and are kept for 90 days unless the operator says otherwise.
-    """
-
-    def ListAuditEvents(
-        self,
-        request: _audit_service_pb2.ListAuditEventsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_audit_service_pb2.ListAuditEventsResponse, _abc.Awaitable[_audit_service_pb2.ListAuditEventsResponse]]:
-        """ListAuditEvents pages through the tenant's events, the newest first. INVALID_ARGUMENT
-        TIME_RANGE_INVALID when the range is empty or reversed, PAGE_TOKEN_INVALID when page_token
-        is not of the same question. Read only, safe to retry.
-        """
-
-    def ExportAuditEvents(
-        self,
-        request: _audit_service_pb2.ExportAuditEventsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
-        """ExportAuditEvents streams the tenant's events as one file, the oldest first: over HTTP the
-        body is the file itself.
-
-        An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
-        been sent by then: a lost connection breaks its chunked encoding, a CSV file ends with a
-        line `# NOT WHOLE: <reason>: <message>`, and JSON lines with an object that has `notWhole`
-        and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY as of exports of history; retry after
-        RetryInfo. A caller that leaves ends the work.
-        """
-
-def add_AuditEventServiceServicer_to_server(servicer: AuditEventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
