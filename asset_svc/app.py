@@ -28,10 +28,11 @@ from asset_svc.stores.profile import ChildRows, ProfileRows
 from asset_svc.stores.rows import TenantStore
 from asset_svc.stores.tenants import DeviceTenants
 from meshkit import bus, db
-from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
+from meshkit.audit import AuditTrail
+from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from twinmesh.asset.v1 import (
@@ -57,6 +58,7 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
         bus.connection(
             settings.nats_url.get_secret_value(), name=SERVICE, on_connect=revocations.listen
         ) as client,
+        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
     ):
         verifier = TokenVerifier(
             fetch_keys=fetch_keys_from(auth_channel),
@@ -65,10 +67,12 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
             clock=clock,
         )
         observe_caches(meter(), tokens=verifier.lookups)
+        observe_audit(meter(), audit)
         async with running_server(
             listen=settings.listen,
             registrations=_registrations(pool, client),
             verifier=verifier,
+            audit=audit,
             checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
             hints={"nats": bus.connected(client)},
             reflected=PUBLIC_SERVICES,

@@ -14,6 +14,7 @@ class Role(StrEnum):
     API_CLIENT = "api_client"
 
 
+_AUDIT = frozenset({"audit:read"})
 _REFLECTION = frozenset({"contract:read"})
 _API_KEYS = frozenset({"api_key:read", "api_key:write"})
 _USERS = frozenset({"user:read", "user:write", "role:read", "role:write"})
@@ -44,9 +45,9 @@ _WRITE = frozenset(
     }
 )
 
-# profile:read and profile:register are nobody's: only services may act across tenants.
+# profile:read, profile:register and audit:record are nobody's: only services may act across tenants.
 _PERMISSIONS = {
-    Role.ADMIN: _READ | _WRITE | _API_KEYS | _USERS | _POLICY_READ | _POLICY_WRITE | _REFLECTION,
+    Role.ADMIN: _READ | _WRITE | _API_KEYS | _USERS | _AUDIT | _POLICY_READ | _POLICY_WRITE | _REFLECTION,
     Role.OPERATOR: _READ | _WRITE | _POLICY_READ | _REFLECTION,
     Role.ANALYST: _READ | _REFLECTION,
     Role.VIEWER: (_READ - {"asset_type:read", "dead_letter:read", "raw_message:read"}) | _REFLECTION,

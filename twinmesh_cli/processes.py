@@ -123,8 +123,11 @@ def _own(
         case "twin_svc":
             feed_url = role_url(surroundings.admin_url, root=root, role=_FEED_ROLE)
             return {"TWINMESH_FEED_DATABASE_URL": feed_url}
-        case "auth_svc" if nats is not None:
-            return {"TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH)}
+        case "auth_svc":
+            kept = {"TWINMESH_AUDIT_KEPT_DAYS": str(settings.audit_kept_days)}
+            if nats is None:
+                return kept
+            return {**kept, "TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH)}
         case "ingest_svc" if nats is not None:
             return {
                 "TWINMESH_DEVICE_NATS_URL": nats.url_of(NatsUser.INGEST),

@@ -9,7 +9,16 @@ from auth_svc.migrations import OWNER
 from meshkit.migrate import migrate_down, migrate_up
 from meshkit.testing.database import TestDatabase
 
-_TENANT_TABLES = ["tenant", "user_account", "session", "refresh_token", "api_key", "revocation", "role"]
+_TENANT_TABLES = [
+    "tenant",
+    "user_account",
+    "session",
+    "refresh_token",
+    "api_key",
+    "revocation",
+    "role",
+    "audit_event",
+]
 
 
 @pytest.fixture
@@ -31,6 +40,9 @@ async def filled(database: TestDatabase) -> TestDatabase:
                        ('{tenant}', 'user', 'over', now(), now());
                 INSERT INTO auth.role (tenant_id, id, display_name, permissions, create_time, update_time)
                 VALUES ('{tenant}', 'guard', '', '{{twin:read}}', now(), now());
+                INSERT INTO auth.audit_event
+                VALUES ('{tenant}', now(), 'e1', 'auth_svc', 'user:ada', 's1', '', '/a.b/C',
+                        '{{}}', 0, '0', '', '{{}}', 0, 0);
                 """
             )
     finally:
@@ -78,6 +90,10 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         VALUES ('other', 'user', 'ada', now(), now())
         """,
         "INSERT INTO auth.role VALUES ('other', 'mine', '', '{}', 1, now(), now())",
+        """
+        INSERT INTO auth.audit_event
+        VALUES ('other', now(), 'e', '', '', '', '', '', '{}', 0, '0', '', '{}', 0, 0)
+        """,
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
@@ -96,6 +112,11 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
         "UPDATE auth.signing_key SET activate_time = now()",
         "DELETE FROM auth.api_key",
         "DELETE FROM auth.tenant",
+        "DELETE FROM auth.audit_event",
+        "UPDATE auth.audit_event SET code = 0",
+        "UPDATE auth.audit_event SET principal = 'user:eve'",
+        "TRUNCATE auth.audit_event",
+        "ALTER TABLE auth.audit_event NO FORCE ROW LEVEL SECURITY",
         "ALTER TABLE auth.api_key NO FORCE ROW LEVEL SECURITY",
         "CREATE TABLE auth.mine (n integer)",
         "SELECT 1 FROM mesh.migration",

@@ -79,6 +79,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
     assert admin - permissions_of(Role.OPERATOR) == {
         "api_key:read",
         "api_key:write",
+        "audit:read",
         "ingest_policy:write",
         "role:read",
         "role:write",
@@ -89,6 +90,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
     readable = {permission for permission in admin if permission.endswith(":read")}
     assert permissions_of(Role.ANALYST) == readable - {
         "api_key:read",
+        "audit:read",
         "ingest_policy:read",
         "role:read",
         "storage:read",
