@@ -29,10 +29,11 @@ from asset_svc.stores.profile import ChildRows, ProfileRows
 from asset_svc.stores.rows import TenantStore
 from asset_svc.stores.tenants import DeviceTenants
 from meshkit import bus, db
-from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
+from meshkit.audit import AuditTrail
+from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
@@ -61,6 +62,7 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
             name=SERVICE,
             on_connect=partial(listen, revocations=revocations),
         ) as client,
+        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
     ):
         verifier = TokenVerifier(
             fetch_keys=fetch_keys_from(auth_channel),
@@ -69,10 +71,12 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
             clock=clock,
         )
         observe_caches(meter(), tokens=verifier.lookups)
+        observe_audit(meter(), audit)
         async with running_server(
             listen=settings.listen,
             registrations=_registrations(pool, client),
             verifier=verifier,
+            audit=audit,
             checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
             hints={"nats": bus.connected(client)},
             reflected=PUBLIC_SERVICES,

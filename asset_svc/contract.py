@@ -1,7 +1,7 @@
 """The services that callers reach through the gateway, whichever process serves them.
 
 The gateway asks asset_svc for reflection, so asset_svc describes all of them.
-ProfileService is absent: it is for services only.
+ProfileService and AuditService are absent: they are for services only.
 """
 
 from twinmesh.asset.v1 import (
@@ -12,6 +12,7 @@ from twinmesh.asset.v1 import (
 )
 from twinmesh.auth.v1 import (
     api_key_service_pb2,
+    audit_event_service_pb2,
     role_service_pb2,
     session_service_pb2,
     user_service_pb2,
@@ -38,6 +39,7 @@ _FILES = (
     api_key_service_pb2,
     asset_service_pb2,
     asset_type_service_pb2,
+    audit_event_service_pb2,
     dead_letter_service_pb2,
     device_service_pb2,
     device_type_service_pb2,

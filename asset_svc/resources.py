@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from asset_svc.kinds import ResourceT
 from asset_svc.listing import ListRequest, read_page
+from meshkit import audit
 from meshkit.errors import Aborted, not_found
-from meshkit.updates import updated
+from meshkit.updates import changed_fields, fields_set, updated
 from meshkit.validation import validate
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -90,6 +91,7 @@ class Resources(Generic[ResourceT, _R]):
             AlreadyExists: the id is taken.
             FailedPrecondition: REFERENCE_NOT_FOUND, PARENT_INVALID.
         """
+        audit.changed(fields_set(resource))
         async with self._store.transaction(tenant) as rows:
             created = await self._insert(rows, resource, path=self.resource)
         await self._announce(tenant, [created.id])
@@ -101,6 +103,7 @@ class Resources(Generic[ResourceT, _R]):
         Raises:
             DomainError: as `create` for the first that cannot be added.
         """
+        audit.changed(fields_set(*resources))
         async with self._store.transaction(tenant) as rows:
             created = [
                 await self._insert(rows, each, path=f"{self.resource}s[{index}]")
@@ -159,6 +162,7 @@ class Resources(Generic[ResourceT, _R]):
         async with self._store.transaction(tenant) as rows:
             current = await self._locked(rows, sent.id, etag=sent.etag)
             changed = updated(current, sent, paths)
+            audit.changed(changed_fields(current, changed))
             # What a mask puts together was not seen by the interceptor.
             validate(changed)
             self._complete(changed)

@@ -11,6 +11,7 @@ from nats.aio.client import Client
 from auth_svc.access_tokens import AccessTokens
 from auth_svc.api_keys import ApiKeys
 from auth_svc.asset_client import AssetDevices
+from auth_svc.audit import AuditEvents
 from auth_svc.ca.folder import read_authority
 from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.config import AuthSettings
@@ -24,7 +25,9 @@ from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
 from auth_svc.revocation_list import RevocationList
 from auth_svc.revocations import Announcer
+from auth_svc.servicers.access_log import AccessLogServicer
 from auth_svc.servicers.api_keys import ApiKeyServicer
+from auth_svc.servicers.audit import AuditEventServicer, AuditServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
 from auth_svc.servicers.device_certificates import DeviceCertificateServicer
 from auth_svc.servicers.health import HealthServicer
@@ -35,6 +38,7 @@ from auth_svc.servicers.users import UserServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
+from auth_svc.stores.audit_events import AuditEventStore
 from auth_svc.stores.device_certificates import DeviceCertificateStore
 from auth_svc.stores.revocations import RevocationStore
 from auth_svc.stores.rights import RightsStore
@@ -43,18 +47,22 @@ from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
 from auth_svc.tenant_roles import TenantRoles
 from auth_svc.users import Users
-from envoy_api import external_auth_pb2_grpc
+from envoy_api import access_log_pb2_grpc, external_auth_pb2_grpc
 from meshkit import bus, db, gateway_credential, nats_server
+from meshkit.audit import AuditTrail
 from meshkit.client import service_channel
 from meshkit.clock import SystemClock
+from meshkit.exports import ExportSlots
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import RevocationKind, Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from twinmesh.auth.v1 import (
     api_key_service_pb2_grpc,
+    audit_event_service_pb2_grpc,
+    audit_service_pb2_grpc,
     device_certificate_service_pb2_grpc,
     revocation_service_pb2_grpc,
     role_service_pb2_grpc,
@@ -65,6 +73,7 @@ from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
 _CRL_EVERY_S = 0.5
+_KEEP_AUDIT_DAYS_EVERY_S = 3600.0
 _log = structlog.get_logger()
 
 
@@ -155,6 +164,15 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         verifier = TokenVerifier(
             fetch_keys=key_ring.jwks, service_tokens=tokens, revocations=revocations, clock=clock
         )
+        audit_events = AuditEvents(
+            store=AuditEventStore(pool=pool), kept_days=settings.audit_kept_days, clock=clock
+        )
+        await audit_events.keep_days()
+        # Its own calls go the way of other services', but for the call.
+        audit = AuditTrail(send=partial(audit_events.record, recorder=SERVICE), clock=clock)
+        refused = AuditTrail(send=partial(audit_events.record, recorder="gateway"), clock=clock)
+        access_log = AccessLogServicer(trail=refused)
+        observe_audit(meter(), audit, refused)
         observe_caches(
             meter(),
             api_keys=key_tokens.lookups,
@@ -193,9 +211,24 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 DeviceCertificateServicer(certificates=certificates, revocation_list=revocation_list),
             ),
             Registration(
+                "twinmesh.auth.v1.AuditService",
+                audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+                AuditServicer(audit_events=audit_events),
+            ),
+            Registration(
+                "twinmesh.auth.v1.AuditEventService",
+                audit_event_service_pb2_grpc.add_AuditEventServiceServicer_to_server,
+                AuditEventServicer(audit_events=audit_events, slots=ExportSlots()),
+            ),
+            Registration(
                 "twinmesh.mesh.v1.HealthService",
                 health_service_pb2_grpc.add_HealthServiceServicer_to_server,
                 HealthServicer(peers=mesh),
+            ),
+            Registration(
+                "envoy.service.accesslog.v3.AccessLogService",
+                access_log_pb2_grpc.add_AccessLogServiceServicer_to_server,
+                access_log,
             ),
             Registration(
                 "envoy.service.auth.v3.Authorization",
@@ -211,13 +244,18 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             revocations.polling(),
             _repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),
+            _repeating("days of the audit", audit_events.keep_days, every_s=_KEEP_AUDIT_DAYS_EVERY_S),
             _logging_devices_in(callout, settings) as hints,
+            audit,
+            refused,
             running_server(
                 listen=settings.listen,
                 registrations=registrations,
                 verifier=verifier,
+                audit=audit,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints=hints,
+                drain=access_log.drain,
             ) as port,
         ):
             yield port

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from meshkit.config import ServiceSettings
+from meshkit.config import AUDIT_KEPT_DAYS, AuditKeptDays, ServiceSettings
 
 
 class AuthSettings(ServiceSettings):
@@ -30,6 +30,7 @@ class AuthSettings(ServiceSettings):
     login_queue: int = Field(
         16, ge=0, le=1024, description="Log-ins that may wait; more are told LOGIN_BUSY."
     )
+    audit_kept_days: AuditKeptDays = AUDIT_KEPT_DAYS
     signing_key_days: int = Field(
         30, ge=1, le=365, description="Days that a key signs before the next is made."
     )

@@ -14,6 +14,7 @@ class Role(StrEnum):
     API_CLIENT = "api_client"
 
 
+_AUDIT = frozenset({"audit:read"})
 _REFLECTION = frozenset({"contract:read"})
 _API_KEYS = frozenset({"api_key:read", "api_key:write"})
 _USERS = frozenset({"user:read", "user:write", "role:read", "role:write"})
@@ -46,11 +47,12 @@ _WRITE = frozenset(
     }
 )
 
-# profile:read and profile:register are nobody's: only services may act across tenants.
+# profile:read, profile:register and audit:record are nobody's: only services may act across tenants.
 _PERMISSIONS = {
     Role.ADMIN: _READ
     | _WRITE
     | _API_KEYS
+    | _AUDIT
     | _CERTIFICATE_READ
     | _CERTIFICATE_WRITE
     | _USERS

@@ -17,6 +17,7 @@ import structlog
 
 from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S, AccessTokens, Grant
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret, parse
+from meshkit import audit
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import NotFound, Unauthenticated
 from meshkit.identity import Principal, PrincipalKind
@@ -274,6 +275,8 @@ class Sessions:
             return judge(presented, now_us=now_us, next_hash=successor.hash)
 
         presented, verdict = await self._sessions.present(token, decide)
+        if presented is not None:
+            audit.concerns(token.tenant, f"{PrincipalKind.USER}:{presented.username}")
         if isinstance(verdict, Revoke):
             _log.warning("refresh token used again; session revoked", tenant=token.tenant, session=token.id)
             await self._announce()

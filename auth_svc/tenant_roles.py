@@ -8,10 +8,11 @@ from auth_svc import grants
 from auth_svc.rights import Rights, RightsStore, built_in_role, find_role, require_etag
 from auth_svc.roles import Role as BuiltIn
 from auth_svc.roles import is_built_in
+from meshkit import audit
 from meshkit.clock import Clock
 from meshkit.errors import AlreadyExists, FailedPrecondition, not_found
 from meshkit.identity import Principal
-from meshkit.updates import updated
+from meshkit.updates import changed_fields, fields_set, updated
 from meshkit.validation import validate
 from twinmesh.auth.v1.role_service_pb2 import Role
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -40,6 +41,7 @@ class TenantRoles:
             AlreadyExists: the id is taken.
             PermissionDenied: GRANT_EXCEEDS_CALLER.
         """
+        audit.changed(fields_set(role))
         if is_built_in(role.id):
             raise AlreadyExists(
                 f"role {role.id!r} is built in",
@@ -82,6 +84,7 @@ class TenantRoles:
         async with self._store.changing(caller.tenant) as rights:
             current = await _changeable(rights, sent.id, sent.etag)
             changed = updated(current, sent, paths)
+            audit.changed(changed_fields(current, changed))
             # What a mask puts together was not seen by the interceptor.
             validate(changed)
             now_us = self._clock.now_us()

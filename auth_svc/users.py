@@ -8,10 +8,11 @@ import structlog
 from auth_svc import grants
 from auth_svc.rights import NewPassword, Rights, RightsStore, find_role, require_etag
 from auth_svc.sessions import PasswordCheck, UserStore
+from meshkit import audit
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied, invalid_field, not_found
 from meshkit.identity import Principal, PrincipalKind
-from meshkit.updates import updated
+from meshkit.updates import changed_fields, fields_set, updated
 from meshkit.validation import validate
 from twinmesh.auth.v1.user_service_pb2 import User
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -62,6 +63,7 @@ class Users:
             PermissionDenied: GRANT_EXCEEDS_CALLER.
             ResourceExhausted: LOGIN_BUSY.
         """
+        audit.changed([*fields_set(user), "password"])
         new_password, one_time = await self._new_password(password)
         async with self._store.changing(caller.tenant) as rights:
             await _require_role_held(rights, user.role, caller, user.username)
@@ -98,6 +100,7 @@ class Users:
             current = await _required(rights, sent.username)
             require_etag(sent.etag, current, what=f"user {sent.username!r}")
             changed = updated(current, sent, paths)
+            audit.changed(changed_fields(current, changed))
             # What a mask puts together was not seen by the interceptor.
             validate(changed)
             now_us = self._clock.now_us()
@@ -139,6 +142,7 @@ class Users:
             PermissionDenied: PASSWORD_WRONG.
             ResourceExhausted: LOGIN_BUSY.
         """
+        audit.changed(["password"])
         user = None
         if caller.kind == PrincipalKind.USER:
             user = await self._accounts.find(caller.tenant, caller.subject)
@@ -171,6 +175,7 @@ class Users:
             PermissionDenied: GRANT_EXCEEDS_CALLER.
             ResourceExhausted: LOGIN_BUSY.
         """
+        audit.changed(["password"])
         if (caller.kind, caller.subject) == (PrincipalKind.USER, username):
             raise invalid_field("username", "is your own: ChangePassword replaces it, with the old password")
         new_password, one_time = await self._new_password(password)

@@ -23,6 +23,13 @@ from meshkit.status import ERROR_DOMAIN
 _ENVOYS_WORDS = "%LOCAL_REPLY_BODY%"
 # What grpc-message carries as it stands; `%` starts an escape there, and a command in Envoy.
 _GRPC_MESSAGE_PLAIN = string.ascii_letters + string.digits + string.punctuation.replace("%", "") + " "
+# In Envoy's access log: answered, but by no service.
+REFUSED_HERE = (
+    "response.code > 0 && response.code_details != 'via_upstream'"
+    " && !(request.method == 'OPTIONS' && response.code == 200)"
+    " && (!has(upstream.address)"
+    " || response.code_details.startsWith('upstream_reset_before_response_started'))"
+)
 _CEL = "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
 
 

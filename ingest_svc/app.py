@@ -50,10 +50,11 @@ from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
-from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
+from meshkit.audit import AuditTrail
+from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
 from meshkit.clock import Clock, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.open_calls import OpenCall
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
@@ -118,7 +119,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         assembler.add(commit.whole)
 
     async with (
-        _neighbours(settings, tokens, clock) as (auth_channel, asset_channel, revocations),
+        _neighbours(settings, tokens, clock) as (auth_channel, asset_channel, revocations, audit),
         _pools(settings) as (pool, raw_pool),
         background(
             (placements := Placements(store=PlacementStore(pool=pool), clock=clock)).keep_saving(),
@@ -202,6 +203,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             assets=known_assets.lookups,
             tokens=verifier.lookups,
         )
+        observe_audit(meter(), audit)
 
         def new_stream(call: OpenCall) -> TelemetryStream:
             return TelemetryStream(
@@ -297,6 +299,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                     ),
                 ],
                 verifier=verifier,
+                audit=audit,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints={"nats": bus.connected(nats_client)},
                 drain=streams.drain,
@@ -308,14 +311,15 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
 @asynccontextmanager
 async def _neighbours(
     settings: IngestSettings, tokens: ServiceTokens, clock: Clock
-) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel, Revocations]]:
-    """Open the channels to auth_svc and asset_svc, and read revocations, while the context is open."""
+) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel, Revocations, AuditTrail]]:
+    """Open the channels to auth_svc and asset_svc, revocations and the audit, while the context is open."""
     async with (
         service_channel(settings.auth_address, tokens=tokens) as auth,
         service_channel(settings.asset_address, tokens=tokens) as asset,
         (revocations := Revocations(fetch=fetch_revocations_from(auth), clock=clock)).polling(),
+        AuditTrail(send=send_audit_to(auth), clock=clock) as audit,
     ):
-        yield auth, asset, revocations
+        yield auth, asset, revocations, audit
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Channels to other services, carrying this service's own identity."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -10,11 +10,13 @@ import structlog
 from google.protobuf.message import Message
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
-from meshkit import status
+from meshkit import audit_messages, status
+from meshkit.audit import AuditEvent
 from meshkit.errors import DomainError, dependency_unavailable
 from meshkit.identity import KeyFetch, ServiceTokens
 from meshkit.revocations import Fetch, Revocation, RevocationKind
 from twinmesh.auth.v1 import (
+    audit_service_pb2_grpc,
     revocation_service_pb2,
     revocation_service_pb2_grpc,
     session_service_pb2,
@@ -152,3 +154,14 @@ def _revocation(message: revocation_service_pb2.Revocation) -> Revocation:
         revoke_us=message.revoke_time.ToMicroseconds(),
         until_us=message.until_time.ToMicroseconds(),
     )
+
+
+def send_audit_to(channel: grpc.aio.Channel) -> Callable[[Sequence[AuditEvent]], Awaitable[None]]:
+    """Return a function that has auth_svc keep audit events."""
+    stub = audit_service_pb2_grpc.AuditServiceStub(channel)
+
+    async def send(events: Sequence[AuditEvent]) -> None:
+        request = await audit_messages.to_request(events)
+        await call(stub.RecordAuditEvents, request, peer="auth_svc")
+
+    return send

@@ -153,6 +153,9 @@ DatabaseMaxBytes = Annotated[
     int | None,
     Field(ge=1, description="Size of the database from which on new data are refused; empty: any."),
 ]
+# auth_svc keeps the audit; the launcher passes it on.
+AUDIT_KEPT_DAYS = 90
+AuditKeptDays = Annotated[int, Field(ge=30, le=3650, description="How many days audit events are kept.")]
 METRIC_EXPORT_INTERVAL = 10_000
 MetricExportInterval = Annotated[
     int,

@@ -28,7 +28,7 @@ _CACHED_TOKENS = 10_000
 _CLOCK_SKEW_S = 5  # as Envoy allows between auth_svc's clock and its own
 _KEY_REFETCH_S = 1.0
 # What a service may do in another service; on top it names the tenant it acts for.
-SERVICE_PERMISSIONS = frozenset({"profile:read", "profile:register", "revocation:read"})
+SERVICE_PERMISSIONS = frozenset({"profile:read", "profile:register", "revocation:read", "audit:record"})
 
 
 class PrincipalKind(StrEnum):

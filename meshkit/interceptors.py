@@ -1,4 +1,4 @@
-"""What happens around every rpc: identity, permission, validation, deadline, errors.
+"""What happens around every rpc: identity, permission, validation, deadline, errors, audit.
 
 One interceptor does all of it, in this order, so that an rpc costs one wrapper.
 Handlers of streams must be async generators. A handler may answer with a message or with its bytes.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -17,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from meshkit import policy, status
+from meshkit.audit import ADDRESS_HEADER, AuditedCall, AuditTrail, TargetReader, is_recorded
 from meshkit.errors import DeadlineExceeded, DomainError, InvalidArgument
 from meshkit.identity import Principal, TokenVerifier, bind_principal
 from meshkit.open_calls import OpenCall, OpenCalls
@@ -41,11 +43,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     Args:
         verifier: proves bearer tokens.
         open_calls: ends streams with the credentials that opened them.
+        audit: takes the account of each call.
     """
 
-    def __init__(self, *, verifier: TokenVerifier, open_calls: OpenCalls) -> None:
+    def __init__(self, *, verifier: TokenVerifier, open_calls: OpenCalls, audit: AuditTrail) -> None:
         self._verifier = verifier
         self._open_calls = open_calls
+        self._audit = audit
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -66,7 +70,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
-        call = _Call(method=method, verifier=self._verifier, open_calls=self._open_calls)
+        call = _Call(method=method, verifier=self._verifier, open_calls=self._open_calls, audit=self._audit)
         codec: dict[str, Any] = {
             "request_deserializer": _decoder(handler.request_deserializer),
             "response_serializer": _encoder(handler.response_serializer),
@@ -83,81 +87,104 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """Wraps the handler of one method, whichever of the four forms it has."""
 
-    def __init__(self, *, method: str, verifier: TokenVerifier, open_calls: OpenCalls) -> None:
+    def __init__(
+        self, *, method: str, verifier: TokenVerifier, open_calls: OpenCalls, audit: AuditTrail
+    ) -> None:
         self._method = method
         self._permission = policy.permission_of(method)
         self._verifier = verifier
         self._open_calls = open_calls
         self._endings: set[asyncio.Task[None]] = set()
+        self._targets = TargetReader(method)
+        self._audited = partial(audit.call, method, recorded=is_recorded(method))
 
     def unary_unary(self, inner: Any) -> Any:
         async def serve(request: Message, context: Context) -> Any:
-            try:
-                await self._admit(context)
-                _check(request)
-                if context.time_remaining() is None:
-                    async with asyncio.timeout(_UNARY_DEADLINE_S):
-                        return await inner(request, context)
-                return await inner(request, context)
-            except Exception as error:
-                await self._end(context, error)
+            with self._audited(context) as call:
+                try:
+                    self._note_targets(request, call)
+                    await self._admit(context, call)
+                    _check(request)
+                    if context.time_remaining() is None:
+                        async with asyncio.timeout(_UNARY_DEADLINE_S):
+                            response = await inner(request, context)
+                    else:
+                        response = await inner(request, context)
+                    if not call.targets:
+                        call.targets = self._targets.answered(response)
+                    return response
+                except Exception as error:
+                    await self._end(context, error)
 
         return serve
 
     def unary_stream(self, inner: Any) -> Any:
         async def serve(request: Message, context: Context) -> AsyncIterator[Message]:
-            try:
-                principal = await self._admit(context)
-                _check(request)
-                self._hold(principal, context)
-                async with aclosing(inner(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-            except Exception as error:
-                await self._end(context, error)
+            with self._audited(context) as call:
+                try:
+                    self._note_targets(request, call)
+                    await self._admit(context, call)
+                    _check(request)
+                    self._hold(call, context)
+                    async with aclosing(inner(request, context)) as responses:
+                        async for response in responses:
+                            call.sent += 1
+                            yield response
+                except Exception as error:
+                    await self._end(context, error)
 
         return serve
 
     def stream_unary(self, inner: Any) -> Any:
         async def serve(requests: AsyncIterator[Message], context: Context) -> Any:
-            try:
-                principal = await self._admit(context)
-                self._hold(principal, context)
-                return await inner(_validated(requests), context)
-            except Exception as error:
-                await self._end(context, error)
+            with self._audited(context) as call:
+                try:
+                    await self._admit(context, call)
+                    self._hold(call, context)
+                    return await inner(_validated(requests, call), context)
+                except Exception as error:
+                    await self._end(context, error)
 
         return serve
 
     def stream_stream(self, inner: Any) -> Any:
         async def serve(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
-            try:
-                principal = await self._admit(context)
-                self._hold(principal, context)
-                async with aclosing(inner(_validated(requests), context)) as responses:
-                    async for response in responses:
-                        yield response
-            except Exception as error:
-                await self._end(context, error)
+            with self._audited(context) as call:
+                try:
+                    await self._admit(context, call)
+                    self._hold(call, context)
+                    async with aclosing(inner(_validated(requests, call), context)) as responses:
+                        async for response in responses:
+                            call.sent += 1
+                            yield response
+                except Exception as error:
+                    await self._end(context, error)
 
         return serve
 
-    async def _admit(self, context: Context) -> Principal | None:
-        """Let the caller in, or raise why not; None is nobody, whom public rpcs let in."""
+    def _note_targets(self, request: Message, call: AuditedCall) -> None:
+        """Note what the call is about, also when it will be refused."""
+        if request is not _UNREADABLE:
+            call.targets = self._targets.asked(request)
+
+    async def _admit(self, context: Context, call: AuditedCall) -> None:
+        """Let the caller in, or raise why not."""
         metadata = context.invocation_metadata() or ()
         join_trace(metadata)
-        principal = await self._identify(metadata)
-        policy.require(self._permission, principal, method=self._method)
-        return principal
+        call.address = _address(metadata, context)
+        call.principal = await self._identify(metadata)
+        policy.require(self._permission, call.principal, method=self._method)
 
-    def _hold(self, principal: Principal | None, context: Context) -> None:
-        """Have a stream end with its caller's credential."""
-        if principal is None:
+    def _hold(self, call: AuditedCall, context: Context) -> None:
+        """Have a stream end with its caller's credential; public rpcs let in nobody as well."""
+        if call.principal is None:
             return
         handling = asyncio.current_task()
         assert handling is not None  # noqa: S101 - gRPC handles each call in a task of its own
 
         def cut_off(error: DomainError) -> None:
+            # The task is cancelled, the client is told why.
+            call.code = status.code_of(error).value[0]
             # A task that waits for a client to read does not come to its end by itself.
             handling.cancel()
             ending = asyncio.create_task(_cut_off(context, error), name="cut-off")
@@ -165,10 +192,10 @@ class _Call:
             ending.add_done_callback(self._endings.discard)
 
         def is_over(_: Context) -> None:
-            self._open_calls.remove(call)
+            self._open_calls.remove(open_call)
 
-        call = OpenCall(principal, cut_off=cut_off)
-        self._open_calls.add(call)
+        open_call = OpenCall(call.principal, cut_off=cut_off)
+        self._open_calls.add(open_call)
         # Not by the generator: a call that ends while a response is being written never comes back to it.
         context.add_done_callback(is_over)  # type: ignore[arg-type] # grpc-stubs take another type for it.
 
@@ -209,8 +236,18 @@ async def _cut_off(context: Context, error: DomainError) -> None:
         await context.abort_with_status(rpc_status.to_status(status.to_status(error)))
 
 
-async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+def _address(metadata: Iterable[tuple[str, str | bytes]], context: Context) -> str:
+    """Return the client's address as Envoy gives it, or the peer's: who calls inside of the mesh."""
+    for name, value in metadata:
+        if name == ADDRESS_HEADER and isinstance(value, str):
+            return value
+    _, _, peer = context.peer().partition(":")
+    return peer.rpartition(":")[0].strip("[]")
+
+
+async def _validated(requests: AsyncIterator[Message], call: AuditedCall) -> AsyncIterator[Message]:
     async for request in requests:
+        call.received += 1
         _check(request)
         yield request
 

@@ -21,6 +21,7 @@ from opentelemetry.metrics import (
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
+from meshkit.audit import AuditTrail
 from meshkit.lookups import Lookups
 from meshkit.telemetry import resource_of
 
@@ -95,4 +96,14 @@ def observe_caches(meter: Meter, **caches: Lookups) -> None:
         [observe],
         unit="{lookup}",
         description="What was looked up in a cache.",
+    )
+
+
+def observe_audit(meter: Meter, *trails: AuditTrail) -> None:
+    """Export how many audit events a process has lost."""
+    meter.create_observable_counter(
+        "twinmesh.audit.lost",
+        reading(lambda: sum(trail.lost for trail in trails)),
+        unit="{event}",
+        description="Audit events that nobody took.",
     )

@@ -17,6 +17,8 @@ _FOREIGN = {
     HEALTH: PUBLIC,
     # Asked by Envoy with a caller's key, before there is an identity; not routed.
     "/envoy.service.auth.v3.Authorization/": PUBLIC,
+    # Told by Envoy of what it has refused; not routed.
+    "/envoy.service.accesslog.v3.AccessLogService/": PUBLIC,
     "/grpc.reflection.v1.ServerReflection/": "contract:read",
     "/grpc.reflection.v1alpha.ServerReflection/": "contract:read",
 }

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
+from meshkit.audit import AuditTrail
 from meshkit.identity import TokenVerifier
 from meshkit.interceptors import CallInterceptor
 from meshkit.open_calls import OpenCalls
@@ -59,6 +60,7 @@ async def running_server(
     listen: str,
     registrations: Sequence[Registration],
     verifier: TokenVerifier,
+    audit: AuditTrail,
     checks: Mapping[str, Check],
     hints: Mapping[str, Check] | None = None,
     reflected: Sequence[str] | None = None,
@@ -74,6 +76,7 @@ async def running_server(
         listen: host:port, port 0 for any.
         registrations: what is served.
         verifier: proves callers.
+        audit: takes the account of each call.
         checks: by dependency name.
         hints: likewise, of dependencies that the service can do without.
         reflected: full names of the services that reflection lists, of which others may
@@ -85,7 +88,7 @@ async def running_server(
     server = grpc.aio.server(
         interceptors=[
             aio_server_interceptor(filter_=deserves_span),
-            CallInterceptor(verifier=verifier, open_calls=open_calls),
+            CallInterceptor(verifier=verifier, open_calls=open_calls, audit=audit),
         ],
         options=_OPTIONS,
     )

@@ -55,6 +55,20 @@ def updated(current: _M, sent: _M, paths: Sequence[str]) -> _M:
     return target
 
 
+def changed_fields(before: Message, after: Message) -> list[str]:
+    """Return the names of the fields in which two states of a resource differ."""
+    return [
+        field.name
+        for field in _descriptor(before).fields
+        if getattr(before, field.name) != getattr(after, field.name)
+    ]
+
+
+def fields_set(*resources: Message) -> list[str]:
+    """Return the names of the fields that are set in some of these resources."""
+    return sorted({field.name for resource in resources for field, _ in resource.ListFields()})
+
+
 def _expanded(sent: Message, paths: Sequence[str]) -> list[str]:
     present = [field.name for field, _ in sent.ListFields()]
     if not paths:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from meshkit.updates import updated
+from meshkit import audit
+from meshkit.updates import changed_fields, updated
 from meshkit.validation import validate
 from telemetry_store.storage_policies import (
     AGES,
@@ -46,7 +47,9 @@ def changed(
         InvalidArgument: INVALID_FIELD or FIELD_IMMUTABLE.
     """
     STORAGE_POLICIES.require_etag(row, sent.etag)
-    policy = updated(to_policy(row, effective=effective), sent, paths)
+    current = to_policy(row, effective=effective)
+    policy = updated(current, sent, paths)
+    audit.changed(changed_fields(current, policy))
     # What a mask puts together was not seen by the interceptor.
     validate(policy)
     made = replace(row, **_ages(policy))

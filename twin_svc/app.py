@@ -9,10 +9,12 @@ from nats.aio.client import Client
 
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
-from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
+from meshkit.audit import AuditTrail
+from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
+from meshkit.exports import MOST_EXPORTS
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
@@ -24,7 +26,7 @@ from twin_svc.asset_client import AssetDevices
 from twin_svc.changes import Changes
 from twin_svc.config import TwinSettings
 from twin_svc.devices import WatchedDevices
-from twin_svc.exports import MOST_EXPORTS, Exports
+from twin_svc.exports import Exports
 from twin_svc.fleet import Fleet
 from twin_svc.follower import FeedFollower
 from twin_svc.frontier_reports import FrontierReporter
@@ -62,6 +64,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
         (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
+        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
     ):
         source = AssetDevices(channel=asset_channel)
         registry = DeviceRegistry(source=source, clock=clock)
@@ -91,6 +94,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         )
         metrics.observe(fleet=fleet, follower=follower, watches=watches)
         observe_caches(meter(), devices=registry.lookups, tokens=verifier.lookups)
+        observe_audit(meter(), audit)
 
         def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
             registry.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
@@ -171,6 +175,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                     ),
                 ],
                 verifier=verifier,
+                audit=audit,
                 checks={
                     "postgresql": lambda: feed_pool.fetchval("SELECT 1"),
                     "feed": follower.check,

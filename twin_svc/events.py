@@ -6,7 +6,8 @@ from typing import Protocol
 
 from meshkit.errors import InvalidArgument
 from meshkit.paging import invalid_token
-from twin_svc.history import EARLIEST_US, LATEST_US, TimeRange
+from meshkit.time_bounds import EARLIEST_US, LATEST_US
+from twin_svc.history import TimeRange
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _GREATEST_ID = 2**63 - 1

@@ -3,13 +3,14 @@
 import io
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from meshkit.exports import ExportWriter, marked_line
 from telemetry_store import quality
 from telemetry_store.columns import Kind
 from telemetry_store.history import SeriesHistory
@@ -69,23 +70,7 @@ CONTENT_TYPES = {
 SUFFIXES = {ExportFormat.CSV: "csv", ExportFormat.PARQUET: "parquet", ExportFormat.ARROW: "arrows"}
 
 
-class ExportWriter(Protocol):
-    """Writes one file; what the methods return, laid end to end, is the file."""
-
-    def write(self, histories: Sequence[SeriesHistory]) -> bytes:
-        """Take samples, with quality, and return what of the file is ready; it may be nothing yet."""
-        ...
-
-    def end(self) -> bytes:
-        """Return the rest of the file."""
-        ...
-
-    def failed(self, reason: str, message: str) -> bytes:
-        """Return what makes a file that is not whole invalid, if its form does not already."""
-        ...
-
-
-def export_writer(export_format: ExportFormat) -> ExportWriter:
+def export_writer(export_format: ExportFormat) -> ExportWriter[Sequence[SeriesHistory]]:
     """Return a writer of a format."""
     if export_format is ExportFormat.CSV:
         return _CsvWriter()
@@ -140,9 +125,7 @@ class _CsvWriter:
         return self.write([])
 
     def failed(self, reason: str, message: str) -> bytes:
-        """Return a line that is no row: a CSV file that stops early would look whole."""
-        text = message.replace("\n", " ")
-        return f"# NOT WHOLE: {reason}: {text}\n".encode()
+        return marked_line(reason, message)
 
 
 def _as_text(history: SeriesHistory) -> pa.Table:

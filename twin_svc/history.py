@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import InvalidArgument
 from meshkit.paging import invalid_token
+from meshkit.time_bounds import EARLIEST_US, LATEST_US
 from telemetry_store.columns import Kind
 from telemetry_store.series import Position
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 DEFAULT_SPAN_US = 24 * 3600 * MICROS_PER_SECOND
-# What a google.protobuf.Timestamp can say: the years 1 to 9999.
-EARLIEST_US = -62_135_596_800 * MICROS_PER_SECOND
-LATEST_US = 253_402_300_800 * MICROS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ import numpy.typing as npt
 from google.protobuf.duration_pb2 import Duration
 
 from meshkit import wire
+from meshkit.time_bounds import time_bound
 from telemetry_store.rollups.aggregates import Buckets
 from twin_svc.charts import AUTO_POINTS
 from twin_svc.history import TimeRange
-from twin_svc.messages import history_message, time_bound
+from twin_svc.messages import history_message
 from twin_svc.resolution import Resolution, possible, zone_named
 from twin_svc.series_answers import Answer, AnswerPage, Question
 from twinmesh.twin.v1 import history_service_pb2 as contract

@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +10,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshkit import wire
 from meshkit.clock import MICROS_PER_SECOND
-from meshkit.errors import invalid_field
 from telemetry_store.columns import Kind
 from telemetry_store.events import StoredEvent
 from telemetry_store.history import SeriesHistory
 from telemetry_store.placements import Placement
 from telemetry_store.quality import unpack
 from telemetry_store.series import Point, Value
-from twin_svc.history import EARLIEST_US, LATEST_US
 from twin_svc.twins import Twin
 from twin_svc.watch import Area, Selection
 from twinmesh.twin.v1 import event_service_pb2 as event_pb2
-from twinmesh.twin.v1 import history_service_pb2 as history_pb2
 from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.type.v1 import severity_pb2, value_pb2
 
-_NANOS_PER_SECOND = 1_000_000_000
 _INTERVAL_S = 0.1
 _CONNECTIVITY = {
     None: contract.CONNECTIVITY_UNSPECIFIED,
@@ -139,29 +135,6 @@ def placement_message(placement: Placement) -> contract.Placement:
     if placement.location is not None:
         message.location.CopyFrom(_point(placement.location))
     return message
-
-
-def time_bound(
-    message: contract.QueryHistoryRequest
-    | event_pb2.ListEventsRequest
-    | history_pb2.QuerySeriesRequest
-    | history_pb2.ExportHistoryRequest,
-    field: Literal["start_time", "end_time"],
-) -> int | None:
-    """Return a bound of a time range in microseconds since the epoch, None when it is absent.
-
-    Event times are whole microseconds: a bound between two of them means the later one.
-
-    Raises:
-        InvalidArgument: it is no valid timestamp.
-    """
-    if not message.HasField(field):
-        return None
-    timestamp: Timestamp = getattr(message, field)
-    micros = timestamp.seconds * MICROS_PER_SECOND + -(-timestamp.nanos // 1000)
-    if not (0 <= timestamp.nanos < _NANOS_PER_SECOND and EARLIEST_US <= micros <= LATEST_US):
-        raise invalid_field(field, "must be a time in the years 1 to 9999")
-    return micros
 
 
 def _point_or(value: Any) -> Value:

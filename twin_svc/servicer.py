@@ -10,6 +10,7 @@ from meshkit.db import Connection
 from meshkit.errors import DomainError
 from meshkit.identity import current_principal
 from meshkit.open_calls import current_call
+from meshkit.time_bounds import time_bound
 from telemetry_store.events import EventFilter, read_newest
 from telemetry_store.history import HistoryQuestion, find_series, read_history
 from telemetry_store.placements import read_placements
@@ -97,7 +98,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
         self, request: contract.QueryHistoryRequest, context: Any
     ) -> contract.QueryHistoryResponse:
         tenant = current_principal().tenant
-        start, end = messages.time_bound(request, "start_time"), messages.time_bound(request, "end_time")
+        start, end = time_bound(request, "start_time"), time_bound(request, "end_time")
         question = [request.id, sorted(request.metrics), start, end, request.include_quality]
         after = paging.decode(question, request.page_token)
         bookmark = None if after is None else bookmark_from_json(after)
@@ -187,7 +188,7 @@ class EventServicer(event_contract_grpc.EventServiceServicer):
         self, request: event_contract.ListEventsRequest, context: Any
     ) -> event_contract.ListEventsResponse:
         tenant = current_principal().tenant
-        start, end = messages.time_bound(request, "start_time"), messages.time_bound(request, "end_time")
+        start, end = time_bound(request, "start_time"), time_bound(request, "end_time")
         span = event_range(start, end)
         question = [
             request.device_id,

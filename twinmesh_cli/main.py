@@ -7,6 +7,7 @@ import structlog
 import typer
 
 from twinmesh_cli import (
+    audit,
     bench,
     ca,
     certs,
@@ -73,6 +74,7 @@ app.command()(login.logout)
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(users.users_app, name="users")
 app.add_typer(roles.roles_app, name="roles")
+app.add_typer(audit.audit_app, name="audit")
 app.add_typer(limits.limits_app, name="limits")
 app.add_typer(storage.storage_app, name="storage")
 app.command()(load.load)

@@ -128,6 +128,7 @@ def _own(
             return {"TWINMESH_FEED_DATABASE_URL": feed_url}
         case "auth_svc":
             return {
+                "TWINMESH_AUDIT_KEPT_DAYS": str(settings.audit_kept_days),
                 "TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH) if nats is not None else "",
                 "TWINMESH_CA_DIR": str(ca_folder(settings, home)),
                 "TWINMESH_CRL_FILE": str(surroundings.trust / devices.CRL),

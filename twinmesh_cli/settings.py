@@ -11,6 +11,7 @@ from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, Request
 from meshkit import secrets
 from meshkit.config import (
     ARCHIVE_AFTER_DAYS,
+    AUDIT_KEPT_DAYS,
     DATABASE_DATA_DIR,
     DATABASE_MAX_BYTES,
     DELETE_AFTER_DAYS,
@@ -25,6 +26,7 @@ from meshkit.config import (
     SEAL_AFTER_MINUTES,
     ArchiveAfterDays,
     ArchiveUrl,
+    AuditKeptDays,
     DatabaseDataDir,
     DatabaseMaxBytes,
     DeleteAfterDays,
@@ -122,6 +124,7 @@ class LauncherSettings(Settings):
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     raw_messages: RawMessages = RAW_MESSAGES
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
+    audit_kept_days: AuditKeptDays = AUDIT_KEPT_DAYS
     archive_url: ArchiveUrl | None = Field(
         None,
         description="Folder of the archive: a path, s3://bucket/folder or another URL of fsspec's;"

@@ -4,6 +4,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from auth_svc.api_keys import ApiKey, ApiKeys
 from auth_svc.servicers.pages import next_page_token, position, size
+from meshkit import audit
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import invalid_field
 from meshkit.identity import current_principal
@@ -25,6 +26,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
 
     async def CreateApiKey(self, request: pb.CreateApiKeyRequest, context: object) -> pb.CreateApiKeyResponse:
         """Make a key and tell its secret."""
+        audit.changed(field.name for field, _ in request.ListFields())
         api_key, secret = await self._api_keys.create(
             current_principal(),
             display_name=request.display_name,

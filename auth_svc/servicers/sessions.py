@@ -7,7 +7,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from auth_svc.sessions import Sessions, TokenPair
-from meshkit.identity import current_principal
+from meshkit import audit
+from meshkit.identity import PrincipalKind, current_principal
 from twinmesh.auth.v1 import session_service_pb2 as pb
 from twinmesh.auth.v1 import session_service_pb2_grpc
 
@@ -30,6 +31,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
 
     async def Login(self, request: pb.LoginRequest, context: object) -> pb.LoginResponse:
         """Exchange a password for tokens."""
+        audit.concerns(request.tenant, f"{PrincipalKind.USER}:{request.username}")
         pair = await self._sessions.login(
             tenant=request.tenant, username=request.username, password=request.password
         )

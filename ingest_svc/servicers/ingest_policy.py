@@ -5,8 +5,9 @@ from typing import Any
 from ingest_svc.ingest_policies import IngestPolicies
 from ingest_svc.policy_conversion import to_policy, to_row
 from ingest_svc.window import LiveWindow
+from meshkit import audit
 from meshkit.identity import current_principal
-from meshkit.updates import updated
+from meshkit.updates import changed_fields, updated
 from meshkit.validation import validate
 from telemetry_store.ingest_policies import INGEST_POLICIES, IngestPolicyRow
 from telemetry_store.tenant_policies import PolicyStore
@@ -41,7 +42,9 @@ class IngestPolicyServicer(policy_grpc.IngestPolicyServiceServicer):
         row = await self._store.read(current_principal().tenant)
         sent = request.ingest_policy
         INGEST_POLICIES.require_etag(row, sent.etag)
-        changed = updated(to_policy(row, self._live_window), sent, request.update_mask.paths)
+        current = to_policy(row, self._live_window)
+        changed = updated(current, sent, request.update_mask.paths)
+        audit.changed(changed_fields(current, changed))
         # What a mask puts together was not seen by the interceptor.
         validate(changed)
         written = await self._store.write(to_row(changed, row, self._live_window))

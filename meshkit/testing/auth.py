@@ -1,4 +1,4 @@
-"""A stand-in for auth_svc: it has a key, mints and revokes tokens, and exchanges API keys."""
+"""A stand-in for auth_svc: it has a key, mints and revokes tokens, exchanges API keys, takes audits."""
 
 import json
 import secrets as random_secrets
@@ -16,6 +16,9 @@ from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
 from meshkit.revocations import KEPT_S, RevocationKind
 from twinmesh.auth.v1 import (
+    audit_event_service_pb2,
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     revocation_service_pb2,
     revocation_service_pb2_grpc,
     session_service_pb2,
@@ -31,6 +34,7 @@ class TokenMint:
     def __init__(self, *, kid: str = "test-key") -> None:
         self._key = Ed25519PrivateKey.generate()
         self._kid = kid
+        self.audit_events: list[audit_event_service_pb2.AuditEvent] = []  # as services have recorded them
         self.api_keys: dict[str, str] = {}  # access tokens by the API key that is exchanged for them
         self.revocations: list[revocation_service_pb2.Revocation] = []
 
@@ -96,6 +100,15 @@ class _FakeRevocations(revocation_service_pb2_grpc.RevocationServiceServicer):
         return revocation_service_pb2.ListRevocationsResponse(revocations=new)
 
 
+class _FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
+    def __init__(self, mint: TokenMint) -> None:
+        self._mint = mint
+
+    async def RecordAuditEvents(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._mint.audit_events += request.events
+        return audit_service_pb2.RecordAuditEventsResponse()
+
+
 class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
     def __init__(self, mint: TokenMint) -> None:
         self._mint = mint
@@ -114,11 +127,12 @@ class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
 
 @asynccontextmanager
 async def fake_auth(mint: TokenMint) -> AsyncIterator[str]:
-    """Serve a mint's key, its revocations, and Check for its API keys; yields the address."""
+    """Serve a mint's key, its revocations, its audit, and Check for its API keys; yields the address."""
     server = grpc.aio.server()
     external_auth_pb2_grpc.add_AuthorizationServicer_to_server(_FakeAuthorization(mint), server)
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(_FakeSessions(mint), server)
     revocation_service_pb2_grpc.add_RevocationServiceServicer_to_server(_FakeRevocations(mint), server)
+    audit_service_pb2_grpc.add_AuditServiceServicer_to_server(_FakeAudit(mint), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

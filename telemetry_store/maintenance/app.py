@@ -7,10 +7,11 @@ from functools import partial
 import asyncpg
 
 from meshkit import db
-from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
+from meshkit.audit import AuditTrail
+from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter
+from meshkit.metrics import meter, observe_audit
 from meshkit.revocations import Revocations
 from meshkit.server import running_server
 from telemetry_store.maintenance.backfills import expire_backfills
@@ -150,11 +151,13 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
         archive_store(settings.archive_url) as store,
+        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
     ):
         rollups = RollupKeeper(
             pool=pool, minutes_kept=settings.minute_rollups_kept, archive=ArchiveReader(store)
         )
         observe_rollups(meter(), rollups)
+        observe_audit(meter(), audit)
         worker = Worker(pool=pool, steps=steps(pool, settings))
         # By itself: under full speed it never catches up, and others' seconds would be its lag.
         keeper = Worker(pool=pool, steps=(Step("rollups", 1, rollups.run),), lock_key=_ROLLUPS_LOCK_KEY)
@@ -187,6 +190,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
                     revocations=revocations,
                     clock=clock,
                 ),
+                audit=audit,
                 checks={
                     "postgresql": lambda: pool.fetchval("SELECT 1"),
                     "maintenance": worker.check,

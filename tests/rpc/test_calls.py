@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from meshkit import client, identity, server, status
+from meshkit.audit import AuditTrail
 from meshkit.clock import SystemClock
 from meshkit.errors import not_found
 from meshkit.identity import ServiceTokens, TokenVerifier
@@ -105,9 +106,12 @@ async def address(auth_address: str, tokens: ServiceTokens, servicer: Twins) -> 
                 Profiles(),
             ),
         ]
-        async with server.running_server(
-            listen="127.0.0.1:0", registrations=registrations, verifier=verifier, checks={}
-        ) as port:
+        async with (
+            AuditTrail(send=client.send_audit_to(auth), clock=SystemClock()) as audit,
+            server.running_server(
+                listen="127.0.0.1:0", registrations=registrations, verifier=verifier, audit=audit, checks={}
+            ) as port,
+        ):
             yield f"127.0.0.1:{port}"
 
 
@@ -301,10 +305,12 @@ async def test_health_follows_the_dependencies(auth_address: str, tokens: Servic
             clock=SystemClock(),
         )
         async with (
+            AuditTrail(send=client.send_audit_to(auth), clock=SystemClock()) as audit,
             server.running_server(
                 listen="127.0.0.1:0",
                 registrations=[],
                 verifier=verifier,
+                audit=audit,
                 checks={"postgresql": dependency},
                 hints={"nats": away},
             ) as port,

@@ -18,6 +18,7 @@ _TENANT_TABLES = [
     "revocation",
     "role",
     "device_certificate",
+    "audit_event",
 ]
 
 
@@ -42,6 +43,9 @@ async def filled(database: TestDatabase) -> TestDatabase:
                 VALUES ('{tenant}', 'guard', '', '{{twin:read}}', now(), now());
                 INSERT INTO auth.device_certificate
                 VALUES ('{tenant}', 'c{n}', 'd', 'spiffe', 'pem', sha256('x'), NULL, 'ada', now(), now());
+                INSERT INTO auth.audit_event
+                VALUES ('{tenant}', now(), 'e1', 'auth_svc', 'user:ada', 's1', '', '/a.b/C',
+                        '{{}}', 0, '0', '', '{{}}', 0, 0);
                 """
             )
     finally:
@@ -93,6 +97,10 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         INSERT INTO auth.device_certificate
         VALUES ('other', 'c2', 'd', 'spiffe', 'pem', sha256('x'), NULL, 'eve', now(), now())
         """,
+        """
+        INSERT INTO auth.audit_event
+        VALUES ('other', now(), 'e', '', '', '', '', '', '{}', 0, '0', '', '{}', 0, 0)
+        """,
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
@@ -113,6 +121,11 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
         "UPDATE auth.signing_key SET activate_time = now()",
         "DELETE FROM auth.api_key",
         "DELETE FROM auth.tenant",
+        "DELETE FROM auth.audit_event",
+        "UPDATE auth.audit_event SET code = 0",
+        "UPDATE auth.audit_event SET principal = 'user:eve'",
+        "TRUNCATE auth.audit_event",
+        "ALTER TABLE auth.audit_event NO FORCE ROW LEVEL SECURITY",
         "ALTER TABLE auth.api_key NO FORCE ROW LEVEL SECURITY",
         "CREATE TABLE auth.mine (n integer)",
         "SELECT 1 FROM mesh.migration",

@@ -81,6 +81,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
     assert admin - permissions_of(Role.OPERATOR) == {
         "api_key:read",
         "api_key:write",
+        "audit:read",
         "device_certificate:write",
         "ingest_policy:write",
         "role:read",
@@ -92,6 +93,7 @@ def test_roles_carry_what_the_documentation_says() -> None:
     readable = {permission for permission in admin if permission.endswith(":read")}
     assert permissions_of(Role.ANALYST) == readable - {
         "api_key:read",
+        "audit:read",
         "device_certificate:read",
         "ingest_policy:read",
         "role:read",

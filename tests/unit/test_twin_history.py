@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshkit.errors import InvalidArgument
+from meshkit.time_bounds import time_bound
 from telemetry_store.columns import Kind
 from telemetry_store.history import SeriesHistory
 from telemetry_store.series import Position, Series
@@ -23,7 +24,7 @@ from twin_svc.history import (
     bookmark_to_json,
     time_range,
 )
-from twin_svc.messages import history_message, time_bound
+from twin_svc.messages import history_message
 from twinmesh.twin.v1 import twin_service_pb2 as contract
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 

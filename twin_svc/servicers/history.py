@@ -10,14 +10,15 @@ from meshkit import paging
 from meshkit.clock import Clock
 from meshkit.db import Connection
 from meshkit.errors import not_found
+from meshkit.exports import file_answer
 from meshkit.identity import current_principal
+from meshkit.time_bounds import time_bound
 from telemetry_store.history import HistoryQuestion, find_series
 from telemetry_store.tiers.reader import Archive
 from twin_svc import history_messages
 from twin_svc.export_formats import CONTENT_TYPES, SUFFIXES, ExportFormat
 from twin_svc.exports import Exports
 from twin_svc.history import Bookmark, TimeRange, bookmark_from_json, bookmark_to_json, time_range
-from twin_svc.messages import time_bound
 from twin_svc.registry import DeviceRegistry
 from twin_svc.series_query import answer
 from twinmesh.twin.v1 import history_service_pb2 as contract
@@ -102,14 +103,12 @@ class HistoryServicer(contract_grpc.HistoryServiceServicer):
             question=HistoryQuestion(span.start_us, span.end_us, with_quality=True),
             export_format=export_format,
         )
-        name = f'attachment; filename="twinmesh-history.{SUFFIXES[export_format]}"'
-        has_begun = False
-        async with aclosing(pieces):
-            async for piece in pieces:
-                if not has_begun:
-                    await context.send_initial_metadata((("content-disposition", name),))
-                    has_begun = True
-                yield httpbody_pb2.HttpBody(content_type=CONTENT_TYPES[export_format], data=piece)
+        name = f"twinmesh-history.{SUFFIXES[export_format]}"
+        async with aclosing(
+            file_answer(context, pieces, name=name, content_type=CONTENT_TYPES[export_format])
+        ) as answers:
+            async for each in answers:
+                yield each
 
     def _range(self, request: contract.QuerySeriesRequest | contract.ExportHistoryRequest) -> TimeRange:
         start, end = time_bound(request, "start_time"), time_bound(request, "end_time")

@@ -105,7 +105,9 @@ async def test_reflection_lists_every_public_service(mint: TokenMint, asset_addr
         ]
         listed = {each.name for each in answers[0].list_services_response.service}
         assert {name for name in listed if name.startswith("twinmesh.")} == declared - {
-            "twinmesh.asset.v1.ProfileService"
+            "twinmesh.asset.v1.ProfileService",
+            "twinmesh.auth.v1.AuditService",
+            "twinmesh.auth.v1.RevocationService",
         }
         token = mint.token(tenant="demo", permissions=["device:read"])
         with pytest.raises(grpc.aio.AioRpcError) as refused:
