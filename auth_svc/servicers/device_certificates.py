@@ -7,7 +7,7 @@ from google.api import httpbody_pb2
 
 from auth_svc.device_certificates import DeviceCertificate, DeviceCertificates
 from auth_svc.revocation_list import RevocationList
-from meshkit import paging
+from meshkit import audit, paging
 from meshkit.identity import current_principal
 from twinmesh.auth.v1 import device_certificate_service_pb2 as pb
 from twinmesh.auth.v1 import device_certificate_service_pb2_grpc
@@ -35,6 +35,7 @@ class DeviceCertificateServicer(device_certificate_service_pb2_grpc.DeviceCertif
         self, request: pb.IssueDeviceCertificateRequest, context: object
     ) -> pb.DeviceCertificate:
         """Issue a certificate."""
+        audit.changed(field.name for field, _ in request.ListFields())
         return _message(
             await self._certificates.issue(
                 current_principal(),
@@ -48,6 +49,7 @@ class DeviceCertificateServicer(device_certificate_service_pb2_grpc.DeviceCertif
         self, request: pb.RenewDeviceCertificateRequest, context: object
     ) -> pb.DeviceCertificate:
         """Issue a certificate to the device that calls."""
+        audit.changed(["csr"])
         return _message(await self._certificates.renew(current_principal(), csr=request.csr))
 
     async def GetDeviceCertificate(
