@@ -10,7 +10,7 @@ from twinmesh.asset.v1 import (
     device_service_pb2,
     device_type_service_pb2,
 )
-from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2
+from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2, token_service_pb2
 from twinmesh.ingest.v1 import (
     dead_letter_service_pb2,
     ingest_policy_service_pb2,
@@ -46,6 +46,7 @@ _FILES = (
     receipt_service_pb2,
     restore_service_pb2,
     session_service_pb2,
+    token_service_pb2,
     storage_policy_service_pb2,
     storage_service_pb2,
     twin_service_pb2,

@@ -11,6 +11,8 @@ from auth_svc.api_keys import ApiKeys
 from auth_svc.asset_client import AssetDevices
 from auth_svc.config import AuthSettings
 from auth_svc.device_logins import DeviceLogins
+from auth_svc.issuer_keys import ReadJwks
+from auth_svc.issuers import Issuer
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.live_credentials import LiveTokenVerifier
 from auth_svc.mqtt_callout import MqttCallout
@@ -22,25 +24,31 @@ from auth_svc.servicers.api_keys import ApiKeyServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
 from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.sessions import SessionServicer
+from auth_svc.servicers.tokens import TokenServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
+from auth_svc.token_exchange import RELOAD_EVERY_S as RELOAD_ISSUERS_EVERY_S
+from auth_svc.token_exchange import TokenExchange
 from envoy_api import external_auth_pb2_grpc
 from meshkit import bus, db, nats_server
+from meshkit.addresses import Allowed
 from meshkit.client import service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind, ServiceTokens
 from meshkit.metrics import meter, observe_caches
+from meshkit.outbound import Outbound, OutboundError, outbound
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
-from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2_grpc
+from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2_grpc, token_service_pb2_grpc
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
 _POLL_REVOCATIONS_EVERY_S = 1.0
+_READ_JWKS_S = 5.0
 _log = structlog.get_logger()
 
 
@@ -60,6 +68,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
         peers(addresses) as mesh,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
+        outbound(Allowed.parse(settings.outbound_allowed)) as outside,
     ):
         session_store = SessionStore(pool=pool)
         api_key_store = ApiKeyStore(pool=pool)
@@ -71,8 +80,9 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         )
         await key_ring.refresh()
         access_tokens = AccessTokens(signers=key_ring, clock=clock)
+        users = UserStore(pool=pool)
         sessions = Sessions(
-            users=UserStore(pool=pool),
+            users=users,
             sessions=session_store,
             verify_password=passwords.verify,
             access_tokens=access_tokens,
@@ -80,6 +90,13 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             clock=clock,
         )
         key_exchange = KeyExchange(keys=api_key_store, access_tokens=access_tokens, clock=clock)
+        token_exchange = TokenExchange(
+            path=settings.issuers,
+            read_jwks=_jwks_reader(outside),
+            tenant_exists=users.tenant_exists,
+            access_tokens=access_tokens,
+            clock=clock,
+        )
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
             logins=DeviceLogins(keys=api_key_store, devices=devices, clock=clock),
@@ -102,6 +119,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 SessionServicer(sessions=sessions, jwks=key_ring.jwks),
             ),
             Registration(
+                "twinmesh.auth.v1.TokenService",
+                token_service_pb2_grpc.add_TokenServiceServicer_to_server,
+                TokenServicer(token_exchange=token_exchange),
+            ),
+            Registration(
                 "twinmesh.auth.v1.ApiKeyService",
                 api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server,
                 ApiKeyServicer(api_keys=api_keys),
@@ -119,6 +141,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         ]
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
+            _repeating("issuers", token_exchange.refresh, every_s=RELOAD_ISSUERS_EVERY_S),
             _repeating("revocations", revocations.poll, every_s=_POLL_REVOCATIONS_EVERY_S),
             _logging_devices_in(callout, settings) as hints,
             running_server(
@@ -130,6 +153,20 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             ) as port,
         ):
             yield port
+
+
+def _jwks_reader(outside: Outbound) -> ReadJwks:
+    """Return what reads issuers' keys, from files and from outside."""
+
+    async def read(issuer: Issuer) -> bytes:
+        if issuer.jwks_file is not None:
+            return await asyncio.to_thread(issuer.jwks_file.read_bytes)
+        try:
+            return (await outside.request("GET", issuer.jwks_url, timeout_s=_READ_JWKS_S)).content
+        except OutboundError as error:
+            raise OSError(str(error)) from error
+
+    return read
 
 
 @asynccontextmanager

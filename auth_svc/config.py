@@ -1,8 +1,11 @@
 """Settings of auth_svc."""
 
-from pydantic import Field, SecretStr
+from pathlib import Path
 
-from meshkit.config import ServiceSettings
+from pydantic import Field, SecretStr, field_validator
+
+from auth_svc.issuers import IssuersInvalid, read_issuers
+from meshkit.config import ISSUERS, OUTBOUND_ALLOWED, Issuers, OutboundAllowed, ServiceSettings
 
 
 class AuthSettings(ServiceSettings):
@@ -26,3 +29,15 @@ class AuthSettings(ServiceSettings):
     signing_key_days: int = Field(
         30, ge=1, le=365, description="Days that a key signs before the next is made."
     )
+    issuers: Issuers = ISSUERS
+    outbound_allowed: OutboundAllowed = OUTBOUND_ALLOWED
+
+    @field_validator("issuers")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                read_issuers(value)
+            except IssuersInvalid as invalid:
+                raise ValueError(str(invalid)) from invalid
+        return value

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from meshkit import secrets
+from meshkit.addresses import Allowed
 
 _MASK = "********"
 
@@ -160,6 +161,31 @@ MetricExportInterval = Annotated[
         ge=100,
         validation_alias="OTEL_METRIC_EXPORT_INTERVAL",
         description="Time between two exports of metrics, milliseconds.",
+    ),
+]
+# Whose tokens are exchanged, and whom services may call inside: the launcher passes it on to auth_svc.
+ISSUERS: Path | None = None
+Issuers = Annotated[
+    Path | None,
+    Field(
+        description="YAML file of the OIDC issuers whose tokens are exchanged, read anew every 30 s;"
+        " empty: none."
+    ),
+]
+OUTBOUND_ALLOWED = ""
+
+
+def _allowed(text: str) -> str:
+    Allowed.parse(text)
+    return text
+
+
+OutboundAllowed = Annotated[
+    str,
+    AfterValidator(_allowed),
+    Field(
+        description="What URLs of issuers may name although it is not on the internet or has no TLS:"
+        " host names, addresses and networks in CIDR form, with commas between them."
     ),
 ]
 SEAL_AFTER_MINUTES = 30.0

@@ -35,6 +35,7 @@ class PrincipalKind(StrEnum):
 
     USER = "user"
     API_KEY = "api_key"
+    FEDERATED = "federated"
     SERVICE = "service"
 
 
@@ -42,8 +43,9 @@ class PrincipalKind(StrEnum):
 class Principal:
     """A verified caller.
 
-    `subject` is the user name, key id or service name; `tenant` is empty for
-    services; `credential_expires` is in seconds since the epoch, infinite when never.
+    `subject` is the user name, key id, service name, or issuer and subject of an exchanged
+    token; `tenant` is empty for services; `credential_expires` is in seconds since the
+    epoch, infinite when never.
     """
 
     tenant: str

@@ -123,8 +123,12 @@ def _own(
         case "twin_svc":
             feed_url = role_url(surroundings.admin_url, root=root, role=_FEED_ROLE)
             return {"TWINMESH_FEED_DATABASE_URL": feed_url}
-        case "auth_svc" if nats is not None:
-            return {"TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH)}
+        case "auth_svc":
+            return {
+                "TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH) if nats is not None else "",
+                "TWINMESH_ISSUERS": str(settings.issuers or ""),
+                "TWINMESH_OUTBOUND_ALLOWED": settings.outbound_allowed,
+            }
         case "ingest_svc" if nats is not None:
             return {
                 "TWINMESH_DEVICE_NATS_URL": nats.url_of(NatsUser.INGEST),

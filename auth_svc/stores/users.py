@@ -14,6 +14,10 @@ FROM auth.user_account
 WHERE tenant_id = $1 AND username = $2
 """
 
+_TENANT_EXISTS = """
+SELECT EXISTS (SELECT FROM auth.tenant WHERE tenant_id = $1)
+"""
+
 _INSERT_TENANT = """
 INSERT INTO auth.tenant (tenant_id, create_time)
 VALUES ($1, $2)
@@ -45,6 +49,11 @@ class UserStore:
         if row is None:
             return None
         return User(username=row["username"], password_hash=row["password_hash"], role=Role(row["role"]))
+
+    async def tenant_exists(self, tenant: str) -> bool:
+        """Tell whether there is such a tenant."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            return bool(await connection.fetchval(_TENANT_EXISTS, tenant))
 
     async def create(self, tenant: str, user: User, create_time: datetime) -> bool:
         """Store a user, and its tenant when that is new; False when the user exists already."""

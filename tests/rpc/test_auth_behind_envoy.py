@@ -1,7 +1,6 @@
 """auth_svc with the Envoy that asks it: its keys, its key exchange and its JSON."""
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,17 +9,10 @@ import grpc
 import httpx
 import pytest
 
-from gateway.contract import CONTRACT
-from gateway.render import render
-from gateway.settings import Endpoint, GatewaySettings, Upstream
-from meshkit.embedded import EmbeddedEnvoy
-from meshkit.embedded.ports import free_ports
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
-from tests.rpc.auth_app import PASSWORD, AuthApp, error_info, running_auth, status_of, until
+from tests.rpc.auth_app import PASSWORD, AuthApp, behind_envoy, error_info, running_auth, status_of
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
-
-_NOWHERE = Endpoint("127.0.0.1", 1)
 
 
 @pytest.fixture
@@ -31,36 +23,8 @@ async def auth(database: TestDatabase) -> AsyncIterator[AuthApp]:
 
 @pytest.fixture
 async def client(auth: AuthApp, short_home: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client of the gateway; PostgreSQL and auth_svc work, nothing else is there."""
-    port, admin_port, jwks_port = free_ports(3)
-
-    def rendered(descriptor: Path) -> Mapping[str, Any]:
-        return render(
-            GatewaySettings(
-                bind="127.0.0.1",
-                port=port,
-                admin_port=admin_port,
-                jwks_port=jwks_port,
-                upstreams={
-                    **{upstream: [_NOWHERE] for upstream in Upstream},
-                    Upstream.AUTH: [Endpoint.parse(auth.address)],
-                },
-                descriptor_path=descriptor,
-            )
-        )
-
-    envoy = EmbeddedEnvoy(home=short_home, descriptor=CONTRACT, render=rendered, concurrency=1)
-    await asyncio.to_thread(envoy.start)
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as opened:
-
-            async def keys_are_there() -> bool:
-                return (await opened.get("/.well-known/jwks.json")).is_success
-
-            await until(keys_are_there)
-            yield opened
-    finally:
-        await asyncio.to_thread(envoy.remove)
+    async with behind_envoy(auth, short_home) as opened:
+        yield opened
 
 
 async def _login(client: httpx.AsyncClient) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from twinmesh.asset.v1 import (
     device_type_service_pb2,
     profile_service_pb2,
 )
-from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2
+from twinmesh.auth.v1 import api_key_service_pb2, permission_pb2, session_service_pb2, token_service_pb2
 from twinmesh.ingest.v1 import (
     dead_letter_service_pb2,
     ingest_policy_service_pb2,
@@ -41,6 +41,7 @@ _CONTRACTS = [
     restore_service_pb2,
     raw_message_service_pb2,
     session_service_pb2,
+    token_service_pb2,
     storage_policy_service_pb2,
     storage_service_pb2,
     twin_service_pb2,

@@ -388,6 +388,24 @@ class ErrorReason(betterproto2.Enum):
     Metadata: limit_name, limit, used.
     """
 
+    SUBJECT_TOKEN_INVALID = 175
+    """
+    The token to exchange is malformed, forged, expired, not yet valid, for another audience, or
+    of no issuer that is configured (which of these is not told). UNAUTHENTICATED.
+    """
+
+    SUBJECT_NOT_MAPPED = 176
+    """
+    The token to exchange is good, but what it claims gives no tenant, subject or role here; the
+    operator maps them. PERMISSION_DENIED. Metadata: claim.
+    """
+
+    ISSUER_UNAVAILABLE = 177
+    """
+    The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
+    Metadata: issuer.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -457,6 +475,9 @@ class ErrorReason(betterproto2.Enum):
             131: "ERROR_REASON_EXPORT_EXPIRED",
             132: "ERROR_REASON_EXPORTS_BUSY",
             140: "ERROR_REASON_STORAGE_FULL",
+            175: "ERROR_REASON_SUBJECT_TOKEN_INVALID",
+            176: "ERROR_REASON_SUBJECT_NOT_MAPPED",
+            177: "ERROR_REASON_ISSUER_UNAVAILABLE",
         }
 
     @classmethod
@@ -528,6 +549,9 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_EXPORT_EXPIRED": 131,
             "ERROR_REASON_EXPORTS_BUSY": 132,
             "ERROR_REASON_STORAGE_FULL": 140,
+            "ERROR_REASON_SUBJECT_TOKEN_INVALID": 175,
+            "ERROR_REASON_SUBJECT_NOT_MAPPED": 176,
+            "ERROR_REASON_ISSUER_UNAVAILABLE": 177,
         }
 
 
