@@ -32,6 +32,7 @@ from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
+from meshkit.present_settings import PresentSettings
 from meshkit.server import Registration, running_server
 from twinmesh.asset.v1 import (
     asset_service_pb2_grpc,
@@ -49,8 +50,9 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
     """Run asset_svc while the context is open; yields its port."""
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    present = PresentSettings(settings, clock=clock)
     async with (
-        db.pool(settings.database_url, application=SERVICE) as pool,
+        db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
         bus.connection(settings.nats_url.get_secret_value(), name=SERVICE) as client,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
     ):

@@ -41,6 +41,7 @@ from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind, ServiceTokens
 from meshkit.metrics import meter, observe_caches
 from meshkit.outbound import Outbound, OutboundError, outbound
+from meshkit.present_settings import PresentSettings
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from twinmesh.auth.v1 import api_key_service_pb2_grpc, session_service_pb2_grpc, token_service_pb2_grpc
@@ -57,6 +58,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
     """Run auth_svc while the context is open; yields its port."""
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    present = PresentSettings(settings, clock=clock)
     addresses = {
         SERVICE: settings.auth_address,
         "asset_svc": settings.asset_address,
@@ -64,7 +66,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         "twin_svc": settings.twin_address,
     }
     async with (
-        db.pool(settings.database_url, application=SERVICE) as pool,
+        db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
         PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
         peers(addresses) as mesh,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,

@@ -54,6 +54,7 @@ from meshkit.client import fetch_keys_from, service_channel
 from meshkit.clock import Clock, SystemClock
 from meshkit.identity import Principal, ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
+from meshkit.present_settings import PresentSettings
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
@@ -314,9 +315,10 @@ async def _pools(settings: IngestSettings) -> AsyncIterator[tuple[asyncpg.Pool, 
 
     These hold none of the connections that commits need.
     """
+    database_url = PresentSettings(settings, clock=SystemClock()).of(lambda now: now.database_url)
     async with (
-        db.pool(settings.database_url, application=SERVICE) as pool,
-        db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
+        db.pool(database_url, application=SERVICE) as pool,
+        db.pool(database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
     ):
         yield pool, raw_pool
 
