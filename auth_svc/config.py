@@ -1,10 +1,7 @@
 """Settings of auth_svc."""
 
-from pathlib import Path
+from pydantic import Field, SecretStr
 
-from pydantic import Field, SecretStr, field_validator
-
-from auth_svc.issuers import IssuersInvalid, read_issuers
 from meshkit.config import ISSUERS, OUTBOUND_ALLOWED, Issuers, OutboundAllowed, ServiceSettings
 
 
@@ -31,13 +28,3 @@ class AuthSettings(ServiceSettings):
     )
     issuers: Issuers = ISSUERS
     outbound_allowed: OutboundAllowed = OUTBOUND_ALLOWED
-
-    @field_validator("issuers")
-    @classmethod
-    def _readable(cls, value: Path | None) -> Path | None:
-        if value is not None:
-            try:
-                read_issuers(value)
-            except IssuersInvalid as invalid:
-                raise ValueError(str(invalid)) from invalid
-        return value

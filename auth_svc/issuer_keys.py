@@ -80,13 +80,14 @@ class IssuerKeys:
         return self._clock.now_us() - moment_us
 
     async def _take(self) -> None:
-        self._tried_us = self._clock.now_us()
         try:
-            jwks = _public_keys(await self._read(self.issuer))
+            self._jwks = _public_keys(await self._read(self.issuer))
+            self._read_us = self._clock.now_us()
         except (OSError, ValueError) as error:
             _log.warning("keys of an issuer cannot be read", issuer=self.issuer.name, error=str(error))
-            return
-        self._jwks, self._read_us = jwks, self._tried_us
+        finally:
+            # Counted from the end: who waited meanwhile must not each try a slow issuer again.
+            self._tried_us = self._clock.now_us()
 
 
 def _public_keys(text: bytes) -> Mapping[str, Mapping[str, str]]:

@@ -1,4 +1,8 @@
+import asyncio
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,6 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from auth_svc.access_tokens import AccessTokens, Signer
-from auth_svc.config import AuthSettings
 from auth_svc.issuer_keys import FRESH_US, IssuerKeys
 from auth_svc.issuers import Issuer, IssuersInvalid, read_issuers
 from auth_svc.token_exchange import TokenExchange
@@ -84,9 +87,23 @@ def test_a_file_of_keys_lies_beside(tmp_path: Path) -> None:
     assert issuer.jwks_file == tmp_path / "keys.json"
 
 
-def test_settings_refuse_a_file_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"issuers\.0\.algorithms"):
-        AuthSettings(issuers=_file(tmp_path, _GOOD | {"algorithms": ["HS256"]}))
+def test_auth_svc_does_not_start_with_a_file_that_cannot_be_used(tmp_path: Path) -> None:
+    path = _file(tmp_path, _GOOD | {"algorithms": ["HS256"]})
+    settings = {
+        "TWINMESH_ISSUERS": str(path),
+        "TWINMESH_SERVICE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+        "TWINMESH_MESH_SECRET": "x" * 43,
+        **{f"TWINMESH_{name}_ADDRESS": "127.0.0.1:1" for name in ("AUTH", "ASSET", "INGEST", "TWIN")},
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "auth_svc"],
+        env={"PATH": os.environ["PATH"], **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"auth_svc: TWINMESH_ISSUERS: {path}: issuers.0.algorithms.0: ")
 
 
 class _Jwks:
@@ -132,6 +149,27 @@ async def test_an_unknown_key_is_read_for_once_a_second(
     jwks.kids.append("two")
     assert await keys.key("two", "RS256") is not None
     assert jwks.reads == 2
+
+
+async def test_a_slow_issuer_is_asked_once_by_all_who_wait(clock: ManualClock) -> None:
+    began, go = asyncio.Event(), asyncio.Event()
+    reads = 0
+
+    async def slow(_: Issuer) -> bytes:
+        nonlocal reads
+        reads += 1
+        began.set()
+        await go.wait()
+        raise OSError("timed out")
+
+    keys = IssuerKeys(issuer=Issuer.model_validate(_GOOD), read=slow, clock=clock)
+    waiting = [asyncio.create_task(keys.key(f"kid-{number}", "RS256")) for number in range(5)]
+    await began.wait()
+    clock.advance(seconds=5)
+    go.set()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) for answer in answers)
+    assert reads == 1
 
 
 async def test_a_key_that_was_taken_back_is_gone_when_the_rest_is_read_anew(
