@@ -33,8 +33,8 @@ class SignerSource(Protocol):
 class Grant:
     """What a token says of its bearer.
 
-    `credential_id` is the session or API key behind it, `credential_expire_us` when
-    that ends (None: never); `role` is empty for API keys. Before `read_us` began what all of this
+    `credential_id` is the session, API key or exchanged token behind it, `credential_expire_us`
+    when that ends (None: never); `role` is empty for API keys. Before `read_us` began what all of this
     was read from, so that a later revocation of its user or tenant voids it.
     """
 

@@ -14,6 +14,8 @@ from auth_svc.asset_client import AssetDevices
 from auth_svc.audit import AuditEvents
 from auth_svc.config import AuthSettings
 from auth_svc.device_logins import DeviceLogins
+from auth_svc.issuer_keys import ReadJwks
+from auth_svc.issuers import Issuer
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
@@ -28,6 +30,7 @@ from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.revocations import RevocationServicer
 from auth_svc.servicers.roles import RoleServicer
 from auth_svc.servicers.sessions import SessionServicer
+from auth_svc.servicers.tokens import TokenServicer
 from auth_svc.servicers.users import UserServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
@@ -39,15 +42,20 @@ from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
 from auth_svc.tenant_roles import TenantRoles
+from auth_svc.token_exchange import RELOAD_EVERY_S as RELOAD_ISSUERS_EVERY_S
+from auth_svc.token_exchange import TokenExchange
 from auth_svc.users import Users
 from envoy_api import access_log_pb2_grpc, external_auth_pb2_grpc
 from meshkit import bus, db, nats_server
+from meshkit.addresses import Allowed
 from meshkit.audit import AuditTrail
 from meshkit.client import service_channel
 from meshkit.clock import SystemClock
 from meshkit.exports import ExportSlots
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
+from meshkit.outbound import Outbound, OutboundError, outbound
+from meshkit.present_settings import PresentSettings
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
@@ -58,12 +66,14 @@ from twinmesh.auth.v1 import (
     revocation_service_pb2_grpc,
     role_service_pb2_grpc,
     session_service_pb2_grpc,
+    token_service_pb2_grpc,
     user_service_pb2_grpc,
 )
 from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
 _KEEP_AUDIT_DAYS_EVERY_S = 3600.0
+_READ_JWKS_S = 5.0
 _log = structlog.get_logger()
 
 
@@ -72,6 +82,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
     """Run auth_svc while the context is open; yields its port."""
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    present = PresentSettings(settings, clock=clock)
     addresses = {
         SERVICE: settings.auth_address,
         "asset_svc": settings.asset_address,
@@ -79,7 +90,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         "twin_svc": settings.twin_address,
     }
     async with (
-        db.pool(settings.database_url, application=SERVICE) as pool,
+        db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
         PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
         peers(addresses) as mesh,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
@@ -89,6 +100,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 fetch=(revocation_store := RevocationStore(pool=pool)).all_after, clock=clock
             ),
         ) as bus_client,
+        outbound(Allowed.parse(settings.outbound_allowed)) as outside,
     ):
         announce = Announcer(revocations=revocations, client=bus_client)
         api_key_store = ApiKeyStore(pool=pool)
@@ -119,6 +131,13 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             clock=clock,
         )
         key_exchange = KeyExchange(keys=api_key_store, access_tokens=access_tokens, clock=clock)
+        token_exchange = TokenExchange(
+            path=settings.issuers,
+            read_jwks=_jwks_reader(outside),
+            tenant_exists=accounts.tenant_exists,
+            access_tokens=access_tokens,
+            clock=clock,
+        )
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
             logins=DeviceLogins(keys=api_key_store, devices=devices, clock=clock),
@@ -146,6 +165,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 "twinmesh.auth.v1.SessionService",
                 session_service_pb2_grpc.add_SessionServiceServicer_to_server,
                 SessionServicer(sessions=sessions, jwks=key_ring.jwks),
+            ),
+            Registration(
+                "twinmesh.auth.v1.TokenService",
+                token_service_pb2_grpc.add_TokenServiceServicer_to_server,
+                TokenServicer(token_exchange=token_exchange),
             ),
             Registration(
                 "twinmesh.auth.v1.ApiKeyService",
@@ -195,6 +219,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         ]
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
+            _repeating("issuers", token_exchange.refresh, every_s=RELOAD_ISSUERS_EVERY_S),
             revocations.polling(),
             _repeating("days of the audit", audit_events.keep_days, every_s=_KEEP_AUDIT_DAYS_EVERY_S),
             _logging_devices_in(callout, settings) as hints,
@@ -211,6 +236,20 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             ) as port,
         ):
             yield port
+
+
+def _jwks_reader(outside: Outbound) -> ReadJwks:
+    """Return what reads issuers' keys, from files and from outside."""
+
+    async def read(issuer: Issuer) -> bytes:
+        if issuer.jwks_file is not None:
+            return await asyncio.to_thread(issuer.jwks_file.read_bytes)
+        try:
+            return (await outside.request("GET", issuer.jwks_url, timeout_s=_READ_JWKS_S)).content
+        except OutboundError as error:
+            raise OSError(str(error)) from error
+
+    return read
 
 
 @asynccontextmanager

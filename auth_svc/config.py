@@ -2,7 +2,15 @@
 
 from pydantic import Field, SecretStr
 
-from meshkit.config import AUDIT_KEPT_DAYS, AuditKeptDays, ServiceSettings
+from meshkit.config import (
+    AUDIT_KEPT_DAYS,
+    ISSUERS,
+    OUTBOUND_ALLOWED,
+    AuditKeptDays,
+    Issuers,
+    OutboundAllowed,
+    ServiceSettings,
+)
 
 
 class AuthSettings(ServiceSettings):
@@ -32,3 +40,5 @@ class AuthSettings(ServiceSettings):
     signing_key_days: int = Field(
         30, ge=1, le=365, description="Days that a key signs before the next is made."
     )
+    issuers: Issuers = ISSUERS
+    outbound_allowed: OutboundAllowed = OUTBOUND_ALLOWED

@@ -36,6 +36,7 @@ class PrincipalKind(StrEnum):
 
     USER = "user"
     API_KEY = "api_key"
+    FEDERATED = "federated"
     SERVICE = "service"
 
 
@@ -43,8 +44,9 @@ class PrincipalKind(StrEnum):
 class Principal:
     """A verified caller.
 
-    `subject` is the user name, key id or service name; `tenant` is empty for
-    services; `credential_expires` is in seconds since the epoch, infinite when never.
+    `subject` is the user name, key id, service name, or issuer and subject of an exchanged
+    token; `tenant` is empty for services; `credential_expires` is in seconds since the
+    epoch, infinite when never.
     `issue_us` says when what the credential grants was read, in microseconds since the epoch.
     """
 

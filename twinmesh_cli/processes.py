@@ -124,10 +124,12 @@ def _own(
             feed_url = role_url(surroundings.admin_url, root=root, role=_FEED_ROLE)
             return {"TWINMESH_FEED_DATABASE_URL": feed_url}
         case "auth_svc":
-            kept = {"TWINMESH_AUDIT_KEPT_DAYS": str(settings.audit_kept_days)}
-            if nats is None:
-                return kept
-            return {**kept, "TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH)}
+            return {
+                "TWINMESH_AUDIT_KEPT_DAYS": str(settings.audit_kept_days),
+                "TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH) if nats is not None else "",
+                "TWINMESH_ISSUERS": str(settings.issuers or ""),
+                "TWINMESH_OUTBOUND_ALLOWED": settings.outbound_allowed,
+            }
         case "ingest_svc" if nats is not None:
             return {
                 "TWINMESH_DEVICE_NATS_URL": nats.url_of(NatsUser.INGEST),

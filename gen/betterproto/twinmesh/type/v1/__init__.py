@@ -413,6 +413,24 @@ class ErrorReason(betterproto2.Enum):
     FAILED_PRECONDITION. Metadata: role.
     """
 
+    SUBJECT_TOKEN_INVALID = 175
+    """
+    The token to exchange is malformed, forged, expired, not yet valid, for another audience, or
+    of no issuer that is configured (which of these is not told). UNAUTHENTICATED.
+    """
+
+    SUBJECT_NOT_MAPPED = 176
+    """
+    The token to exchange is good, but what it claims gives no tenant, subject or role here; the
+    operator maps them. PERMISSION_DENIED. Metadata: claim.
+    """
+
+    ISSUER_UNAVAILABLE = 177
+    """
+    The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
+    Metadata: issuer.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -486,6 +504,9 @@ class ErrorReason(betterproto2.Enum):
             154: "ERROR_REASON_LAST_ADMINISTRATOR",
             155: "ERROR_REASON_PASSWORD_WRONG",
             156: "ERROR_REASON_ROLE_BUILT_IN",
+            175: "ERROR_REASON_SUBJECT_TOKEN_INVALID",
+            176: "ERROR_REASON_SUBJECT_NOT_MAPPED",
+            177: "ERROR_REASON_ISSUER_UNAVAILABLE",
         }
 
     @classmethod
@@ -561,6 +582,9 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_LAST_ADMINISTRATOR": 154,
             "ERROR_REASON_PASSWORD_WRONG": 155,
             "ERROR_REASON_ROLE_BUILT_IN": 156,
+            "ERROR_REASON_SUBJECT_TOKEN_INVALID": 175,
+            "ERROR_REASON_SUBJECT_NOT_MAPPED": 176,
+            "ERROR_REASON_ISSUER_UNAVAILABLE": 177,
         }
 
 
