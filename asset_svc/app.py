@@ -34,6 +34,7 @@ from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_t
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
+from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
@@ -53,8 +54,9 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
     """Run asset_svc while the context is open; yields its port."""
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    present = PresentSettings(settings, clock=clock)
     async with (
-        db.pool(settings.database_url, application=SERVICE) as pool,
+        db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
         bus.connection(

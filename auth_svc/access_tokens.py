@@ -33,8 +33,9 @@ class SignerSource(Protocol):
 class Grant:
     """What a token says of its bearer.
 
-    `credential_id` is the session, API key or certificate behind it, `credential_expire_us` when
-    that ends (None: never); `role` is empty for API keys and devices. Before `read_us` began what all of this
+    `credential_id` is the session, API key, certificate or exchanged token behind it,
+    `credential_expire_us` when that ends (None: never); `role` is empty for API keys and devices.
+    Before `read_us` began what all of this
     was read from, so that a later revocation of its user or tenant voids it.
     """
 

@@ -18,6 +18,8 @@ from auth_svc.config import AuthSettings
 from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.exchanged_tokens import ExchangedTokens
+from auth_svc.issuer_keys import ReadJwks
+from auth_svc.issuers import Issuer
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
@@ -34,6 +36,7 @@ from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.revocations import RevocationServicer
 from auth_svc.servicers.roles import RoleServicer
 from auth_svc.servicers.sessions import SessionServicer
+from auth_svc.servicers.tokens import TokenServicer
 from auth_svc.servicers.users import UserServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
@@ -46,15 +49,20 @@ from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
 from auth_svc.tenant_roles import TenantRoles
+from auth_svc.token_exchange import RELOAD_EVERY_S as RELOAD_ISSUERS_EVERY_S
+from auth_svc.token_exchange import TokenExchange
 from auth_svc.users import Users
 from envoy_api import access_log_pb2_grpc, external_auth_pb2_grpc
 from meshkit import bus, db, gateway_credential, nats_server
+from meshkit.addresses import Allowed
 from meshkit.audit import AuditTrail
 from meshkit.client import service_channel
 from meshkit.clock import SystemClock
 from meshkit.exports import ExportSlots
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
+from meshkit.outbound import Outbound, OutboundError, outbound
+from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import RevocationKind, Revocations
 from meshkit.server import Registration, running_server
@@ -67,6 +75,7 @@ from twinmesh.auth.v1 import (
     revocation_service_pb2_grpc,
     role_service_pb2_grpc,
     session_service_pb2_grpc,
+    token_service_pb2_grpc,
     user_service_pb2_grpc,
 )
 from twinmesh.mesh.v1 import health_service_pb2_grpc
@@ -74,6 +83,7 @@ from twinmesh.mesh.v1 import health_service_pb2_grpc
 SERVICE = "auth_svc"
 _CRL_EVERY_S = 0.5
 _KEEP_AUDIT_DAYS_EVERY_S = 3600.0
+_READ_JWKS_S = 5.0
 _log = structlog.get_logger()
 
 
@@ -82,6 +92,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
     """Run auth_svc while the context is open; yields its port."""
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    present = PresentSettings(settings, clock=clock)
     addresses = {
         SERVICE: settings.auth_address,
         "asset_svc": settings.asset_address,
@@ -89,7 +100,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         "twin_svc": settings.twin_address,
     }
     async with (
-        db.pool(settings.database_url, application=SERVICE) as pool,
+        db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
         PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
         peers(addresses) as mesh,
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
@@ -99,6 +110,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 fetch=(revocation_store := RevocationStore(pool=pool)).all_after, clock=clock
             ),
         ) as bus_client,
+        outbound(Allowed.parse(settings.outbound_allowed)) as outside,
     ):
         announce = Announcer(revocations=revocations, client=bus_client)
         api_key_store = ApiKeyStore(pool=pool)
@@ -130,6 +142,13 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         )
         key_tokens = ExchangedTokens(RevocationKind.API_KEY, access_tokens=access_tokens, clock=clock)
         key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, clock=clock)
+        token_exchange = TokenExchange(
+            path=settings.issuers,
+            read_jwks=_jwks_reader(outside),
+            tenant_exists=accounts.tenant_exists,
+            access_tokens=access_tokens,
+            clock=clock,
+        )
         certificate_store = DeviceCertificateStore(pool=pool)
         certificate_tokens = ExchangedTokens(
             RevocationKind.CERTIFICATE, access_tokens=access_tokens, clock=clock
@@ -184,6 +203,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 "twinmesh.auth.v1.SessionService",
                 session_service_pb2_grpc.add_SessionServiceServicer_to_server,
                 SessionServicer(sessions=sessions, jwks=key_ring.jwks),
+            ),
+            Registration(
+                "twinmesh.auth.v1.TokenService",
+                token_service_pb2_grpc.add_TokenServiceServicer_to_server,
+                TokenServicer(token_exchange=token_exchange),
             ),
             Registration(
                 "twinmesh.auth.v1.ApiKeyService",
@@ -242,6 +266,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         ]
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
+            _repeating("issuers", token_exchange.refresh, every_s=RELOAD_ISSUERS_EVERY_S),
             revocations.polling(),
             _repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),
             _repeating("days of the audit", audit_events.keep_days, every_s=_KEEP_AUDIT_DAYS_EVERY_S),
@@ -259,6 +284,20 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             ) as port,
         ):
             yield port
+
+
+def _jwks_reader(outside: Outbound) -> ReadJwks:
+    """Return what reads issuers' keys, from files and from outside."""
+
+    async def read(issuer: Issuer) -> bytes:
+        if issuer.jwks_file is not None:
+            return await asyncio.to_thread(issuer.jwks_file.read_bytes)
+        try:
+            return (await outside.request("GET", issuer.jwks_url, timeout_s=_READ_JWKS_S)).content
+        except OutboundError as error:
+            raise OSError(str(error)) from error
+
+    return read
 
 
 @asynccontextmanager

@@ -4,7 +4,15 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from meshkit.config import AUDIT_KEPT_DAYS, AuditKeptDays, ServiceSettings
+from meshkit.config import (
+    AUDIT_KEPT_DAYS,
+    ISSUERS,
+    OUTBOUND_ALLOWED,
+    AuditKeptDays,
+    Issuers,
+    OutboundAllowed,
+    ServiceSettings,
+)
 
 
 class AuthSettings(ServiceSettings):
@@ -44,3 +52,5 @@ class AuthSettings(ServiceSettings):
     device_certificate_days: int = Field(
         90, ge=1, le=825, description="Life of device certificates for which nothing else is asked."
     )
+    issuers: Issuers = ISSUERS
+    outbound_allowed: OutboundAllowed = OUTBOUND_ALLOWED

@@ -11,21 +11,34 @@ Their passwords derive from TWINMESH_MESH_SECRET, as `twinmesh migrate` and
 import os
 import sys
 
+from pydantic import Field, SecretStr
+
 from meshkit import secrets
+from meshkit.config import Settings
 from meshkit.nats_server import NatsUser, user_url
+from meshkit.runtime import read_settings
 from twinmesh_cli.database import role_url
+
+
+class ContainerSettings(Settings):
+    """What passwords derive from, and where the servers are."""
+
+    mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
+    database: str = Field("", description="PostgreSQL URL without a login.")
+    nats: str = Field("", description="NATS, host:port.")
 
 
 def main() -> None:
     """Set the variables and run the module in this process's place."""
     module, *assignments = sys.argv[1:]
-    root = secrets.decode_root(os.environ["TWINMESH_MESH_SECRET"])
+    settings = read_settings("run_service", ContainerSettings)
+    root = secrets.decode_root(settings.mesh_secret.get_secret_value())
     for assignment in assignments:
         variable, _, name = assignment.partition("=")
         if variable.endswith("_NATS_URL"):
-            url = user_url(root, NatsUser(name), address=os.environ["TWINMESH_NATS"])
+            url = user_url(root, NatsUser(name), address=settings.nats)
         else:
-            url = role_url(os.environ["TWINMESH_DATABASE"], root=root, role=name)
+            url = role_url(settings.database, root=root, role=name)
         os.environ[variable] = url
     os.execv(sys.executable, [sys.executable, "-m", module])  # noqa: S606 - a shell would only stand in the way
 

@@ -56,6 +56,7 @@ from meshkit.clock import Clock, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.open_calls import OpenCall
+from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
@@ -328,9 +329,10 @@ async def _pools(settings: IngestSettings) -> AsyncIterator[tuple[asyncpg.Pool, 
 
     These hold none of the connections that commits need.
     """
+    database_url = PresentSettings(settings, clock=SystemClock()).of(lambda now: now.database_url)
     async with (
-        db.pool(settings.database_url, application=SERVICE) as pool,
-        db.pool(settings.database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
+        db.pool(database_url, application=SERVICE) as pool,
+        db.pool(database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
     ):
         yield pool, raw_pool
 

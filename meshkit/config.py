@@ -1,16 +1,17 @@
-"""Settings: read once from the environment, frozen, validated, printable."""
+"""Settings: read from the environment, files and Vault, frozen, validated, printable."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, Field, SecretStr, field_validator
+from pydantic import AfterValidator, AliasChoices, Field, PrivateAttr, SecretStr, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from meshkit import secrets
+from meshkit import secret_places, secrets
+from meshkit.addresses import Allowed
 
 _MASK = "********"
 
@@ -25,12 +26,24 @@ class SettingRow:
     description: str
 
 
-class Settings(BaseSettings):
-    """Settings whose environment names are TWINMESH_ and the field's name in capitals."""
+class FiledSettings(BaseSettings):
+    """Settings from the environment and, second, files; a name is TWINMESH_ and the field's in capitals."""
 
     model_config = SettingsConfigDict(
         env_prefix="TWINMESH_", frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from, what counts first coming first."""
+        return init_settings, env_settings, _Named(settings_cls, secret_places.from_files)
 
     def rows(self) -> Iterator[SettingRow]:
         """Yield every setting with its value and default, secrets masked."""
@@ -40,6 +53,85 @@ class Settings(BaseSettings):
                 "(required)" if field.is_required() else _shown(field.get_default(call_default_factory=True))
             )
             yield SettingRow(environment_name(name, field), _shown(value), default, field.description or "")
+
+
+class VaultSettings(FiledSettings):
+    """Where the others are read from when they stand neither in the environment nor in files."""
+
+    secrets_dir: Path | None = Field(
+        None, description="Folder with a file for each setting, named as its variable; empty: none."
+    )
+    vault_address: str = Field(
+        "", description="HashiCorp Vault that has what is set nowhere else, https://host:port; empty: none."
+    )
+    vault_token: SecretStr = Field(SecretStr(""), description="Vault's token.")
+    vault_path: str = Field(
+        "secret/twinmesh",
+        description="Engine (KV version 2) and secret in it, whose keys are named as variables.",
+    )
+    vault_authorities: Path | None = Field(
+        None, description="PEM file of who signs Vault's certificate; empty: the usual authorities."
+    )
+
+    def look_up(self) -> Callable[[str], str | None]:
+        """Return what tells Vault's value of a variable, None when it has none.
+
+        Raises:
+            SettingsUnreadable: Vault does not answer or refuses.
+        """
+        if not self.vault_address:
+            return lambda name: None
+        told = secret_places.from_vault(
+            self.vault_address,
+            token=self.vault_token.get_secret_value(),
+            path=self.vault_path,
+            authorities=self.vault_authorities,
+        )
+        return told.get
+
+
+class Settings(FiledSettings):
+    """Settings from the environment, files and Vault, in this order."""
+
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._given = given
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from, what counts first coming first."""
+        before = super().settings_customise_sources(settings_cls, *sources, **named)
+        return *before, _Named(settings_cls, VaultSettings().look_up())
+
+    def reread(self) -> Self:
+        """Return the settings as they are now; blocks while files and Vault are read.
+
+        Raises:
+            ValidationError: one of them is wrong.
+            SettingsUnreadable: a place of them cannot be read.
+        """
+        return type(self)(**self._given)
+
+
+class _Named(PydanticBaseSettingsSource):
+    """Settings that a function tells by their environment names."""
+
+    def __init__(self, settings_cls: type[BaseSettings], look_up: Callable[[str], str | None]) -> None:
+        super().__init__(settings_cls)
+        self._look_up = look_up
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[str | None, str, bool]:
+        name = environment_name(field_name, field)
+        # The environment's source names a field that has an alias by it; the same key lets it win.
+        return self._look_up(name), name if field.validation_alias else field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = (self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items())
+        return {key: value for value, key, _ in found if value}
 
 
 def environment_name(name: str, field: FieldInfo) -> str:
@@ -163,6 +255,31 @@ MetricExportInterval = Annotated[
         ge=100,
         validation_alias="OTEL_METRIC_EXPORT_INTERVAL",
         description="Time between two exports of metrics, milliseconds.",
+    ),
+]
+# Whose tokens are exchanged, and whom services may call inside: the launcher passes it on to auth_svc.
+ISSUERS: Path | None = None
+Issuers = Annotated[
+    Path | None,
+    Field(
+        description="YAML file of the OIDC issuers whose tokens are exchanged, read anew every 30 s;"
+        " empty: none."
+    ),
+]
+OUTBOUND_ALLOWED = ""
+
+
+def _allowed(text: str) -> str:
+    Allowed.parse(text)
+    return text
+
+
+OutboundAllowed = Annotated[
+    str,
+    AfterValidator(_allowed),
+    Field(
+        description="What URLs of issuers may name although it is not on the internet or has no TLS:"
+        " host names, addresses and networks in CIDR form, with commas between them."
     ),
 ]
 SEAL_AFTER_MINUTES = 30.0

@@ -1,14 +1,16 @@
 """Connections to PostgreSQL, and transactions that see one tenant."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import asyncpg
 
 from meshkit.errors import dependency_unavailable
 
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+# Tells a postgresql:// URL as it is now.
+PresentUrl = Callable[[], Awaitable[str]]
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 # What asyncpg raises when the server refuses or is away.
 # The driver's internal error comes when a connection is lost just as it is used.
@@ -25,18 +27,22 @@ _COMMAND_TIMEOUT_S = 30.0
 
 @asynccontextmanager
 async def pool(
-    url: str, *, application: str, min_size: int = 1, max_size: int = 8
+    url: str | PresentUrl, *, application: str, min_size: int = 1, max_size: int = 8
 ) -> AsyncIterator[asyncpg.Pool]:
     """Open a pool and close it in the end.
 
     Args:
-        url: postgresql:// URL with role and password.
+        url: postgresql:// URL with role and password, or what tells it for each new connection.
         application: name shown in pg_stat_activity.
         min_size: connections kept open.
         max_size: most connections; callers wait for a free one.
     """
+
+    async def connect(*_: Any, **options: Any) -> asyncpg.Connection:
+        return await asyncpg.connect(url if isinstance(url, str) else await url(), **options)
+
     opened = await asyncpg.create_pool(
-        url,
+        connect=connect,
         min_size=min_size,
         max_size=max_size,
         timeout=_CONNECT_TIMEOUT_S,

@@ -37,6 +37,7 @@ class PrincipalKind(StrEnum):
     USER = "user"
     API_KEY = "api_key"
     DEVICE = "device"
+    FEDERATED = "federated"
     SERVICE = "service"
 
 
@@ -44,8 +45,9 @@ class PrincipalKind(StrEnum):
 class Principal:
     """A verified caller.
 
-    `subject` is the user name, key id, device id or service name; `tenant` is empty for
-    services; `credential_expires` is in seconds since the epoch, infinite when never.
+    `subject` is the user name, key id, device id, service name, or issuer and subject of an
+    exchanged token; `tenant` is empty for services; `credential_expires` is in seconds since the
+    epoch, infinite when never.
     `issue_us` says when what the credential grants was read, in microseconds since the epoch.
     """
 

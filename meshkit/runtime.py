@@ -12,26 +12,30 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
-from meshkit.config import ServiceSettings, Settings, environment_name
+from meshkit.config import FiledSettings, ServiceSettings, environment_name
 from meshkit.metrics import metering
+from meshkit.secret_places import SettingsUnreadable
 from meshkit.telemetry import configure_logging, tracing
 
 _log = structlog.get_logger()
-_BAD_SETTINGS = 2
+BAD_SETTINGS = 2  # exit status
 # By Python's own thresholds what is in flight for a moment counts as long-lived, and each full
 # collection walks all that ten thousand streams hold: half of the time of a process that had them.
 _GC_THRESHOLDS = (50_000, 20, 50)
 _S = TypeVar("_S", bound=ServiceSettings)
-_T = TypeVar("_T", bound=Settings)
+_T = TypeVar("_T", bound=FiledSettings)
 
 
 def read_settings(program: str, settings_type: type[_T]) -> _T:
-    """Return the settings of the environment.
+    """Return the settings of the environment, files and Vault.
 
-    Exits with status 2 and a line per setting when they are wrong.
+    Exits with status 2 and a line per setting when they are wrong or cannot be read.
     """
     try:
         return settings_type()
+    except SettingsUnreadable as unreadable:
+        sys.stderr.write(f"{program}: {unreadable}\n")
+        sys.exit(BAD_SETTINGS)
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
             # What is wrong of several together names them itself.
@@ -39,7 +43,7 @@ def read_settings(program: str, settings_type: type[_T]) -> _T:
             field = settings_type.model_fields.get(name)
             told = environment_name(name, field) if field else name
             sys.stderr.write(": ".join(part for part in (program, told, problem["msg"]) if part) + "\n")
-        sys.exit(_BAD_SETTINGS)
+        sys.exit(BAD_SETTINGS)
 
 
 def run(

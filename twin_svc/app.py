@@ -15,6 +15,7 @@ from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.exports import MOST_EXPORTS
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
+from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
@@ -51,14 +52,16 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
     """Run twin_svc while the context is open; yields its port."""
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    present = PresentSettings(settings, clock=clock)
+    database_url = present.of(lambda now: now.database_url)
     async with (
-        db.pool(settings.database_url, application=SERVICE) as query_pool,
+        db.pool(database_url, application=SERVICE) as query_pool,
         # One connection follows the feed, one reads the series that announcements name, and one
         # proves that the database answers, also while long answers hold all of the first pool.
-        db.pool(settings.feed_url, application=f"{SERVICE} feed", max_size=3) as feed_pool,
+        db.pool(present.of(lambda now: now.feed_url), application=f"{SERVICE} feed", max_size=3) as feed_pool,
         # Exports last minutes; they must not take the connections of short answers.
         db.pool(
-            settings.database_url, application=f"{SERVICE} export", min_size=0, max_size=MOST_EXPORTS
+            database_url, application=f"{SERVICE} export", min_size=0, max_size=MOST_EXPORTS
         ) as export_pool,
         archive_store(settings.archive_url) as store,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from meshkit.config import VaultSettings
 from meshkit.runtime import read_settings
 from twinmesh_cli.session import ClientSettings
 from twinmesh_cli.settings import load_settings
@@ -12,7 +13,11 @@ from twinmesh_cli.settings import load_settings
 
 def config(as_json: Annotated[bool, typer.Option("--json", help="A JSON list.")] = False) -> None:
     """List every setting with its value and default; secrets are masked."""
-    rows = [*load_settings().rows(), *read_settings("twinmesh", ClientSettings).rows()]
+    rows = [
+        *load_settings().rows(),
+        *read_settings("twinmesh", ClientSettings).rows(),
+        *read_settings("twinmesh", VaultSettings).rows(),
+    ]
     if as_json:
         listed = [
             {"name": row.name, "value": row.value, "default": row.default, "description": row.description}

@@ -133,6 +133,8 @@ def _own(
                 "TWINMESH_CA_DIR": str(ca_folder(settings, home)),
                 "TWINMESH_CRL_FILE": str(surroundings.trust / devices.CRL),
                 "TWINMESH_DEVICE_CERTIFICATE_DAYS": str(settings.device_certificate_days),
+                "TWINMESH_ISSUERS": str(settings.issuers or ""),
+                "TWINMESH_OUTBOUND_ALLOWED": settings.outbound_allowed,
             }
         case "ingest_svc" if nats is not None:
             return {

@@ -17,10 +17,12 @@ from meshkit.config import (
     DELETE_AFTER_DAYS,
     DISK_RESERVED_BYTES,
     FUTURE_WINDOW_MINUTES,
+    ISSUERS,
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
     METRIC_EXPORT_INTERVAL,
     MINUTE_ROLLUPS_KEPT_DAYS,
+    OUTBOUND_ALLOWED,
     RAW_MESSAGES,
     RAW_MESSAGES_KEPT_DAYS,
     SEAL_AFTER_MINUTES,
@@ -32,10 +34,12 @@ from meshkit.config import (
     DeleteAfterDays,
     DiskReservedBytes,
     FutureWindowMinutes,
+    Issuers,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
     MetricExportInterval,
     MinuteRollupsKeptDays,
+    OutboundAllowed,
     RawMessages,
     RawMessagesKeptDays,
     SealAfterMinutes,
@@ -114,6 +118,8 @@ class LauncherSettings(Settings):
         None,
         description="Root secret, base64url of 32 bytes or more; generated and kept in the home if unset.",
     )
+    issuers: Issuers = ISSUERS
+    outbound_allowed: OutboundAllowed = OUTBOUND_ALLOWED
     cors_origins: CorsOrigins = ""
     gateway_requests_per_second: RequestsPerSecond = REQUESTS_PER_SECOND
     ingest_processes: int = Field(
@@ -151,6 +157,11 @@ class LauncherSettings(Settings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
+
+    @field_validator("issuers")
+    @classmethod
+    def _from_anywhere(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
 
     @field_validator("database_data_dir")
     @classmethod

@@ -23,6 +23,10 @@ LEFT JOIN auth.role ON role.tenant_id = user_account.tenant_id AND role.id = use
 WHERE user_account.tenant_id = $1 AND username = $2
 """
 
+_TENANT_EXISTS = """
+SELECT EXISTS (SELECT FROM auth.tenant WHERE tenant_id = $1)
+"""
+
 _INSERT_TENANT = """
 INSERT INTO auth.tenant (tenant_id, create_time)
 VALUES ($1, $2)
@@ -116,6 +120,11 @@ class UserStore:
             one_time_expire_us=None if one_time is None else from_datetime(one_time),
             version=row["version"],
         )
+
+    async def tenant_exists(self, tenant: str) -> bool:
+        """Tell whether there is such a tenant."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            return bool(await connection.fetchval(_TENANT_EXISTS, tenant))
 
     async def create(
         self, tenant: str, username: str, password_hash: str, role: Role, create_us: int

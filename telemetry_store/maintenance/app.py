@@ -12,6 +12,7 @@ from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_t
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit
+from meshkit.present_settings import PresentSettings
 from meshkit.revocations import Revocations
 from meshkit.server import running_server
 from telemetry_store.maintenance.backfills import expire_backfills
@@ -145,9 +146,10 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
     """Run the worker while the context is open; yields its health port."""
     clock = SystemClock()
     tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    present = PresentSettings(settings, clock=clock)
     async with (
         # A connection of each worker holds its lock while others work.
-        db.pool(settings.database_url, application=SERVICE, max_size=16) as pool,
+        db.pool(present.of(lambda now: now.database_url), application=SERVICE, max_size=16) as pool,
         service_channel(settings.auth_address, tokens=tokens) as auth_channel,
         (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
         archive_store(settings.archive_url) as store,

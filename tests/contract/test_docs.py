@@ -11,7 +11,7 @@ import telemetry_store.maintenance.config
 import twin_svc.config
 from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment
-from meshkit.config import BusServiceSettings, Settings, environment_name
+from meshkit.config import BusServiceSettings, FiledSettings, VaultSettings, environment_name
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_cli.session import ClientSettings
 from twinmesh_cli.settings import LauncherSettings
@@ -79,9 +79,10 @@ def test_every_json_route_is_in_the_guide_with_its_permission() -> None:
         twin_svc.config.TwinSettings,
         telemetry_store.maintenance.config.MaintenanceSettings,
         GatewayEnvironment,
+        VaultSettings,
     ],
 )
-def test_every_setting_is_in_the_deployment_guide(settings: type[Settings]) -> None:
+def test_every_setting_is_in_the_deployment_guide(settings: type[FiledSettings]) -> None:
     names = {environment_name(name, field) for name, field in settings.model_fields.items()}
     assert {name for name in names if f"`{name}`" not in DEPLOYMENT} == set()
 

@@ -1,53 +1,17 @@
 """MQTT with TLS, in a mesh of its own: clients know the broker by its certificate, and none comes without."""
 
 import asyncio
-import ipaddress
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from meshkit.testing.mesh import Mesh, start_mesh
+from meshkit.testing.tls import certificate
 from tests.mesh.mqtt_clients import AioMqtt, Login, Mosquitto, Paho, Publisher, topic_of
 from tests.mesh.mqtt_site import MqttSite, mqtt_site
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Write a self-signed certificate for 127.0.0.1 and its key, which only their owner may read."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    encoded_key = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    paths = folder / f"{name}.pem", folder / f"{name}.key.pem"
-    for path, content in zip(
-        paths, (signed.public_bytes(serialization.Encoding.PEM), encoded_key), strict=True
-    ):
-        path.touch(mode=0o600)
-        path.write_bytes(content)
-    return paths
 
 
 @pytest.fixture(scope="module")

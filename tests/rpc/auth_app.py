@@ -2,14 +2,17 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import asyncpg
 import grpc
+import httpx
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -22,9 +25,13 @@ from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.device_certificates import DeviceCertificateStore
 from auth_svc.stores.users import UserStore
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
+from gateway.contract import CONTRACT
+from gateway.render import render
+from gateway.settings import Endpoint, GatewaySettings, Upstream
 from meshkit import db, gateway_credential
 from meshkit.clock import SystemClock
-from meshkit.embedded.ports import free_port
+from meshkit.embedded import EmbeddedEnvoy
+from meshkit.embedded.ports import free_port, free_ports
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
 from twinmesh.auth.v1 import (
@@ -175,6 +182,54 @@ async def running_auth(
         )
         await running.add_user("demo", "admin", Role.ADMIN)
         yield running
+
+
+@asynccontextmanager
+async def behind_envoy(
+    auth: AuthApp, home: Path, *, jwks_cache: str = "60s"
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Run an HTTP client of the gateway; PostgreSQL and auth_svc work, nothing else is there.
+
+    Args:
+        auth: where Envoy asks.
+        home: of Envoy.
+        jwks_cache: how long Envoy keeps keys.
+    """
+    port, admin_port, jwks_port = free_ports(3)
+
+    def rendered(descriptor: Path) -> Mapping[str, Any]:
+        config = render(
+            GatewaySettings(
+                bind="127.0.0.1",
+                port=port,
+                admin_port=admin_port,
+                jwks_port=jwks_port,
+                upstreams={
+                    **{upstream: [Endpoint.parse(_NOWHERE)] for upstream in Upstream},
+                    Upstream.AUTH: [Endpoint.parse(auth.address)],
+                },
+                descriptor_path=descriptor,
+            )
+        )
+        text = json.dumps(config)
+        assert '"cache_duration": "60s"' in text
+        cached: Mapping[str, Any] = json.loads(
+            text.replace('"cache_duration": "60s"', f'"cache_duration": "{jwks_cache}"')
+        )
+        return cached
+
+    envoy = EmbeddedEnvoy(home=home, descriptor=CONTRACT, render=rendered, concurrency=1)
+    await asyncio.to_thread(envoy.start)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as opened:
+
+            async def keys_are_there() -> bool:
+                return (await opened.get("/.well-known/jwks.json")).is_success
+
+            await until(keys_are_there)
+            yield opened
+    finally:
+        await asyncio.to_thread(envoy.remove)
 
 
 def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:

@@ -1,10 +1,7 @@
 """auth_svc with the Envoy that asks it: its keys, its key exchange and its JSON."""
 
-import asyncio
 import base64
-import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,18 +14,19 @@ from pydantic import SecretStr
 
 from auth_svc import signing_keys
 from auth_svc.rotate_keys import RotateSettings, rotate_keys
-from gateway.contract import CONTRACT
-from gateway.render import render
-from gateway.settings import Endpoint, GatewaySettings, Upstream
 from meshkit.clock import SystemClock
-from meshkit.embedded import EmbeddedEnvoy
-from meshkit.embedded.ports import free_ports
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
-from tests.rpc.auth_app import MESH_SECRET, PASSWORD, AuthApp, error_info, running_auth, status_of, until
+from tests.rpc.auth_app import (
+    MESH_SECRET,
+    PASSWORD,
+    AuthApp,
+    behind_envoy,
+    error_info,
+    running_auth,
+    status_of,
+)
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
-
-_NOWHERE = Endpoint("127.0.0.1", 1)
 
 
 @pytest.fixture
@@ -39,56 +37,8 @@ async def auth(database: TestDatabase) -> AsyncIterator[AuthApp]:
 
 @pytest.fixture
 async def client(auth: AuthApp, short_home: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with gateway(auth, short_home) as opened:
+    async with behind_envoy(auth, short_home) as opened:
         yield opened
-
-
-@asynccontextmanager
-async def gateway(
-    auth: AuthApp, short_home: Path, *, jwks_cache: str = "60s"
-) -> AsyncIterator[httpx.AsyncClient]:
-    """Run an HTTP client of the gateway; PostgreSQL and auth_svc work, nothing else is there.
-
-    Args:
-        auth: where Envoy asks.
-        short_home: of Envoy.
-        jwks_cache: how long Envoy keeps keys.
-    """
-    port, admin_port, jwks_port = free_ports(3)
-
-    def rendered(descriptor: Path) -> Mapping[str, Any]:
-        config = render(
-            GatewaySettings(
-                bind="127.0.0.1",
-                port=port,
-                admin_port=admin_port,
-                jwks_port=jwks_port,
-                upstreams={
-                    **{upstream: [_NOWHERE] for upstream in Upstream},
-                    Upstream.AUTH: [Endpoint.parse(auth.address)],
-                },
-                descriptor_path=descriptor,
-            )
-        )
-        text = json.dumps(config)
-        assert '"cache_duration": "60s"' in text
-        cached: Mapping[str, Any] = json.loads(
-            text.replace('"cache_duration": "60s"', f'"cache_duration": "{jwks_cache}"')
-        )
-        return cached
-
-    envoy = EmbeddedEnvoy(home=short_home, descriptor=CONTRACT, render=rendered, concurrency=1)
-    await asyncio.to_thread(envoy.start)
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as opened:
-
-            async def keys_are_there() -> bool:
-                return (await opened.get("/.well-known/jwks.json")).is_success
-
-            await until(keys_are_there)
-            yield opened
-    finally:
-        await asyncio.to_thread(envoy.remove)
 
 
 async def _login(client: httpx.AsyncClient) -> dict[str, Any]:
@@ -163,7 +113,7 @@ async def test_no_request_fails_while_keys_are_rotated(
         service_database_url=SecretStr(database.url("twinmesh_auth")),
         mesh_secret=SecretStr(base64.urlsafe_b64encode(MESH_SECRET).decode()),
     )
-    async with running_auth(database) as auth, gateway(auth, short_home, jwks_cache="10s") as client:
+    async with running_auth(database) as auth, behind_envoy(auth, short_home, jwks_cache="10s") as client:
         first = (await _login(client))["accessToken"]
         made = await rotate_keys(settings, clock=SystemClock())
         latest = first

@@ -16,6 +16,7 @@ from twinmesh.auth.v1 import (
     permission_pb2,
     role_service_pb2,
     session_service_pb2,
+    token_service_pb2,
     user_service_pb2,
 )
 from twinmesh.ingest.v1 import (
@@ -50,6 +51,7 @@ _CONTRACTS = [
     raw_message_service_pb2,
     role_service_pb2,
     session_service_pb2,
+    token_service_pb2,
     storage_policy_service_pb2,
     storage_service_pb2,
     twin_service_pb2,

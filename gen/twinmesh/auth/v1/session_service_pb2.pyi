@@ -229,13 +229,15 @@ class GetMeResponse(_message.Message):
     tenant: _builtins.str
     """The tenant's id."""
     subject: _builtins.str
-    """The user's name or the API key's id."""
+    """The user's name, the API key's id, or of an exchanged token its issuer's name and the
+    subject there, "corp/ada".
+    """
     kind: _builtins.str
-    """What kind of caller: "user" or "api_key"."""
+    """What kind of caller: "user", "api_key", or "federated" with an exchanged token."""
     role: _builtins.str
     """Role of a user; empty for keys."""
     credential_id: _builtins.str
-    """Session or API key this credential belongs to."""
+    """Session or API key this credential belongs to, or a hash of the token that was exchanged."""
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Permissions held, sorted."""

@@ -249,6 +249,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The caller is a device, and writes for one that is neither itself nor its child. The same
     whether that one exists or not. In a refusal.
     """
+    ERROR_REASON_SUBJECT_TOKEN_INVALID: _ErrorReason.ValueType  # 175
+    """The token to exchange is malformed, forged, expired, not yet valid, for another audience, or
+    of no issuer that is configured (which of these is not told). UNAUTHENTICATED.
+    """
+    ERROR_REASON_SUBJECT_NOT_MAPPED: _ErrorReason.ValueType  # 176
+    """The token to exchange is good, but what it claims gives no tenant, subject or role here; the
+    operator maps them. PERMISSION_DENIED. Metadata: claim.
+    """
+    ERROR_REASON_ISSUER_UNAVAILABLE: _ErrorReason.ValueType  # 177
+    """The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
+    Metadata: issuer.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -482,5 +494,17 @@ ERROR_REASON_CERTIFICATE_REQUIRED: ErrorReason.ValueType  # 167
 ERROR_REASON_DEVICE_NOT_OWN: ErrorReason.ValueType  # 168
 """The caller is a device, and writes for one that is neither itself nor its child. The same
 whether that one exists or not. In a refusal.
+"""
+ERROR_REASON_SUBJECT_TOKEN_INVALID: ErrorReason.ValueType  # 175
+"""The token to exchange is malformed, forged, expired, not yet valid, for another audience, or
+of no issuer that is configured (which of these is not told). UNAUTHENTICATED.
+"""
+ERROR_REASON_SUBJECT_NOT_MAPPED: ErrorReason.ValueType  # 176
+"""The token to exchange is good, but what it claims gives no tenant, subject or role here; the
+operator maps them. PERMISSION_DENIED. Metadata: claim.
+"""
+ERROR_REASON_ISSUER_UNAVAILABLE: ErrorReason.ValueType  # 177
+"""The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
+Metadata: issuer.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

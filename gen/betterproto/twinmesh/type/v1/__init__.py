@@ -435,6 +435,24 @@ class ErrorReason(betterproto2.Enum):
     whether that one exists or not. In a refusal.
     """
 
+    SUBJECT_TOKEN_INVALID = 175
+    """
+    The token to exchange is malformed, forged, expired, not yet valid, for another audience, or
+    of no issuer that is configured (which of these is not told). UNAUTHENTICATED.
+    """
+
+    SUBJECT_NOT_MAPPED = 176
+    """
+    The token to exchange is good, but what it claims gives no tenant, subject or role here; the
+    operator maps them. PERMISSION_DENIED. Metadata: claim.
+    """
+
+    ISSUER_UNAVAILABLE = 177
+    """
+    The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
+    Metadata: issuer.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -512,6 +530,9 @@ class ErrorReason(betterproto2.Enum):
             166: "ERROR_REASON_CERTIFICATE_INVALID",
             167: "ERROR_REASON_CERTIFICATE_REQUIRED",
             168: "ERROR_REASON_DEVICE_NOT_OWN",
+            175: "ERROR_REASON_SUBJECT_TOKEN_INVALID",
+            176: "ERROR_REASON_SUBJECT_NOT_MAPPED",
+            177: "ERROR_REASON_ISSUER_UNAVAILABLE",
         }
 
     @classmethod
@@ -591,6 +612,9 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_CERTIFICATE_INVALID": 166,
             "ERROR_REASON_CERTIFICATE_REQUIRED": 167,
             "ERROR_REASON_DEVICE_NOT_OWN": 168,
+            "ERROR_REASON_SUBJECT_TOKEN_INVALID": 175,
+            "ERROR_REASON_SUBJECT_NOT_MAPPED": 176,
+            "ERROR_REASON_ISSUER_UNAVAILABLE": 177,
         }
 
 
