@@ -13,6 +13,7 @@ from twinmesh.asset.v1 import (
 from twinmesh.auth.v1 import (
     api_key_service_pb2,
     audit_event_service_pb2,
+    device_certificate_service_pb2,
     role_service_pb2,
     session_service_pb2,
     token_service_pb2,
@@ -42,6 +43,7 @@ _FILES = (
     asset_type_service_pb2,
     audit_event_service_pb2,
     dead_letter_service_pb2,
+    device_certificate_service_pb2,
     device_service_pb2,
     device_type_service_pb2,
     event_service_pb2,

@@ -17,7 +17,6 @@ from auth_svc.ca.names import DeviceName
 from auth_svc.ca.requests import public_key_of
 from meshkit.testing.certificates import DeviceKey, csr, new_key
 
-_NOW = datetime.now(UTC).replace(microsecond=0)
 _NAME = DeviceName("plant.example", "demo", "pump-1")
 
 
@@ -29,39 +28,45 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def now(folder: Path) -> datetime:
+    """The present second, when the CA is there."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+@pytest.fixture
 def authority(folder: Path) -> CertificateAuthority:
     return read_authority(folder)
 
 
 def test_a_device_is_named_by_its_only_uri_and_chains_to_the_root(
-    folder: Path, authority: CertificateAuthority
+    folder: Path, authority: CertificateAuthority, now: datetime
 ) -> None:
     key = new_key()
-    signed = authority.issue_for_device(_NAME, key.public_key(), now=_NOW, life=timedelta(days=90))
+    signed = authority.issue_for_device(_NAME, key.public_key(), now=now, life=timedelta(days=90))
     assert uris(signed) == ["spiffe://plant.example/tenant/demo/device/pump-1"]
     assert signed.public_key() == key.public_key()
-    assert signed.not_valid_after_utc == _NOW + timedelta(days=90)
+    assert signed.not_valid_after_utc == now + timedelta(days=90)
     root = x509.load_pem_x509_certificate((folder / "root.pem").read_bytes())
     _, issuing = x509.load_pem_x509_certificates(authority.chain(signed).encode())
-    verifier = PolicyBuilder().store(Store([root])).time(_NOW).build_client_verifier()
+    verifier = PolicyBuilder().store(Store([root])).time(now).build_client_verifier()
     verified = verifier.verify(signed, [issuing])
     assert verified.chain[-1] == root
     usage = signed.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
-def test_no_certificate_outlives_the_ca(authority: CertificateAuthority) -> None:
+def test_no_certificate_outlives_the_ca(authority: CertificateAuthority, now: datetime) -> None:
     life = timedelta(days=100_000)
-    signed = authority.issue_for_device(_NAME, new_key().public_key(), now=_NOW, life=life)
+    signed = authority.issue_for_device(_NAME, new_key().public_key(), now=now, life=life)
     issuing = x509.load_pem_x509_certificates(authority.bundle)[0]
     assert signed.not_valid_after_utc == issuing.not_valid_after_utc
 
 
-def test_the_crl_names_serial_numbers_and_is_signed(authority: CertificateAuthority) -> None:
-    made = authority.revocation_list([Revoked(0xABC, _NOW)], now=_NOW)
+def test_the_crl_names_serial_numbers_and_is_signed(authority: CertificateAuthority, now: datetime) -> None:
+    made = authority.revocation_list([Revoked(0xABC, now)], now=now)
     found = made.get_revoked_certificate_by_serial_number(0xABC)
     assert found is not None
-    assert found.revocation_date_utc == _NOW
+    assert found.revocation_date_utc == now
     assert made.get_revoked_certificate_by_serial_number(0xABD) is None
     key = x509.load_pem_x509_certificates(authority.bundle)[0].public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
@@ -98,10 +103,10 @@ def test_the_roots_key_may_be_elsewhere_and_the_issuing_key_must_fit(folder: Pat
         rsa.generate_private_key(65537, 2048),
     ],
 )
-def test_of_a_csr_only_the_key_counts(authority: CertificateAuthority, key: DeviceKey) -> None:
+def test_of_a_csr_only_the_key_counts(authority: CertificateAuthority, now: datetime, key: DeviceKey) -> None:
     public_key = public_key_of(csr(key, common_name="spiffe://plant.example/tenant/demo/device/boiler"))
     assert public_key == key.public_key()
-    signed = authority.issue_for_device(_NAME, public_key, now=_NOW, life=timedelta(days=1))
+    signed = authority.issue_for_device(_NAME, public_key, now=now, life=timedelta(days=1))
     assert uris(signed) == [_NAME.uri]
     assert "boiler" not in signed.subject.rfc4514_string()
 
