@@ -11,6 +11,7 @@ import structlog
 from auth_svc.ca.authority import CertificateAuthority
 from auth_svc.ca.requests import public_key_of
 from auth_svc.device_credentials import PERMISSIONS, ShownCertificate
+from auth_svc.grants import require_held
 from auth_svc.revocation_list import require_authority
 from auth_svc.revocations import kept_until
 from meshkit.clock import Clock, to_datetime
@@ -135,13 +136,7 @@ class DeviceCertificates:
             PermissionDenied: GRANT_EXCEEDS_CALLER.
             Unavailable: nobody can tell whether the device exists.
         """
-        excess = sorted(PERMISSIONS - caller.permissions)
-        if excess:
-            raise PermissionDenied(
-                f"you do not hold {', '.join(excess)}, so a device that you let in cannot either",
-                reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
-                metadata={"permission": ",".join(excess)},
-            )
+        require_held(PERMISSIONS, caller.permissions, so="a device that you let in cannot either")
         days = valid_days or self._valid_days
         return await self._sign(caller, device_id, csr, life=timedelta(days=days), renewed_from=None)
 

@@ -18,7 +18,8 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from meshkit import policy, status
-from meshkit.audit import ADDRESS_HEADER, AuditedCall, AuditTrail, TargetReader, is_recorded
+from meshkit.audit import ADDRESS_HEADER, AuditedCall, AuditTrail, is_recorded
+from meshkit.audit_targets import TargetReader
 from meshkit.errors import DeadlineExceeded, DomainError, InvalidArgument
 from meshkit.identity import Principal, TokenVerifier, bind_principal
 from meshkit.open_calls import OpenCall, OpenCalls
