@@ -162,7 +162,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
         observe_audit(meter(), audit)
         worker = Worker(pool=pool, steps=steps(pool, settings))
         # By itself: under full speed it never catches up, and others' seconds would be its lag.
-        keeper = Worker(pool=pool, steps=(Step("rollups", 1, rollups.run),), lock_key=_ROLLUPS_LOCK_KEY)
+        keeper = Worker(pool=pool, steps=(Step("rollups", 0.5, rollups.run),), lock_key=_ROLLUPS_LOCK_KEY)
         mover = Worker(pool=pool, steps=moving_steps(pool, settings), lock_key=_MOVING_LOCK_KEY)
         archiver = Worker(
             pool=pool,

@@ -43,6 +43,8 @@ from telemetry_store.tiers.reader import Archive
 _log = structlog.get_logger()
 # Often enough to lag less than a minute, seldom enough not to update the running buckets all the time.
 _INTERVAL_S = 15.0
+# Of a run that does not catch up: its worker tells that it works when a run has ended.
+_RUN_S = 10.0
 _NEVER = np.iinfo(np.int64).max
 
 _REGISTER = "INSERT INTO telemetry.feed_consumer (name) VALUES ($1) ON CONFLICT (name) DO NOTHING"
@@ -136,7 +138,7 @@ class RollupKeeper:
         return self._damaged
 
     async def run(self) -> None:
-        """Catch up, unless the last run has and is not long ago.
+        """Go on for some seconds, unless the last run has caught up and is not long ago.
 
         Raises:
             Unavailable: ARCHIVE_UNAVAILABLE, what is stale cannot be computed now.
@@ -153,6 +155,8 @@ class RollupKeeper:
                 more = await advance_rollups(self._pool, archive=self._archive)
             except asyncpg.SerializationError:
                 # Another worker has just done it: what is left is seen in the next run.
+                return
+            if more and time.monotonic() >= started + _RUN_S:
                 return
         self._damaged = await count_damaged(self._pool)
         self._caught_up_at = turn_at

@@ -20,13 +20,13 @@ from meshkit import db
 from meshkit.db import DATABASE_ERRORS, tenant_transaction
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
-from telemetry_store.feed import decode_frontier
-from telemetry_store.rollups import new_samples, stale
+from telemetry_store.feed import read_consumer
+from telemetry_store.rollups import keeping, new_samples, stale
 from telemetry_store.rollups.aggregates import MICROS_PER_MINUTE
 from telemetry_store.rollups.expiry import expire_rollups
 from telemetry_store.rollups.keeping import RollupKeeper, advance_rollups, register_rollups
 from telemetry_store.rollups.reader import read_buckets
-from telemetry_store.rollups.rows import TABLES
+from telemetry_store.rollups.rows import CONSUMER, TABLES
 from telemetry_store.storage_policies import Retention
 from telemetry_store.tiers.archive_reader import ArchiveReader
 from telemetry_store.tiers.archive_store import archive_store
@@ -237,6 +237,13 @@ async def test_only_what_is_asked_for_is_read(database: TestDatabase, pools: Poo
     assert len(found) == 0
 
 
+async def last_taken(database: TestDatabase) -> int:
+    """Return the number of the last commit that rollups have taken, of one instance."""
+    async with admin(database) as connection:
+        (taken,) = (await read_consumer(connection, CONSUMER)).values()
+    return taken
+
+
 async def test_a_turn_takes_as_many_commits_as_may_be_read_at_once(
     database: TestDatabase, pools: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,12 +261,25 @@ async def test_a_turn_takes_as_many_commits_as_may_be_read_at_once(
     behind = True
     while behind:
         behind = await advance_rollups(pools.maintenance, archive=None)
-        async with admin(database) as connection:
-            frontier = await connection.fetchval(
-                "SELECT frontier FROM telemetry.feed_consumer WHERE name = 'rollups'"
-            )
-        taken.append(max(decode_frontier(frontier).values()))
+        taken.append(await last_taken(database))
     assert taken == [2, 3, 4, 6]
+    await check_stored(pools.query, "demo", await series_of(pools.query, "demo"))
+
+
+async def test_a_run_that_has_much_to_do_ends_before_it_has_caught_up(
+    database: TestDatabase, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_samples, "MOST_SAMPLES", 1)
+    monkeypatch.setattr(keeping, "_RUN_S", 0.0)
+    async with recorder(database) as writer:
+        for second in range(3):
+            await writer.commit("demo", [Sent("a", "m", TODAY + second * 1_000_000, 1.0)])
+    keeper = RollupKeeper(pool=pools.maintenance, minutes_kept=timedelta(days=7), archive=None)
+    taken = []
+    for _ in range(4):
+        await keeper.run()
+        taken.append(await last_taken(database))
+    assert taken == [1, 2, 3, 3]
     await check_stored(pools.query, "demo", await series_of(pools.query, "demo"))
 
 
