@@ -222,7 +222,7 @@ class LauncherSettings(Settings):
     @property
     def gateway_host(self) -> str:
         """The host by which this machine reaches the gateway."""
-        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound.
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound.  # nosec B104
         host = everywhere.get(self.bind, self.bind)
         return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
