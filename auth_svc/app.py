@@ -18,6 +18,7 @@ from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.key_exchange import KeyExchange
+from auth_svc.login_limits import FORGOTTEN_AFTER_S, LoginLimits
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
 from auth_svc.passwords import PasswordVerifier
@@ -36,6 +37,7 @@ from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.device_certificates import DeviceCertificateStore
+from auth_svc.stores.login_limits import FailureStore
 from auth_svc.stores.revocations import RevocationStore
 from auth_svc.stores.rights import RightsStore
 from auth_svc.stores.sessions import SessionStore
@@ -46,7 +48,7 @@ from auth_svc.users import Users
 from envoy_api import external_auth_pb2_grpc
 from meshkit import bus, db, gateway_credential, nats_server
 from meshkit.client import service_channel
-from meshkit.clock import SystemClock
+from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_caches
 from meshkit.revocation_announcements import listen
@@ -65,6 +67,7 @@ from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
 _CRL_EVERY_S = 0.5
+_FORGET_EVERY_S = 60.0
 _log = structlog.get_logger()
 
 
@@ -101,11 +104,14 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         )
         await key_ring.refresh()
         access_tokens = AccessTokens(signers=key_ring, clock=clock)
+        failures = FailureStore(pool=pool)
+        limits = LoginLimits(store=failures, clock=clock)
         accounts, rights = UserStore(pool=pool), RightsStore(pool=pool)
         sessions = Sessions(
             users=accounts,
             sessions=SessionStore(pool=pool),
             verify_password=passwords.verify,
+            limits=limits,
             access_tokens=access_tokens,
             announce=announce,
             mesh_secret=settings.root_secret,
@@ -115,6 +121,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             store=rights,
             accounts=accounts,
             verify_password=passwords.verify,
+            limits=limits,
             hash_password=passwords.hash,
             announce=announce,
             clock=clock,
@@ -207,7 +214,12 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 ),
             ),
         ]
+
+        async def forget_failures() -> None:
+            await failures.forget(clock.now_us() - FORGOTTEN_AFTER_S * MICROS_PER_SECOND)
+
         async with (
+            _repeating("failed log-ins", forget_failures, every_s=_FORGET_EVERY_S),
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             revocations.polling(),
             _repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),

@@ -18,6 +18,7 @@ _TENANT_TABLES = [
     "revocation",
     "role",
     "device_certificate",
+    "account_failures",
 ]
 
 
@@ -42,6 +43,7 @@ async def filled(database: TestDatabase) -> TestDatabase:
                 VALUES ('{tenant}', 'guard', '', '{{twin:read}}', now(), now());
                 INSERT INTO auth.device_certificate
                 VALUES ('{tenant}', 'c{n}', 'd', 'spiffe', 'pem', sha256('x'), NULL, 'ada', now(), now());
+                INSERT INTO auth.account_failures VALUES ('{tenant}', 'ada', 1, now(), now());
                 """
             )
     finally:
@@ -93,6 +95,7 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         INSERT INTO auth.device_certificate
         VALUES ('other', 'c2', 'd', 'spiffe', 'pem', sha256('x'), NULL, 'eve', now(), now())
         """,
+        "INSERT INTO auth.account_failures VALUES ('other', 'eve', 0, now(), now())",
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
@@ -105,6 +108,7 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
         "UPDATE auth.user_account SET username = 'eve'",
         "UPDATE auth.role SET tenant_id = 'other'",
         "UPDATE auth.tenant SET tenant_id = 'other'",
+        "UPDATE auth.account_failures SET tenant_id = 'other'",
         "UPDATE auth.api_key SET permissions = '{}'",
         "UPDATE auth.device_certificate SET device_id = 'e'",
         "DELETE FROM auth.device_certificate",

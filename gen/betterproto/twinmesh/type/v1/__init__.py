@@ -435,6 +435,12 @@ class ErrorReason(betterproto2.Enum):
     whether that one exists or not. In a refusal.
     """
 
+    LOGIN_LIMITED = 190
+    """
+    Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
+    was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -512,6 +518,7 @@ class ErrorReason(betterproto2.Enum):
             166: "ERROR_REASON_CERTIFICATE_INVALID",
             167: "ERROR_REASON_CERTIFICATE_REQUIRED",
             168: "ERROR_REASON_DEVICE_NOT_OWN",
+            190: "ERROR_REASON_LOGIN_LIMITED",
         }
 
     @classmethod
@@ -591,6 +598,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_CERTIFICATE_INVALID": 166,
             "ERROR_REASON_CERTIFICATE_REQUIRED": 167,
             "ERROR_REASON_DEVICE_NOT_OWN": 168,
+            "ERROR_REASON_LOGIN_LIMITED": 190,
         }
 
 
