@@ -21,6 +21,7 @@ from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.issuer_keys import ReadJwks
 from auth_svc.issuers import Issuer
 from auth_svc.key_exchange import KeyExchange
+from auth_svc.login_limits import FORGOTTEN_AFTER_S, LoginLimits
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
 from auth_svc.passwords import PasswordVerifier
@@ -43,6 +44,7 @@ from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.audit_events import AuditEventStore
 from auth_svc.stores.device_certificates import DeviceCertificateStore
+from auth_svc.stores.login_limits import FailureStore
 from auth_svc.stores.revocations import RevocationStore
 from auth_svc.stores.rights import RightsStore
 from auth_svc.stores.sessions import SessionStore
@@ -57,7 +59,7 @@ from meshkit import bus, db, gateway_credential, nats_server
 from meshkit.addresses import Allowed
 from meshkit.audit import AuditTrail
 from meshkit.client import service_channel
-from meshkit.clock import SystemClock
+from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.exports import ExportSlots
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
@@ -84,6 +86,7 @@ SERVICE = "auth_svc"
 _CRL_EVERY_S = 0.5
 _KEEP_AUDIT_DAYS_EVERY_S = 3600.0
 _READ_JWKS_S = 5.0
+_FORGET_EVERY_S = 60.0
 _log = structlog.get_logger()
 
 
@@ -122,11 +125,14 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         )
         await key_ring.refresh()
         access_tokens = AccessTokens(signers=key_ring, clock=clock)
+        failures = FailureStore(pool=pool)
+        limits = LoginLimits(store=failures, clock=clock)
         accounts, rights = UserStore(pool=pool), RightsStore(pool=pool)
         sessions = Sessions(
             users=accounts,
             sessions=SessionStore(pool=pool),
             verify_password=passwords.verify,
+            limits=limits,
             access_tokens=access_tokens,
             announce=announce,
             mesh_secret=settings.root_secret,
@@ -136,6 +142,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             store=rights,
             accounts=accounts,
             verify_password=passwords.verify,
+            limits=limits,
             hash_password=passwords.hash,
             announce=announce,
             clock=clock,
@@ -264,7 +271,12 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 ),
             ),
         ]
+
+        async def forget_failures() -> None:
+            await failures.forget(clock.now_us() - FORGOTTEN_AFTER_S * MICROS_PER_SECOND)
+
         async with (
+            _repeating("failed log-ins", forget_failures, every_s=_FORGET_EVERY_S),
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             _repeating("issuers", token_exchange.refresh, every_s=RELOAD_ISSUERS_EVERY_S),
             revocations.polling(),

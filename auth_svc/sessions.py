@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S, AccessTokens, Grant
+from auth_svc.login_limits import Guess, LoginLimits
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret, parse
 from meshkit import audit
 from meshkit.clock import MICROS_PER_SECOND, Clock
@@ -209,6 +210,7 @@ class Sessions:
         users: who there is.
         sessions: where sessions are kept.
         verify_password: tells whether a password fits a hash.
+        limits: bounds guessing.
         access_tokens: makes access tokens.
         announce: tells the mesh that sessions were revoked.
         mesh_secret: root of the key from which successors of refresh tokens are derived.
@@ -221,6 +223,7 @@ class Sessions:
         users: UserStore,
         sessions: SessionStore,
         verify_password: PasswordCheck,
+        limits: LoginLimits,
         access_tokens: AccessTokens,
         announce: Callable[[], Awaitable[None]],
         mesh_secret: bytes,
@@ -229,18 +232,25 @@ class Sessions:
         self._users = users
         self._sessions = sessions
         self._verify_password = verify_password
+        self._limits = limits
         self._access_tokens = access_tokens
         self._announce = announce
         self._chain_key = derive(mesh_secret, "refresh-tokens")
         self._clock = clock
 
-    async def login(self, *, tenant: str, username: str, password: str) -> TokenPair:
+    async def login(self, guess: Guess, password: str) -> TokenPair:
         """Open a session.
 
         Raises:
             Unauthenticated: LOGIN_FAILED, the same whatever is wrong.
-            ResourceExhausted: LOGIN_BUSY.
+            ResourceExhausted: LOGIN_BUSY, LOGIN_LIMITED.
         """
+        async with self._limits.attempt(guess) as attempt:
+            pair = await self._login(guess.tenant, guess.username, password)
+            attempt.succeed()
+        return pair
+
+    async def _login(self, tenant: str, username: str, password: str) -> TokenPair:
         read_us = self._clock.now_us()
         user = await self._users.find(tenant, username)
         fits = await self._verify_password(password, user.password_hash if user else None)
@@ -259,14 +269,21 @@ class Sessions:
         pair = self._pair(token, user, expire_us, read_us=read_us)
         return replace(pair, password_change_required=user.one_time_expire_us is not None)
 
-    async def refresh(self, refresh_token: str) -> TokenPair:
+    async def refresh(self, refresh_token: str, *, address: str) -> TokenPair:
         """Trade a refresh token for the next pair.
+
+        Args:
+            refresh_token: as presented.
+            address: where it comes from, as `login_limits.network` returns it.
 
         Raises:
             Unauthenticated: REFRESH_TOKEN_INVALID.
+            ResourceExhausted: LOGIN_LIMITED.
         """
+        await self._limits.require_refresh_allowed(address)
         token = parse(Prefix.REFRESH, refresh_token)
         if token is None:
+            await self._limits.refresh_failed(address)
             raise _refused()
         successor = self._successor(token)
         now_us = self._clock.now_us()
@@ -280,6 +297,8 @@ class Sessions:
         if isinstance(verdict, Revoke):
             _log.warning("refresh token used again; session revoked", tenant=token.tenant, session=token.id)
             await self._announce()
+        if presented is None:
+            await self._limits.refresh_failed(address)
         if presented is None or isinstance(verdict, Revoke | Refuse):
             raise _refused()
         expire_us = verdict.expire_us if isinstance(verdict, Rotate) else presented.expire_us

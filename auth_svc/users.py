@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from auth_svc import grants
+from auth_svc.login_limits import Guess, LoginLimits
 from auth_svc.rights import NewPassword, Rights, RightsStore, find_role, require_etag
 from auth_svc.sessions import PasswordCheck, UserStore
 from meshkit import audit
@@ -32,6 +33,7 @@ class Users:
         store: users and roles.
         accounts: users as log-in sees them.
         verify_password: tells whether a password fits a hash.
+        limits: bounds guessing.
         hash_password: hashes one.
         announce: makes known what was revoked.
         clock: tells when one-time passwords end.
@@ -43,6 +45,7 @@ class Users:
         store: RightsStore,
         accounts: UserStore,
         verify_password: PasswordCheck,
+        limits: LoginLimits,
         hash_password: PasswordHash,
         announce: Callable[[], Awaitable[None]],
         clock: Clock,
@@ -50,6 +53,7 @@ class Users:
         self._store = store
         self._accounts = accounts
         self._verify_password = verify_password
+        self._limits = limits
         self._hash_password = hash_password
         self._announce = announce
         self._clock = clock
@@ -134,13 +138,19 @@ class Users:
         await self._announce()
         _log.info("user deleted", username=username)
 
-    async def change_password(self, caller: Principal, old: str, new: str) -> None:
+    async def change_password(self, caller: Principal, old: str, new: str, *, address: str) -> None:
         """Replace the caller's own password and end all of the caller's sessions.
+
+        Args:
+            caller: whose.
+            old: the present password.
+            new: the next one.
+            address: where the call comes from, as `login_limits.network` returns it.
 
         Raises:
             NotFound: the caller is no user.
             PermissionDenied: PASSWORD_WRONG.
-            ResourceExhausted: LOGIN_BUSY.
+            ResourceExhausted: LOGIN_BUSY, LOGIN_LIMITED.
         """
         audit.changed(["password"])
         user = None
@@ -148,8 +158,10 @@ class Users:
             user = await self._accounts.find(caller.tenant, caller.subject)
         if user is None:
             raise not_found("user", caller.name)
-        if not await self._verify_password(old, user.password_hash):
-            raise _wrong()
+        async with self._limits.attempt(Guess(caller.tenant, user.username, address)) as attempt:
+            if not await self._verify_password(old, user.password_hash):
+                raise _wrong()
+            attempt.succeed()
         if old == new:
             raise invalid_field("new_password", "must be another than the present one")
         new_password, _ = await self._new_password(new)

@@ -75,6 +75,23 @@ class DeviceDoor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLimits:
+    """What clients may take before they have proved anything.
+
+    Attributes:
+        connections: open at once, to all listeners together.
+        listener_connections: of these to one listener.
+        headers_timeout_s: from a request's first byte to the end of its headers, and for a TLS handshake.
+        body_timeout_s: from a JSON request's headers to the end of its body.
+    """
+
+    connections: int = 16_000
+    listener_connections: int = 12_000
+    headers_timeout_s: int = 10
+    body_timeout_s: int = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """Everything that differs between one gateway and another.
 
@@ -92,6 +109,7 @@ class GatewaySettings:
         requests_per_second: of all clients together; twice as many at once.
         access_log_path: file or device for one JSON object per request.
         max_json_body_bytes: largest JSON body; gRPC messages are limited by the services.
+        client_limits: connections and patience.
     """
 
     bind: str
@@ -107,6 +125,7 @@ class GatewaySettings:
     requests_per_second: int = REQUESTS_PER_SECOND
     access_log_path: str = "/dev/stdout"
     max_json_body_bytes: int = 4 * 1024 * 1024
+    client_limits: ClientLimits = ClientLimits()
 
 
 def parse_origins(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import grpc
 import httpx
 import jwt
@@ -92,6 +93,39 @@ async def test_a_machine_from_its_key_to_its_end(client: httpx.AsyncClient) -> N
             await sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=bearer(made.json()["secret"]))
     assert refused_grpc.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert error_info(status_of(refused_grpc.value)).reason == "API_KEY_INVALID"
+
+
+async def test_guesses_are_counted_by_the_address_that_envoy_sees(
+    auth: AuthApp, client: httpx.AsyncClient
+) -> None:
+    """Whatever the client says of itself."""
+    spoofed = [
+        {"x-envoy-external-address": "203.0.113.1"},
+        {"x-forwarded-for": "203.0.113.2"},
+        {"x-real-ip": "203.0.113.3", "forwarded": "for=203.0.113.4"},
+        {},
+    ]
+
+    async def guess(username: str, headers: dict[str, str]) -> httpx.Response:
+        body = {"tenant": "demo", "username": username, "password": "wrong"}
+        return await client.post("/v1/auth/login", json=body, headers=headers)
+
+    for n, headers in enumerate(spoofed):
+        assert (await guess(f"user-{n}", headers)).status_code == 401
+    connection = await asyncpg.connect(auth.database.admin_url)
+    try:
+        rows = await connection.fetch("SELECT address, failures FROM auth.address_failures")
+    finally:
+        await connection.close()
+    assert [tuple(row) for row in rows] == [("127.0.0.1", len(spoofed))]
+    await auth.sql("UPDATE auth.address_failures SET failures = 200")
+    assert (await guess("user-5", {})).status_code == 401
+    for headers in spoofed:
+        limited = await guess("user-6", headers)
+        assert limited.status_code == 429
+        assert limited.json()["details"][0]["reason"] == "LOGIN_LIMITED"
+        (retry,) = [each for each in limited.json()["details"] if each["@type"].endswith("RetryInfo")]
+        assert float(retry["retryDelay"].removesuffix("s")) > 0
 
 
 async def test_parts_that_are_away_are_named(client: httpx.AsyncClient) -> None:

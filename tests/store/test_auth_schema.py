@@ -19,6 +19,7 @@ _TENANT_TABLES = [
     "role",
     "device_certificate",
     "audit_event",
+    "account_failures",
 ]
 
 
@@ -46,6 +47,7 @@ async def filled(database: TestDatabase) -> TestDatabase:
                 INSERT INTO auth.audit_event
                 VALUES ('{tenant}', now(), 'e1', 'auth_svc', 'user:ada', 's1', '', '/a.b/C',
                         '{{}}', 0, '0', '', '{{}}', 0, 0);
+                INSERT INTO auth.account_failures VALUES ('{tenant}', 'ada', 1, now(), now());
                 """
             )
     finally:
@@ -101,6 +103,7 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         INSERT INTO auth.audit_event
         VALUES ('other', now(), 'e', '', '', '', '', '', '{}', 0, '0', '', '{}', 0, 0)
         """,
+        "INSERT INTO auth.account_failures VALUES ('other', 'eve', 0, now(), now())",
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
@@ -113,6 +116,7 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
         "UPDATE auth.user_account SET username = 'eve'",
         "UPDATE auth.role SET tenant_id = 'other'",
         "UPDATE auth.tenant SET tenant_id = 'other'",
+        "UPDATE auth.account_failures SET tenant_id = 'other'",
         "UPDATE auth.api_key SET permissions = '{}'",
         "UPDATE auth.device_certificate SET device_id = 'e'",
         "DELETE FROM auth.device_certificate",

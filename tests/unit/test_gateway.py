@@ -8,7 +8,7 @@ import pytest
 from gateway import transcoder
 from gateway.contract import CONTRACT, read_contract
 from gateway.render import render
-from gateway.settings import Endpoint, GatewayEnvironment, GatewaySettings, Upstream
+from gateway.settings import ClientLimits, DeviceDoor, Endpoint, GatewayEnvironment, GatewaySettings, Upstream
 from meshkit.config import MAX_STREAM_LIFETIME_SECONDS
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -74,6 +74,24 @@ def test_clusters_know_addresses_and_names() -> None:
     twin = cluster(rendered(upstreams=named), "twin_svc")
     assert twin["type"] == "STRICT_DNS"
     assert len(twin["load_assignment"]["endpoints"][0]["lb_endpoints"]) == 2
+
+
+def test_both_listeners_have_the_same_limits() -> None:
+    door = DeviceDoor(port=5, trust=Path("/trust"), trust_domain="mesh")
+    limits = ClientLimits(connections=9, listener_connections=7, headers_timeout_s=3)
+    config = rendered(devices=door, client_limits=limits)
+    (layer,) = config["layered_runtime"]["layers"]
+    edge, _, devices = config["static_resources"]["listeners"]
+    for listener in (edge, devices):
+        runtime = layer["static_layer"]
+        assert runtime[f"envoy.resource_limits.listener.{listener['name']}.connection_limit"] == 7
+        (chain,) = listener["filter_chains"]
+        manager = chain["filters"][0]["typed_config"]
+        assert manager["request_headers_timeout"] == "3s"
+        assert manager["stream_idle_timeout"] == "60s"
+        for part in ("common_http_protocol_options", "http2_protocol_options"):
+            assert manager[part]
+    assert devices["filter_chains"][0]["transport_socket_connect_timeout"] == "3s"
 
 
 def test_without_a_receiver_nothing_is_recorded() -> None:

@@ -261,6 +261,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
     Metadata: issuer.
     """
+    ERROR_REASON_LOGIN_LIMITED: _ErrorReason.ValueType  # 190
+    """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
+    was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -506,5 +510,9 @@ operator maps them. PERMISSION_DENIED. Metadata: claim.
 ERROR_REASON_ISSUER_UNAVAILABLE: ErrorReason.ValueType  # 177
 """The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
 Metadata: issuer.
+"""
+ERROR_REASON_LOGIN_LIMITED: ErrorReason.ValueType  # 190
+"""Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
+was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -2234,7 +2234,7 @@ class SessionServiceStub(betterproto2_grpclib.ServiceStub):
         """
         Login exchanges tenant, user name and password for an access token (a JWT,
         short-lived) and a refresh token (opaque, rotating).
-        UNAUTHENTICATED LOGIN_FAILED; RESOURCE_EXHAUSTED LOGIN_BUSY (retry later).
+        UNAUTHENTICATED LOGIN_FAILED; RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED (retry later).
         Safe to retry: each call opens a session of its own.
         """
 
@@ -2259,7 +2259,7 @@ class SessionServiceStub(betterproto2_grpclib.ServiceStub):
         Refresh trades a refresh token for a new pair. Each refresh token works once;
         using one again revokes its whole session, except that the last one is
         answered again for a few seconds in case the reply was lost.
-        UNAUTHENTICATED REFRESH_TOKEN_INVALID.
+        UNAUTHENTICATED REFRESH_TOKEN_INVALID; RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later).
         """
 
         return await self._unary_unary(
@@ -2486,7 +2486,7 @@ class UserServiceStub(betterproto2_grpclib.ServiceStub):
         """
         ChangePassword replaces the caller's own password and ends all of the caller's sessions, this
         one too: log in again. PERMISSION_DENIED PASSWORD_WRONG; NOT_FOUND when the caller is no user;
-        RESOURCE_EXHAUSTED LOGIN_BUSY. A retry after a lost answer is UNAUTHENTICATED.
+        RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED. A retry after a lost answer is UNAUTHENTICATED.
         """
 
         return await self._unary_unary(

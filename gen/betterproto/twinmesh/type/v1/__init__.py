@@ -453,6 +453,12 @@ class ErrorReason(betterproto2.Enum):
     Metadata: issuer.
     """
 
+    LOGIN_LIMITED = 190
+    """
+    Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
+    was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -533,6 +539,7 @@ class ErrorReason(betterproto2.Enum):
             175: "ERROR_REASON_SUBJECT_TOKEN_INVALID",
             176: "ERROR_REASON_SUBJECT_NOT_MAPPED",
             177: "ERROR_REASON_ISSUER_UNAVAILABLE",
+            190: "ERROR_REASON_LOGIN_LIMITED",
         }
 
     @classmethod
@@ -615,6 +622,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_SUBJECT_TOKEN_INVALID": 175,
             "ERROR_REASON_SUBJECT_NOT_MAPPED": 176,
             "ERROR_REASON_ISSUER_UNAVAILABLE": 177,
+            "ERROR_REASON_LOGIN_LIMITED": 190,
         }
 
 
