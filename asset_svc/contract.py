@@ -14,6 +14,7 @@ from twinmesh.auth.v1 import (
     api_key_service_pb2,
     role_service_pb2,
     session_service_pb2,
+    tenant_service_pb2,
     user_service_pb2,
 )
 from twinmesh.ingest.v1 import (
@@ -54,6 +55,7 @@ _FILES = (
     session_service_pb2,
     storage_policy_service_pb2,
     storage_service_pb2,
+    tenant_service_pb2,
     twin_service_pb2,
     user_service_pb2,
 )

@@ -20,6 +20,7 @@ from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
+from auth_svc.new_passwords import NewPasswords
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
 from auth_svc.revocation_list import RevocationList
@@ -31,6 +32,7 @@ from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.revocations import RevocationServicer
 from auth_svc.servicers.roles import RoleServicer
 from auth_svc.servicers.sessions import SessionServicer
+from auth_svc.servicers.tenants import TenantServicer
 from auth_svc.servicers.users import UserServicer
 from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
@@ -40,8 +42,10 @@ from auth_svc.stores.revocations import RevocationStore
 from auth_svc.stores.rights import RightsStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
+from auth_svc.stores.tenants import TenantStore
 from auth_svc.stores.users import UserStore
 from auth_svc.tenant_roles import TenantRoles
+from auth_svc.tenants import Tenants
 from auth_svc.users import Users
 from envoy_api import external_auth_pb2_grpc
 from meshkit import bus, db, gateway_credential, nats_server
@@ -59,6 +63,7 @@ from twinmesh.auth.v1 import (
     revocation_service_pb2_grpc,
     role_service_pb2_grpc,
     session_service_pb2_grpc,
+    tenant_service_pb2_grpc,
     user_service_pb2_grpc,
 )
 from twinmesh.mesh.v1 import health_service_pb2_grpc
@@ -111,11 +116,12 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             mesh_secret=settings.root_secret,
             clock=clock,
         )
+        new_passwords = NewPasswords(hash_password=passwords.hash, clock=clock)
         users = Users(
             store=rights,
             accounts=accounts,
             verify_password=passwords.verify,
-            hash_password=passwords.hash,
+            new_passwords=new_passwords,
             announce=announce,
             clock=clock,
         )
@@ -186,6 +192,18 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 "twinmesh.auth.v1.RoleService",
                 role_service_pb2_grpc.add_RoleServiceServicer_to_server,
                 RoleServicer(roles=TenantRoles(store=rights, announce=announce, clock=clock)),
+            ),
+            Registration(
+                "twinmesh.auth.v1.TenantService",
+                tenant_service_pb2_grpc.add_TenantServiceServicer_to_server,
+                TenantServicer(
+                    tenants=Tenants(
+                        store=TenantStore(pool=pool),
+                        new_passwords=new_passwords,
+                        announce=announce,
+                        clock=clock,
+                    )
+                ),
             ),
             Registration(
                 "twinmesh.auth.v1.DeviceCertificateService",

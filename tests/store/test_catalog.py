@@ -31,6 +31,7 @@ _SEES_PAST_POLICIES = {
     "asset.device_tenants",
     "auth.device_certificates_on_crl",
     "auth.revocations_after",
+    "auth.tenants_after",
 }
 _OF_TENANT = "NULLIF(current_setting('twinmesh.tenant'::text, true), ''::text)"
 _OWN_ROWS = {

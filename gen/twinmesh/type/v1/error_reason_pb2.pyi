@@ -249,6 +249,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The caller is a device, and writes for one that is neither itself nor its child. The same
     whether that one exists or not. In a refusal.
     """
+    ERROR_REASON_TENANT_SUSPENDED: _ErrorReason.ValueType  # 185
+    """The credential is good, and its tenant is suspended by the operators of the installation; it
+    counts again when they resume it. PERMISSION_DENIED.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -482,5 +486,9 @@ ERROR_REASON_CERTIFICATE_REQUIRED: ErrorReason.ValueType  # 167
 ERROR_REASON_DEVICE_NOT_OWN: ErrorReason.ValueType  # 168
 """The caller is a device, and writes for one that is neither itself nor its child. The same
 whether that one exists or not. In a refusal.
+"""
+ERROR_REASON_TENANT_SUSPENDED: ErrorReason.ValueType  # 185
+"""The credential is good, and its tenant is suspended by the operators of the installation; it
+counts again when they resume it. PERMISSION_DENIED.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -435,6 +435,12 @@ class ErrorReason(betterproto2.Enum):
     whether that one exists or not. In a refusal.
     """
 
+    TENANT_SUSPENDED = 185
+    """
+    The credential is good, and its tenant is suspended by the operators of the installation; it
+    counts again when they resume it. PERMISSION_DENIED.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -512,6 +518,7 @@ class ErrorReason(betterproto2.Enum):
             166: "ERROR_REASON_CERTIFICATE_INVALID",
             167: "ERROR_REASON_CERTIFICATE_REQUIRED",
             168: "ERROR_REASON_DEVICE_NOT_OWN",
+            185: "ERROR_REASON_TENANT_SUSPENDED",
         }
 
     @classmethod
@@ -591,6 +598,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_CERTIFICATE_INVALID": 166,
             "ERROR_REASON_CERTIFICATE_REQUIRED": 167,
             "ERROR_REASON_DEVICE_NOT_OWN": 168,
+            "ERROR_REASON_TENANT_SUSPENDED": 185,
         }
 
 
