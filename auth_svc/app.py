@@ -24,6 +24,7 @@ from auth_svc.key_exchange import KeyExchange
 from auth_svc.login_limits import FORGOTTEN_AFTER_S, LoginLimits
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
+from auth_svc.new_passwords import NewPasswords
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
 from auth_svc.revocation_list import RevocationList
@@ -37,6 +38,7 @@ from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.revocations import RevocationServicer
 from auth_svc.servicers.roles import RoleServicer
 from auth_svc.servicers.sessions import SessionServicer
+from auth_svc.servicers.tenants import TenantServicer
 from auth_svc.servicers.tokens import TokenServicer
 from auth_svc.servicers.users import UserServicer
 from auth_svc.sessions import Sessions
@@ -49,8 +51,10 @@ from auth_svc.stores.revocations import RevocationStore
 from auth_svc.stores.rights import RightsStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
+from auth_svc.stores.tenants import TenantStore
 from auth_svc.stores.users import UserStore
 from auth_svc.tenant_roles import TenantRoles
+from auth_svc.tenants import Tenants
 from auth_svc.token_exchange import RELOAD_EVERY_S as RELOAD_ISSUERS_EVERY_S
 from auth_svc.token_exchange import TokenExchange
 from auth_svc.users import Users
@@ -77,6 +81,7 @@ from twinmesh.auth.v1 import (
     revocation_service_pb2_grpc,
     role_service_pb2_grpc,
     session_service_pb2_grpc,
+    tenant_service_pb2_grpc,
     token_service_pb2_grpc,
     user_service_pb2_grpc,
 )
@@ -138,21 +143,23 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             mesh_secret=settings.root_secret,
             clock=clock,
         )
+        new_passwords = NewPasswords(hash_password=passwords.hash, clock=clock)
         users = Users(
             store=rights,
             accounts=accounts,
             verify_password=passwords.verify,
             limits=limits,
-            hash_password=passwords.hash,
+            new_passwords=new_passwords,
             announce=announce,
             clock=clock,
         )
         key_tokens = ExchangedTokens(RevocationKind.API_KEY, access_tokens=access_tokens, clock=clock)
         key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, clock=clock)
+        tenant_store = TenantStore(pool=pool)
         token_exchange = TokenExchange(
             path=settings.issuers,
             read_jwks=_jwks_reader(outside),
-            tenant_exists=accounts.tenant_exists,
+            find_tenant=tenant_store.get,
             access_tokens=access_tokens,
             clock=clock,
         )
@@ -235,6 +242,18 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 "twinmesh.auth.v1.RoleService",
                 role_service_pb2_grpc.add_RoleServiceServicer_to_server,
                 RoleServicer(roles=TenantRoles(store=rights, announce=announce, clock=clock)),
+            ),
+            Registration(
+                "twinmesh.auth.v1.TenantService",
+                tenant_service_pb2_grpc.add_TenantServiceServicer_to_server,
+                TenantServicer(
+                    tenants=Tenants(
+                        store=tenant_store,
+                        new_passwords=new_passwords,
+                        announce=announce,
+                        clock=clock,
+                    )
+                ),
             ),
             Registration(
                 "twinmesh.auth.v1.DeviceCertificateService",

@@ -29,6 +29,7 @@ class CertificateExchange:
 
         Raises:
             Unauthenticated: CERTIFICATE_INVALID, the same whatever is wrong.
+            PermissionDenied: TENANT_SUSPENDED; the certificate is good.
         """
         shown = ShownCertificate.parse(pem)
         known = await self._tokens.get(shown.name.tenant, shown.id, partial(self._look_up, shown))

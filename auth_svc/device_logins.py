@@ -8,6 +8,7 @@ from auth_svc import device_credentials
 from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
 from auth_svc.key_exchange import KeyLookup, find_live, fits, refused
 from auth_svc.opaque_tokens import Prefix, parse
+from auth_svc.suspension import tenant_suspended
 from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied
 from meshkit.mqtt import Login
@@ -81,7 +82,7 @@ class DeviceLogins:
 
         Raises:
             Unauthenticated: API_KEY_INVALID, the same whatever is wrong with the key.
-            PermissionDenied: PERMISSION_MISSING.
+            PermissionDenied: PERMISSION_MISSING, TENANT_SUSPENDED.
             FailedPrecondition: the user is no device that the key may log in.
             Unavailable: nobody can tell now.
         """
@@ -91,6 +92,8 @@ class DeviceLogins:
         stored = await find_live(self._keys, token, self._clock)
         if not fits(token, stored) or stored is None:
             raise refused()
+        if stored.tenant_suspended:
+            raise tenant_suspended()
         api_key = stored.api_key
         if PERMISSION not in api_key.permissions:
             raise PermissionDenied(
@@ -116,6 +119,7 @@ class DeviceLogins:
 
         Raises:
             Unauthenticated: CERTIFICATE_INVALID, the same whatever is wrong with it.
+            PermissionDenied: TENANT_SUSPENDED.
             FailedPrecondition: its device is gone, or disabled.
             Unavailable: nobody can tell now.
         """
@@ -132,7 +136,7 @@ class DeviceLogins:
         return Permitted(login, [device_id], shown.expire_us)
 
     async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
-        """Return those that would be refused today: credential revoked, device gone or disabled.
+        """Return those that would be refused today: credential, tenant or device has no right any more.
 
         Raises:
             Unavailable: nobody can tell now.
@@ -154,9 +158,9 @@ class DeviceLogins:
         ]
 
     async def _is_live(self, tenant: str, credential_id: str, by_certificate: bool) -> bool:
-        if by_certificate:
-            return await self._certificates.fingerprint(tenant, credential_id) is not None
-        return await self._keys.find(tenant, credential_id) is not None
+        lookup = self._certificates if by_certificate else self._keys
+        found = await lookup.find(tenant, credential_id)
+        return found is not None and not found.tenant_suspended
 
     async def _all_devices(self, tenant: str) -> Sequence[str]:
         ids = await self._devices.all_of(tenant, most=MOST_DEVICES)

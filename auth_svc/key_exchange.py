@@ -9,6 +9,7 @@ from auth_svc.access_tokens import Grant
 from auth_svc.api_keys import ApiKey
 from auth_svc.exchanged_tokens import Exchangeable, ExchangedTokens
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
+from auth_svc.suspension import tenant_suspended
 from meshkit.clock import Clock
 from meshkit.errors import Unauthenticated
 from meshkit.identity import PrincipalKind
@@ -19,10 +20,11 @@ _NO_HASH = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A key that is not revoked, and the hash of its secret."""
+    """A key that is not revoked, the hash of its secret, and whether its tenant is suspended."""
 
     api_key: ApiKey
     hash: bytes
+    tenant_suspended: bool
 
 
 class Hashed(Protocol):
@@ -61,6 +63,7 @@ class KeyExchange:
 
         Raises:
             Unauthenticated: API_KEY_INVALID, the same whatever is wrong.
+            PermissionDenied: TENANT_SUSPENDED; the key is good.
         """
         token = parse(Prefix.API_KEY, text)
         if token is None:
@@ -74,6 +77,10 @@ class KeyExchange:
         read_us = self._clock.now_us()
         stored = await find_live(self._keys, token, self._clock)
         if stored is None:
+            return None
+        if stored.tenant_suspended:
+            if fits(token, stored):
+                raise tenant_suspended()
             return None
         api_key = stored.api_key
         grant = Grant(

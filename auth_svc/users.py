@@ -1,16 +1,16 @@
 """Users: who there is in a tenant, in which role, and their passwords."""
 
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from auth_svc import grants
 from auth_svc.login_limits import Guess, LoginLimits
+from auth_svc.new_passwords import NewPasswords
 from auth_svc.rights import NewPassword, Rights, RightsStore, find_role, require_etag
 from auth_svc.sessions import PasswordCheck, UserStore
 from meshkit import audit
-from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied, invalid_field, not_found
 from meshkit.identity import Principal, PrincipalKind
 from meshkit.updates import changed_fields, fields_set, updated
@@ -19,11 +19,6 @@ from twinmesh.auth.v1.user_service_pb2 import User
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
-ONE_TIME_LIFE_S = 7 * 24 * 60 * 60
-_ONE_TIME_BYTES = 15
-
-# Takes a password and returns its hash.
-PasswordHash = Callable[[str], Awaitable[str]]
 
 
 class Users:
@@ -34,9 +29,9 @@ class Users:
         accounts: users as log-in sees them.
         verify_password: tells whether a password fits a hash.
         limits: bounds guessing.
-        hash_password: hashes one.
+        new_passwords: hashes passwords, and makes one-time ones.
         announce: makes known what was revoked.
-        clock: tells when one-time passwords end.
+        clock: dates what changes.
     """
 
     def __init__(
@@ -46,7 +41,7 @@ class Users:
         accounts: UserStore,
         verify_password: PasswordCheck,
         limits: LoginLimits,
-        hash_password: PasswordHash,
+        new_passwords: NewPasswords,
         announce: Callable[[], Awaitable[None]],
         clock: Clock,
     ) -> None:
@@ -54,7 +49,7 @@ class Users:
         self._accounts = accounts
         self._verify_password = verify_password
         self._limits = limits
-        self._hash_password = hash_password
+        self._new_passwords = new_passwords
         self._announce = announce
         self._clock = clock
 
@@ -112,7 +107,7 @@ class Users:
                 return await rights.users.update(changed, now_us)
             for role in (current.role, changed.role):
                 await _require_role_held(rights, role, caller, sent.username)
-            async with grants.keeping_an_administrator(rights.users):
+            async with grants.keeping_an_administrator(rights.users, caller.tenant):
                 saved = await rights.users.update(changed, now_us)
             await rights.users.end_sessions([sent.username], now_us)
         await self._announce()
@@ -132,7 +127,7 @@ class Users:
             current = await _required(rights, username)
             require_etag(etag, current, what=f"user {username!r}")
             await _require_role_held(rights, current.role, caller, username)
-            async with grants.keeping_an_administrator(rights.users):
+            async with grants.keeping_an_administrator(rights.users, caller.tenant):
                 await rights.users.delete(username)
             await rights.users.end_sessions([username], self._clock.now_us())
         await self._announce()
@@ -164,7 +159,7 @@ class Users:
             attempt.succeed()
         if old == new:
             raise invalid_field("new_password", "must be another than the present one")
-        new_password, _ = await self._new_password(new)
+        new_password = await self._new_passwords.chosen(new)
         now_us = self._clock.now_us()
         async with self._store.changing(caller.tenant) as rights:
             if not await rights.users.set_password(
@@ -205,10 +200,8 @@ class Users:
     async def _new_password(self, given: str) -> tuple[NewPassword, str]:
         """Hash a password, made here if none is given; returns also what was made."""
         if given:
-            return NewPassword(await self._hash_password(given), None), ""
-        one_time = secrets.token_urlsafe(_ONE_TIME_BYTES)
-        expire_us = self._clock.now_us() + ONE_TIME_LIFE_S * MICROS_PER_SECOND
-        return NewPassword(await self._hash_password(one_time), expire_us), one_time
+            return await self._new_passwords.chosen(given), ""
+        return await self._new_passwords.one_time()
 
 
 async def _required(rights: Rights, username: str) -> User:

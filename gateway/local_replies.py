@@ -78,6 +78,13 @@ def mappers(*, for_devices: bool = False) -> list[Config]:
 def _replies() -> Iterator[_Reply]:
     yield from _unauthenticated()
     yield from _unavailable()
+    # The only credential that auth_svc finds good and refuses all the same.
+    yield _Reply(
+        when=(_http_status("EQ", 403), _details("ext_authz_denied")),
+        code=grpc.StatusCode.PERMISSION_DENIED,
+        reason="TENANT_SUSPENDED",
+        message="the tenant is suspended; the operators of the installation can resume it",
+    )
     yield _Reply(
         when=(_http_status("EQ", 404),),
         code=grpc.StatusCode.NOT_FOUND,

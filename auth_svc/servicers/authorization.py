@@ -13,14 +13,15 @@ from auth_svc import device_credentials
 from auth_svc import key_exchange as key_exchange_rules
 from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.key_exchange import KeyExchange
+from auth_svc.suspension import tenant_suspended
 from envoy_api import external_auth_pb2 as pb
 from envoy_api import external_auth_pb2_grpc
 from meshkit import gateway_credential, status
-from meshkit.errors import Unauthenticated
+from meshkit.errors import PermissionDenied, Unauthenticated
 
 _log = structlog.get_logger()
 _SCHEME = "Bearer "
-_UNAUTHORIZED = 401
+_CHALLENGE = ("www-authenticate", 'Bearer error="invalid_token"')
 
 
 class CallContext(Protocol):
@@ -53,8 +54,9 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
         self._key_exchange = key_exchange
         self._certificate_exchange = certificate_exchange
         self._gateway_credential = gateway_credential.encode()
-        self._key_denied = _denied(status.to_status(key_exchange_rules.refused()))
-        self._certificate_denied = _denied(status.to_status(device_credentials.refused()))
+        self._key_denied = _denied(key_exchange_rules.refused())
+        self._certificate_denied = _denied(device_credentials.refused())
+        self._suspended = _denied(tenant_suspended())
 
     async def Check(self, request: pb.CheckRequest, context: CallContext) -> pb.CheckResponse:
         """Replace the credential by a token, or refuse the request."""
@@ -70,6 +72,8 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
         except Unauthenticated as error:
             _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
             return self._certificate_denied if certificate else self._key_denied
+        except PermissionDenied:
+            return self._suspended
         return pb.CheckResponse(
             status=status_pb2.Status(code=code_pb2.OK),
             ok_response=pb.OkHttpResponse(headers=[_header("authorization", _SCHEME + token)]),
@@ -90,16 +94,19 @@ def _header(key: str, value: str) -> pb.HeaderValueOption:
     )
 
 
-def _denied(refusal: status_pb2.Status) -> pb.CheckResponse:
+def _denied(refusal: Unauthenticated | PermissionDenied) -> pb.CheckResponse:
     """Return the refusal as JSON; Envoy itself puts it into the form of gRPC for gRPC callers."""
-    body = json_format.MessageToJson(refusal, indent=None, always_print_fields_with_no_presence=True)
+    is_unknown = isinstance(refusal, Unauthenticated)
+    body = json_format.MessageToJson(
+        status.to_status(refusal), indent=None, always_print_fields_with_no_presence=True
+    )
     return pb.CheckResponse(
-        status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED),
+        status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED if is_unknown else code_pb2.PERMISSION_DENIED),
         denied_response=pb.DeniedHttpResponse(
-            status=pb.HttpStatus(code=_UNAUTHORIZED),
+            status=pb.HttpStatus(code=401 if is_unknown else 403),
             headers=[
                 _header("content-type", "application/json"),
-                _header("www-authenticate", 'Bearer error="invalid_token"'),
+                *([_header(*_CHALLENGE)] if is_unknown else []),
             ],
             body=body,
         ),

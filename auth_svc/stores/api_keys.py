@@ -27,8 +27,10 @@ LIMIT $3
 """
 
 _FIND = """
-SELECT tenant_id, id, hash, display_name, permissions, creator, create_time, expire_time
+SELECT tenant_id, id, hash, display_name, permissions, creator, api_key.create_time, expire_time,
+       tenant.suspend_time IS NOT NULL AS tenant_suspended
 FROM auth.api_key
+JOIN auth.tenant USING (tenant_id)
 WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
 """
 
@@ -74,7 +76,7 @@ class ApiKeyStore:
         """Return a key, None when there is none or it is revoked."""
         async with tenant_transaction(self._pool, tenant) as connection:
             row = await connection.fetchrow(_FIND, tenant, key_id)
-        return None if row is None else StoredKey(_api_key(row), row["hash"])
+        return None if row is None else StoredKey(_api_key(row), row["hash"], row["tenant_suspended"])
 
     async def revoke(self, tenant: str, key_id: str, *, until: datetime) -> bool:
         """Revoke a key, and its tokens until they have ended; False when there is none to revoke."""

@@ -40,6 +40,7 @@ from twinmesh.auth.v1 import (
     role_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
+    tenant_service_pb2_grpc,
     user_service_pb2_grpc,
 )
 from twinmesh.mesh.v1 import health_service_pb2_grpc
@@ -61,6 +62,7 @@ class AuthApp:
     sessions: Any
     api_keys: Any
     users: Any
+    tenants: Any
     roles: Any
     certificates: Any
     health: Any
@@ -175,6 +177,7 @@ async def running_auth(
             sessions=session_service_pb2_grpc.SessionServiceStub(channel),
             api_keys=api_key_service_pb2_grpc.ApiKeyServiceStub(channel),
             users=user_service_pb2_grpc.UserServiceStub(channel),
+            tenants=tenant_service_pb2_grpc.TenantServiceStub(channel),
             roles=role_service_pb2_grpc.RoleServiceStub(channel),
             certificates=device_certificate_service_pb2_grpc.DeviceCertificateServiceStub(channel),
             health=health_service_pb2_grpc.HealthServiceStub(channel),

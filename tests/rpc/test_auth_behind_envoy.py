@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from auth_svc import signing_keys
+from auth_svc.roles import Role
 from auth_svc.rotate_keys import RotateSettings, rotate_keys
 from meshkit.clock import SystemClock
 from meshkit.testing.auth import bearer
@@ -24,6 +25,7 @@ from tests.rpc.auth_app import (
     AuthApp,
     behind_envoy,
     error_info,
+    refusal,
     running_auth,
     status_of,
 )
@@ -126,6 +128,43 @@ async def test_guesses_are_counted_by_the_address_that_envoy_sees(
         assert limited.json()["details"][0]["reason"] == "LOGIN_LIMITED"
         (retry,) = [each for each in limited.json()["details"] if each["@type"].endswith("RetryInfo")]
         assert float(retry["retryDelay"].removesuffix("s")) > 0
+
+
+async def test_a_tenant_from_its_making_to_its_suspension(auth: AuthApp, client: httpx.AsyncClient) -> None:
+    await auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
+    operator = {"authorization": f"Bearer {(await auth.login('system', 'operator')).access_token}"}
+    made = await client.post(
+        "/v1/tenants", headers=operator, json={"tenant": {"id": "acme"}, "administrator": "root"}
+    )
+    assert made.status_code == 200, made.text
+    body = {"tenant": "acme", "username": "root", "password": made.json()["oneTimePassword"]}
+    assert (await client.post("/v1/auth/login", json=body)).json()["passwordChangeRequired"]
+    listed = await client.get("/v1/tenants", headers=operator)
+    assert [tenant["id"] for tenant in listed.json()["tenants"]] == ["acme", "demo", "system"]
+
+    admin = {"authorization": f"Bearer {(await _login(client))['accessToken']}"}
+    assert (await client.get("/v1/tenants", headers=admin)).status_code == 403
+    secret = (await client.post("/v1/apiKeys", headers=admin, json={"displayName": "g"})).json()["secret"]
+    key = {"authorization": f"Bearer {secret}"}
+    assert (await client.get("/v1/auth/me", headers=key)).status_code == 200
+
+    suspended = await client.post("/v1/tenants/demo:suspend", headers=operator, json={})
+    assert suspended.status_code == 200, suspended.text
+    assert (await client.get("/v1/auth/me", headers=admin)).status_code == 401
+    log_in = {"tenant": "demo", "username": "admin", "password": PASSWORD}
+    for refused in (
+        await client.get("/v1/auth/me", headers=key),
+        await client.post("/v1/auth/login", json=log_in),
+    ):
+        assert refused.status_code == 403, refused.text
+        assert refused.json()["details"][0]["reason"] == "TENANT_SUSPENDED"
+    async with grpc.aio.insecure_channel(urlsplit(str(client.base_url)).netloc) as channel:
+        sessions = session_service_pb2_grpc.SessionServiceStub(channel)
+        call = sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=bearer(secret))
+        assert await refusal(call) == (grpc.StatusCode.PERMISSION_DENIED, "TENANT_SUSPENDED")
+
+    assert (await client.post("/v1/tenants/demo:resume", headers=operator, json={})).status_code == 200
+    assert (await client.get("/v1/auth/me", headers=key)).status_code == 200
 
 
 async def test_parts_that_are_away_are_named(client: httpx.AsyncClient) -> None:

@@ -106,6 +106,14 @@ async def test_the_right_password_makes_an_account_free_again(auth: AuthApp) -> 
         await _guess(auth, "admin", address="192.0.2.100", password=PASSWORD)
 
 
+async def test_the_right_password_in_a_suspended_tenant_is_no_guess(auth: AuthApp) -> None:
+    await auth.sql("UPDATE auth.tenant SET suspend_time = now() WHERE tenant_id = 'demo'")
+    for n in range(ACCOUNT.free + 2):
+        told = await refusal(_guess(auth, "admin", address=f"192.0.2.{n}", password=PASSWORD))
+        assert told == (grpc.StatusCode.PERMISSION_DENIED, "TENANT_SUSPENDED")
+    assert await refusal(_guess(auth, "admin", address="192.0.2.100")) == _FAILED
+
+
 async def test_an_address_that_guesses_at_many_accounts_is_made_to_wait(auth: AuthApp) -> None:
     home = "2001:db8:0:1::7"
     await refusal(_guess(auth, "first", address=home))

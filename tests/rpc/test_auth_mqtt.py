@@ -13,6 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from auth_svc import mqtt_callout
+from auth_svc.roles import Role
 from ingest_svc.mqtt import ensure_consumer
 from meshkit.embedded import EmbeddedNats
 from meshkit.embedded.ports import free_port
@@ -22,6 +23,7 @@ from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import MESH_SECRET, AuthApp, running_auth, until
 from tests.rpc.auth_devices import FakeDevices, fake_devices
 from twinmesh.auth.v1 import api_key_service_pb2 as key_pb2
+from twinmesh.auth.v1 import tenant_service_pb2 as tenant_pb2
 
 SWEEP_S = 0.2
 _NOT_ALLOWED = 0x80
@@ -232,6 +234,22 @@ async def test_a_key_revoked_by_another_process_ends_its_connections(
     client = await site.connect("pump-1", key.secret)
     await site.auth.revoke_key_elsewhere(key.id)
     await ended(client)
+
+
+async def test_a_suspended_tenants_devices_are_disconnected_until_it_is_resumed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", 3600.0)
+    await site.auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
+    operator = await site.auth.as_user("system", "operator")
+    key = await site.key()
+    client = await site.connect("pump-1", key.secret)
+    await site.auth.tenants.SuspendTenant(tenant_pb2.SuspendTenantRequest(id="demo"), metadata=operator)
+    await ended(client)
+    assert await site.is_refused("pump-1", key.secret)
+    assert await site.is_refused(key.id, key.secret)
+    await site.auth.tenants.ResumeTenant(tenant_pb2.ResumeTenantRequest(id="demo"), metadata=operator)
+    await site.connect("pump-1", key.secret)
 
 
 async def test_a_key_that_expires_ends_its_connections(site: Site) -> None:

@@ -138,25 +138,6 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
             await service.execute(statement)
 
 
-async def test_every_tenant_table_forces_row_level_security(database: TestDatabase) -> None:
-    connection = await asyncpg.connect(database.admin_url)
-    try:
-        rows = await connection.fetch(
-            """
-            SELECT relname FROM pg_class
-            WHERE relnamespace = 'auth'::regnamespace AND relkind IN ('r', 'p')
-              AND relrowsecurity AND relforcerowsecurity
-            """
-        )
-        owned = await connection.fetchval(
-            "SELECT count(*) FROM pg_class WHERE relowner = 'twinmesh_auth'::regrole"
-        )
-    finally:
-        await connection.close()
-    assert {row["relname"] for row in rows} == set(_TENANT_TABLES)
-    assert owned == 0
-
-
 async def test_revocations_of_all_tenants_are_told_but_those_that_are_over(
     service: asyncpg.Connection,
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import pytest
 
 from auth_svc.api_keys import ApiKey
+from auth_svc.device_credentials import IssuedCertificate
 from auth_svc.device_logins import MOST_DEVICES, PERMISSION, DeviceLogins, Permitted
 from auth_svc.key_exchange import StoredKey
 from auth_svc.opaque_tokens import OpaqueToken, Prefix
@@ -41,7 +42,7 @@ class _Keys:
         expire_us: int | None = None,
     ) -> None:
         key = ApiKey(tenant, key_id, "", frozenset(permissions), "ada", _NOW, expire_us)
-        self.stored[tenant, key_id] = StoredKey(key, _token(tenant, key_id).hash)
+        self.stored[tenant, key_id] = StoredKey(key, _token(tenant, key_id).hash, tenant_suspended=False)
 
     async def find(self, tenant: str, key_id: str) -> StoredKey | None:
         return self.stored.get((tenant, key_id))
@@ -50,8 +51,9 @@ class _Keys:
 class _Certificates:
     """Where there is none but one."""
 
-    async def fingerprint(self, tenant: str, certificate_id: str) -> bytes | None:
-        return b"x" if (tenant, certificate_id) == ("demo", "c7") else None
+    async def find(self, tenant: str, certificate_id: str) -> IssuedCertificate | None:
+        is_there = (tenant, certificate_id) == ("demo", "c7")
+        return IssuedCertificate(b"x", tenant_suspended=False) if is_there else None
 
 
 class _Devices:

@@ -37,7 +37,7 @@ class _Keys:
     """Holds one key and counts how often it is asked."""
 
     def __init__(self) -> None:
-        self.stored: StoredKey | None = StoredKey(_KEY, _TOKEN.hash)
+        self.stored: StoredKey | None = StoredKey(_KEY, _TOKEN.hash, tenant_suspended=False)
         self.asked = 0
         self.tokens: ExchangedTokens | None = None
 
@@ -110,7 +110,7 @@ async def test_a_key_ends_on_time_even_when_remembered(
     exchange: KeyExchange, keys: _Keys, clock: ManualClock
 ) -> None:
     expire_us = _NOW + 10 * MICROS_PER_SECOND
-    keys.stored = StoredKey(replace(_KEY, expire_us=expire_us), _TOKEN.hash)
+    keys.stored = StoredKey(replace(_KEY, expire_us=expire_us), _TOKEN.hash, tenant_suspended=False)
     claims = _claims(await exchange.exchange(_TOKEN.text))
     assert claims["exp"] == claims["cred_exp"] == expire_us // MICROS_PER_SECOND
     clock.advance(10)

@@ -261,6 +261,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
     Metadata: issuer.
     """
+    ERROR_REASON_TENANT_SUSPENDED: _ErrorReason.ValueType  # 185
+    """The credential is good, and its tenant is suspended by the operators of the installation; it
+    counts again when they resume it. PERMISSION_DENIED.
+    """
     ERROR_REASON_LOGIN_LIMITED: _ErrorReason.ValueType  # 190
     """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
     was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
@@ -510,6 +514,10 @@ operator maps them. PERMISSION_DENIED. Metadata: claim.
 ERROR_REASON_ISSUER_UNAVAILABLE: ErrorReason.ValueType  # 177
 """The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
 Metadata: issuer.
+"""
+ERROR_REASON_TENANT_SUSPENDED: ErrorReason.ValueType  # 185
+"""The credential is good, and its tenant is suspended by the operators of the installation; it
+counts again when they resume it. PERMISSION_DENIED.
 """
 ERROR_REASON_LOGIN_LIMITED: ErrorReason.ValueType  # 190
 """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing

@@ -453,6 +453,12 @@ class ErrorReason(betterproto2.Enum):
     Metadata: issuer.
     """
 
+    TENANT_SUSPENDED = 185
+    """
+    The credential is good, and its tenant is suspended by the operators of the installation; it
+    counts again when they resume it. PERMISSION_DENIED.
+    """
+
     LOGIN_LIMITED = 190
     """
     Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
@@ -539,6 +545,7 @@ class ErrorReason(betterproto2.Enum):
             175: "ERROR_REASON_SUBJECT_TOKEN_INVALID",
             176: "ERROR_REASON_SUBJECT_NOT_MAPPED",
             177: "ERROR_REASON_ISSUER_UNAVAILABLE",
+            185: "ERROR_REASON_TENANT_SUSPENDED",
             190: "ERROR_REASON_LOGIN_LIMITED",
         }
 
@@ -622,6 +629,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_SUBJECT_TOKEN_INVALID": 175,
             "ERROR_REASON_SUBJECT_NOT_MAPPED": 176,
             "ERROR_REASON_ISSUER_UNAVAILABLE": 177,
+            "ERROR_REASON_TENANT_SUSPENDED": 185,
             "ERROR_REASON_LOGIN_LIMITED": 190,
         }
 
