@@ -65,6 +65,7 @@ from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
 _CRL_EVERY_S = 0.5
+_SECRETS_EVERY_S = 0.5
 _log = structlog.get_logger()
 
 
@@ -210,6 +211,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             revocations.polling(),
+            _repeating("secrets of API keys", api_keys.end_secrets, every_s=_SECRETS_EVERY_S),
             _repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),
             _logging_devices_in(callout, settings) as hints,
             running_server(

@@ -1,16 +1,17 @@
 """Log-ins of devices by MQTT: a certificate, or an API key and the device that it is used for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from auth_svc import device_credentials
+from auth_svc.api_keys import credential_id
 from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
-from auth_svc.key_exchange import KeyLookup, find_live, fits, refused
+from auth_svc.key_exchange import KeyLookup, find_good, live_secrets, refused
 from auth_svc.opaque_tokens import Prefix, parse
 from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied
-from meshkit.mqtt import Login
+from meshkit.mqtt import Login, key_of
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 PERMISSION = "telemetry:write"
@@ -88,10 +89,11 @@ class DeviceLogins:
         token = parse(Prefix.API_KEY, password)
         if token is None:
             raise refused()
-        stored = await find_live(self._keys, token, self._clock)
-        if not fits(token, stored) or stored is None:
+        good = await find_good(self._keys, token, self._clock)
+        if good is None:
             raise refused()
-        api_key = stored.api_key
+        api_key = good.api_key
+        login = Login(api_key.tenant, good.credential_id, "")
         if PERMISSION not in api_key.permissions:
             raise PermissionDenied(
                 f"the API key does not hold {PERMISSION}",
@@ -99,14 +101,13 @@ class DeviceLogins:
                 metadata={"permission": PERMISSION},
             )
         if user == api_key.id:
-            login = Login(api_key.tenant, api_key.id, "")
-            return Permitted(login, await self._all_devices(api_key.tenant), api_key.expire_us)
+            return Permitted(login, await self._all_devices(api_key.tenant), good.expire_us)
         if user not in await self._devices.enabled(api_key.tenant, [user]):
             raise FailedPrecondition(
                 "the user is neither an enabled device of the API key's tenant nor the key's id",
                 reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
             )
-        return Permitted(Login(api_key.tenant, api_key.id, user), [user], api_key.expire_us)
+        return Permitted(replace(login, device_id=user), [user], good.expire_us)
 
     async def log_in_by_certificate(self, pem: str) -> Permitted:
         """Return what a device may do that has shown a certificate, whatever else it sends.
@@ -153,10 +154,12 @@ class DeviceLogins:
             or (login.device_id and login.device_id not in enabled[login.tenant])
         ]
 
-    async def _is_live(self, tenant: str, credential_id: str, by_certificate: bool) -> bool:
+    async def _is_live(self, tenant: str, shown_id: str, by_certificate: bool) -> bool:
         if by_certificate:
-            return await self._certificates.fingerprint(tenant, credential_id) is not None
-        return await self._keys.find(tenant, credential_id) is not None
+            return await self._certificates.fingerprint(tenant, shown_id) is not None
+        key_id = key_of(shown_id)
+        secrets = live_secrets(await self._keys.find(tenant, key_id), self._clock)
+        return shown_id in {credential_id(key_id, secret.generation) for secret in secrets}
 
     async def _all_devices(self, tenant: str) -> Sequence[str]:
         ids = await self._devices.all_of(tenant, most=MOST_DEVICES)

@@ -50,6 +50,13 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         await self._api_keys.revoke(current_principal().tenant, request.id)
         return pb.DeleteApiKeyResponse()
 
+    async def RotateApiKey(self, request: pb.RotateApiKeyRequest, context: object) -> pb.RotateApiKeyResponse:
+        """Give a key another secret and tell it."""
+        api_key, secret = await self._api_keys.rotate(
+            current_principal(), request.id, overlap_us=request.overlap.ToMicroseconds()
+        )
+        return pb.RotateApiKeyResponse(secret=secret, api_key=_message(api_key))
+
 
 def _micros(moment: Timestamp) -> int:
     if not (0 <= moment.seconds <= _LAST_SECOND and 0 <= moment.nanos < 1_000_000_000):
@@ -67,4 +74,6 @@ def _message(api_key: ApiKey) -> pb.ApiKey:
     message.create_time.FromMicroseconds(api_key.create_us)
     if api_key.expire_us is not None:
         message.expire_time.FromMicroseconds(api_key.expire_us)
+    if api_key.former_expire_us is not None:
+        message.former_secrets_expire_time.FromMicroseconds(api_key.former_expire_us)
     return message

@@ -133,6 +133,17 @@ async def test_a_machine_from_its_key_to_its_end(client: httpx.AsyncClient) -> N
         )
         assert me_grpc.subject == made.json()["id"]
 
+        route = f"/v1/apiKeys/{made.json()['id']}:rotate"
+        rotated = await client.post(route, headers=admin, json={"overlap": "3600s"})
+        assert rotated.status_code == 200, rotated.text
+        for secret in (rotated.json()["secret"], made.json()["secret"]):
+            me = await client.get("/v1/auth/me", headers={"authorization": f"Bearer {secret}"})
+            assert (me.status_code, me.json()["subject"]) == (200, made.json()["id"])
+        rotated = await client.post(route, headers=admin, json={"overlap": "0s"})
+        assert (await client.get("/v1/auth/me", headers=key)).status_code == 401
+        key = {"authorization": f"Bearer {rotated.json()['secret']}"}
+        assert (await client.get("/v1/auth/me", headers=key)).status_code == 200
+
         gone = await client.delete(f"/v1/apiKeys/{made.json()['id']}", headers=admin)
         assert (gone.status_code, gone.json()) == (200, {})
         refused = await client.get("/v1/auth/me", headers=key)

@@ -4,9 +4,8 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from auth_svc.api_keys import ApiKey
+from auth_svc.api_keys import ApiKey, KeySecret, StoredKey
 from auth_svc.device_logins import MOST_DEVICES, PERMISSION, DeviceLogins, Permitted
-from auth_svc.key_exchange import StoredKey
 from auth_svc.opaque_tokens import OpaqueToken, Prefix
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import (
@@ -41,7 +40,7 @@ class _Keys:
         expire_us: int | None = None,
     ) -> None:
         key = ApiKey(tenant, key_id, "", frozenset(permissions), "ada", _NOW, expire_us)
-        self.stored[tenant, key_id] = StoredKey(key, _token(tenant, key_id).hash)
+        self.stored[tenant, key_id] = StoredKey(key, (KeySecret(_token(tenant, key_id).hash, 1),))
 
     async def find(self, tenant: str, key_id: str) -> StoredKey | None:
         return self.stored.get((tenant, key_id))

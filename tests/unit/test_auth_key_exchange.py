@@ -7,9 +7,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auth_svc.access_tokens import AccessTokens, Signer
-from auth_svc.api_keys import ApiKey
+from auth_svc.api_keys import ApiKey, KeySecret, StoredKey
 from auth_svc.exchanged_tokens import CACHE_LIFE_S, TOKEN_LIFE_S, ExchangedTokens
-from auth_svc.key_exchange import KeyExchange, StoredKey
+from auth_svc.key_exchange import KeyExchange
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_secret
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated
@@ -37,7 +37,7 @@ class _Keys:
     """Holds one key and counts how often it is asked."""
 
     def __init__(self) -> None:
-        self.stored: StoredKey | None = StoredKey(_KEY, _TOKEN.hash)
+        self.stored: StoredKey | None = StoredKey(_KEY, (KeySecret(_TOKEN.hash, 1),))
         self.asked = 0
         self.tokens: ExchangedTokens | None = None
 
@@ -110,7 +110,7 @@ async def test_a_key_ends_on_time_even_when_remembered(
     exchange: KeyExchange, keys: _Keys, clock: ManualClock
 ) -> None:
     expire_us = _NOW + 10 * MICROS_PER_SECOND
-    keys.stored = StoredKey(replace(_KEY, expire_us=expire_us), _TOKEN.hash)
+    keys.stored = StoredKey(replace(_KEY, expire_us=expire_us), (KeySecret(_TOKEN.hash, 1),))
     claims = _claims(await exchange.exchange(_TOKEN.text))
     assert claims["exp"] == claims["cred_exp"] == expire_us // MICROS_PER_SECOND
     clock.advance(10)

@@ -249,6 +249,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The caller is a device, and writes for one that is neither itself nor its child. The same
     whether that one exists or not. In a refusal.
     """
+    ERROR_REASON_API_KEY_EXPIRED: _ErrorReason.ValueType  # 180
+    """The API key has expired, so another secret would be of no use; make another key.
+    FAILED_PRECONDITION.
+    """
+    ERROR_REASON_TOO_MANY_SECRETS: _ErrorReason.ValueType  # 181
+    """The API key has as many secrets as it may have at once; rotate when one of them has ended,
+    or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -482,5 +490,13 @@ ERROR_REASON_CERTIFICATE_REQUIRED: ErrorReason.ValueType  # 167
 ERROR_REASON_DEVICE_NOT_OWN: ErrorReason.ValueType  # 168
 """The caller is a device, and writes for one that is neither itself nor its child. The same
 whether that one exists or not. In a refusal.
+"""
+ERROR_REASON_API_KEY_EXPIRED: ErrorReason.ValueType  # 180
+"""The API key has expired, so another secret would be of no use; make another key.
+FAILED_PRECONDITION.
+"""
+ERROR_REASON_TOO_MANY_SECRETS: ErrorReason.ValueType  # 181
+"""The API key has as many secrets as it may have at once; rotate when one of them has ended,
+or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

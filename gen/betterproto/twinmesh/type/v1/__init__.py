@@ -435,6 +435,18 @@ class ErrorReason(betterproto2.Enum):
     whether that one exists or not. In a refusal.
     """
 
+    API_KEY_EXPIRED = 180
+    """
+    The API key has expired, so another secret would be of no use; make another key.
+    FAILED_PRECONDITION.
+    """
+
+    TOO_MANY_SECRETS = 181
+    """
+    The API key has as many secrets as it may have at once; rotate when one of them has ended,
+    or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -512,6 +524,8 @@ class ErrorReason(betterproto2.Enum):
             166: "ERROR_REASON_CERTIFICATE_INVALID",
             167: "ERROR_REASON_CERTIFICATE_REQUIRED",
             168: "ERROR_REASON_DEVICE_NOT_OWN",
+            180: "ERROR_REASON_API_KEY_EXPIRED",
+            181: "ERROR_REASON_TOO_MANY_SECRETS",
         }
 
     @classmethod
@@ -591,6 +605,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_CERTIFICATE_INVALID": 166,
             "ERROR_REASON_CERTIFICATE_REQUIRED": 167,
             "ERROR_REASON_DEVICE_NOT_OWN": 168,
+            "ERROR_REASON_API_KEY_EXPIRED": 180,
+            "ERROR_REASON_TOO_MANY_SECRETS": 181,
         }
 
 
