@@ -7,6 +7,7 @@ from typing import Protocol
 
 import structlog
 
+from auth_svc.addresses import Network
 from auth_svc.grants import granted_to_key, require_held
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret
 from auth_svc.revocations import kept_until
@@ -24,6 +25,7 @@ MOST_SECRETS = 8
 class ApiKey:
     """An API key without its secrets; times in microseconds since the epoch, None: never.
 
+    `allowed_addresses` are the networks that it may be used from, none: from anywhere.
     At `former_expire_us` the last of the secrets that were rotated away ends, None when there is none.
     """
 
@@ -35,6 +37,7 @@ class ApiKey:
     create_us: int
     expire_us: int | None
     former_expire_us: int | None = None
+    allowed_addresses: tuple[Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,13 @@ class ApiKeys:
         self._clock = clock
 
     async def create(
-        self, caller: Principal, *, display_name: str, permissions: Sequence[str], expire_us: int | None
+        self,
+        caller: Principal,
+        *,
+        display_name: str,
+        permissions: Sequence[str],
+        expire_us: int | None,
+        allowed_addresses: Sequence[Network],
     ) -> tuple[ApiKey, str]:
         """Make a key; returns it and the text to send as Bearer token, told this once.
 
@@ -160,6 +169,7 @@ class ApiKeys:
             creator=caller.subject if caller.kind == PrincipalKind.USER else caller.name,
             create_us=now_us,
             expire_us=expire_us,
+            allowed_addresses=tuple(allowed_addresses),
         )
         await self._store.create(api_key, token.hash)
         _log.info("API key created", api_key=api_key.id)

@@ -30,10 +30,10 @@ class CertificateExchange:
             Unauthenticated: CERTIFICATE_INVALID, the same whatever is wrong.
         """
         shown = ShownCertificate.parse(pem)
-        token = await self._tokens.get(shown.name.tenant, shown.fingerprint, partial(self._look_up, shown))
-        if token is None:
+        known = await self._tokens.get(shown.name.tenant, shown.fingerprint, partial(self._look_up, shown))
+        if known is None:
             raise refused()
-        return token
+        return known.access_token
 
     async def _look_up(self, shown: ShownCertificate) -> Grant | None:
         read_us = self._clock.now_us()

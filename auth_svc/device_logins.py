@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from auth_svc import device_credentials
+from auth_svc.addresses import require_allowed
 from auth_svc.api_keys import credential_id
 from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
 from auth_svc.key_exchange import KeyLookup, find_good, live_secrets, refused
@@ -77,12 +78,17 @@ class DeviceLogins:
         self._devices = devices
         self._clock = clock
 
-    async def log_in(self, user: str, password: str) -> Permitted:
+    async def log_in(self, user: str, password: str, *, address: str) -> Permitted:
         """Return what a device may do.
+
+        Args:
+            user: a device, or the key's id.
+            password: the key.
+            address: where from.
 
         Raises:
             Unauthenticated: API_KEY_INVALID, the same whatever is wrong with the key.
-            PermissionDenied: PERMISSION_MISSING.
+            PermissionDenied: ADDRESS_NOT_ALLOWED, PERMISSION_MISSING.
             FailedPrecondition: the user is no device that the key may log in.
             Unavailable: nobody can tell now.
         """
@@ -93,6 +99,7 @@ class DeviceLogins:
         if good is None:
             raise refused()
         api_key = good.api_key
+        require_allowed(api_key.allowed_addresses, address)
         login = Login(api_key.tenant, good.credential_id, "")
         if PERMISSION not in api_key.permissions:
             raise PermissionDenied(

@@ -16,9 +16,9 @@ _CACHED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:
-    """What a credential was exchanged for."""
+    """What a credential that grants something was exchanged for, and until when it is remembered."""
 
-    credential_id: str
+    grant: Grant
     access_token: str
     until_us: int
 
@@ -47,8 +47,8 @@ class ExchangedTokens:
 
     async def get(
         self, tenant: str, shown: bytes, look_up: Callable[[], Awaitable[Grant | None]]
-    ) -> str | None:
-        """Return the access token that a credential was or is now exchanged for, None when it is not good.
+    ) -> Exchanged | None:
+        """Return what a credential was or is now exchanged for, None when it is not good.
 
         Args:
             tenant: whose.
@@ -58,7 +58,7 @@ class ExchangedTokens:
         known = self._exchanged.get((tenant, shown))
         if known is not None and known.until_us > self._clock.now_us():
             self.lookups.hits += 1
-            return known.access_token
+            return known
         self.lookups.misses += 1
         evictions = self._evictions
         grant = await look_up()
@@ -67,13 +67,13 @@ class ExchangedTokens:
         until_us = self._clock.now_us() + CACHE_LIFE_S * MICROS_PER_SECOND
         if grant.credential_expire_us is not None:
             until_us = min(until_us, grant.credential_expire_us)
-        token = self._access_tokens.issue(grant, life_s=TOKEN_LIFE_S)
+        exchanged = Exchanged(grant, self._access_tokens.issue(grant, life_s=TOKEN_LIFE_S), until_us)
         # One revoked while it was looked up must not stay.
         if evictions == self._evictions:
-            self._exchanged[tenant, shown] = Exchanged(grant.credential_id, token, until_us)
+            self._exchanged[tenant, shown] = exchanged
             if len(self._exchanged) > _CACHED:
                 self._exchanged.popitem(last=False)
-        return token
+        return exchanged
 
     def revoked(self, revocations: Sequence[Revocation]) -> None:
         """Forget credentials that were revoked, and those whose tenant was."""
@@ -85,7 +85,7 @@ class ExchangedTokens:
         over = [
             (tenant, shown)
             for (tenant, shown), known in self._exchanged.items()
-            if tenant in tenants or (tenant, known.credential_id) in credentials
+            if tenant in tenants or (tenant, known.grant.credential_id) in credentials
         ]
         for place in over:
             del self._exchanged[place]

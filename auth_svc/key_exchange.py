@@ -7,6 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from auth_svc.access_tokens import Grant
+from auth_svc.addresses import require_allowed
 from auth_svc.api_keys import ApiKey, KeySecret, StoredKey, credential_id
 from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
@@ -40,19 +41,25 @@ class KeyExchange:
         self._tokens = tokens
         self._clock = clock
 
-    async def exchange(self, text: str) -> str:
+    async def exchange(self, text: str, *, address: str) -> str:
         """Return an access token for a key.
+
+        Args:
+            text: the key as its owner sends it.
+            address: where from.
 
         Raises:
             Unauthenticated: API_KEY_INVALID, the same whatever is wrong.
+            PermissionDenied: ADDRESS_NOT_ALLOWED, told to whoever has the secret only.
         """
         token = parse(Prefix.API_KEY, text)
         if token is None:
             raise refused()
-        access_token = await self._tokens.get(token.tenant, token.hash, partial(self._look_up, token))
-        if access_token is None:
+        known = await self._tokens.get(token.tenant, token.hash, partial(self._look_up, token))
+        if known is None:
             raise refused()
-        return access_token
+        require_allowed(known.grant.networks, address)
+        return known.access_token
 
     async def _look_up(self, token: OpaqueToken) -> Grant | None:
         read_us = self._clock.now_us()
@@ -67,6 +74,7 @@ class KeyExchange:
             credential_id=found.credential_id,
             credential_expire_us=found.expire_us,
             read_us=read_us,
+            networks=found.api_key.allowed_addresses,
         )
 
 

@@ -72,6 +72,12 @@ def _replies() -> Iterator[_Reply]:
     yield from _unauthenticated()
     yield from _unavailable()
     yield _Reply(
+        when=(_http_status("EQ", 403), _details("ext_authz_denied")),
+        code=grpc.StatusCode.PERMISSION_DENIED,
+        reason="ADDRESS_NOT_ALLOWED",
+        message="the API key may not be used from this address",
+    )
+    yield _Reply(
         when=(_http_status("EQ", 404),),
         code=grpc.StatusCode.NOT_FOUND,
         grpc_code=grpc.StatusCode.UNIMPLEMENTED,

@@ -39,7 +39,9 @@ _STRIPPED_HEADERS = (
     "x-envoy-original-path",
     "x-envoy-original-method",
 )
-_STRIPPED_PREFIX = "x-forwarded-"
+_STRIPPED_PREFIX = {"prefix": "x-forwarded-"}
+# The same but x-forwarded-for, which trusted proxies write; RE2 has no look-ahead.
+_STRIPPED_BEHIND_PROXIES = {"safe_regex": {"regex": "x-forwarded-([^f].*|f[^o].*|fo[^r].*|for.+|fo?)?"}}
 
 
 def render(settings: GatewaySettings) -> Config:
@@ -57,7 +59,11 @@ def render(settings: GatewaySettings) -> Config:
         "admin_port": settings.admin_port,
         "jwks_port": settings.jwks_port,
         "stripped_headers": [
-            {"remove_on_match": {"key_matcher": {"prefix": _STRIPPED_PREFIX}}},
+            {
+                "remove_on_match": {
+                    "key_matcher": _STRIPPED_BEHIND_PROXIES if settings.trusted_hops else _STRIPPED_PREFIX
+                }
+            },
             *({"remove": name} for name in _STRIPPED_HEADERS),
         ],
         # Nobody listens: make trace ids, record nothing.
@@ -66,6 +72,7 @@ def render(settings: GatewaySettings) -> Config:
         "local_reply_mappers": local_replies.mappers(),
         "requests_per_second": settings.requests_per_second,
         "request_burst": settings.requests_per_second * 2,
+        "trusted_hops": settings.trusted_hops,
         "ext_authz_cluster": clusters.unchecked(Upstream.AUTH),
         "jwt_rules": routes.jwt_rules(contract),
         "transcoder": transcoding,

@@ -36,11 +36,19 @@ def api_keys(context: typer.Context) -> None:
         )
 
     found, is_all = run(listed)
-    table = Table("id", "name", "creator", "expires", "former secrets until", "permissions")
+    table = Table("id", "name", "creator", "expires", "former secrets until", "networks", "permissions")
     for key in found:
         expires = _time(key.expire_time) if key.HasField("expire_time") else ""
         former = _time(key.former_secrets_expire_time) if key.HasField("former_secrets_expire_time") else ""
-        cells = (key.id, key.display_name, key.creator, expires, former, " ".join(key.permissions))
+        cells = (
+            key.id,
+            key.display_name,
+            key.creator,
+            expires,
+            former,
+            " ".join(key.allowed_addresses),
+            " ".join(key.permissions),
+        )
         table.add_row(*(Text(visible(cell)) for cell in cells))
     Console().print(table)
     if not is_all:
@@ -57,9 +65,17 @@ def create(
     expire: Annotated[
         datetime | None, time_option("When it ends, such as 2027-01-01T00:00:00Z; without: never.")
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR", help="Network that it may be used from, repeatable; without: from anywhere."
+        ),
+    ] = None,
 ) -> None:
     """Make a key and print its secret, this once; it can only carry what you hold."""
-    request = contract.CreateApiKeyRequest(display_name=display_name, permissions=permission or [])
+    request = contract.CreateApiKeyRequest(
+        display_name=display_name, permissions=permission or [], allowed_addresses=allow or []
+    )
     if expire is not None:
         request.expire_time.FromDatetime(expire)
 

@@ -1,5 +1,7 @@
 """ApiKeyService."""
 
+from ipaddress import ip_network
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from auth_svc.api_keys import ApiKey, ApiKeys
@@ -30,6 +32,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
             display_name=request.display_name,
             permissions=request.permissions,
             expire_us=_micros(request.expire_time) if request.HasField("expire_time") else None,
+            allowed_addresses=[ip_network(each) for each in request.allowed_addresses],
         )
         return pb.CreateApiKeyResponse(id=api_key.id, secret=secret, api_key=_message(api_key))
 
@@ -70,6 +73,7 @@ def _message(api_key: ApiKey) -> pb.ApiKey:
         display_name=api_key.display_name,
         permissions=sorted(api_key.permissions),
         creator=api_key.creator,
+        allowed_addresses=[str(network) for network in api_key.allowed_addresses],
     )
     message.create_time.FromMicroseconds(api_key.create_us)
     if api_key.expire_us is not None:

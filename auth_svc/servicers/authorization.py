@@ -16,11 +16,13 @@ from auth_svc.key_exchange import KeyExchange
 from envoy_api import external_auth_pb2 as pb
 from envoy_api import external_auth_pb2_grpc
 from meshkit import gateway_credential, status
-from meshkit.errors import Unauthenticated
+from meshkit.errors import PermissionDenied, Unauthenticated
 
 _log = structlog.get_logger()
 _SCHEME = "Bearer "
-_UNAUTHORIZED = 401
+# Envoy's own; what clients send under this name it drops.
+_ADDRESS = "x-envoy-external-address"
+_UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 
 class CallContext(Protocol):
@@ -66,10 +68,13 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
                 token = await self._certificate_exchange.exchange(unquote(certificate))
             else:
                 key = http.headers.get("authorization", "").removeprefix(_SCHEME)
-                token = await self._key_exchange.exchange(key)
+                token = await self._key_exchange.exchange(key, address=http.headers.get(_ADDRESS, ""))
         except Unauthenticated as error:
             _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
             return self._certificate_denied if certificate else self._key_denied
+        except PermissionDenied as error:
+            _log.info("API key refused", path=http.path.partition("?")[0], detail=error.message)
+            return _denied(status.to_status(error), http_status=_FORBIDDEN)
         return pb.CheckResponse(
             status=status_pb2.Status(code=code_pb2.OK),
             ok_response=pb.OkHttpResponse(headers=[_header("authorization", _SCHEME + token)]),
@@ -90,17 +95,17 @@ def _header(key: str, value: str) -> pb.HeaderValueOption:
     )
 
 
-def _denied(refusal: status_pb2.Status) -> pb.CheckResponse:
+def _denied(refusal: status_pb2.Status, *, http_status: int = _UNAUTHORIZED) -> pb.CheckResponse:
     """Return the refusal as JSON; Envoy itself puts it into the form of gRPC for gRPC callers."""
     body = json_format.MessageToJson(refusal, indent=None, always_print_fields_with_no_presence=True)
+    headers = [_header("content-type", "application/json")]
+    if http_status == _UNAUTHORIZED:
+        headers.append(_header("www-authenticate", 'Bearer error="invalid_token"'))
     return pb.CheckResponse(
-        status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED),
+        status=status_pb2.Status(code=refusal.code),
         denied_response=pb.DeniedHttpResponse(
-            status=pb.HttpStatus(code=_UNAUTHORIZED),
-            headers=[
-                _header("content-type", "application/json"),
-                _header("www-authenticate", 'Bearer error="invalid_token"'),
-            ],
+            status=pb.HttpStatus(code=http_status),
+            headers=headers,
             body=body,
         ),
     )

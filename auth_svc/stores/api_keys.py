@@ -15,12 +15,12 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _INSERT = """
 INSERT INTO auth.api_key
-    (tenant_id, id, hash, display_name, permissions, creator, create_time, expire_time)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+    (tenant_id, id, hash, display_name, permissions, creator, create_time, expire_time, allowed_addresses)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 
 _PAGE = """
-SELECT tenant_id, id, display_name, permissions, creator, create_time, expire_time,
+SELECT tenant_id, id, display_name, permissions, creator, create_time, expire_time, allowed_addresses,
     (
         SELECT max(former.expire_time)
         FROM auth.api_key_former_secret AS former
@@ -34,7 +34,7 @@ LIMIT $3
 
 _FIND = """
 SELECT tenant_id, id, hash, generation, display_name, permissions, creator, create_time, expire_time,
-    former_generations, former_hashes, former_expire_times, former_expire_time
+    allowed_addresses, former_generations, former_hashes, former_expire_times, former_expire_time
 FROM auth.api_key
 CROSS JOIN LATERAL (
     SELECT array_agg(secret.generation ORDER BY secret.generation DESC) AS former_generations,
@@ -115,6 +115,7 @@ class ApiKeyStore:
                 api_key.creator,
                 to_datetime(api_key.create_us),
                 None if api_key.expire_us is None else to_datetime(api_key.expire_us),
+                api_key.allowed_addresses,
             )
 
     async def page(self, tenant: str, *, after: str, limit: int) -> Sequence[ApiKey]:
@@ -243,6 +244,7 @@ def _api_key(row: asyncpg.Record) -> ApiKey:
         create_us=from_datetime(row["create_time"]),
         expire_us=_micros_or_none(row["expire_time"]),
         former_expire_us=_micros_or_none(row["former_expire_time"]),
+        allowed_addresses=tuple(row["allowed_addresses"]),
     )
 
 

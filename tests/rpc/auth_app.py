@@ -92,6 +92,7 @@ class AuthApp:
         request = external_auth_pb2.CheckRequest()
         request.attributes.request.http.path = "/v1/telemetry"
         request.attributes.request.http.headers["authorization"] = authorization
+        request.attributes.request.http.headers["x-envoy-external-address"] = "127.0.0.1"
         for name, value in headers.items():
             request.attributes.request.http.headers[name.replace("_", "-")] = value
         answer: external_auth_pb2.CheckResponse = await self.authorization.Check(request)

@@ -154,6 +154,12 @@ async def test_a_malformed_key_is_a_bad_request(auth: AuthApp, admin: _Metadata)
         {"display_name": "a\x00b"},
         {"permissions": ["twin:read", "twin:read"]},
         {"permissions": ["all"]},
+        {"allowed_addresses": ["203.0.113.7/24"]},
+        {"allowed_addresses": ["203.0.113.7"]},
+        {"allowed_addresses": [""]},
+        {"allowed_addresses": ["example.com"]},
+        {"allowed_addresses": ["::/0", "::/0"]},
+        {"allowed_addresses": [f"203.0.113.{number}/32" for number in range(65)]},
         {"expire_time": {"seconds": 2_000_000_000, "nanos": -1}},
     ]
     for malformed in cases:

@@ -45,7 +45,7 @@ async def client(auth: AuthApp, short_home: Path) -> AsyncIterator[httpx.AsyncCl
 
 @asynccontextmanager
 async def gateway(
-    auth: AuthApp, short_home: Path, *, jwks_cache: str = "60s"
+    auth: AuthApp, short_home: Path, *, jwks_cache: str = "60s", trusted_hops: int = 0
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Run an HTTP client of the gateway; PostgreSQL and auth_svc work, nothing else is there.
 
@@ -53,6 +53,7 @@ async def gateway(
         auth: where Envoy asks.
         short_home: of Envoy.
         jwks_cache: how long Envoy keeps keys.
+        trusted_hops: proxies before Envoy that tell callers' addresses.
     """
     port, admin_port, jwks_port = free_ports(3)
 
@@ -68,6 +69,7 @@ async def gateway(
                     Upstream.AUTH: [Endpoint.parse(auth.address)],
                 },
                 descriptor_path=descriptor,
+                trusted_hops=trusted_hops,
             )
         )
         text = json.dumps(config)
@@ -185,3 +187,56 @@ async def test_no_request_fails_while_keys_are_rotated(
                 me = await client.get("/v1/auth/me", headers={"authorization": f"Bearer {token}"})
                 assert me.status_code == 200, me.text
             signed_by_it += jwt.get_unverified_header(latest)["kid"] == made.kid
+
+
+async def _key_of(client: httpx.AsyncClient, *networks: str) -> dict[str, str]:
+    """Make a key for some networks; returns the header that shows it."""
+    admin = {"authorization": f"Bearer {(await _login(client))['accessToken']}"}
+    body = {"displayName": "Gateway 7", "allowedAddresses": networks}
+    made = await client.post("/v1/apiKeys", headers=admin, json=body)
+    assert made.status_code == 200, made.text
+    assert made.json()["apiKey"]["allowedAddresses"] == list(networks)
+    return {"authorization": f"Bearer {made.json()['secret']}"}
+
+
+async def _answer(client: httpx.AsyncClient, headers: Mapping[str, str]) -> tuple[int, str]:
+    me = await client.get("/v1/auth/me", headers=headers)
+    return me.status_code, "" if me.is_success else me.json()["details"][0]["reason"]
+
+
+async def test_a_key_is_used_from_its_networks_only(client: httpx.AsyncClient) -> None:
+    refused = (403, "ADDRESS_NOT_ALLOWED")
+    key = await _key_of(client, "127.0.0.2/32", "203.0.113.0/24")
+    elsewhere = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    async with httpx.AsyncClient(base_url=client.base_url, transport=elsewhere, trust_env=False) as allowed:
+        assert await _answer(client, key) == refused
+        assert await _answer(allowed, key) == (200, "")
+        # Its token is remembered now, and lets nobody else in, whatever he says of himself.
+        assert await _answer(client, key) == refused
+        for name in ("x-envoy-external-address", "x-forwarded-for", "x-real-ip", "forwarded"):
+            assert await _answer(client, {**key, name: "127.0.0.2"}) == refused, name
+        assert await _answer(allowed, {**key, "x-forwarded-for": "127.0.0.1"}) == (200, "")
+    async with grpc.aio.insecure_channel(urlsplit(str(client.base_url)).netloc) as channel:
+        sessions = session_service_pb2_grpc.SessionServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as by_grpc:
+            await sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=tuple(key.items()))
+    assert by_grpc.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert error_info(status_of(by_grpc.value)).reason == "ADDRESS_NOT_ALLOWED"
+    assert await _answer(client, await _key_of(client, "127.0.0.0/8")) == (200, "")
+    # Who does not have the secret is told nothing of addresses.
+    wrong = {"authorization": key["authorization"][:-4] + "0000"}
+    assert await _answer(client, wrong) == (401, "API_KEY_INVALID")
+
+
+async def test_behind_a_proxy_it_is_the_proxy_that_tells_the_address(auth: AuthApp, short_home: Path) -> None:
+    async with gateway(auth, short_home, trusted_hops=1) as client:
+        key = await _key_of(client, "203.0.113.0/24")
+        for told, expected in (
+            ("203.0.113.7", (200, "")),
+            # What the caller itself sends stands before what the proxy has seen.
+            ("203.0.113.7, 198.51.100.9", (403, "ADDRESS_NOT_ALLOWED")),
+            ("198.51.100.9, 203.0.113.7", (200, "")),
+            ("nonsense", (403, "ADDRESS_NOT_ALLOWED")),
+        ):
+            assert await _answer(client, {**key, "x-forwarded-for": told}) == expected, told
+        assert await _answer(client, key) == (403, "ADDRESS_NOT_ALLOWED")

@@ -110,7 +110,16 @@ async def test_roles_are_made_given_changed_and_removed(auth: AuthApp, command: 
 @pytest.mark.usefixtures("administrator")
 async def test_api_keys_are_made_rotated_and_deleted(auth: AuthApp, command: Command) -> None:
     told = await _said(
-        command, "api-keys", "create", "Gateway 7", "--permission", "twin:read", "--expire", "2090-01-01"
+        command,
+        "api-keys",
+        "create",
+        "Gateway 7",
+        "--permission",
+        "twin:read",
+        "--expire",
+        "2090-01-01",
+        "--allow",
+        "127.0.0.0/8",
     )
     first = told.split()[-1]
     key_id = first.split("_")[2]
@@ -118,7 +127,7 @@ async def test_api_keys_are_made_rotated_and_deleted(auth: AuthApp, command: Com
     for secret in (first, second):
         assert (await auth.check(f"Bearer {secret}")).HasField("ok_response")
     listed = await _said(command, "api-keys")
-    for shown in (key_id, "Gateway 7", "2090-01-01T00:00:00", "twin:read"):
+    for shown in (key_id, "Gateway 7", "2090-01-01T00:00:00", "127.0.0.0/8", "twin:read"):
         assert shown in listed
     third = (await _said(command, "api-keys", "rotate", key_id, "--overlap-hours", "0")).split()[-1]
     for secret, is_good in ((first, False), (second, False), (third, True)):

@@ -261,6 +261,15 @@ async def test_a_key_revoked_by_another_process_ends_its_connections(
     await ended(client)
 
 
+async def test_a_key_comes_in_from_its_networks_only(site: Site) -> None:
+    elsewhere = await site.key(allowed_addresses=["203.0.113.0/24"])
+    for user in ("pump-1", elsewhere.id):
+        assert await site.is_refused(user, elsewhere.secret)
+    here = await site.key(allowed_addresses=["203.0.113.0/24", "127.0.0.0/8"])
+    for user in ("pump-1", here.id):
+        await site.connect(user, here.secret)
+
+
 async def test_a_key_that_expires_ends_its_connections(site: Site) -> None:
     request = key_pb2.CreateApiKeyRequest(display_name="short", permissions=["telemetry:write"])
     request.expire_time.GetCurrentTime()

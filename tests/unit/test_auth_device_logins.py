@@ -98,12 +98,12 @@ def logins(keys: _Keys, devices: _Devices, clock: ManualClock) -> DeviceLogins:
 
 async def _refusal(logins: DeviceLogins, user: str, password: str) -> DomainError:
     with pytest.raises(DomainError) as caught:
-        await logins.log_in(user, password)
+        await logins.log_in(user, password, address="203.0.113.7")
     return caught.value
 
 
 async def test_a_device_publishes_for_itself_alone(logins: DeviceLogins) -> None:
-    permitted = await logins.log_in("pump-1", _token().text)
+    permitted = await logins.log_in("pump-1", _token().text, address="203.0.113.7")
     assert permitted == Permitted(Login("demo", "key7", "pump-1"), ["pump-1"], None)
 
 
@@ -111,7 +111,7 @@ async def test_the_key_s_own_id_publishes_for_all_enabled_devices(
     logins: DeviceLogins, devices: _Devices
 ) -> None:
     devices.of["demo"]["pump-2"] = True
-    permitted = await logins.log_in("key7", _token().text)
+    permitted = await logins.log_in("key7", _token().text, address="203.0.113.7")
     assert permitted == Permitted(Login("demo", "key7", ""), ["pump-1", "pump-2"], None)
 
 
@@ -119,13 +119,13 @@ async def test_a_key_s_id_does_for_no_more_than_five_thousand_devices(
     logins: DeviceLogins, devices: _Devices
 ) -> None:
     devices.of["demo"] = {f"d{number:05}": True for number in range(MOST_DEVICES)}
-    assert len((await logins.log_in("key7", _token().text)).device_ids) == MOST_DEVICES
+    assert len((await logins.log_in("key7", _token().text, address="203.0.113.7")).device_ids) == MOST_DEVICES
     devices.of["demo"]["one-more"] = True
     error = await _refusal(logins, "key7", _token().text)
     assert isinstance(error, FailedPrecondition)
     assert "5,000" in error.message
     # Each by itself still comes in.
-    assert (await logins.log_in("one-more", _token().text)).device_ids == ["one-more"]
+    assert (await logins.log_in("one-more", _token().text, address="203.0.113.7")).device_ids == ["one-more"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ async def test_a_key_ends_when_it_expires(logins: DeviceLogins, keys: _Keys, clo
     expire_us = _NOW + 10 * MICROS_PER_SECOND
     keys.add(expire_us=expire_us)
     clock.advance(9.9)
-    assert (await logins.log_in("pump-1", _token().text)).expire_us == expire_us
+    assert (await logins.log_in("pump-1", _token().text, address="203.0.113.7")).expire_us == expire_us
     clock.advance(0.1)
     assert isinstance(await _refusal(logins, "pump-1", _token().text), Unauthenticated)
 

@@ -78,7 +78,7 @@ def _claims(token: str) -> dict[str, object]:
 
 
 async def test_a_key_becomes_a_token_of_its_own(exchange: KeyExchange) -> None:
-    claims = _claims(await exchange.exchange(_TOKEN.text))
+    claims = _claims(await exchange.exchange(_TOKEN.text, address="203.0.113.7"))
     now_s = _NOW // MICROS_PER_SECOND
     assert claims["sub"] == claims["cred_id"] == "gateway7"
     assert (claims["tenant"], claims["kind"], claims["perms"]) == ("demo", "api_key", ["telemetry:write"])
@@ -90,20 +90,20 @@ async def test_a_key_becomes_a_token_of_its_own(exchange: KeyExchange) -> None:
 async def test_a_key_is_looked_up_once_and_again_later(
     exchange: KeyExchange, tokens: ExchangedTokens, keys: _Keys, clock: ManualClock
 ) -> None:
-    first = await exchange.exchange(_TOKEN.text)
+    first = await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     clock.advance(CACHE_LIFE_S - 1)
-    assert await exchange.exchange(_TOKEN.text) == first
+    assert await exchange.exchange(_TOKEN.text, address="203.0.113.7") == first
     assert keys.asked == 1
     clock.advance(1)
-    assert await exchange.exchange(_TOKEN.text) != first
+    assert await exchange.exchange(_TOKEN.text, address="203.0.113.7") != first
     assert tokens.lookups == Lookups(hits=1, misses=2)
     assert keys.asked == 2
 
 
 async def test_a_remembered_key_does_not_let_another_secret_in(exchange: KeyExchange) -> None:
-    await exchange.exchange(_TOKEN.text)
+    await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     with pytest.raises(Unauthenticated):
-        await exchange.exchange(replace(_TOKEN, secret=new_secret()).text)
+        await exchange.exchange(replace(_TOKEN, secret=new_secret()).text, address="203.0.113.7")
 
 
 async def test_a_key_ends_on_time_even_when_remembered(
@@ -111,11 +111,11 @@ async def test_a_key_ends_on_time_even_when_remembered(
 ) -> None:
     expire_us = _NOW + 10 * MICROS_PER_SECOND
     keys.stored = StoredKey(replace(_KEY, expire_us=expire_us), (KeySecret(_TOKEN.hash, 1),))
-    claims = _claims(await exchange.exchange(_TOKEN.text))
+    claims = _claims(await exchange.exchange(_TOKEN.text, address="203.0.113.7"))
     assert claims["exp"] == claims["cred_exp"] == expire_us // MICROS_PER_SECOND
     clock.advance(10)
     with pytest.raises(Unauthenticated):
-        await exchange.exchange(_TOKEN.text)
+        await exchange.exchange(_TOKEN.text, address="203.0.113.7")
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ async def test_a_key_that_was_revoked_or_whose_tenant_was_is_forgotten(
     id_: str,
     is_forgotten: bool,
 ) -> None:
-    await exchange.exchange(_TOKEN.text)
+    await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     tokens.revoked([revocation_of("demo", id_, kind)])
-    await exchange.exchange(_TOKEN.text)
+    await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     assert keys.asked == 1 + is_forgotten
 
 
@@ -146,9 +146,9 @@ async def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(
     exchange: KeyExchange, tokens: ExchangedTokens, keys: _Keys
 ) -> None:
     keys.tokens = tokens
-    await exchange.exchange(_TOKEN.text)
+    await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     with pytest.raises(Unauthenticated):
-        await exchange.exchange(_TOKEN.text)
+        await exchange.exchange(_TOKEN.text, address="203.0.113.7")
 
 
 @pytest.mark.parametrize("text", ["", "tmk_", _TOKEN.text[:-1], _TOKEN.text.replace("tmk", "tmr")])
@@ -156,5 +156,5 @@ async def test_what_is_no_key_is_refused_without_a_look(
     exchange: KeyExchange, keys: _Keys, text: str
 ) -> None:
     with pytest.raises(Unauthenticated):
-        await exchange.exchange(text)
+        await exchange.exchange(text, address="203.0.113.7")
     assert keys.asked == 0

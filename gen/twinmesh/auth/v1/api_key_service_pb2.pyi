@@ -33,6 +33,7 @@ class ApiKey(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
     FORMER_SECRETS_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ALLOWED_ADDRESSES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, unique in the installation."""
     display_name: _builtins.str
@@ -55,6 +56,10 @@ class ApiKey(_message.Message):
     def former_secrets_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the last of the secrets that were rotated away ends; absent: there is none."""
 
+    @_builtins.property
+    def allowed_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Networks that it may be used from, by CIDR; empty: from anywhere."""
+
     def __init__(
         self,
         *,
@@ -65,10 +70,11 @@ class ApiKey(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         creator: _builtins.str = ...,
         former_secrets_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        allowed_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time", "id", b"id", "permissions", b"permissions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_addresses", b"allowed_addresses", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time", "id", b"id", "permissions", b"permissions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -83,6 +89,7 @@ class CreateApiKeyRequest(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ALLOWED_ADDRESSES_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """What a person calls it."""
     @_builtins.property
@@ -93,16 +100,25 @@ class CreateApiKeyRequest(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it ends; absent: never."""
 
+    @_builtins.property
+    def allowed_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Networks that it may be used from, such as 203.0.113.0/24 or 2001:db8::7/128; empty: from
+        anywhere. Elsewhere it is refused: PERMISSION_DENIED ADDRESS_NOT_ALLOWED. The caller's
+        address is the gateway's peer, or, behind proxies that the operator has named, what they
+        say of theirs; at MQTT it is the broker's peer.
+        """
+
     def __init__(
         self,
         *,
         display_name: _builtins.str = ...,
         permissions: _abc.Iterable[_builtins.str] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        allowed_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expire_time", b"expire_time", "permissions", b"permissions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_addresses", b"allowed_addresses", "display_name", b"display_name", "expire_time", b"expire_time", "permissions", b"permissions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

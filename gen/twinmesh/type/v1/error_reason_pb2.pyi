@@ -257,6 +257,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The API key has as many secrets as it may have at once; rotate when one of them has ended,
     or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
     """
+    ERROR_REASON_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 182
+    """The API key may not be used from the caller's address. PERMISSION_DENIED."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -499,4 +501,6 @@ ERROR_REASON_TOO_MANY_SECRETS: ErrorReason.ValueType  # 181
 """The API key has as many secrets as it may have at once; rotate when one of them has ended,
 or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
 """
+ERROR_REASON_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 182
+"""The API key may not be used from the caller's address. PERMISSION_DENIED."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

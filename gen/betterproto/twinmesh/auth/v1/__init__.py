@@ -226,6 +226,11 @@ class ApiKey(betterproto2.Message):
     When the last of the secrets that were rotated away ends; absent: there is none.
     """
 
+    allowed_addresses: "list[str]" = betterproto2.field(8, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Networks that it may be used from, by CIDR; empty: from anywhere.
+    """
+
 
 default_message_pool.register_message("twinmesh.auth.v1", "ApiKey", ApiKey)
 
@@ -283,6 +288,14 @@ class CreateApiKeyRequest(betterproto2.Message):
     )
     """
     When it ends; absent: never.
+    """
+
+    allowed_addresses: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Networks that it may be used from, such as 203.0.113.0/24 or 2001:db8::7/128; empty: from
+    anywhere. Elsewhere it is refused: PERMISSION_DENIED ADDRESS_NOT_ALLOWED. The caller's
+    address is the gateway's peer, or, behind proxies that the operator has named, what they
+    say of theirs; at MQTT it is the broker's peer.
     """
 
 

@@ -447,6 +447,11 @@ class ErrorReason(betterproto2.Enum):
     or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
     """
 
+    ADDRESS_NOT_ALLOWED = 182
+    """
+    The API key may not be used from the caller's address. PERMISSION_DENIED.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -526,6 +531,7 @@ class ErrorReason(betterproto2.Enum):
             168: "ERROR_REASON_DEVICE_NOT_OWN",
             180: "ERROR_REASON_API_KEY_EXPIRED",
             181: "ERROR_REASON_TOO_MANY_SECRETS",
+            182: "ERROR_REASON_ADDRESS_NOT_ALLOWED",
         }
 
     @classmethod
@@ -607,6 +613,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_DEVICE_NOT_OWN": 168,
             "ERROR_REASON_API_KEY_EXPIRED": 180,
             "ERROR_REASON_TOO_MANY_SECRETS": 181,
+            "ERROR_REASON_ADDRESS_NOT_ALLOWED": 182,
         }
 
 
