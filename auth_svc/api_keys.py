@@ -38,6 +38,7 @@ class ApiKey:
     expire_us: int | None
     former_expire_us: int | None = None
     allowed_addresses: tuple[Network, ...] = ()
+    last_used_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.key_exchange import KeyExchange
+from auth_svc.key_uses import KeyUses
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
 from auth_svc.passwords import PasswordVerifier
@@ -66,6 +67,7 @@ from twinmesh.mesh.v1 import health_service_pb2_grpc
 SERVICE = "auth_svc"
 _CRL_EVERY_S = 0.5
 _SECRETS_EVERY_S = 0.5
+_USES_EVERY_S = 5.0
 _log = structlog.get_logger()
 
 
@@ -121,7 +123,8 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             clock=clock,
         )
         key_tokens = ExchangedTokens(RevocationKind.API_KEY, access_tokens=access_tokens, clock=clock)
-        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, clock=clock)
+        key_uses = KeyUses(store=api_key_store, clock=clock)
+        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, uses=key_uses, clock=clock)
         certificate_store = DeviceCertificateStore(pool=pool)
         certificate_tokens = ExchangedTokens(
             RevocationKind.CERTIFICATE, access_tokens=access_tokens, clock=clock
@@ -137,7 +140,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
             logins=DeviceLogins(
-                keys=api_key_store, certificates=certificate_store, devices=devices, clock=clock
+                keys=api_key_store,
+                certificates=certificate_store,
+                devices=devices,
+                uses=key_uses,
+                clock=clock,
             ),
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
             clock=clock,
@@ -211,6 +218,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         async with (
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             revocations.polling(),
+            _repeating("uses of API keys", key_uses.write, every_s=_USES_EVERY_S),
             _repeating("secrets of API keys", api_keys.end_secrets, every_s=_SECRETS_EVERY_S),
             _repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),
             _logging_devices_in(callout, settings) as hints,

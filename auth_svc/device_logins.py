@@ -9,6 +9,7 @@ from auth_svc.addresses import require_allowed
 from auth_svc.api_keys import credential_id
 from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
 from auth_svc.key_exchange import KeyLookup, find_good, live_secrets, refused
+from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import Prefix, parse
 from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied
@@ -67,15 +68,23 @@ class DeviceLogins:
         keys: where API keys are found.
         certificates: where device certificates are found.
         devices: knows which devices there are.
+        uses: takes note of keys that let somebody in.
         clock: tells what has expired.
     """
 
     def __init__(
-        self, *, keys: KeyLookup, certificates: CertificateLookup, devices: Devices, clock: Clock
+        self,
+        *,
+        keys: KeyLookup,
+        certificates: CertificateLookup,
+        devices: Devices,
+        uses: KeyUses,
+        clock: Clock,
     ) -> None:
         self._keys = keys
         self._certificates = certificates
         self._devices = devices
+        self._uses = uses
         self._clock = clock
 
     async def log_in(self, user: str, password: str, *, address: str) -> Permitted:
@@ -108,12 +117,15 @@ class DeviceLogins:
                 metadata={"permission": PERMISSION},
             )
         if user == api_key.id:
-            return Permitted(login, await self._all_devices(api_key.tenant), good.expire_us)
+            device_ids = await self._all_devices(api_key.tenant)
+            self._uses.note(api_key.tenant, api_key.id)
+            return Permitted(login, device_ids, good.expire_us)
         if user not in await self._devices.enabled(api_key.tenant, [user]):
             raise FailedPrecondition(
                 "the user is neither an enabled device of the API key's tenant nor the key's id",
                 reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
             )
+        self._uses.note(api_key.tenant, api_key.id)
         return Permitted(replace(login, device_id=user), [user], good.expire_us)
 
     async def log_in_by_certificate(self, pem: str) -> Permitted:

@@ -10,6 +10,7 @@ from auth_svc.access_tokens import Grant
 from auth_svc.addresses import require_allowed
 from auth_svc.api_keys import ApiKey, KeySecret, StoredKey, credential_id
 from auth_svc.exchanged_tokens import ExchangedTokens
+from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
 from meshkit.clock import Clock
 from meshkit.errors import Unauthenticated
@@ -33,12 +34,14 @@ class KeyExchange:
     Args:
         keys: where keys are found.
         tokens: those exchanged before.
+        uses: takes note of them.
         clock: tells what has expired.
     """
 
-    def __init__(self, *, keys: KeyLookup, tokens: ExchangedTokens, clock: Clock) -> None:
+    def __init__(self, *, keys: KeyLookup, tokens: ExchangedTokens, uses: KeyUses, clock: Clock) -> None:
         self._keys = keys
         self._tokens = tokens
+        self._uses = uses
         self._clock = clock
 
     async def exchange(self, text: str, *, address: str) -> str:
@@ -59,6 +62,7 @@ class KeyExchange:
         if known is None:
             raise refused()
         require_allowed(known.grant.networks, address)
+        self._uses.note(token.tenant, token.id)
         return known.access_token
 
     async def _look_up(self, token: OpaqueToken) -> Grant | None:

@@ -36,15 +36,19 @@ def api_keys(context: typer.Context) -> None:
         )
 
     found, is_all = run(listed)
-    table = Table("id", "name", "creator", "expires", "former secrets until", "networks", "permissions")
+    table = Table(
+        "id", "name", "creator", "expires", "last used", "former secrets until", "networks", "permissions"
+    )
     for key in found:
         expires = _time(key.expire_time) if key.HasField("expire_time") else ""
         former = _time(key.former_secrets_expire_time) if key.HasField("former_secrets_expire_time") else ""
+        used = _time(key.last_used_time) if key.HasField("last_used_time") else ""
         cells = (
             key.id,
             key.display_name,
             key.creator,
             expires,
+            used,
             former,
             " ".join(key.allowed_addresses),
             " ".join(key.permissions),

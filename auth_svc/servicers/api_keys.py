@@ -78,6 +78,8 @@ def _message(api_key: ApiKey) -> pb.ApiKey:
     message.create_time.FromMicroseconds(api_key.create_us)
     if api_key.expire_us is not None:
         message.expire_time.FromMicroseconds(api_key.expire_us)
+    if api_key.last_used_us is not None:
+        message.last_used_time.FromMicroseconds(api_key.last_used_us)
     if api_key.former_expire_us is not None:
         message.former_secrets_expire_time.FromMicroseconds(api_key.former_expire_us)
     return message

@@ -1,6 +1,6 @@
 """Table auth.api_key."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import asyncpg
@@ -21,6 +21,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 
 _PAGE = """
 SELECT tenant_id, id, display_name, permissions, creator, create_time, expire_time, allowed_addresses,
+    last_used_time,
     (
         SELECT max(former.expire_time)
         FROM auth.api_key_former_secret AS former
@@ -34,7 +35,8 @@ LIMIT $3
 
 _FIND = """
 SELECT tenant_id, id, hash, generation, display_name, permissions, creator, create_time, expire_time,
-    allowed_addresses, former_generations, former_hashes, former_expire_times, former_expire_time
+    allowed_addresses, last_used_time,
+    former_generations, former_hashes, former_expire_times, former_expire_time
 FROM auth.api_key
 CROSS JOIN LATERAL (
     SELECT array_agg(secret.generation ORDER BY secret.generation DESC) AS former_generations,
@@ -74,6 +76,17 @@ _DELETE_ENDED = """
 DELETE FROM auth.api_key_former_secret
 WHERE tenant_id = $1 AND expire_time <= $2
 RETURNING key_id, generation
+"""
+
+# In their order, so that processes which write the same keys wait for each other and no more.
+_LOCK_USED = (
+    "SELECT id FROM auth.api_key WHERE tenant_id = $1 AND id = ANY ($2) ORDER BY id FOR NO KEY UPDATE"
+)
+
+_WRITE_USES = """
+UPDATE auth.api_key SET last_used_time = used.at
+FROM unnest($2::text[], $3::timestamptz[]) AS used (id, at)
+WHERE tenant_id = $1 AND api_key.id = used.id AND (last_used_time IS NULL OR last_used_time < used.at)
 """
 
 _TENANTS_WITH_ENDED = "SELECT tenant_id FROM auth.tenants_with_ended_secrets() AS tenant_id"
@@ -184,6 +197,19 @@ class ApiKeyStore:
                 )
             return stored
 
+    async def write_uses(self, tenant: str, uses: Mapping[str, int]) -> None:
+        """Store when keys of a tenant were last used.
+
+        Args:
+            tenant: whose.
+            uses: microseconds since the epoch by key id; what is earlier than the stored counts for nothing.
+        """
+        async with tenant_transaction(self._pool, tenant) as connection:
+            await connection.execute(_LOCK_USED, tenant, list(uses))
+            await connection.execute(
+                _WRITE_USES, tenant, list(uses), [to_datetime(at) for at in uses.values()]
+            )
+
     async def revoke_ended_secrets(self, *, now_us: int, until: datetime) -> bool:
         """Revoke the tokens of secrets whose overlap is over, in all tenants; False when there are none.
 
@@ -245,6 +271,7 @@ def _api_key(row: asyncpg.Record) -> ApiKey:
         expire_us=_micros_or_none(row["expire_time"]),
         former_expire_us=_micros_or_none(row["former_expire_time"]),
         allowed_addresses=tuple(row["allowed_addresses"]),
+        last_used_us=_micros_or_none(row["last_used_time"]),
     )
 
 

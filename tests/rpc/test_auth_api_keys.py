@@ -9,7 +9,8 @@ import jwt
 import pytest
 
 from auth_svc.roles import Role, permissions_of
-from meshkit import paging
+from auth_svc.stores.api_keys import ApiKeyStore
+from meshkit import db, paging
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import AuthApp, error_info, refusal, running_auth, status_of, until
@@ -325,3 +326,39 @@ async def test_a_malformed_rotation_is_a_bad_request(auth: AuthApp, admin: _Meta
         code, reason = await refusal(_rotate(auth, admin, made.id, **malformed))
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"), malformed
     assert await _is_let_in(auth, made.secret)
+
+
+async def test_it_is_told_when_a_key_was_last_used(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auth_svc.app._USES_EVERY_S", 0.1)
+    async with running_auth(database) as auth:
+        admin = await auth.as_user()
+        used, idle = (
+            await _create(auth, admin),
+            await _create(auth, admin, allowed_addresses=["192.0.2.0/24"]),
+        )
+        assert await _is_let_in(auth, used.secret)
+        assert not await _is_let_in(auth, used.secret[:-4] + "0000")
+        assert not await _is_let_in(auth, idle.secret)
+
+        async def last_used() -> dict[str, Any]:
+            keys = (await _list(auth, admin)).api_keys
+            return {key.id: key.last_used_time for key in keys if key.HasField("last_used_time")}
+
+        await until(last_used)
+        (found,) = (await last_used()).items()
+        assert found[0] == used.id
+        assert (found[1].seconds % 60, found[1].nanos) == (0, 0)
+        assert 0 <= time.time() - found[1].seconds < 120
+
+
+async def test_an_earlier_use_does_not_replace_a_later_one(auth: AuthApp, admin: _Metadata) -> None:
+    made, never = await _create(auth, admin), await _create(auth, admin)
+    async with db.pool(auth.database.url("twinmesh_auth"), application="test", max_size=1) as pool:
+        store = ApiKeyStore(pool=pool)
+        for at in (2_000_000, 1_000_000):
+            await store.write_uses("demo", {made.id: at, "gone": at})
+            await store.write_uses("other", {never.id: at})
+        found = {key.id: key.last_used_us for key in await store.page("demo", after="", limit=9)}
+    assert found == {made.id: 2_000_000, never.id: None}

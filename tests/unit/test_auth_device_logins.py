@@ -1,11 +1,12 @@
 """Who may come in by MQTT."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 
 from auth_svc.api_keys import ApiKey, KeySecret, StoredKey
 from auth_svc.device_logins import MOST_DEVICES, PERMISSION, DeviceLogins, Permitted
+from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import OpaqueToken, Prefix
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import (
@@ -18,6 +19,7 @@ from meshkit.errors import (
 )
 from meshkit.mqtt import Login
 from meshkit.testing.clock import ManualClock
+from tests.unit.test_auth_key_exchange import NoUses
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _NOW = 1_800_000_000 * MICROS_PER_SECOND
@@ -93,7 +95,8 @@ def devices() -> _Devices:
 
 @pytest.fixture
 def logins(keys: _Keys, devices: _Devices, clock: ManualClock) -> DeviceLogins:
-    return DeviceLogins(keys=keys, certificates=_Certificates(), devices=devices, clock=clock)
+    uses = KeyUses(store=NoUses(), clock=clock)
+    return DeviceLogins(keys=keys, certificates=_Certificates(), devices=devices, uses=uses, clock=clock)
 
 
 async def _refusal(logins: DeviceLogins, user: str, password: str) -> DomainError:
@@ -113,6 +116,27 @@ async def test_the_key_s_own_id_publishes_for_all_enabled_devices(
     devices.of["demo"]["pump-2"] = True
     permitted = await logins.log_in("key7", _token().text, address="203.0.113.7")
     assert permitted == Permitted(Login("demo", "key7", ""), ["pump-1", "pump-2"], None)
+
+
+async def test_a_log_in_that_is_let_in_is_a_use_of_the_key(
+    keys: _Keys, devices: _Devices, clock: ManualClock
+) -> None:
+    written: list[Mapping[str, int]] = []
+
+    class Store:
+        async def write_uses(self, tenant: str, uses: Mapping[str, int]) -> None:
+            written.append(uses)
+
+    uses = KeyUses(store=Store(), clock=clock)
+    logins = DeviceLogins(keys=keys, certificates=_Certificates(), devices=devices, uses=uses, clock=clock)
+    await _refusal(logins, "off", _token().text)
+    await uses.write()
+    assert written == []
+    for user in ("pump-1", "key7"):
+        clock.advance(60)
+        await logins.log_in(user, _token().text, address="203.0.113.7")
+        await uses.write()
+    assert [list(each) for each in written] == [["key7"], ["key7"]]
 
 
 async def test_a_key_s_id_does_for_no_more_than_five_thousand_devices(

@@ -1,5 +1,6 @@
 """What is remembered of API keys, and for how long."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import jwt
@@ -10,6 +11,7 @@ from auth_svc.access_tokens import AccessTokens, Signer
 from auth_svc.api_keys import ApiKey, KeySecret, StoredKey
 from auth_svc.exchanged_tokens import CACHE_LIFE_S, TOKEN_LIFE_S, ExchangedTokens
 from auth_svc.key_exchange import KeyExchange
+from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_secret
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated
@@ -24,6 +26,13 @@ _KEY = ApiKey("demo", "gateway7", "Gateway 7", frozenset({"telemetry:write"}), "
 
 def revocation_of(tenant: str, id_: str, kind: RevocationKind = RevocationKind.API_KEY) -> Revocation:
     return Revocation(number=1, tenant=tenant, kind=kind, id=id_, revoke_us=_NOW, until_us=_NOW + 1)
+
+
+class NoUses:
+    """Where no uses are kept."""
+
+    async def write_uses(self, tenant: str, uses: Mapping[str, int]) -> None:
+        raise AssertionError("nobody writes here")
 
 
 class _Signers:
@@ -69,7 +78,7 @@ def tokens(clock: ManualClock) -> ExchangedTokens:
 
 @pytest.fixture
 def exchange(keys: _Keys, tokens: ExchangedTokens, clock: ManualClock) -> KeyExchange:
-    return KeyExchange(keys=keys, tokens=tokens, clock=clock)
+    return KeyExchange(keys=keys, tokens=tokens, uses=KeyUses(store=NoUses(), clock=clock), clock=clock)
 
 
 def _claims(token: str) -> dict[str, object]:

@@ -34,6 +34,7 @@ class ApiKey(_message.Message):
     CREATOR_FIELD_NUMBER: _builtins.int
     FORMER_SECRETS_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ALLOWED_ADDRESSES_FIELD_NUMBER: _builtins.int
+    LAST_USED_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, unique in the installation."""
     display_name: _builtins.str
@@ -60,6 +61,12 @@ class ApiKey(_message.Message):
     def allowed_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Networks that it may be used from, by CIDR; empty: from anywhere."""
 
+    @_builtins.property
+    def last_used_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last used, to the minute and some seconds late; a stream counts when it opens, a
+        connection by MQTT when it logs in. Absent: never.
+        """
+
     def __init__(
         self,
         *,
@@ -71,10 +78,11 @@ class ApiKey(_message.Message):
         creator: _builtins.str = ...,
         former_secrets_expire_time: _timestamp_pb2.Timestamp | None = ...,
         allowed_addresses: _abc.Iterable[_builtins.str] | None = ...,
+        last_used_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time", "last_used_time", b"last_used_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_addresses", b"allowed_addresses", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time", "id", b"id", "permissions", b"permissions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_addresses", b"allowed_addresses", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time", "id", b"id", "last_used_time", b"last_used_time", "permissions", b"permissions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

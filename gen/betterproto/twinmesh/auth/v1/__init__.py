@@ -231,6 +231,14 @@ class ApiKey(betterproto2.Message):
     Networks that it may be used from, by CIDR; empty: from anywhere.
     """
 
+    last_used_time: "datetime.datetime | None" = betterproto2.field(
+        9, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When it was last used, to the minute and some seconds late; a stream counts when it opens, a
+    connection by MQTT when it logs in. Absent: never.
+    """
+
 
 default_message_pool.register_message("twinmesh.auth.v1", "ApiKey", ApiKey)
 
