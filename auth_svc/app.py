@@ -21,6 +21,7 @@ from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.issuer_keys import ReadJwks
 from auth_svc.issuers import Issuer
 from auth_svc.key_exchange import KeyExchange
+from auth_svc.key_uses import KeyUses
 from auth_svc.login_limits import FORGOTTEN_AFTER_S, LoginLimits
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
@@ -92,6 +93,8 @@ _CRL_EVERY_S = 0.5
 _KEEP_AUDIT_DAYS_EVERY_S = 3600.0
 _READ_JWKS_S = 5.0
 _FORGET_EVERY_S = 60.0
+_SECRETS_EVERY_S = 0.5
+_USES_EVERY_S = 5.0
 _log = structlog.get_logger()
 
 
@@ -154,7 +157,8 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             clock=clock,
         )
         key_tokens = ExchangedTokens(RevocationKind.API_KEY, access_tokens=access_tokens, clock=clock)
-        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, clock=clock)
+        key_uses = KeyUses(store=api_key_store, clock=clock)
+        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, uses=key_uses, clock=clock)
         tenant_store = TenantStore(pool=pool)
         token_exchange = TokenExchange(
             path=settings.issuers,
@@ -178,7 +182,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
             logins=DeviceLogins(
-                keys=api_key_store, certificates=certificate_store, devices=devices, clock=clock
+                keys=api_key_store,
+                certificates=certificate_store,
+                devices=devices,
+                uses=key_uses,
+                clock=clock,
             ),
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
             clock=clock,
@@ -299,6 +307,8 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             _repeating("issuers", token_exchange.refresh, every_s=RELOAD_ISSUERS_EVERY_S),
             revocations.polling(),
+            _repeating("uses of API keys", key_uses.write, every_s=_USES_EVERY_S),
+            _repeating("secrets of API keys", api_keys.end_secrets, every_s=_SECRETS_EVERY_S),
             _repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),
             _repeating("days of the audit", audit_events.keep_days, every_s=_KEEP_AUDIT_DAYS_EVERY_S),
             _logging_devices_in(callout, settings) as hints,

@@ -43,6 +43,8 @@ def listener(edge: Config, door: DeviceDoor) -> Config:
     chain["transport_socket"] = _tls(door.trust)
     manager = chain["filters"][0]["typed_config"]
     chain["transport_socket_connect_timeout"] = manager["request_headers_timeout"]
+    # TLS ends here, so no proxy before it can tell an address.
+    manager["xff_num_trusted_hops"] = 0
     manager["stat_prefix"] = manager["route_config"]["name"] = "devices"
     manager["local_reply_config"]["mappers"] = local_replies.mappers(for_devices=True)
     for each in manager["http_filters"]:

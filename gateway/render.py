@@ -39,7 +39,9 @@ _STRIPPED_HEADERS = (
     "x-envoy-original-path",
     "x-envoy-original-method",
 )
-_STRIPPED_PREFIX = "x-forwarded-"
+_STRIPPED_PREFIX = {"prefix": "x-forwarded-"}
+# The same but x-forwarded-for, which trusted proxies write; RE2 has no look-ahead.
+_STRIPPED_BEHIND_PROXIES = {"safe_regex": {"regex": "x-forwarded-([^f].*|f[^o].*|fo[^r].*|for.+|fo?)?"}}
 # A client that resets most of its first 500 streams within a second of opening them loses its connection,
 # and no connection has more than so many requests read before others have their turn (CVE-2023-44487).
 _RAPID_RESET = {
@@ -68,7 +70,11 @@ def render(settings: GatewaySettings) -> Config:
         "admin_port": settings.admin_port,
         "jwks_port": settings.jwks_port,
         "stripped_headers": [
-            {"remove_on_match": {"key_matcher": {"prefix": _STRIPPED_PREFIX}}},
+            {
+                "remove_on_match": {
+                    "key_matcher": _STRIPPED_BEHIND_PROXIES if settings.trusted_hops else _STRIPPED_PREFIX
+                }
+            },
             *({"remove": name} for name in _STRIPPED_HEADERS),
         ],
         # Nobody listens: make trace ids, record nothing.
@@ -77,6 +83,7 @@ def render(settings: GatewaySettings) -> Config:
         "local_reply_mappers": local_replies.mappers(),
         "requests_per_second": settings.requests_per_second,
         "request_burst": settings.requests_per_second * 2,
+        "trusted_hops": settings.trusted_hops,
         "auth_cluster": clusters.unchecked(Upstream.AUTH),
         "refused_here": local_replies.REFUSED_HERE,
         "jwt_rules": routes.jwt_rules(contract),

@@ -101,6 +101,17 @@ async def test_its_own_calls_are_recorded(auth: AuthApp, stub: Any) -> None:
     assert list(found.changed_fields) == ["display_name", "permissions"]
     assert found.credential_id
     assert made.secret not in str(found)
+    bound = api_key_service_pb2.CreateApiKeyRequest(display_name="x", allowed_addresses=["192.0.2.0/24"])
+    await auth.api_keys.CreateApiKey(bound, metadata=admin)
+    (found, _) = await events(stub, admin, least=2, rpc=f"{API_KEYS}CreateApiKey")
+    assert list(found.changed_fields) == ["display_name", "allowed_addresses"]
+    rotate = api_key_service_pb2.RotateApiKeyRequest(id=made.id)
+    rotate.overlap.FromSeconds(60)
+    rotated = await auth.api_keys.RotateApiKey(rotate, metadata=admin)
+    (found,) = await events(stub, admin, rpc=f"{API_KEYS}RotateApiKey")
+    assert (list(found.targets), found.code) == ([made.id], code_pb2.OK)
+    assert list(found.changed_fields) == ["secret", "former_secrets_expire_time"]
+    assert rotated.secret not in str(found)
 
 
 async def test_what_was_changed_of_users_and_roles_is_recorded_without_passwords(

@@ -1,7 +1,7 @@
 """auth_svc with the Envoy that asks it: its keys, its key exchange and its JSON."""
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +28,7 @@ from tests.rpc.auth_app import (
     refusal,
     running_auth,
     status_of,
+    until,
 )
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
 
@@ -85,6 +86,17 @@ async def test_a_machine_from_its_key_to_its_end(client: httpx.AsyncClient) -> N
             session_service_pb2.GetMeRequest(), metadata=bearer(made.json()["secret"])
         )
         assert me_grpc.subject == made.json()["id"]
+
+        route = f"/v1/apiKeys/{made.json()['id']}:rotate"
+        rotated = await client.post(route, headers=admin, json={"overlap": "3600s"})
+        assert rotated.status_code == 200, rotated.text
+        for secret in (rotated.json()["secret"], made.json()["secret"]):
+            me = await client.get("/v1/auth/me", headers={"authorization": f"Bearer {secret}"})
+            assert (me.status_code, me.json()["subject"]) == (200, made.json()["id"])
+        rotated = await client.post(route, headers=admin, json={"overlap": "0s"})
+        assert (await client.get("/v1/auth/me", headers=key)).status_code == 401
+        key = {"authorization": f"Bearer {rotated.json()['secret']}"}
+        assert (await client.get("/v1/auth/me", headers=key)).status_code == 200
 
         gone = await client.delete(f"/v1/apiKeys/{made.json()['id']}", headers=admin)
         assert (gone.status_code, gone.json()) == (200, {})
@@ -197,3 +209,82 @@ async def test_no_request_fails_while_keys_are_rotated(
                 me = await client.get("/v1/auth/me", headers={"authorization": f"Bearer {token}"})
                 assert me.status_code == 200, me.text
             signed_by_it += jwt.get_unverified_header(latest)["kid"] == made.kid
+
+
+async def _key_of(client: httpx.AsyncClient, *networks: str) -> dict[str, str]:
+    """Make a key for some networks; returns the header that shows it."""
+    admin = {"authorization": f"Bearer {(await _login(client))['accessToken']}"}
+    body = {"displayName": "Gateway 7", "allowedAddresses": networks}
+    made = await client.post("/v1/apiKeys", headers=admin, json=body)
+    assert made.status_code == 200, made.text
+    assert made.json()["apiKey"]["allowedAddresses"] == list(networks)
+    return {"authorization": f"Bearer {made.json()['secret']}"}
+
+
+async def _answer(client: httpx.AsyncClient, headers: Mapping[str, str]) -> tuple[int, str]:
+    me = await client.get("/v1/auth/me", headers=headers)
+    return me.status_code, "" if me.is_success else me.json()["details"][0]["reason"]
+
+
+async def test_a_key_is_used_from_its_networks_only(client: httpx.AsyncClient) -> None:
+    refused = (403, "ADDRESS_NOT_ALLOWED")
+    key = await _key_of(client, "127.0.0.2/32", "203.0.113.0/24")
+    elsewhere = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    async with httpx.AsyncClient(base_url=client.base_url, transport=elsewhere, trust_env=False) as allowed:
+        assert await _answer(client, key) == refused
+        assert await _answer(allowed, key) == (200, "")
+        # Its token is remembered now, and lets nobody else in, whatever he says of himself.
+        assert await _answer(client, key) == refused
+        for name in ("x-envoy-external-address", "x-forwarded-for", "x-real-ip", "forwarded"):
+            assert await _answer(client, {**key, name: "127.0.0.2"}) == refused, name
+        assert await _answer(allowed, {**key, "x-forwarded-for": "127.0.0.1"}) == (200, "")
+    async with grpc.aio.insecure_channel(urlsplit(str(client.base_url)).netloc) as channel:
+        sessions = session_service_pb2_grpc.SessionServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as by_grpc:
+            await sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=tuple(key.items()))
+    assert by_grpc.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert error_info(status_of(by_grpc.value)).reason == "ADDRESS_NOT_ALLOWED"
+    assert await _answer(client, await _key_of(client, "127.0.0.0/8")) == (200, "")
+    # Who does not have the secret is told nothing of addresses.
+    wrong = {"authorization": key["authorization"][:-4] + "0000"}
+    assert await _answer(client, wrong) == (401, "API_KEY_INVALID")
+
+
+async def test_behind_a_proxy_it_is_the_proxy_that_tells_the_address(auth: AuthApp, short_home: Path) -> None:
+    async with behind_envoy(auth, short_home, trusted_hops=1) as client:
+        key = await _key_of(client, "203.0.113.0/24")
+        for told, expected in (
+            ("203.0.113.7", (200, "")),
+            # What the caller itself sends stands before what the proxy has seen.
+            ("203.0.113.7, 198.51.100.9", (403, "ADDRESS_NOT_ALLOWED")),
+            ("198.51.100.9, 203.0.113.7", (200, "")),
+            ("nonsense", (403, "ADDRESS_NOT_ALLOWED")),
+        ):
+            assert await _answer(client, {**key, "x-forwarded-for": told}) == expected, told
+        assert await _answer(client, key) == (403, "ADDRESS_NOT_ALLOWED")
+
+
+async def test_behind_a_proxy_guesses_and_the_audit_go_by_the_address_that_it_tells(
+    auth: AuthApp, short_home: Path
+) -> None:
+    told = {"x-forwarded-for": "198.51.100.9, 203.0.113.7"}
+    async with behind_envoy(auth, short_home, trusted_hops=1) as client:
+        body = {"tenant": "demo", "username": "admin", "password": "wrong"}
+        assert (await client.post("/v1/auth/login", json=body, headers=told)).status_code == 401
+        # The first is refused by auth_svc, the second by Envoy itself.
+        forged = {**told, "authorization": "Bearer forged"}
+        assert (await client.get("/v1/auth/me", headers=forged)).status_code == 401
+        connection = await asyncpg.connect(auth.database.admin_url)
+        try:
+            rows = await connection.fetch("SELECT address, failures FROM auth.address_failures")
+            assert [tuple(row) for row in rows] == [("203.0.113.7", 1)]
+
+            async def audited() -> bool:
+                found = await connection.fetch(
+                    "SELECT recorder FROM auth.audit_event WHERE address = '203.0.113.7'"
+                )
+                return {row["recorder"] for row in found} == {"auth_svc", "gateway"}
+
+            await until(audited)
+        finally:
+            await connection.close()

@@ -1,4 +1,4 @@
-"""`twinmesh users`, `twinmesh roles` and `twinmesh tenants` against auth_svc itself."""
+"""`twinmesh users`, `twinmesh roles`, `twinmesh tenants` and `twinmesh api-keys` against auth_svc itself."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -105,6 +105,37 @@ async def test_roles_are_made_given_changed_and_removed(auth: AuthApp, command: 
     await _said(command, "users", "delete", "nina")
     await _said(command, "roles", "delete", "night-shift")
     assert "night-shift" not in await _said(command, "roles")
+
+
+@pytest.mark.usefixtures("administrator")
+async def test_api_keys_are_made_rotated_and_deleted(auth: AuthApp, command: Command) -> None:
+    told = await _said(
+        command,
+        "api-keys",
+        "create",
+        "Gateway 7",
+        "--permission",
+        "twin:read",
+        "--expire",
+        "2090-01-01",
+        "--allow",
+        "127.0.0.0/8",
+    )
+    first = told.split()[-1]
+    key_id = first.split("_")[2]
+    second = (await _said(command, "api-keys", "rotate", key_id, "--overlap-hours", "1.5")).split()[-1]
+    for secret in (first, second):
+        assert (await auth.check(f"Bearer {secret}")).HasField("ok_response")
+    listed = await _said(command, "api-keys")
+    for shown in (key_id, "Gateway 7", "2090-01-01T00:00:00", "127.0.0.0/8", "twin:read"):
+        assert shown in listed
+    third = (await _said(command, "api-keys", "rotate", key_id, "--overlap-hours", "0")).split()[-1]
+    for secret, is_good in ((first, False), (second, False), (third, True)):
+        assert (await auth.check(f"Bearer {secret}")).HasField("ok_response") == is_good
+    await _said(command, "api-keys", "delete", key_id)
+    assert key_id not in await _said(command, "api-keys")
+    absent = await command("api-keys", "rotate", key_id, "--overlap-hours", "0")
+    assert (absent.exit_code, "does not exist" in absent.stderr) == (1, True)
 
 
 @pytest.mark.usefixtures("administrator")

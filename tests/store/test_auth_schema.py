@@ -15,6 +15,7 @@ _TENANT_TABLES = [
     "session",
     "refresh_token",
     "api_key",
+    "api_key_former_secret",
     "revocation",
     "role",
     "device_certificate",
@@ -37,6 +38,8 @@ async def filled(database: TestDatabase) -> TestDatabase:
                 INSERT INTO auth.refresh_token VALUES ('{tenant}', 's1', 1, sha256('x'));
                 INSERT INTO auth.api_key
                 VALUES ('{tenant}', 'k{tenant}', sha256('x'), 'key', '{{twin:read}}', 'ada', now());
+                INSERT INTO auth.api_key_former_secret
+                VALUES ('{tenant}', 'k{tenant}', 1, sha256('y'), now());
                 INSERT INTO auth.revocation (tenant_id, kind, id, revoke_time, until_time)
                 VALUES ('{tenant}', 'user', 'ada', now(), now() + interval '1 minute'),
                        ('{tenant}', 'user', 'over', now(), now());
@@ -90,6 +93,7 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         "INSERT INTO auth.session VALUES ('other', 's2', 'ada', now(), now(), now())",
         "INSERT INTO auth.refresh_token VALUES ('other', 's1', 2, sha256('y'))",
         "INSERT INTO auth.api_key VALUES ('other', 'k2', sha256('x'), 'key', '{}', 'eve', now())",
+        "INSERT INTO auth.api_key_former_secret VALUES ('other', 'kother', 2, sha256('x'), now())",
         """
         INSERT INTO auth.revocation (tenant_id, kind, id, revoke_time, until_time)
         VALUES ('other', 'user', 'ada', now(), now())
@@ -118,6 +122,7 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
         "UPDATE auth.tenant SET tenant_id = 'other'",
         "UPDATE auth.account_failures SET tenant_id = 'other'",
         "UPDATE auth.api_key SET permissions = '{}'",
+        "UPDATE auth.api_key_former_secret SET hash = sha256('z')",
         "UPDATE auth.device_certificate SET device_id = 'e'",
         "DELETE FROM auth.device_certificate",
         "UPDATE auth.session SET username = 'eve'",

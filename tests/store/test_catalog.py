@@ -34,6 +34,7 @@ _SEES_PAST_POLICIES = {
     "auth.device_certificates_on_crl",
     "auth.revocations_after",
     "auth.tenants_after",
+    "auth.tenants_with_ended_secrets",
     # They make and drop days of all tenants' events, none of the last 30 days, and answer how many days.
     "auth.ensure_audit_days",
     "auth.drop_audit_days",

@@ -1,5 +1,6 @@
 """What the rendered gateway says, without running it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,36 @@ def test_endpoints_are_read(text: str, host: str, port: int) -> None:
 def test_wrong_endpoints_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not host:port"):
         Endpoint.parse(text)
+
+
+@pytest.mark.parametrize("trusted_hops", [0, 1])
+def test_only_what_proxies_say_of_addresses_comes_in(trusted_hops: int) -> None:
+    (match,) = (
+        each["key_matcher"]
+        for each in walk(rendered(trusted_hops=trusted_hops))
+        if isinstance(each, dict) and "key_matcher" in each
+    )
+    for name in ("x-forwarded-", "f", "fo", "fog", "form", "fuel", "forward", "host", "client-cert"):
+        header = f"x-forwarded-{name.removeprefix('x-forwarded-')}"
+        assert _is_stripped(match, header), header
+    assert _is_stripped(match, "x-forwarded-for") == (trusted_hops == 0)
+    assert not _is_stripped(match, "authorization")
+
+
+def test_no_proxy_tells_addresses_at_the_devices_listener() -> None:
+    door = DeviceDoor(port=5, trust=Path("/trust"), trust_domain="mesh")
+    edge, _, devices = rendered(devices=door, trusted_hops=2)["static_resources"]["listeners"]
+    hops = {}
+    for listener in (edge, devices):
+        (chain,) = listener["filter_chains"]
+        hops[listener["name"]] = chain["filters"][0]["typed_config"]["xff_num_trusted_hops"]
+    assert hops == {"edge": 2, "devices": 0}
+
+
+def _is_stripped(match: dict[str, Any], name: str) -> bool:
+    if "prefix" in match:
+        return name.startswith(match["prefix"])
+    return re.fullmatch(match["safe_regex"]["regex"], name) is not None
 
 
 def test_nothing_is_left_to_fill_in() -> None:

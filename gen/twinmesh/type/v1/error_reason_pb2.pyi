@@ -261,6 +261,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
     Metadata: issuer.
     """
+    ERROR_REASON_API_KEY_EXPIRED: _ErrorReason.ValueType  # 180
+    """The API key has expired, so another secret would be of no use; make another key.
+    FAILED_PRECONDITION.
+    """
+    ERROR_REASON_TOO_MANY_SECRETS: _ErrorReason.ValueType  # 181
+    """The API key has as many secrets as it may have at once; rotate when one of them has ended,
+    or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
+    """
+    ERROR_REASON_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 182
+    """The API key may not be used from the caller's address. PERMISSION_DENIED."""
     ERROR_REASON_TENANT_SUSPENDED: _ErrorReason.ValueType  # 185
     """The credential is good, and its tenant is suspended by the operators of the installation; it
     counts again when they resume it. PERMISSION_DENIED.
@@ -515,6 +525,16 @@ ERROR_REASON_ISSUER_UNAVAILABLE: ErrorReason.ValueType  # 177
 """The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
 Metadata: issuer.
 """
+ERROR_REASON_API_KEY_EXPIRED: ErrorReason.ValueType  # 180
+"""The API key has expired, so another secret would be of no use; make another key.
+FAILED_PRECONDITION.
+"""
+ERROR_REASON_TOO_MANY_SECRETS: ErrorReason.ValueType  # 181
+"""The API key has as many secrets as it may have at once; rotate when one of them has ended,
+or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
+"""
+ERROR_REASON_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 182
+"""The API key may not be used from the caller's address. PERMISSION_DENIED."""
 ERROR_REASON_TENANT_SUSPENDED: ErrorReason.ValueType  # 185
 """The credential is good, and its tenant is suspended by the operators of the installation; it
 counts again when they resume it. PERMISSION_DENIED.

@@ -75,6 +75,8 @@ __all__ = (
     "RevokeDeviceCertificateResponse",
     "Role",
     "RoleServiceStub",
+    "RotateApiKeyRequest",
+    "RotateApiKeyResponse",
     "SessionServiceStub",
     "SuspendTenantRequest",
     "Tenant",
@@ -280,6 +282,26 @@ class ApiKey(betterproto2.Message):
     The user that made it.
     """
 
+    former_secrets_expire_time: "datetime.datetime | None" = betterproto2.field(
+        7, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When the last of the secrets that were rotated away ends; absent: there is none.
+    """
+
+    allowed_addresses: "list[str]" = betterproto2.field(8, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Networks that it may be used from, by CIDR; empty: from anywhere.
+    """
+
+    last_used_time: "datetime.datetime | None" = betterproto2.field(
+        9, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When it was last used, to the minute and some seconds late; a stream counts when it opens, a
+    connection by MQTT when it logs in. Absent: never.
+    """
+
 
 default_message_pool.register_message("twinmesh.auth.v1", "ApiKey", ApiKey)
 
@@ -432,6 +454,14 @@ class CreateApiKeyRequest(betterproto2.Message):
     )
     """
     When it ends; absent: never.
+    """
+
+    allowed_addresses: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Networks that it may be used from, such as 203.0.113.0/24 or 2001:db8::7/128; empty: from
+    anywhere. Elsewhere it is refused: PERMISSION_DENIED ADDRESS_NOT_ALLOWED. The caller's
+    address is the gateway's peer, or, behind proxies that the operator has named, what they
+    say of theirs; at MQTT it is the broker's peer.
     """
 
 
@@ -1780,6 +1810,49 @@ default_message_pool.register_message("twinmesh.auth.v1", "Role", Role)
 
 
 @dataclass(eq=False, repr=False)
+class RotateApiKeyRequest(betterproto2.Message):
+    """
+    Which key, and for how long the secrets of before are good.
+    """
+
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The key's id.
+    """
+
+    overlap: "datetime.timedelta | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Duration, optional=True
+    )
+    """
+    How long the secrets of before stay good, at most 7 days; 0: they end at once, within a
+    second everywhere.
+    """
+
+
+default_message_pool.register_message("twinmesh.auth.v1", "RotateApiKeyRequest", RotateApiKeyRequest)
+
+
+@dataclass(eq=False, repr=False)
+class RotateApiKeyResponse(betterproto2.Message):
+    """
+    The new secret, this once.
+    """
+
+    secret: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    What to send as Bearer token. Shown this once.
+    """
+
+    api_key: "ApiKey | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    The key as it will be listed.
+    """
+
+
+default_message_pool.register_message("twinmesh.auth.v1", "RotateApiKeyResponse", RotateApiKeyResponse)
+
+
+@dataclass(eq=False, repr=False)
 class SuspendTenantRequest(betterproto2.Message):
     """
     Which one.
@@ -1990,6 +2063,31 @@ class ApiKeyServiceStub(betterproto2_grpclib.ServiceStub):
             "/twinmesh.auth.v1.ApiKeyService/DeleteApiKey",
             message,
             DeleteApiKeyResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def rotate_api_key(
+        self,
+        message: "RotateApiKeyRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "RotateApiKeyResponse":
+        """
+        RotateApiKey gives a key another secret and answers it, once. The secrets of before are
+        good for the overlap, or until an earlier rotation has them end; then what they opened
+        ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
+        what the caller does not hold; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+        NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.auth.v1.ApiKeyService/RotateApiKey",
+            message,
+            RotateApiKeyResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
