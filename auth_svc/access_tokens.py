@@ -7,7 +7,7 @@ from typing import Protocol
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from auth_svc.addresses import Network
+from meshkit.addresses import Network
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE, PrincipalKind
 

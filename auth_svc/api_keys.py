@@ -7,10 +7,10 @@ from typing import Protocol
 
 import structlog
 
-from auth_svc.addresses import Network
 from auth_svc.grants import granted_to_key, require_held
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret
 from auth_svc.revocations import kept_until
+from meshkit.addresses import Network
 from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, invalid_field, not_found
 from meshkit.identity import Principal, PrincipalKind

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from auth_svc import device_credentials
-from auth_svc.addresses import require_allowed
 from auth_svc.api_keys import credential_id
 from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
 from auth_svc.key_exchange import KeyLookup, find_good, live_secrets, refused
+from auth_svc.key_networks import require_allowed
 from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import Prefix, parse
 from meshkit.clock import Clock

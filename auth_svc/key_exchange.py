@@ -7,9 +7,9 @@ from functools import partial
 from typing import Protocol
 
 from auth_svc.access_tokens import Grant
-from auth_svc.addresses import require_allowed
 from auth_svc.api_keys import ApiKey, KeySecret, StoredKey, credential_id
 from auth_svc.exchanged_tokens import ExchangedTokens
+from auth_svc.key_networks import require_allowed
 from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
 from auth_svc.suspension import tenant_suspended

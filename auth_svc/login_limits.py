@@ -4,15 +4,16 @@ Failures are counted by account, which bounds guesses at one password, and by ad
 many. From so many on each one doubles the wait, in which nothing is looked at.
 """
 
-import ipaddress
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_network
 from typing import Protocol
 
 import structlog
 
+from meshkit.caller_address import parsed
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -191,15 +192,12 @@ def network(address: str) -> str:
 
     Whatever is no address is counted as it is.
     """
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
+    found = parsed(address)
+    if found is None:
         return address
-    if parsed.version == 4:
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((int(parsed), _IPV6_NETWORK_BITS), strict=False))
+    if found.version == 4:
+        return str(found)
+    return str(ip_network((int(found), _IPV6_NETWORK_BITS), strict=False))
 
 
 def _limited(address: str, waits_us: int) -> ResourceExhausted:

@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from auth_svc.addresses import require_allowed
+from auth_svc.key_networks import require_allowed
 from meshkit.errors import PermissionDenied
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 

@@ -1,12 +1,11 @@
 """Where keys may be used from."""
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
+from meshkit.addresses import Network
+from meshkit.caller_address import parsed
 from meshkit.errors import PermissionDenied
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
-
-Network = IPv4Network | IPv6Network
 
 
 def require_allowed(networks: Sequence[Network], address: str) -> None:
@@ -28,10 +27,5 @@ def require_allowed(networks: Sequence[Network], address: str) -> None:
 
 
 def _is_in(networks: Sequence[Network], address: str) -> bool:
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return False
-    # A socket of both families shows IPv4 callers as ::ffff:203.0.113.7.
-    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
-    return any((mapped or found) in network for network in networks)
+    found = parsed(address)
+    return found is not None and any(found in network for network in networks)
