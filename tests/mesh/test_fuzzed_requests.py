@@ -22,7 +22,7 @@ from auth_svc.roles import Role, permissions_of
 from auth_svc.signing_keys import KeyRing
 from gateway.contract import CONTRACT, HttpBinding, Rpc, read_contract
 from meshkit.clock import SystemClock
-from meshkit.identity import PrincipalKind
+from meshkit.identity import INSTALLATION_PERMISSIONS, SYSTEM_TENANT, PrincipalKind
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh
 from tests.mesh.fuzzing import EXISTING, HOSTILE, json_requests, payloads, request_descriptor
@@ -57,25 +57,28 @@ def _of_route(route: tuple[Rpc, HttpBinding]) -> str:
 
 
 @pytest.fixture(scope="module")
-def token(mesh: Mesh, signing_keys: KeyRing) -> Callable[[], str]:
-    """Makes tokens of the attacked tenant's administrator, each of a session of its own.
+def token(mesh: Mesh, signing_keys: KeyRing) -> Callable[..., str]:
+    """Makes tokens of whoever may call an rpc, each of a session of its own.
 
+    It is the attacked tenant's administrator, or an operator of the installation where only they may.
     One may end its session, or change its user.
     """
     mesh.add_tenant(EXISTING)
     tokens, clock = AccessTokens(signers=signing_keys, clock=SystemClock()), SystemClock()
     count = iter(range(2**31))
 
-    def make() -> str:
+    def make(rpc: Rpc | None = None) -> str:
+        is_operator = rpc is not None and rpc.permission in INSTALLATION_PERMISSIONS
+        role = Role.INSTALLATION_ADMIN if is_operator else Role.ADMIN
         grant = Grant(
-            tenant=EXISTING,
+            tenant=SYSTEM_TENANT if is_operator else EXISTING,
             subject="attacker",
             kind=PrincipalKind.USER,
-            permissions=permissions_of(Role.ADMIN),
+            permissions=permissions_of(role),
             credential_id=f"attack-{next(count)}",
             credential_expire_us=None,
             read_us=clock.now_us(),
-            role=Role.ADMIN,
+            role=role,
         )
         return tokens.issue(grant, life_s=900)
 
@@ -129,10 +132,10 @@ def _assert_documented(answer: httpx.Response) -> None:
 # First, while what it asks for is there.
 @pytest.mark.parametrize("route", _PAGED, ids=_of_route)
 def test_pages_are_bounded_and_tokens_of_pages_not_trusted(
-    client: httpx.Client, token: Callable[[], str], route: tuple[Rpc, HttpBinding]
+    client: httpx.Client, token: Callable[..., str], route: tuple[Rpc, HttpBinding]
 ) -> None:
     path = route[1].template.replace("{id}", EXISTING)
-    headers = {"authorization": f"Bearer {token()}"}
+    headers = {"authorization": f"Bearer {token(route[0])}"}
     needed = _NEEDED.get(path, {})
     largest = client.get(path, params={**needed, "pageSize": 10**9}, headers=headers)
     assert largest.status_code == 200, largest.text
@@ -146,12 +149,12 @@ def test_pages_are_bounded_and_tokens_of_pages_not_trusted(
 @_counted
 @given(data=st.data())
 def test_no_bytes_make_an_rpc_fail_in_itself(
-    channel: grpc.Channel, token: Callable[[], str], rpc: Rpc, data: st.DataObject
+    channel: grpc.Channel, token: Callable[..., str], rpc: Rpc, data: st.DataObject
 ) -> None:
     payload = data.draw(payloads(request_descriptor(rpc)))
     call: Any = channel.unary_unary(rpc.path)
     try:
-        call(payload, metadata=bearer(token()), timeout=_TIMEOUT_S)
+        call(payload, metadata=bearer(token(rpc)), timeout=_TIMEOUT_S)
     except grpc.RpcError as error:
         refused: Any = error
         assert refused.code() not in _NEVER, (payload, refused.code(), refused.details())
@@ -161,11 +164,11 @@ def test_no_bytes_make_an_rpc_fail_in_itself(
 @_counted
 @given(data=st.data())
 def test_no_json_is_answered_by_a_server_error(
-    client: httpx.Client, token: Callable[[], str], route: tuple[Rpc, HttpBinding], data: st.DataObject
+    client: httpx.Client, token: Callable[..., str], route: tuple[Rpc, HttpBinding], data: st.DataObject
 ) -> None:
     rpc, binding = route
     request = data.draw(json_requests(rpc, binding))
-    headers = {**request.pop("headers", {}), "authorization": f"Bearer {token()}"}
+    headers = {**request.pop("headers", {}), "authorization": f"Bearer {token(rpc)}"}
     with client.stream(**request, headers=headers) as answer:
         if rpc.streaming and answer.status_code == 200:
             return  # It may go on for ever.
@@ -180,7 +183,7 @@ def _peak_bytes(pids: dict[str, int]) -> dict[str, int]:
     }
 
 
-def test_a_gzip_bomb_as_json_is_not_unpacked(client: httpx.Client, token: Callable[[], str]) -> None:
+def test_a_gzip_bomb_as_json_is_not_unpacked(client: httpx.Client, token: Callable[..., str]) -> None:
     bomb = gzip.compress(b'{"readings": [' + b" " * 256 * _MIB)
     headers = {
         "authorization": f"Bearer {token()}",
@@ -193,7 +196,7 @@ def test_a_gzip_bomb_as_json_is_not_unpacked(client: httpx.Client, token: Callab
 
 
 def test_a_gzip_bomb_as_grpc_is_refused_and_costs_little_memory(
-    mesh: Mesh, channel: grpc.Channel, token: Callable[[], str]
+    mesh: Mesh, channel: grpc.Channel, token: Callable[..., str]
 ) -> None:
     pids = {part["name"]: part["pid"] for part in mesh.parts("ingest_svc")}
     before = _peak_bytes(pids)
@@ -211,7 +214,7 @@ def test_a_gzip_bomb_as_grpc_is_refused_and_costs_little_memory(
     assert max(grown.values()) < 64 * _MIB, grown
 
 
-def test_metadata_that_is_too_long_is_refused(client: httpx.Client, token: Callable[[], str]) -> None:
+def test_metadata_that_is_too_long_is_refused(client: httpx.Client, token: Callable[..., str]) -> None:
     credential = {"authorization": f"Bearer {token()}"}
     many = {f"x-many-{number}": "1" for number in range(200)}
     for name, headers in {"one long": {"x-long": "x" * 30_000}, "many": many}.items():
@@ -222,7 +225,7 @@ def test_metadata_that_is_too_long_is_refused(client: httpx.Client, token: Calla
     assert long_path.status_code == 431, long_path.text
 
 
-def test_metadata_that_is_too_long_ends_no_other_call(mesh: Mesh, token: Callable[[], str]) -> None:
+def test_metadata_that_is_too_long_ends_no_other_call(mesh: Mesh, token: Callable[..., str]) -> None:
     with grpc.insecure_channel(mesh.address) as channel:
         call: Any = channel.unary_unary("/twinmesh.twin.v1.TwinService/ListTwins")
         with pytest.raises(grpc.RpcError):
@@ -230,7 +233,7 @@ def test_metadata_that_is_too_long_ends_no_other_call(mesh: Mesh, token: Callabl
         call(b"", metadata=bearer(token()), timeout=_TIMEOUT_S)
 
 
-def test_a_filter_takes_patterns_for_letters(client: httpx.Client, token: Callable[[], str]) -> None:
+def test_a_filter_takes_patterns_for_letters(client: httpx.Client, token: Callable[..., str]) -> None:
     """`%`, `*` and `>` are refused or looked for as they stand: nothing is found by them."""
     headers = {"authorization": f"Bearer {token()}"}
     for hostile in ("%", "*", ">", "_", "' OR '1'='1"):
