@@ -16,6 +16,7 @@ from twinmesh.auth.v1 import (
     device_certificate_service_pb2,
     role_service_pb2,
     session_service_pb2,
+    tenant_service_pb2,
     token_service_pb2,
     user_service_pb2,
 )
@@ -60,6 +61,7 @@ _FILES = (
     token_service_pb2,
     storage_policy_service_pb2,
     storage_service_pb2,
+    tenant_service_pb2,
     twin_service_pb2,
     user_service_pb2,
 )

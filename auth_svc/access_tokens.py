@@ -7,6 +7,7 @@ from typing import Protocol
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from meshkit.addresses import Network
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE, PrincipalKind
 
@@ -36,7 +37,8 @@ class Grant:
     `credential_id` is the session, API key, certificate or exchanged token behind it,
     `credential_expire_us` when that ends (None: never); `role` is empty for API keys and devices.
     Before `read_us` began what all of this
-    was read from, so that a later revocation of its user or tenant voids it.
+    was read from, so that a later revocation of its user or tenant voids it. `networks` stand in no token:
+    whoever exchanges the credential holds the caller's address against them, none allow any.
     """
 
     tenant: str
@@ -47,6 +49,7 @@ class Grant:
     credential_expire_us: int | None
     read_us: int
     role: str = ""
+    networks: tuple[Network, ...] = ()
 
 
 class AccessTokens:

@@ -7,19 +7,27 @@ from typing import Protocol
 
 import structlog
 
-from auth_svc.grants import granted_to_key
+from auth_svc.grants import granted_to_key, require_held
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret
 from auth_svc.revocations import kept_until
+from meshkit.addresses import Network
 from meshkit.clock import Clock
-from meshkit.errors import invalid_field, not_found
+from meshkit.errors import FailedPrecondition, invalid_field, not_found
 from meshkit.identity import Principal, PrincipalKind
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
+# Of one key, good at the same time.
+MOST_SECRETS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key without its secret; times in microseconds since the epoch, None: never."""
+    """An API key without its secrets; times in microseconds since the epoch, None: never.
+
+    `allowed_addresses` are the networks that it may be used from, none: from anywhere.
+    At `former_expire_us` the last of the secrets that were rotated away ends, None when there is none.
+    """
 
     tenant: str
     id: str
@@ -28,6 +36,41 @@ class ApiKey:
     creator: str
     create_us: int
     expire_us: int | None
+    former_expire_us: int | None = None
+    allowed_addresses: tuple[Network, ...] = ()
+    last_used_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeySecret:
+    """One secret of a key.
+
+    Attributes:
+        hash: SHA-256 of it.
+        generation: 1 for the key's first, one more for each rotation.
+        expire_us: when it ends, microseconds since the epoch, None: with its key.
+    """
+
+    hash: bytes
+    generation: int
+    expire_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key that is not revoked, its secrets, the newest first, and whether its tenant is suspended."""
+
+    api_key: ApiKey
+    secrets: tuple[KeySecret, ...]
+    tenant_suspended: bool
+
+
+def credential_id(key_id: str, generation: int) -> str:
+    """Return the id under which what one secret of a key was exchanged for is revoked.
+
+    Keys' ids have no hyphen, so the key is what stands before the first.
+    """
+    return key_id if generation == 1 else f"{key_id}-{generation}"
 
 
 class ApiKeyStore(Protocol):
@@ -45,9 +88,50 @@ class ApiKeyStore(Protocol):
         """Revoke a key, and its tokens until they have ended; False when there is none to revoke."""
         ...
 
+    async def find(self, tenant: str, key_id: str) -> StoredKey | None:
+        """Return a key, None when there is none or it is revoked."""
+        ...
+
+    async def rotate(
+        self,
+        tenant: str,
+        key_id: str,
+        secret_hash: bytes,
+        *,
+        now_us: int,
+        former_expire_us: int,
+        until: datetime,
+    ) -> StoredKey | None:
+        """Give a key another secret.
+
+        Args:
+            tenant: whose.
+            key_id: which.
+            secret_hash: of the new secret.
+            now_us: which secrets have ended tells this.
+            former_expire_us: when those of before end, unless they do earlier.
+            until: when no token of secrets is left that end now.
+
+        Returns:
+            The key as it then is, None when there is none or it is revoked.
+
+        Raises:
+            FailedPrecondition: TOO_MANY_SECRETS.
+        """
+        ...
+
+    async def revoke_ended_secrets(self, *, now_us: int, until: datetime) -> bool:
+        """Revoke the tokens of secrets whose overlap is over, in all tenants; False when there are none.
+
+        Args:
+            now_us: which have ended tells this.
+            until: when none of these tokens is left.
+        """
+        ...
+
 
 class ApiKeys:
-    """Makes, lists and revokes API keys.
+    """Makes, lists, rotates and revokes API keys.
 
     Args:
         store: where they are kept.
@@ -61,7 +145,13 @@ class ApiKeys:
         self._clock = clock
 
     async def create(
-        self, caller: Principal, *, display_name: str, permissions: Sequence[str], expire_us: int | None
+        self,
+        caller: Principal,
+        *,
+        display_name: str,
+        permissions: Sequence[str],
+        expire_us: int | None,
+        allowed_addresses: Sequence[Network],
     ) -> tuple[ApiKey, str]:
         """Make a key; returns it and the text to send as Bearer token, told this once.
 
@@ -81,6 +171,7 @@ class ApiKeys:
             creator=caller.subject if caller.kind == PrincipalKind.USER else caller.name,
             create_us=now_us,
             expire_us=expire_us,
+            allowed_addresses=tuple(allowed_addresses),
         )
         await self._store.create(api_key, token.hash)
         _log.info("API key created", api_key=api_key.id)
@@ -101,3 +192,50 @@ class ApiKeys:
             raise not_found("api_key", key_id)
         await self._announce()
         _log.info("API key revoked", api_key=key_id)
+
+    async def rotate(self, caller: Principal, key_id: str, *, overlap_us: int) -> tuple[ApiKey, str]:
+        """Give a key another secret; returns the key and the text to send, told this once.
+
+        Args:
+            caller: who asks.
+            key_id: which key.
+            overlap_us: how long the secrets of before stay good, microseconds.
+
+        Raises:
+            NotFound: the tenant has none with this id, or it is revoked.
+            PermissionDenied: GRANT_EXCEEDS_CALLER.
+            FailedPrecondition: API_KEY_EXPIRED, TOO_MANY_SECRETS.
+        """
+        found = await self._store.find(caller.tenant, key_id)
+        if found is None:
+            raise not_found("api_key", key_id)
+        # Whoever learns a secret can do what the key can.
+        require_held(
+            found.api_key.permissions, caller.permissions, so="you cannot have a secret of this key either"
+        )
+        now_us = self._clock.now_us()
+        expire_us = found.api_key.expire_us
+        if expire_us is not None and expire_us <= now_us:
+            raise FailedPrecondition(
+                "the API key has expired; make another one", reason=ErrorReason.ERROR_REASON_API_KEY_EXPIRED
+            )
+        token = OpaqueToken(Prefix.API_KEY, caller.tenant, key_id, new_secret())
+        rotated = await self._store.rotate(
+            caller.tenant,
+            key_id,
+            token.hash,
+            now_us=now_us,
+            former_expire_us=now_us + overlap_us,
+            until=kept_until(now_us),
+        )
+        if rotated is None:
+            raise not_found("api_key", key_id)
+        await self._announce()
+        _log.info("API key rotated", api_key=key_id, generation=rotated.secrets[0].generation)
+        return rotated.api_key, token.text
+
+    async def end_secrets(self) -> None:
+        """End what was opened with secrets whose overlap is over."""
+        now_us = self._clock.now_us()
+        if await self._store.revoke_ended_secrets(now_us=now_us, until=kept_until(now_us)):
+            await self._announce()

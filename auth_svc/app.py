@@ -21,8 +21,11 @@ from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.issuer_keys import ReadJwks
 from auth_svc.issuers import Issuer
 from auth_svc.key_exchange import KeyExchange
+from auth_svc.key_uses import KeyUses
+from auth_svc.login_limits import FORGOTTEN_AFTER_S, LoginLimits
 from auth_svc.mqtt_callout import MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
+from auth_svc.new_passwords import NewPasswords
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.peers import peers
 from auth_svc.revocation_list import RevocationList
@@ -36,6 +39,7 @@ from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.revocations import RevocationServicer
 from auth_svc.servicers.roles import RoleServicer
 from auth_svc.servicers.sessions import SessionServicer
+from auth_svc.servicers.tenants import TenantServicer
 from auth_svc.servicers.tokens import TokenServicer
 from auth_svc.servicers.users import UserServicer
 from auth_svc.sessions import Sessions
@@ -43,12 +47,15 @@ from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.audit_events import AuditEventStore
 from auth_svc.stores.device_certificates import DeviceCertificateStore
+from auth_svc.stores.login_limits import FailureStore
 from auth_svc.stores.revocations import RevocationStore
 from auth_svc.stores.rights import RightsStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
+from auth_svc.stores.tenants import TenantStore
 from auth_svc.stores.users import UserStore
 from auth_svc.tenant_roles import TenantRoles
+from auth_svc.tenants import Tenants
 from auth_svc.token_exchange import RELOAD_EVERY_S as RELOAD_ISSUERS_EVERY_S
 from auth_svc.token_exchange import TokenExchange
 from auth_svc.users import Users
@@ -57,7 +64,7 @@ from meshkit import bus, db, gateway_credential, nats_server
 from meshkit.addresses import Allowed
 from meshkit.audit import AuditTrail
 from meshkit.client import service_channel
-from meshkit.clock import SystemClock
+from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.exports import ExportSlots
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
@@ -75,6 +82,7 @@ from twinmesh.auth.v1 import (
     revocation_service_pb2_grpc,
     role_service_pb2_grpc,
     session_service_pb2_grpc,
+    tenant_service_pb2_grpc,
     token_service_pb2_grpc,
     user_service_pb2_grpc,
 )
@@ -84,6 +92,9 @@ SERVICE = "auth_svc"
 _CRL_EVERY_S = 0.5
 _KEEP_AUDIT_DAYS_EVERY_S = 3600.0
 _READ_JWKS_S = 5.0
+_FORGET_EVERY_S = 60.0
+_SECRETS_EVERY_S = 0.5
+_USES_EVERY_S = 5.0
 _log = structlog.get_logger()
 
 
@@ -122,30 +133,37 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         )
         await key_ring.refresh()
         access_tokens = AccessTokens(signers=key_ring, clock=clock)
+        failures = FailureStore(pool=pool)
+        limits = LoginLimits(store=failures, clock=clock)
         accounts, rights = UserStore(pool=pool), RightsStore(pool=pool)
         sessions = Sessions(
             users=accounts,
             sessions=SessionStore(pool=pool),
             verify_password=passwords.verify,
+            limits=limits,
             access_tokens=access_tokens,
             announce=announce,
             mesh_secret=settings.root_secret,
             clock=clock,
         )
+        new_passwords = NewPasswords(hash_password=passwords.hash, clock=clock)
         users = Users(
             store=rights,
             accounts=accounts,
             verify_password=passwords.verify,
-            hash_password=passwords.hash,
+            limits=limits,
+            new_passwords=new_passwords,
             announce=announce,
             clock=clock,
         )
         key_tokens = ExchangedTokens(RevocationKind.API_KEY, access_tokens=access_tokens, clock=clock)
-        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, clock=clock)
+        key_uses = KeyUses(store=api_key_store, clock=clock)
+        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, uses=key_uses, clock=clock)
+        tenant_store = TenantStore(pool=pool)
         token_exchange = TokenExchange(
             path=settings.issuers,
             read_jwks=_jwks_reader(outside),
-            tenant_exists=accounts.tenant_exists,
+            find_tenant=tenant_store.get,
             access_tokens=access_tokens,
             clock=clock,
         )
@@ -164,7 +182,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
             logins=DeviceLogins(
-                keys=api_key_store, certificates=certificate_store, devices=devices, clock=clock
+                keys=api_key_store,
+                certificates=certificate_store,
+                devices=devices,
+                uses=key_uses,
+                clock=clock,
             ),
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
             clock=clock,
@@ -230,6 +252,18 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 RoleServicer(roles=TenantRoles(store=rights, announce=announce, clock=clock)),
             ),
             Registration(
+                "twinmesh.auth.v1.TenantService",
+                tenant_service_pb2_grpc.add_TenantServiceServicer_to_server,
+                TenantServicer(
+                    tenants=Tenants(
+                        store=tenant_store,
+                        new_passwords=new_passwords,
+                        announce=announce,
+                        clock=clock,
+                    )
+                ),
+            ),
+            Registration(
                 "twinmesh.auth.v1.DeviceCertificateService",
                 device_certificate_service_pb2_grpc.add_DeviceCertificateServiceServicer_to_server,
                 DeviceCertificateServicer(certificates=certificates, revocation_list=revocation_list),
@@ -264,10 +298,17 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 ),
             ),
         ]
+
+        async def forget_failures() -> None:
+            await failures.forget(clock.now_us() - FORGOTTEN_AFTER_S * MICROS_PER_SECOND)
+
         async with (
+            _repeating("failed log-ins", forget_failures, every_s=_FORGET_EVERY_S),
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             _repeating("issuers", token_exchange.refresh, every_s=RELOAD_ISSUERS_EVERY_S),
             revocations.polling(),
+            _repeating("uses of API keys", key_uses.write, every_s=_USES_EVERY_S),
+            _repeating("secrets of API keys", api_keys.end_secrets, every_s=_SECRETS_EVERY_S),
             _repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),
             _repeating("days of the audit", audit_events.keep_days, every_s=_KEEP_AUDIT_DAYS_EVERY_S),
             _logging_devices_in(callout, settings) as hints,

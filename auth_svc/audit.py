@@ -9,10 +9,9 @@ import structlog
 
 from meshkit.audit import AuditEvent
 from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.identity import SYSTEM_TENANT
 
 _log = structlog.get_logger()
-# What nobody who is known did, and what services do, is the installation's own business.
-INSTALLATION_TENANT = "system"
 _DAY_US = 24 * 60 * 60 * MICROS_PER_SECOND
 _EXPORTED_AT_ONCE = 2_000
 
@@ -100,7 +99,8 @@ class AuditEvents:
         for event in events:
             # There are days for these only.
             time_us = min(max(event.time_us, now_us - _DAY_US), now_us + _DAY_US)
-            tenant = event.tenant or INSTALLATION_TENANT
+            # What nobody who is known did, and what services do, is the installation's own business.
+            tenant = event.tenant or SYSTEM_TENANT
             by_tenant[tenant].append(StoredEvent(replace(event, tenant=tenant, time_us=time_us), recorder))
         await self._store.add(by_tenant)
 

@@ -1,4 +1,6 @@
-"""Makes the first tenant and its administrator: `python -m auth_svc.bootstrap`.
+"""Makes a tenant and its administrator: `python -m auth_svc.bootstrap`.
+
+That of tenant `system` is the first operator of the installation.
 
 Prints {"created": true}, or {"created": false} when the user exists; an existing
 password is never changed.
@@ -17,6 +19,7 @@ from auth_svc.stores.users import UserStore
 from meshkit import db
 from meshkit.clock import Clock, SystemClock
 from meshkit.config import Settings
+from meshkit.identity import SYSTEM_TENANT
 from meshkit.runtime import read_settings
 
 USERNAME = "admin"
@@ -41,7 +44,8 @@ async def bootstrap(settings: BootstrapSettings, *, clock: Clock) -> bool:
         if await users.find(settings.tenant, USERNAME) is not None:
             return False
         password_hash = hash_password(settings.admin_password.get_secret_value())
-        return await users.create(settings.tenant, USERNAME, password_hash, Role.ADMIN, clock.now_us())
+        role = Role.INSTALLATION_ADMIN if settings.tenant == SYSTEM_TENANT else Role.ADMIN
+        return await users.create(settings.tenant, USERNAME, password_hash, role, clock.now_us())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Device certificates to access tokens: what Envoy asks for each request at the devices' listener."""
 
-import hmac
 from functools import partial
 
 from auth_svc.access_tokens import Grant
 from auth_svc.device_credentials import PERMISSIONS, CertificateLookup, ShownCertificate, is_good, refused
-from auth_svc.exchanged_tokens import Exchangeable, ExchangedTokens
+from auth_svc.exchanged_tokens import ExchangedTokens
 from meshkit.clock import Clock
 from meshkit.identity import PrincipalKind
 
@@ -29,18 +28,19 @@ class CertificateExchange:
 
         Raises:
             Unauthenticated: CERTIFICATE_INVALID, the same whatever is wrong.
+            PermissionDenied: TENANT_SUSPENDED; the certificate is good.
         """
         shown = ShownCertificate.parse(pem)
-        known = await self._tokens.get(shown.name.tenant, shown.id, partial(self._look_up, shown))
-        if known is None or not hmac.compare_digest(known.hash, shown.fingerprint):
+        known = await self._tokens.get(shown.name.tenant, shown.fingerprint, partial(self._look_up, shown))
+        if known is None:
             raise refused()
         return known.access_token
 
-    async def _look_up(self, shown: ShownCertificate) -> Exchangeable | None:
+    async def _look_up(self, shown: ShownCertificate) -> Grant | None:
         read_us = self._clock.now_us()
         if not await is_good(self._certificates, shown):
             return None
-        grant = Grant(
+        return Grant(
             tenant=shown.name.tenant,
             subject=shown.name.device_id,
             kind=PrincipalKind.DEVICE,
@@ -49,4 +49,3 @@ class CertificateExchange:
             credential_expire_us=shown.expire_us,
             read_us=read_us,
         )
-        return Exchangeable(shown.fingerprint, grant)

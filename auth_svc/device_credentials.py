@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import hashes
 
 from auth_svc.ca.authority import uris
 from auth_svc.ca.names import DeviceName
+from auth_svc.suspension import tenant_suspended
 from meshkit.errors import Unauthenticated
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -62,11 +63,24 @@ class ShownCertificate:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class IssuedCertificate:
+    """A certificate that was issued, and is neither revoked nor expired.
+
+    Attributes:
+        fingerprint: SHA-256 of it, DER.
+        tenant_suspended: whether its tenant is.
+    """
+
+    fingerprint: bytes
+    tenant_suspended: bool
+
+
 class CertificateLookup(Protocol):
     """Finds certificates."""
 
-    async def fingerprint(self, tenant: str, certificate_id: str) -> bytes | None:
-        """Return that of a certificate, None when there is none, or it is revoked or has expired."""
+    async def find(self, tenant: str, certificate_id: str) -> IssuedCertificate | None:
+        """Return a certificate, None when there is none, or it is revoked or has expired."""
         ...
 
 
@@ -74,9 +88,16 @@ async def is_good(certificates: CertificateLookup, shown: ShownCertificate) -> b
     """Say whether a certificate is one that was issued here, and neither revoked nor expired.
 
     Whoever shows it has proved to the server that he has its key.
+
+    Raises:
+        PermissionDenied: TENANT_SUSPENDED; it is good.
     """
-    issued = await certificates.fingerprint(shown.name.tenant, shown.id)
-    return issued is not None and hmac.compare_digest(issued, shown.fingerprint)
+    issued = await certificates.find(shown.name.tenant, shown.id)
+    if issued is None or not hmac.compare_digest(issued.fingerprint, shown.fingerprint):
+        return False
+    if issued.tenant_suspended:
+        raise tenant_suspended()
+    return True
 
 
 def refused() -> Unauthenticated:

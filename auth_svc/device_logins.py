@@ -1,16 +1,19 @@
 """Log-ins of devices by MQTT: a certificate, or an API key and the device that it is used for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from auth_svc import device_credentials
+from auth_svc.api_keys import credential_id
 from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
-from auth_svc.key_exchange import KeyLookup, find_live, fits, refused
+from auth_svc.key_exchange import KeyLookup, find_good, live_secrets, refused
+from auth_svc.key_networks import require_allowed
+from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import Prefix, parse
 from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied
-from meshkit.mqtt import Login
+from meshkit.mqtt import Login, key_of
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 PERMISSION = "telemetry:write"
@@ -65,33 +68,48 @@ class DeviceLogins:
         keys: where API keys are found.
         certificates: where device certificates are found.
         devices: knows which devices there are.
+        uses: takes note of keys that let somebody in.
         clock: tells what has expired.
     """
 
     def __init__(
-        self, *, keys: KeyLookup, certificates: CertificateLookup, devices: Devices, clock: Clock
+        self,
+        *,
+        keys: KeyLookup,
+        certificates: CertificateLookup,
+        devices: Devices,
+        uses: KeyUses,
+        clock: Clock,
     ) -> None:
         self._keys = keys
         self._certificates = certificates
         self._devices = devices
+        self._uses = uses
         self._clock = clock
 
-    async def log_in(self, user: str, password: str) -> Permitted:
+    async def log_in(self, user: str, password: str, *, address: str) -> Permitted:
         """Return what a device may do.
+
+        Args:
+            user: a device, or the key's id.
+            password: the key.
+            address: where from.
 
         Raises:
             Unauthenticated: API_KEY_INVALID, the same whatever is wrong with the key.
-            PermissionDenied: PERMISSION_MISSING.
+            PermissionDenied: TENANT_SUSPENDED, ADDRESS_NOT_ALLOWED, PERMISSION_MISSING.
             FailedPrecondition: the user is no device that the key may log in.
             Unavailable: nobody can tell now.
         """
         token = parse(Prefix.API_KEY, password)
         if token is None:
             raise refused()
-        stored = await find_live(self._keys, token, self._clock)
-        if not fits(token, stored) or stored is None:
+        good = await find_good(self._keys, token, self._clock)
+        if good is None:
             raise refused()
-        api_key = stored.api_key
+        api_key = good.api_key
+        require_allowed(api_key.allowed_addresses, address)
+        login = Login(api_key.tenant, good.credential_id, "")
         if PERMISSION not in api_key.permissions:
             raise PermissionDenied(
                 f"the API key does not hold {PERMISSION}",
@@ -99,14 +117,16 @@ class DeviceLogins:
                 metadata={"permission": PERMISSION},
             )
         if user == api_key.id:
-            login = Login(api_key.tenant, api_key.id, "")
-            return Permitted(login, await self._all_devices(api_key.tenant), api_key.expire_us)
+            device_ids = await self._all_devices(api_key.tenant)
+            self._uses.note(api_key.tenant, api_key.id)
+            return Permitted(login, device_ids, good.expire_us)
         if user not in await self._devices.enabled(api_key.tenant, [user]):
             raise FailedPrecondition(
                 "the user is neither an enabled device of the API key's tenant nor the key's id",
                 reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
             )
-        return Permitted(Login(api_key.tenant, api_key.id, user), [user], api_key.expire_us)
+        self._uses.note(api_key.tenant, api_key.id)
+        return Permitted(replace(login, device_id=user), [user], good.expire_us)
 
     async def log_in_by_certificate(self, pem: str) -> Permitted:
         """Return what a device may do that has shown a certificate, whatever else it sends.
@@ -116,6 +136,7 @@ class DeviceLogins:
 
         Raises:
             Unauthenticated: CERTIFICATE_INVALID, the same whatever is wrong with it.
+            PermissionDenied: TENANT_SUSPENDED.
             FailedPrecondition: its device is gone, or disabled.
             Unavailable: nobody can tell now.
         """
@@ -132,7 +153,7 @@ class DeviceLogins:
         return Permitted(login, [device_id], shown.expire_us)
 
     async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
-        """Return those that would be refused today: credential revoked, device gone or disabled.
+        """Return those that would be refused today: credential, tenant or device has no right any more.
 
         Raises:
             Unavailable: nobody can tell now.
@@ -153,10 +174,16 @@ class DeviceLogins:
             or (login.device_id and login.device_id not in enabled[login.tenant])
         ]
 
-    async def _is_live(self, tenant: str, credential_id: str, by_certificate: bool) -> bool:
+    async def _is_live(self, tenant: str, shown_id: str, by_certificate: bool) -> bool:
         if by_certificate:
-            return await self._certificates.fingerprint(tenant, credential_id) is not None
-        return await self._keys.find(tenant, credential_id) is not None
+            certificate = await self._certificates.find(tenant, shown_id)
+            return certificate is not None and not certificate.tenant_suspended
+        key_id = key_of(shown_id)
+        stored = await self._keys.find(tenant, key_id)
+        if stored is None or stored.tenant_suspended:
+            return False
+        secrets = live_secrets(stored, self._clock)
+        return shown_id in {credential_id(key_id, secret.generation) for secret in secrets}
 
     async def _all_devices(self, tenant: str) -> Sequence[str]:
         ids = await self._devices.all_of(tenant, most=MOST_DEVICES)

@@ -15,29 +15,18 @@ _CACHED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Exchangeable:
-    """A credential that is good now.
-
-    Attributes:
-        hash: 32 bytes that only its holder can make: of a key's secret, or of a certificate.
-        grant: what its holder may do.
-    """
-
-    hash: bytes
-    grant: Grant
-
-
-@dataclass(frozen=True, slots=True)
 class Exchanged:
-    """What a credential was exchanged for."""
+    """What a credential that grants something was exchanged for, and until when it is remembered."""
 
-    hash: bytes
+    grant: Grant
     access_token: str
     until_us: int
 
 
 class ExchangedTokens:
-    """Short-lived access tokens by tenant and id of the credential, remembered for 30 s.
+    """Short-lived access tokens by the tenant and what its caller has shown, remembered for 30 s.
+
+    Only what is good is remembered; all else is looked up each time.
 
     Args:
         kind: of the credentials.
@@ -52,37 +41,36 @@ class ExchangedTokens:
         self._kind = kind
         self._access_tokens = access_tokens
         self._clock = clock
-        self._exchanged: OrderedDict[tuple[str, str], Exchanged] = OrderedDict()
+        self._exchanged: OrderedDict[tuple[str, bytes], Exchanged] = OrderedDict()
         self._evictions = 0
         self.lookups = Lookups()
 
     async def get(
-        self, tenant: str, credential_id: str, look_up: Callable[[], Awaitable[Exchangeable | None]]
+        self, tenant: str, shown: bytes, look_up: Callable[[], Awaitable[Grant | None]]
     ) -> Exchanged | None:
         """Return what a credential was or is now exchanged for, None when it is not good.
 
         Args:
             tenant: whose.
-            credential_id: its id.
-            look_up: asked when nothing is remembered.
+            shown: SHA-256 of the secret or certificate that was shown.
+            look_up: asked what its holder may do when nothing is remembered.
         """
-        known = self._exchanged.get((tenant, credential_id))
+        known = self._exchanged.get((tenant, shown))
         if known is not None and known.until_us > self._clock.now_us():
             self.lookups.hits += 1
             return known
         self.lookups.misses += 1
         evictions = self._evictions
-        found = await look_up()
-        if found is None:
+        grant = await look_up()
+        if grant is None:
             return None
         until_us = self._clock.now_us() + CACHE_LIFE_S * MICROS_PER_SECOND
-        if found.grant.credential_expire_us is not None:
-            until_us = min(until_us, found.grant.credential_expire_us)
-        token = self._access_tokens.issue(found.grant, life_s=TOKEN_LIFE_S)
-        exchanged = Exchanged(found.hash, token, until_us)
+        if grant.credential_expire_us is not None:
+            until_us = min(until_us, grant.credential_expire_us)
+        exchanged = Exchanged(grant, self._access_tokens.issue(grant, life_s=TOKEN_LIFE_S), until_us)
         # One revoked while it was looked up must not stay.
         if evictions == self._evictions:
-            self._exchanged[tenant, credential_id] = exchanged
+            self._exchanged[tenant, shown] = exchanged
             if len(self._exchanged) > _CACHED:
                 self._exchanged.popitem(last=False)
         return exchanged
@@ -90,9 +78,14 @@ class ExchangedTokens:
     def revoked(self, revocations: Sequence[Revocation]) -> None:
         """Forget credentials that were revoked, and those whose tenant was."""
         self._evictions += 1
-        for revocation in revocations:
-            if revocation.kind == self._kind:
-                self._exchanged.pop((revocation.tenant, revocation.id), None)
-            elif revocation.kind == RevocationKind.TENANT:
-                for place in [place for place in self._exchanged if place[0] == revocation.tenant]:
-                    del self._exchanged[place]
+        tenants = {each.tenant for each in revocations if each.kind == RevocationKind.TENANT}
+        credentials = {(each.tenant, each.id) for each in revocations if each.kind == self._kind}
+        if not (tenants or credentials):
+            return
+        over = [
+            (tenant, shown)
+            for (tenant, shown), known in self._exchanged.items()
+            if tenant in tenants or (tenant, known.grant.credential_id) in credentials
+        ]
+        for place in over:
+            del self._exchanged[place]

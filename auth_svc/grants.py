@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from auth_svc.roles import Role, carried, permissions_of
+from auth_svc.roles import Role, built_in_roles, carried, permissions_of
 from meshkit.errors import FailedPrecondition, PermissionDenied
-from meshkit.identity import SERVICE_PERMISSIONS
+from meshkit.identity import INSTALLATION_PERMISSIONS, SERVICE_PERMISSIONS, SYSTEM_TENANT
 from twinmesh.auth.v1.user_service_pb2 import User
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
-# Who holds it is an administrator.
-ADMINISTER = "user:write"
+# Who holds it is an administrator, of a tenant and of the installation.
+_ADMINISTER = "user:write"
+_ADMINISTER_INSTALLATION = "tenant:admin"
 
 
 def require_held(permissions: Iterable[str], caller: frozenset[str], *, so: str) -> None:
@@ -50,6 +51,13 @@ def granted_to_key(asked: Sequence[str], caller: frozenset[str]) -> frozenset[st
     """
     if not asked:
         return permissions_of(Role.API_CLIENT) & (caller - SERVICE_PERMISSIONS)
+    of_users = INSTALLATION_PERMISSIONS & set(asked)
+    if of_users:
+        raise PermissionDenied(
+            f"{', '.join(sorted(of_users))} is for users only, so no key can hold it",
+            reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
+            metadata={"permission": ",".join(sorted(of_users))},
+        )
     require_held(asked, caller, so="a key of yours cannot either")
     return frozenset(asked)
 
@@ -84,18 +92,23 @@ class Administrators(Protocol):
 
 
 @asynccontextmanager
-async def keeping_an_administrator(administrators: Administrators) -> AsyncIterator[None]:
+async def keeping_an_administrator(administrators: Administrators, tenant: str) -> AsyncIterator[None]:
     """Let rights be changed in the block, unless that leaves a tenant that had an administrator without.
+
+    Args:
+        administrators: of the tenant.
+        tenant: whose rights are changed.
 
     Raises:
         FailedPrecondition: LAST_ADMINISTRATOR; what the block did is to be undone.
     """
-    roles = [role for role in Role if ADMINISTER in permissions_of(role)]
-    had_one = await administrators.has_administrator(ADMINISTER, roles)
+    permission = _ADMINISTER_INSTALLATION if tenant == SYSTEM_TENANT else _ADMINISTER
+    roles = [role for role in built_in_roles(tenant) if permission in permissions_of(role)]
+    had_one = await administrators.has_administrator(permission, roles)
     yield
-    if had_one and not await administrators.has_administrator(ADMINISTER, roles):
+    if had_one and not await administrators.has_administrator(permission, roles):
         raise FailedPrecondition(
-            f"nobody would be left who is enabled, holds {ADMINISTER} and has a password of their own; "
+            f"nobody would be left who is enabled, holds {permission} and has a password of their own; "
             "give another user such a role first, and have them choose a password",
             reason=ErrorReason.ERROR_REASON_LAST_ADMINISTRATOR,
         )

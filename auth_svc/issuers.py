@@ -6,6 +6,7 @@ They stand in a YAML file (docs/deployment.md, Identity providers); whoever may 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -14,7 +15,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from auth_svc.opaque_tokens import TENANT_PATTERN
-from auth_svc.roles import Role
+from auth_svc.roles import Role, is_built_in
+from meshkit.identity import SYSTEM_TENANT
 
 # Signatures that are made with a private key; with a shared secret whoever verifies could also sign.
 Algorithm = Literal[
@@ -38,6 +40,8 @@ class NotMapped(Exception):
 def _tenant(value: str) -> str:
     if not re.fullmatch(TENANT_PATTERN, value):
         raise ValueError("is no tenant's id")
+    if value == SYSTEM_TENANT:
+        raise ValueError("is the tenant of the installation's operators, whom no issuer can name")
     return value
 
 
@@ -52,6 +56,11 @@ class TenantMapping(BaseModel):
     value: Tenant | None = None
     claim: str = Field("", max_length=256)
     values: dict[str, Tenant] = {}
+
+    @property
+    def all(self) -> list[str]:
+        """Return the tenants that tokens can get."""
+        return [*self.values.values()] if self.value is None else [self.value]
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -80,6 +89,11 @@ class RoleMapping(BaseModel):
     value: Role | None = None
     claim: str = Field("", max_length=256)
     values: dict[str, Role] = {}
+
+    @property
+    def all(self) -> list[Role]:
+        """Return the roles that tokens can get."""
+        return [*self.values.values()] if self.value is None else [self.value]
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -147,6 +161,13 @@ class Issuer(BaseModel):
             raise ValueError("needs either `jwks_url` or `jwks_file`")
         if self.jwks_url and urlsplit(self.jwks_url).scheme not in {"https", "http"}:
             raise ValueError("`jwks_url` must begin with https://")
+        return self
+
+    @model_validator(mode="after")
+    def _roles_of_its_tenants(self) -> Self:
+        for tenant, role in product(self.tenant.all, self.role.all):
+            if not is_built_in(role, tenant):
+                raise ValueError(f"tenant {tenant!r} has no role {role.value!r}")
         return self
 
 

@@ -1,37 +1,24 @@
 """API keys to access tokens: what Envoy asks for each request that carries a key."""
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from auth_svc.access_tokens import Grant
-from auth_svc.api_keys import ApiKey
-from auth_svc.exchanged_tokens import Exchangeable, ExchangedTokens
+from auth_svc.api_keys import ApiKey, KeySecret, StoredKey, credential_id
+from auth_svc.exchanged_tokens import ExchangedTokens
+from auth_svc.key_networks import require_allowed
+from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
+from auth_svc.suspension import tenant_suspended
 from meshkit.clock import Clock
 from meshkit.errors import Unauthenticated
 from meshkit.identity import PrincipalKind
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _NO_HASH = bytes(32)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredKey:
-    """A key that is not revoked, and the hash of its secret."""
-
-    api_key: ApiKey
-    hash: bytes
-
-
-class Hashed(Protocol):
-    """What has the hash of a key's secret."""
-
-    @property
-    def hash(self) -> bytes:
-        """The SHA-256 of the secret."""
-        ...
 
 
 class KeyLookup(Protocol):
@@ -48,61 +35,101 @@ class KeyExchange:
     Args:
         keys: where keys are found.
         tokens: those exchanged before.
+        uses: takes note of them.
         clock: tells what has expired.
     """
 
-    def __init__(self, *, keys: KeyLookup, tokens: ExchangedTokens, clock: Clock) -> None:
+    def __init__(self, *, keys: KeyLookup, tokens: ExchangedTokens, uses: KeyUses, clock: Clock) -> None:
         self._keys = keys
         self._tokens = tokens
+        self._uses = uses
         self._clock = clock
 
-    async def exchange(self, text: str) -> str:
+    async def exchange(self, text: str, *, address: str) -> str:
         """Return an access token for a key.
+
+        Args:
+            text: the key as its owner sends it.
+            address: where from.
 
         Raises:
             Unauthenticated: API_KEY_INVALID, the same whatever is wrong.
+            PermissionDenied: TENANT_SUSPENDED, ADDRESS_NOT_ALLOWED, told to whoever has the secret only.
         """
         token = parse(Prefix.API_KEY, text)
         if token is None:
             raise refused()
-        known = await self._tokens.get(token.tenant, token.id, partial(self._look_up, token))
-        if not fits(token, known) or known is None:
+        known = await self._tokens.get(token.tenant, token.hash, partial(self._look_up, token))
+        if known is None:
             raise refused()
+        require_allowed(known.grant.networks, address)
+        self._uses.note(token.tenant, token.id)
         return known.access_token
 
-    async def _look_up(self, token: OpaqueToken) -> Exchangeable | None:
+    async def _look_up(self, token: OpaqueToken) -> Grant | None:
         read_us = self._clock.now_us()
-        stored = await find_live(self._keys, token, self._clock)
-        if stored is None:
+        found = await find_good(self._keys, token, self._clock)
+        if found is None:
             return None
-        api_key = stored.api_key
-        grant = Grant(
-            tenant=api_key.tenant,
-            subject=api_key.id,
+        return Grant(
+            tenant=found.api_key.tenant,
+            subject=found.api_key.id,
             kind=PrincipalKind.API_KEY,
-            permissions=api_key.permissions,
-            credential_id=api_key.id,
-            credential_expire_us=api_key.expire_us,
+            permissions=found.api_key.permissions,
+            credential_id=found.credential_id,
+            credential_expire_us=found.expire_us,
             read_us=read_us,
+            networks=found.api_key.allowed_addresses,
         )
-        return Exchangeable(stored.hash, grant)
 
 
-async def find_live(keys: KeyLookup, token: OpaqueToken, clock: Clock) -> StoredKey | None:
-    """Return the key that a token names, None when there is none, or it is revoked or has expired."""
-    stored = await keys.find(token.tenant, token.id)
-    if stored is None:
-        return None
-    expire_us = stored.api_key.expire_us
-    return stored if expire_us is None or expire_us > clock.now_us() else None
+@dataclass(frozen=True, slots=True)
+class GoodKey:
+    """A key by one of its secrets that was shown.
 
-
-def fits(token: OpaqueToken, known: Hashed | None) -> bool:
-    """Say whether a token has the secret of a key, None for a key that is not known.
-
-    Compared for unknown keys as well, so that all refusals take the same time.
+    Attributes:
+        api_key: the key.
+        credential_id: of the secret.
+        expire_us: when secret or key ends, microseconds since the epoch, None: never.
     """
-    return hmac.compare_digest(token.hash, known.hash if known else _NO_HASH)
+
+    api_key: ApiKey
+    credential_id: str
+    expire_us: int | None
+
+
+async def find_good(keys: KeyLookup, token: OpaqueToken, clock: Clock) -> GoodKey | None:
+    """Return the key that a token is good for, None when there is none.
+
+    Raises:
+        PermissionDenied: TENANT_SUSPENDED; the token is good.
+    """
+    stored = await keys.find(token.tenant, token.id)
+    secrets = live_secrets(stored, clock)
+    hash_ = token.hash
+    # Compared with something in any case, so that all refusals take the same time.
+    fits = [hmac.compare_digest(hash_, each) for each in [each.hash for each in secrets] or [_NO_HASH]]
+    if stored is None or True not in fits or not secrets:
+        return None
+    if stored.tenant_suspended:
+        raise tenant_suspended()
+    secret = secrets[fits.index(True)]
+    return GoodKey(stored.api_key, credential_id(token.id, secret.generation), end_of(stored.api_key, secret))
+
+
+def end_of(api_key: ApiKey, secret: KeySecret) -> int | None:
+    """Return when a secret of a key ends, microseconds since the epoch, None: never."""
+    ends = [end for end in (api_key.expire_us, secret.expire_us) if end is not None]
+    return min(ends, default=None)
+
+
+def live_secrets(stored: StoredKey | None, clock: Clock) -> Sequence[KeySecret]:
+    """Return the secrets of a key that are good now; None stands for a key that there is not."""
+    if stored is None:
+        return ()
+    now_us = clock.now_us()
+    ends = ((secret, end_of(stored.api_key, secret)) for secret in stored.secrets)
+    return [secret for secret, end in ends if end is None or end > now_us]
 
 
 def refused() -> Unauthenticated:

@@ -46,7 +46,7 @@ _CONCERNING = frozenset({RevocationKind.API_KEY, RevocationKind.CERTIFICATE, Rev
 class Logins(Protocol):
     """Decides who may come in."""
 
-    async def log_in(self, user: str, password: str) -> Permitted:
+    async def log_in(self, user: str, password: str, *, address: str) -> Permitted:
         """Return what a device may do, as DeviceLogins does."""
         ...
 
@@ -141,7 +141,7 @@ class MqttCallout:
             if request.certificate:
                 permitted = await self._logins.log_in_by_certificate(request.certificate)
             else:
-                permitted = await self._logins.log_in(request.user, request.password)
+                permitted = await self._logins.log_in(request.user, request.password, address=request.host)
             ends = None if permitted.expire_us is None else permitted.expire_us // MICROS_PER_SECOND
             if ends is not None and ends <= now:
                 # NATS knows whole seconds only: it would drop the connection before it accepted it.

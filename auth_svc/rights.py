@@ -110,6 +110,7 @@ class RoleRows(Protocol):
 class Rights:
     """One tenant's users and roles."""
 
+    tenant: str
     users: UserRows
     roles: RoleRows
 
@@ -133,7 +134,9 @@ def built_in_role(role: Role) -> role_service_pb2.Role:
 
 async def find_role(rights: Rights, role_id: str) -> role_service_pb2.Role | None:
     """Return a role, built-in or the tenant's own; None when there is none."""
-    return built_in_role(Role(role_id)) if is_built_in(role_id) else await rights.roles.get(role_id)
+    if is_built_in(role_id, rights.tenant):
+        return built_in_role(Role(role_id))
+    return await rights.roles.get(role_id)
 
 
 def require_etag(sent: str, current: user_service_pb2.User | role_service_pb2.Role, *, what: str) -> None:

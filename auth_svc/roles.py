@@ -1,17 +1,20 @@
-"""The five built-in roles and the permissions that roles carry."""
+"""The built-in roles and the permissions that roles carry."""
 
 from collections.abc import Iterable
 from enum import StrEnum
 
+from meshkit.identity import INSTALLATION_PERMISSIONS, SYSTEM_TENANT
+
 
 class Role(StrEnum):
-    """A role that every tenant has and nobody changes."""
+    """A role that nobody changes; every tenant has all but the last, tenant `system` that one too."""
 
     ADMIN = "admin"
     OPERATOR = "operator"
     ANALYST = "analyst"
     VIEWER = "viewer"
     API_CLIENT = "api_client"
+    INSTALLATION_ADMIN = "installation_admin"
 
 
 _AUDIT = frozenset({"audit:read"})
@@ -66,6 +69,7 @@ _PERMISSIONS = {
         {"telemetry:write", "twin:read", "history:read", "event:read", "device:read", "device_type:read"}
     )
     | _REFLECTION,
+    Role.INSTALLATION_ADMIN: INSTALLATION_PERMISSIONS | _USERS | _AUDIT | _REFLECTION,
 }
 
 
@@ -74,9 +78,14 @@ def permissions_of(role: Role) -> frozenset[str]:
     return _PERMISSIONS[role]
 
 
-def is_built_in(role: str) -> bool:
-    """Say whether a role is one that every tenant has."""
-    return role in _PERMISSIONS
+def built_in_roles(tenant: str) -> tuple[Role, ...]:
+    """Return the built-in roles that a tenant has."""
+    return tuple(role for role in Role if tenant == SYSTEM_TENANT or role != Role.INSTALLATION_ADMIN)
+
+
+def is_built_in(role: str, tenant: str) -> bool:
+    """Say whether a role is one of the built-in ones that a tenant has."""
+    return role in built_in_roles(tenant)
 
 
 def carried(role: str, own: Iterable[str] | None) -> frozenset[str]:

@@ -16,7 +16,9 @@ from typing import Protocol
 import structlog
 
 from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S, AccessTokens, Grant
+from auth_svc.login_limits import Guess, LoginLimits
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret, parse
+from auth_svc.suspension import tenant_suspended
 from meshkit import audit
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import NotFound, Unauthenticated
@@ -36,7 +38,7 @@ class User:
     """A user as log-in needs it.
 
     `permissions` are those of a session; `one_time_expire_us` is when a one-time password ends,
-    None for a password of the user's own; `version` changes with everything here.
+    None for a password of the user's own; `version` changes with everything here but the tenant's suspension.
     """
 
     username: str
@@ -46,6 +48,7 @@ class User:
     disabled: bool
     one_time_expire_us: int | None
     version: int
+    tenant_suspended: bool
 
     def may_enter(self, now_us: int) -> bool:
         """Say whether the right password lets this user in."""
@@ -78,6 +81,7 @@ class Presented:
     role: str
     permissions: frozenset[str]
     revoked: bool
+    tenant_suspended: bool
     expire_us: int
     end_us: int
     generation: int
@@ -114,7 +118,12 @@ class Refuse:
     """The token is nothing to us: change nothing."""
 
 
-Verdict = Rotate | Replay | Revoke | Refuse
+@dataclass(frozen=True, slots=True)
+class Postpone:
+    """The token is good, but its tenant is suspended: change nothing, so that it stays good."""
+
+
+Verdict = Rotate | Replay | Revoke | Refuse | Postpone
 
 
 # Takes a password and a hash, None for nobody's, at equal cost.
@@ -160,13 +169,21 @@ def judge(presented: Presented | None, *, now_us: int, next_hash: bytes) -> Verd
     """
     if presented is None or presented.revoked or presented.expire_us <= now_us:
         return Refuse()
-    if presented.use_us is None:
+    is_unused = presented.use_us is None
+    if not is_unused and not _may_retry(presented, now_us):
+        return Revoke(revoke_us=now_us)
+    if presented.tenant_suspended:
+        return Postpone()
+    if is_unused:
         return Rotate(next_hash, use_us=now_us, expire_us=_idle_expiry(now_us, presented.end_us))
+    return Replay(replay_us=now_us)
+
+
+def _may_retry(presented: Presented, now_us: int) -> bool:
+    """Say whether the reply to a token that was used may have been lost."""
     is_last_used = presented.generation == presented.newest_generation - 1
-    in_grace = now_us - presented.use_us <= RETRY_GRACE_S * MICROS_PER_SECOND
-    if is_last_used and in_grace and not presented.replayed:
-        return Replay(replay_us=now_us)
-    return Revoke(revoke_us=now_us)
+    in_grace = now_us - (presented.use_us or 0) <= RETRY_GRACE_S * MICROS_PER_SECOND
+    return is_last_used and in_grace and not presented.replayed
 
 
 def _idle_expiry(now_us: int, end_us: int) -> int:
@@ -209,6 +226,7 @@ class Sessions:
         users: who there is.
         sessions: where sessions are kept.
         verify_password: tells whether a password fits a hash.
+        limits: bounds guessing.
         access_tokens: makes access tokens.
         announce: tells the mesh that sessions were revoked.
         mesh_secret: root of the key from which successors of refresh tokens are derived.
@@ -221,6 +239,7 @@ class Sessions:
         users: UserStore,
         sessions: SessionStore,
         verify_password: PasswordCheck,
+        limits: LoginLimits,
         access_tokens: AccessTokens,
         announce: Callable[[], Awaitable[None]],
         mesh_secret: bytes,
@@ -229,24 +248,38 @@ class Sessions:
         self._users = users
         self._sessions = sessions
         self._verify_password = verify_password
+        self._limits = limits
         self._access_tokens = access_tokens
         self._announce = announce
         self._chain_key = derive(mesh_secret, "refresh-tokens")
         self._clock = clock
 
-    async def login(self, *, tenant: str, username: str, password: str) -> TokenPair:
+    async def login(self, guess: Guess, password: str) -> TokenPair:
         """Open a session.
 
         Raises:
             Unauthenticated: LOGIN_FAILED, the same whatever is wrong.
-            ResourceExhausted: LOGIN_BUSY.
+            PermissionDenied: TENANT_SUSPENDED; the password is right.
+            ResourceExhausted: LOGIN_BUSY, LOGIN_LIMITED.
         """
+        async with self._limits.attempt(guess) as attempt:
+            pair = await self._login(guess.tenant, guess.username, password)
+            # Also in a suspended tenant: the password was right.
+            attempt.succeed()
+        if pair is None:
+            raise tenant_suspended()
+        return pair
+
+    async def _login(self, tenant: str, username: str, password: str) -> TokenPair | None:
+        """Open a session; None when only the tenant's suspension is against it."""
         read_us = self._clock.now_us()
         user = await self._users.find(tenant, username)
         fits = await self._verify_password(password, user.password_hash if user else None)
         now_us = self._clock.now_us()
         if user is None or not fits or not user.may_enter(now_us):
             raise _failed(tenant, username)
+        if user.tenant_suspended:
+            return None
         token = OpaqueToken(Prefix.REFRESH, tenant, new_id(), new_secret())
         end_us = now_us + LONGEST_LIFE_S * MICROS_PER_SECOND
         expire_us = _idle_expiry(now_us, end_us)
@@ -259,14 +292,22 @@ class Sessions:
         pair = self._pair(token, user, expire_us, read_us=read_us)
         return replace(pair, password_change_required=user.one_time_expire_us is not None)
 
-    async def refresh(self, refresh_token: str) -> TokenPair:
+    async def refresh(self, refresh_token: str, *, address: str) -> TokenPair:
         """Trade a refresh token for the next pair.
+
+        Args:
+            refresh_token: as presented.
+            address: where it comes from, as `login_limits.network` returns it.
 
         Raises:
             Unauthenticated: REFRESH_TOKEN_INVALID.
+            PermissionDenied: TENANT_SUSPENDED; the token is good, and stays so.
+            ResourceExhausted: LOGIN_LIMITED.
         """
+        await self._limits.require_refresh_allowed(address)
         token = parse(Prefix.REFRESH, refresh_token)
         if token is None:
+            await self._limits.refresh_failed(address)
             raise _refused()
         successor = self._successor(token)
         now_us = self._clock.now_us()
@@ -280,6 +321,10 @@ class Sessions:
         if isinstance(verdict, Revoke):
             _log.warning("refresh token used again; session revoked", tenant=token.tenant, session=token.id)
             await self._announce()
+        if presented is None:
+            await self._limits.refresh_failed(address)
+        if isinstance(verdict, Postpone):
+            raise tenant_suspended()
         if presented is None or isinstance(verdict, Revoke | Refuse):
             raise _refused()
         expire_us = verdict.expire_us if isinstance(verdict, Rotate) else presented.expire_us

@@ -6,8 +6,7 @@ import structlog
 
 from auth_svc import grants
 from auth_svc.rights import Rights, RightsStore, built_in_role, find_role, require_etag
-from auth_svc.roles import Role as BuiltIn
-from auth_svc.roles import is_built_in
+from auth_svc.roles import built_in_roles, is_built_in
 from meshkit import audit
 from meshkit.clock import Clock
 from meshkit.errors import AlreadyExists, FailedPrecondition, not_found
@@ -42,7 +41,7 @@ class TenantRoles:
             PermissionDenied: GRANT_EXCEEDS_CALLER.
         """
         audit.changed(fields_set(role))
-        if is_built_in(role.id):
+        if is_built_in(role.id, caller.tenant):
             raise AlreadyExists(
                 f"role {role.id!r} is built in",
                 reason=ErrorReason.ERROR_REASON_ALREADY_EXISTS,
@@ -67,7 +66,7 @@ class TenantRoles:
         """Return roles by id after an id, and whether there are more."""
         async with self._store.reading(tenant) as rights:
             own = await rights.roles.page(after=after, limit=limit + 1)
-        built_in = [built_in_role(role) for role in BuiltIn if role > after]
+        built_in = [built_in_role(role) for role in built_in_roles(tenant) if role > after]
         found = sorted([*own, *built_in], key=lambda role: role.id)
         return found[:limit], len(found) > limit
 
@@ -92,7 +91,7 @@ class TenantRoles:
             if not differing:
                 return await rights.roles.update(changed, now_us)
             _require_held(differing, caller)
-            async with grants.keeping_an_administrator(rights.users):
+            async with grants.keeping_an_administrator(rights.users, caller.tenant):
                 saved = await rights.roles.update(changed, now_us)
             await rights.users.end_sessions(await rights.users.role_changed(sent.id, now_us), now_us)
         await self._announce()

@@ -13,18 +13,20 @@ from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S, AccessTokens, Grant
 from auth_svc.issuer_keys import IssuerKeys, ReadJwks
 from auth_svc.issuers import Issuer, NotMapped, read_issuers
 from auth_svc.roles import permissions_of
+from auth_svc.suspension import tenant_suspended
 from meshkit import audit
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import PermissionDenied, Unauthenticated
 from meshkit.identity import PrincipalKind
+from twinmesh.auth.v1.tenant_service_pb2 import Tenant
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
 RELOAD_EVERY_S = 30
 _CLOCK_SKEW_S = 5  # as between Envoy and auth_svc
 
-# Takes a tenant's id.
-TenantExists = Callable[[str], Awaitable[bool]]
+# Takes a tenant's id; None: there is none.
+FindTenant = Callable[[str], Awaitable[Tenant | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class TokenExchange:
     Args:
         path: the file of issuers; None: there are none.
         read_jwks: reads an issuer's keys; raises OSError when it cannot.
-        tenant_exists: tells whether there is such a tenant.
+        find_tenant: tells whether there is such a tenant, and whether it is suspended.
         access_tokens: makes access tokens.
         clock: tells how long a token is still good, and how old keys are.
 
@@ -57,13 +59,13 @@ class TokenExchange:
         *,
         path: Path | None,
         read_jwks: ReadJwks,
-        tenant_exists: TenantExists,
+        find_tenant: FindTenant,
         access_tokens: AccessTokens,
         clock: Clock,
     ) -> None:
         self._path = path
         self._read_jwks = read_jwks
-        self._tenant_exists = tenant_exists
+        self._find_tenant = find_tenant
         self._access_tokens = access_tokens
         self._clock = clock
         self._keys: Mapping[str, IssuerKeys] = {}
@@ -84,7 +86,7 @@ class TokenExchange:
 
         Raises:
             Unauthenticated: SUBJECT_TOKEN_INVALID, the same whatever is wrong.
-            PermissionDenied: SUBJECT_NOT_MAPPED.
+            PermissionDenied: SUBJECT_NOT_MAPPED, TENANT_SUSPENDED.
             Unavailable: ISSUER_UNAVAILABLE.
         """
         try:
@@ -101,7 +103,8 @@ class TokenExchange:
             )
         except NotMapped as unmapped:
             raise _not_mapped(unmapped.claim) from None
-        if not await self._tenant_exists(tenant):
+        found = await self._find_tenant(tenant)
+        if found is None:
             raise _not_mapped(issuer.tenant.claim)
         audit.concerns(tenant, f"{PrincipalKind.FEDERATED}:{issuer.name}/{subject}")
         now_s = self._clock.now_us() // MICROS_PER_SECOND
@@ -109,6 +112,8 @@ class TokenExchange:
         life_s = min(ACCESS_TOKEN_LIFE_S, int(claims["exp"]) - now_s)
         if life_s <= 0:
             raise _invalid()
+        if found.HasField("suspend_time"):
+            raise tenant_suspended()
         grant = Grant(
             tenant=tenant,
             # Whatever an issuer calls its subjects, none is a user of ours or of another issuer.

@@ -1,15 +1,16 @@
 """Users: who there is in a tenant, in which role, and their passwords."""
 
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from auth_svc import grants
+from auth_svc.login_limits import Guess, LoginLimits
+from auth_svc.new_passwords import NewPasswords
 from auth_svc.rights import NewPassword, Rights, RightsStore, find_role, require_etag
 from auth_svc.sessions import PasswordCheck, UserStore
 from meshkit import audit
-from meshkit.clock import MICROS_PER_SECOND, Clock
+from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied, invalid_field, not_found
 from meshkit.identity import Principal, PrincipalKind
 from meshkit.updates import changed_fields, fields_set, updated
@@ -18,11 +19,6 @@ from twinmesh.auth.v1.user_service_pb2 import User
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
-ONE_TIME_LIFE_S = 7 * 24 * 60 * 60
-_ONE_TIME_BYTES = 15
-
-# Takes a password and returns its hash.
-PasswordHash = Callable[[str], Awaitable[str]]
 
 
 class Users:
@@ -32,9 +28,10 @@ class Users:
         store: users and roles.
         accounts: users as log-in sees them.
         verify_password: tells whether a password fits a hash.
-        hash_password: hashes one.
+        limits: bounds guessing.
+        new_passwords: hashes passwords, and makes one-time ones.
         announce: makes known what was revoked.
-        clock: tells when one-time passwords end.
+        clock: dates what changes.
     """
 
     def __init__(
@@ -43,14 +40,16 @@ class Users:
         store: RightsStore,
         accounts: UserStore,
         verify_password: PasswordCheck,
-        hash_password: PasswordHash,
+        limits: LoginLimits,
+        new_passwords: NewPasswords,
         announce: Callable[[], Awaitable[None]],
         clock: Clock,
     ) -> None:
         self._store = store
         self._accounts = accounts
         self._verify_password = verify_password
-        self._hash_password = hash_password
+        self._limits = limits
+        self._new_passwords = new_passwords
         self._announce = announce
         self._clock = clock
 
@@ -108,7 +107,7 @@ class Users:
                 return await rights.users.update(changed, now_us)
             for role in (current.role, changed.role):
                 await _require_role_held(rights, role, caller, sent.username)
-            async with grants.keeping_an_administrator(rights.users):
+            async with grants.keeping_an_administrator(rights.users, caller.tenant):
                 saved = await rights.users.update(changed, now_us)
             await rights.users.end_sessions([sent.username], now_us)
         await self._announce()
@@ -128,19 +127,25 @@ class Users:
             current = await _required(rights, username)
             require_etag(etag, current, what=f"user {username!r}")
             await _require_role_held(rights, current.role, caller, username)
-            async with grants.keeping_an_administrator(rights.users):
+            async with grants.keeping_an_administrator(rights.users, caller.tenant):
                 await rights.users.delete(username)
             await rights.users.end_sessions([username], self._clock.now_us())
         await self._announce()
         _log.info("user deleted", username=username)
 
-    async def change_password(self, caller: Principal, old: str, new: str) -> None:
+    async def change_password(self, caller: Principal, old: str, new: str, *, address: str) -> None:
         """Replace the caller's own password and end all of the caller's sessions.
+
+        Args:
+            caller: whose.
+            old: the present password.
+            new: the next one.
+            address: where the call comes from, as `login_limits.network` returns it.
 
         Raises:
             NotFound: the caller is no user.
             PermissionDenied: PASSWORD_WRONG.
-            ResourceExhausted: LOGIN_BUSY.
+            ResourceExhausted: LOGIN_BUSY, LOGIN_LIMITED.
         """
         audit.changed(["password"])
         user = None
@@ -148,11 +153,13 @@ class Users:
             user = await self._accounts.find(caller.tenant, caller.subject)
         if user is None:
             raise not_found("user", caller.name)
-        if not await self._verify_password(old, user.password_hash):
-            raise _wrong()
+        async with self._limits.attempt(Guess(caller.tenant, user.username, address)) as attempt:
+            if not await self._verify_password(old, user.password_hash):
+                raise _wrong()
+            attempt.succeed()
         if old == new:
             raise invalid_field("new_password", "must be another than the present one")
-        new_password, _ = await self._new_password(new)
+        new_password = await self._new_passwords.chosen(new)
         now_us = self._clock.now_us()
         async with self._store.changing(caller.tenant) as rights:
             if not await rights.users.set_password(
@@ -193,10 +200,8 @@ class Users:
     async def _new_password(self, given: str) -> tuple[NewPassword, str]:
         """Hash a password, made here if none is given; returns also what was made."""
         if given:
-            return NewPassword(await self._hash_password(given), None), ""
-        one_time = secrets.token_urlsafe(_ONE_TIME_BYTES)
-        expire_us = self._clock.now_us() + ONE_TIME_LIFE_S * MICROS_PER_SECOND
-        return NewPassword(await self._hash_password(one_time), expire_us), one_time
+            return await self._new_passwords.chosen(given), ""
+        return await self._new_passwords.one_time()
 
 
 async def _required(rights: Rights, username: str) -> User:

@@ -19,6 +19,7 @@ from meshkit import gateway_credential
 
 CA, CRL, TRUST = "ca.pem", "crl.pem", "trust.json"
 SERVER_CERTIFICATE, SERVER_KEY, CREDENTIAL = "server.pem", "server.key.pem", "gateway.credential"
+LISTENER = "devices"
 _SECRET = "devices"  # noqa: S105 - a name
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
 _EXT_AUTHZ = "envoy.filters.http.ext_authz"
@@ -36,11 +37,14 @@ _SIGNATURES = [
 def listener(edge: Config, door: DeviceDoor) -> Config:
     """Return the listener: the edge's in all but address, TLS, and how callers are known."""
     made = deepcopy(edge)
-    made["name"] = "devices"
+    made["name"] = LISTENER
     made["address"]["socket_address"]["port_value"] = door.port
     (chain,) = made["filter_chains"]
     chain["transport_socket"] = _tls(door.trust)
     manager = chain["filters"][0]["typed_config"]
+    chain["transport_socket_connect_timeout"] = manager["request_headers_timeout"]
+    # TLS ends here, so no proxy before it can tell an address.
+    manager["xff_num_trusted_hops"] = 0
     manager["stat_prefix"] = manager["route_config"]["name"] = "devices"
     manager["local_reply_config"]["mappers"] = local_replies.mappers(for_devices=True)
     for each in manager["http_filters"]:

@@ -78,6 +78,17 @@ def mappers(*, for_devices: bool = False) -> list[Config]:
 def _replies() -> Iterator[_Reply]:
     yield from _unauthenticated()
     yield from _unavailable()
+    # Credentials that auth_svc finds good and refuses all the same.
+    for reason, message in (
+        ("TENANT_SUSPENDED", "the tenant is suspended; the operators of the installation can resume it"),
+        ("ADDRESS_NOT_ALLOWED", "the API key may not be used from this address"),
+    ):
+        yield _Reply(
+            when=(_http_status("EQ", 403), _refused_by_auth(reason)),
+            code=grpc.StatusCode.PERMISSION_DENIED,
+            reason=reason,
+            message=message,
+        )
     yield _Reply(
         when=(_http_status("EQ", 404),),
         code=grpc.StatusCode.NOT_FOUND,
@@ -238,6 +249,15 @@ def _header(name: str, match: Config) -> Config:
 
 def _details(part: str) -> Config:
     return _cel(f"response.code_details.contains('{part}')")
+
+
+def _refused_by_auth(reason: str) -> Config:
+    matcher = {
+        "filter": "envoy.filters.http.ext_authz",
+        "path": [{"key": "reason"}],
+        "value": {"string_match": {"exact": reason}},
+    }
+    return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": False}}
 
 
 def _cel(expression: str) -> Config:

@@ -39,7 +39,16 @@ _STRIPPED_HEADERS = (
     "x-envoy-original-path",
     "x-envoy-original-method",
 )
-_STRIPPED_PREFIX = "x-forwarded-"
+_STRIPPED_PREFIX = {"prefix": "x-forwarded-"}
+# The same but x-forwarded-for, which trusted proxies write; RE2 has no look-ahead.
+_STRIPPED_BEHIND_PROXIES = {"safe_regex": {"regex": "x-forwarded-([^f].*|f[^o].*|fo[^r].*|for.+|fo?)?"}}
+# A client that resets most of its first 500 streams within a second of opening them loses its connection,
+# and no connection has more than so many requests read before others have their turn (CVE-2023-44487).
+_RAPID_RESET = {
+    "overload.premature_reset_total_stream_count": 500,
+    "overload.premature_reset_min_stream_lifetime_seconds": 1,
+    "http.max_requests_per_io_cycle": 32,
+}
 
 
 def render(settings: GatewaySettings) -> Config:
@@ -51,13 +60,21 @@ def render(settings: GatewaySettings) -> Config:
     """
     contract = read_contract(settings.descriptor_path)
     transcoding = transcoder(settings, contract)
+    limits = settings.client_limits
     values = {
+        "runtime": _runtime(limits.listener_connections),
+        "max_connections": limits.connections,
+        "headers_timeout": f"{limits.headers_timeout_s}s",
         "bind": settings.bind,
         "port": settings.port,
         "admin_port": settings.admin_port,
         "jwks_port": settings.jwks_port,
         "stripped_headers": [
-            {"remove_on_match": {"key_matcher": {"prefix": _STRIPPED_PREFIX}}},
+            {
+                "remove_on_match": {
+                    "key_matcher": _STRIPPED_BEHIND_PROXIES if settings.trusted_hops else _STRIPPED_PREFIX
+                }
+            },
             *({"remove": name} for name in _STRIPPED_HEADERS),
         ],
         # Nobody listens: make trace ids, record nothing.
@@ -66,13 +83,16 @@ def render(settings: GatewaySettings) -> Config:
         "local_reply_mappers": local_replies.mappers(),
         "requests_per_second": settings.requests_per_second,
         "request_burst": settings.requests_per_second * 2,
+        "trusted_hops": settings.trusted_hops,
         "auth_cluster": clusters.unchecked(Upstream.AUTH),
         "refused_here": local_replies.REFUSED_HERE,
         "jwt_rules": routes.jwt_rules(contract),
         "transcoder": transcoding,
         "max_json_body_bytes": settings.max_json_body_bytes,
         "cors_origins": [{"exact": origin} for origin in settings.cors_origins],
-        "routes": routes.edge_routes(contract, events=as_events(transcoding)),
+        "routes": routes.edge_routes(
+            contract, events=as_events(transcoding), body_timeout_s=limits.body_timeout_s
+        ),
         "jwks_routes": routes.jwks_routes(contract),
         "clusters": clusters.clusters(settings),
     }
@@ -83,6 +103,14 @@ def render(settings: GatewaySettings) -> Config:
         static["clusters"].append(clusters.device_authorization(settings, devices.credential_injector()))
         static["secrets"] = [devices.credential_secret(settings.devices.trust)]
     return filled
+
+
+def _runtime(listener_connections: int) -> Config:
+    of_listeners = {
+        f"envoy.resource_limits.listener.{name}.connection_limit": listener_connections
+        for name in ("edge", devices.LISTENER)
+    }
+    return {"layers": [{"name": "limits", "static_layer": {**_RAPID_RESET, **of_listeners}}]}
 
 
 def _fill(node: Any, values: Config) -> Any:

@@ -41,9 +41,6 @@ _BUFFERED = {
         "config": {},
     }
 }
-# A JSON request stays here until the transcoder has found its rpc. The CORS filter wants
-# a route that leads somewhere; this one leads to a cluster of no endpoints.
-_JSON = {"route": {"cluster": NOWHERE}}
 _EXT_AUTHZ_OFF = {
     "envoy.filters.http.ext_authz": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
@@ -52,7 +49,7 @@ _EXT_AUTHZ_OFF = {
 }
 
 
-def edge_routes(contract: Contract, *, events: Config) -> list[Config]:
+def edge_routes(contract: Contract, *, events: Config, body_timeout_s: int) -> list[Config]:
     """Return the routes of the edge listener.
 
     A JSON request has a route twice: one by its own path, which decides what the filters
@@ -61,18 +58,24 @@ def edge_routes(contract: Contract, *, events: Config) -> list[Config]:
     Args:
         contract: what is reachable.
         events: the transcoder's configuration for rpcs that answer by a stream.
+        body_timeout_s: until the body of a JSON request is there, seconds.
     """
+    # A JSON request stays here until the transcoder has found its rpc, whose limit holds from then on. The
+    # CORS filter wants a route that leads somewhere; this one leads to a cluster of no endpoints.
+    waiting = {
+        "route": {"cluster": NOWHERE, "max_stream_duration": {"max_stream_duration": f"{body_timeout_s}s"}}
+    }
     made: list[Config] = []
     for rpc in contract.rpcs:
         made.append({"match": {"path": rpc.path}, "route": _action(rpc), **_filters(_for_public(rpc))})
         own = _for_public(rpc) | ({transcoder.FILTER: events} if rpc in contract.streamed else {})
         if own:
-            made += [{"match": match, **_JSON, **_filters(_BUFFERED | own)} for match in _json_matches(rpc)]
+            made += [{"match": match, **waiting, **_filters(_BUFFERED | own)} for match in _json_matches(rpc)]
     for prefix in ("/grpc.reflection.v1.", "/grpc.reflection.v1alpha."):
         made.append({"match": {"prefix": prefix}, "route": _stream_action(_REFLECTION_UPSTREAM)})
     is_grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
     made.append({"match": {"prefix": "/", "headers": [is_grpc]}, "direct_response": {"status": 404}})
-    made.append({"match": {"prefix": "/"}, **_JSON, **_filters(_BUFFERED)})
+    made.append({"match": {"prefix": "/"}, **waiting, **_filters(_BUFFERED)})
     return made
 
 

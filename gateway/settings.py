@@ -14,6 +14,15 @@ REQUESTS_PER_SECOND = 10_000
 RequestsPerSecond = Annotated[
     int, Field(gt=0, description="Requests of all clients together; twice as many at once.")
 ]
+TrustedHops = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=8,
+        description="Proxies before the gateway that are trusted to tell callers' addresses in"
+        " x-forwarded-for; 0: its own peer is the caller.",
+    ),
+]
 CorsOrigins = Annotated[
     str, Field(description="Origins of web pages that may call, commas between them; empty: none.")
 ]
@@ -75,6 +84,23 @@ class DeviceDoor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLimits:
+    """What clients may take before they have proved anything.
+
+    Attributes:
+        connections: open at once, to all listeners together.
+        listener_connections: of these to one listener.
+        headers_timeout_s: from a request's first byte to the end of its headers, and for a TLS handshake.
+        body_timeout_s: from a JSON request's headers to the end of its body.
+    """
+
+    connections: int = 16_000
+    listener_connections: int = 12_000
+    headers_timeout_s: int = 10
+    body_timeout_s: int = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """Everything that differs between one gateway and another.
 
@@ -90,8 +116,10 @@ class GatewaySettings:
         trace_sample_ratio: share of traces that begin here to record, 0 to 1.
         cors_origins: origins of web pages that may call, such as `https://app.example`.
         requests_per_second: of all clients together; twice as many at once.
+        trusted_hops: proxies before the gateway that are trusted to tell callers' addresses.
         access_log_path: file or device for one JSON object per request.
         max_json_body_bytes: largest JSON body; gRPC messages are limited by the services.
+        client_limits: connections and patience.
     """
 
     bind: str
@@ -105,8 +133,10 @@ class GatewaySettings:
     trace_sample_ratio: float = 1.0
     cors_origins: Sequence[str] = ()
     requests_per_second: int = REQUESTS_PER_SECOND
+    trusted_hops: int = 0
     access_log_path: str = "/dev/stdout"
     max_json_body_bytes: int = 4 * 1024 * 1024
+    client_limits: ClientLimits = ClientLimits()
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
@@ -133,6 +163,7 @@ class GatewayEnvironment(Settings):
     trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")
     cors_origins: CorsOrigins = ""
     gateway_requests_per_second: RequestsPerSecond = REQUESTS_PER_SECOND
+    gateway_trusted_hops: TrustedHops = 0
 
     @field_validator("auth_address", "asset_address", "ingest_address", "twin_address")
     @classmethod
@@ -165,4 +196,5 @@ class GatewayEnvironment(Settings):
             trace_sample_ratio=self.trace_sample_ratio,
             cors_origins=parse_origins(self.cors_origins),
             requests_per_second=self.gateway_requests_per_second,
+            trusted_hops=self.gateway_trusted_hops,
         )

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from meshkit.identity import Principal
 
 _log = structlog.get_logger()
-# Envoy writes it anew for each request; clients' own ones are dropped there.
-ADDRESS_HEADER = "x-envoy-external-address"
 BATCH_EVENTS = 1_000
 MOST_WAITING = 20_000
 MOST_TARGETS = 100

@@ -29,6 +29,9 @@ _CLOCK_SKEW_S = 5  # as Envoy allows between auth_svc's clock and its own
 _KEY_REFETCH_S = 1.0
 # What a service may do in another service; on top it names the tenant it acts for.
 SERVICE_PERMISSIONS = frozenset({"profile:read", "profile:register", "revocation:read", "audit:record"})
+# Those who operate the installation are users of this tenant, and nobody else holds these.
+SYSTEM_TENANT = "system"
+INSTALLATION_PERMISSIONS = frozenset({"tenant:admin"})
 
 
 class PrincipalKind(StrEnum):
@@ -259,11 +262,14 @@ class TokenVerifier:
             kind = PrincipalKind(claims["kind"])
             if kind == PrincipalKind.SERVICE:
                 raise _invalid_token("services have tokens of another kind")
+            tenant = str(claims["tenant"])
+            is_of_installation = (tenant, kind) == (SYSTEM_TENANT, PrincipalKind.USER)
+            never = SERVICE_PERMISSIONS | (frozenset() if is_of_installation else INSTALLATION_PERMISSIONS)
             principal = Principal(
-                tenant=str(claims["tenant"]),
+                tenant=tenant,
                 subject=str(claims["sub"]),
                 kind=kind,
-                permissions=frozenset(claims["perms"]) - SERVICE_PERMISSIONS,
+                permissions=frozenset(claims["perms"]) - never,
                 role=str(claims.get("role", "")),
                 credential_id=str(claims.get("cred_id", "")),
                 credential_expires=float(claims.get("cred_exp", "inf")),

@@ -18,8 +18,9 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from meshkit import policy, status
-from meshkit.audit import ADDRESS_HEADER, AuditedCall, AuditTrail, is_recorded
+from meshkit.audit import AuditedCall, AuditTrail, is_recorded
 from meshkit.audit_targets import TargetReader
+from meshkit.caller_address import caller_address
 from meshkit.errors import DeadlineExceeded, DomainError, InvalidArgument
 from meshkit.identity import Principal, TokenVerifier, bind_principal
 from meshkit.open_calls import OpenCall, OpenCalls
@@ -172,7 +173,7 @@ class _Call:
         """Let the caller in, or raise why not."""
         metadata = context.invocation_metadata() or ()
         join_trace(metadata)
-        call.address = _address(metadata, context)
+        call.address = caller_address(context)
         call.principal = await self._identify(metadata)
         policy.require(self._permission, call.principal, method=self._method)
 
@@ -235,15 +236,6 @@ async def _cut_off(context: Context, error: DomainError) -> None:
     """End a call, whose client finds the status behind what was written last."""
     with suppress(grpc.aio.BaseError):
         await context.abort_with_status(rpc_status.to_status(status.to_status(error)))
-
-
-def _address(metadata: Iterable[tuple[str, str | bytes]], context: Context) -> str:
-    """Return the client's address as Envoy gives it, or the peer's: who calls inside of the mesh."""
-    for name, value in metadata:
-        if name == ADDRESS_HEADER and isinstance(value, str):
-            return value
-    _, _, peer = context.peer().partition(":")
-    return peer.rpartition(":")[0].strip("[]")
 
 
 async def _validated(requests: AsyncIterator[Message], call: AuditedCall) -> AsyncIterator[Message]:

@@ -14,7 +14,8 @@ TELEMETRY_SUBJECT = "devices.*.telemetry"
 STREAM = "$MQTT_msgs"
 CONSUMER = "ingest"
 _LOGIN = re.compile(
-    "(?P<tenant>[a-z0-9-]+)/(?P<certificate>certificate:)?(?P<credential>[a-z0-9]+)/(?P<device>[a-z0-9-]*)"
+    "(?P<tenant>[a-z0-9-]+)/(?P<certificate>certificate:)?(?P<credential>[a-z0-9]+(?:-[0-9]+)?)/"
+    "(?P<device>[a-z0-9-]*)"
 )
 
 
@@ -23,13 +24,18 @@ def telemetry_subject(device_id: str) -> str:
     return f"devices.{device_id}.telemetry"
 
 
+def key_of(credential_id: str) -> str:
+    """Return the id of the API key whose secret a credential is: what stands before the first hyphen."""
+    return credential_id.partition("-")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Login:
     """Who is behind an MQTT connection, as NATS knows it.
 
     Attributes:
         tenant: of the credential.
-        credential_id: the API key's, or the certificate's.
+        credential_id: of the API key's secret, or the certificate's.
         device_id: the device that logged in, "" when a key did for its tenant's devices.
         by_certificate: it has shown a certificate, which is its device's.
     """
@@ -50,7 +56,7 @@ class Login:
         """Return the name of the principal, as meshkit.identity gives it."""
         if self.by_certificate:
             return f"{PrincipalKind.DEVICE}:{self.device_id}"
-        return f"{PrincipalKind.API_KEY}:{self.credential_id}"
+        return f"{PrincipalKind.API_KEY}:{key_of(self.credential_id)}"
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -210,7 +210,7 @@ def main() -> None:
         root=secrets.decode_root(settings.mesh_secret.get_secret_value()),
         listen="0.0.0.0:4222",
         store_dir="/data",
-        mqtt=MqttListener("0.0.0.0", 1883, tls),  # noqa: S104 - of a container, which publishes it or not
+        mqtt=MqttListener("0.0.0.0", 1883, tls),  # noqa: S104 - of a container, which publishes it or not  # nosec B104
         monitor="127.0.0.1:8222",
         log_file="/log/nats.log",  # read by ingest_svc
     )

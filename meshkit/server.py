@@ -29,12 +29,16 @@ _OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_send_message_length", 64 * 1024 * 1024),
+    # Both, or gRPC refuses calls by chance between the first and a quarter more.
     ("grpc.max_metadata_size", 32 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
     # Else gRPC widens the window of a stream with the measured bandwidth, and holds megabytes of each
     # stream that nobody reads: a flood of 3 GiB while PostgreSQL stood still cost a process 830 MiB.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Who pings more often for the third time is told to calm down, and loses the connection.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
     # Calls that arrive faster than handlers start wait: from the default of 1,000 on gRPC would
     # cancel some at random, when a fleet comes back.
     ("grpc.server.max_pending_requests", 20_000),

@@ -420,7 +420,7 @@ async def _delete(connection: Connection, keys: Sequence[MessageKey]) -> None:
             USING unnest($1::text[], $2::text[], $3::text[]) AS gone (tenant_id, gateway_id, message_id)
             WHERE kept.tenant_id = gone.tenant_id AND kept.gateway_id = gone.gateway_id
               AND kept.message_id = gone.message_id
-            """,  # noqa: S608 - one of two tables
+            """,  # noqa: S608 - one of two tables  # nosec B608
             *_columns(keys),
         )
 

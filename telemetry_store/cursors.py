@@ -290,7 +290,7 @@ async def _raise_epochs(
         WHERE held.tenant_id = locked.tenant_id AND held.writer_id = locked.writer_id
         RETURNING held.tenant_id, held.writer_id, held.epoch, held.last_sequence,
             held.session_id = locked.session_id AS is_ours
-        """,  # noqa: S608 - one of two clauses
+        """,  # noqa: S608 - one of two clauses  # nosec B608
         [opening.key[0] for opening in openings],
         [opening.key[1] for opening in openings],
         [opening.principal for opening in openings],

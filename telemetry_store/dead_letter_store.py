@@ -147,7 +147,7 @@ class DeadLetterStore:
                 WHERE {conditions}
                 ORDER BY received_at{order}, dead_letter_id{order}
                 LIMIT ${len(arguments)}
-                """,  # noqa: S608 - put together from texts of this module
+                """,  # noqa: S608 - put together from texts of this module  # nosec B608
                 *arguments,
             )
         return [_letter(row) for row in rows]
@@ -160,7 +160,7 @@ class DeadLetterStore:
                 SELECT {_LETTER} FROM telemetry.dead_letter
                 WHERE tenant_id = $1 AND dead_letter_id = ANY ($2)
                 ORDER BY received_at, dead_letter_id
-                """,  # noqa: S608 - likewise
+                """,  # noqa: S608 - likewise  # nosec B608
                 tenant,
                 list(ids),
             )
@@ -214,7 +214,7 @@ class DeadLetterStore:
                 WHERE {conditions}
                 GROUP BY reason, door
                 ORDER BY letters DESC, reason, door
-                """,  # noqa: S608 - likewise
+                """,  # noqa: S608 - likewise  # nosec B608
                 *arguments,
             )
         return [LetterCount(*row) for row in rows]
@@ -239,7 +239,7 @@ class DeadLetterStore:
                         RETURNING 1
                     )
                     SELECT count(*) FROM deleted
-                    """,  # noqa: S608 - likewise
+                    """,  # noqa: S608 - likewise  # nosec B608
                     *arguments,
                     limit,
                 )

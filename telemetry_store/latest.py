@@ -48,7 +48,7 @@ SELECT DISTINCT ON (series_id)
 FROM telemetry.segment
 WHERE {OF_COMMITS}
 ORDER BY series_id, end_time DESC, order_no DESC
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - of constants  # nosec B608
 
 _KEEP_LATER = """
 INSERT INTO telemetry.series_latest AS kept

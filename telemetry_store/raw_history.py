@@ -214,7 +214,7 @@ async def _definitions(connection: Connection, tenant: str, batch: RawRow) -> li
         WHERE tenant_id = $1 AND writer_id = $2 AND epoch = $3 AND format = 2
           AND received_at BETWEEN $4::timestamptz - {_AROUND} AND $4::timestamptz + {_AROUND}
         ORDER BY received_at, raw_message_id
-        """,  # noqa: S608 - a constant.
+        """,  # noqa: S608 - a constant.  # nosec B608
         tenant,
         batch.writer_id,
         batch.epoch,

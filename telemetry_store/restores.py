@@ -84,7 +84,7 @@ class RestoreStore:
                     kept_until = greatest(known.kept_until, excluded.kept_until),
                     state = 1, days = NULL, days_done = 0, samples = 0, error = NULL, finished_at = NULL
                 RETURNING {_COLUMNS}
-                """,  # noqa: S608 - a constant
+                """,  # noqa: S608 - a constant  # nosec B608
                 tenant,
                 f"rs-{secrets.token_hex(8)}",
                 principal,
@@ -106,7 +106,7 @@ class RestoreStore:
                 SELECT {_COLUMNS}
                 FROM telemetry.restore
                 WHERE tenant_id = $1 AND restore_id = $2
-                """,  # noqa: S608 - a constant
+                """,  # noqa: S608 - a constant  # nosec B608
                 tenant,
                 restore_id,
             )
@@ -126,7 +126,7 @@ class RestoreStore:
                 WHERE tenant_id = $1 AND restore_id COLLATE "C" > $2
                 ORDER BY restore_id COLLATE "C"
                 LIMIT $3
-                """,  # noqa: S608 - a constant
+                """,  # noqa: S608 - a constant  # nosec B608
                 tenant,
                 after,
                 limit,

@@ -91,7 +91,7 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc] # Untyped.
 
 _MESHES = {
     "mesh": re.compile(
-        r"tests/mesh/test_(applied|archive|audit|bad_input\w*|dead_letters|device_certificates|end_to_end|events|history|load|log_out|metrics|mqtt(_flood)?|permissions|processing|raw_messages|readme|sql_user|tail_and_simulate|tenant_ids|watch)\.py"
+        r"tests/mesh/test_(applied|archive|audit|bad_input\w*|dead_letters|device_certificates|end_to_end|events|fuzzed_requests|history|load|log_out|metrics|mqtt(_flood)?|permissions|processing|raw_messages|readme|sql_user|tail_and_simulate|tenant_ids|token_attacks|watch)\.py"
     ),
     "fragile mesh": re.compile(r"tests/mesh/test_((\w+_)?faults\w*|rollups)\.py"),
 }

@@ -11,7 +11,8 @@ _NOTE = """# Permissions
 
 Generated from the contract and `auth_svc/roles.py` by `make generate`; not to be edited. An rpc declares the
 permission that it needs; whoever lacks it is answered PERMISSION_DENIED `PERMISSION_MISSING`. A tenant adds
-roles of its own ([API](api.md#credentials)).
+roles of its own ([API](api.md#credentials)). *installation_admin* exists in tenant `system` only, and
+what that role alone holds counts for users of that tenant only.
 """
 _WORDS = {PUBLIC: "public: no credential", AUTHENTICATED: "any credential"}
 _SERVICES_ONLY = "services only"

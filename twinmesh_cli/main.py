@@ -7,6 +7,7 @@ import structlog
 import typer
 
 from twinmesh_cli import (
+    api_keys,
     audit,
     bench,
     ca,
@@ -32,6 +33,7 @@ from twinmesh_cli import (
     status,
     storage,
     tail,
+    tenants,
     trace,
     up,
     users,
@@ -72,6 +74,8 @@ app.command()(metrics.metrics)
 app.command()(login.login)
 app.command()(login.logout)
 app.add_typer(keys.keys_app, name="keys")
+app.add_typer(tenants.tenants_app, name="tenants")
+app.add_typer(api_keys.api_keys_app, name="api-keys")
 app.add_typer(users.users_app, name="users")
 app.add_typer(roles.roles_app, name="roles")
 app.add_typer(audit.audit_app, name="audit")

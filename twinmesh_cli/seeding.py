@@ -9,11 +9,12 @@ from typing import Any
 
 from meshkit import secrets
 from meshkit.embedded import PartFailedError
+from meshkit.identity import SYSTEM_TENANT
 from twinmesh_cli.database import role_url
 from twinmesh_cli.service import module_command, service_environment
 from twinmesh_cli.settings import LauncherSettings
 
-_PASSWORD_BYTES = 12
+PASSWORD_BYTES = 12
 _SECONDS = 60.0
 _SIMULATOR_KEY = "simulated fleet"
 _SIMULATOR_PERMISSIONS = "telemetry:write,device:read,device:write,device_type:read,device_type:write"
@@ -36,7 +37,7 @@ async def seed(settings: LauncherSettings, *, admin_url: str, mesh_secret: str) 
         PartFailedError: a step failed.
     """
     given = settings.admin_password.get_secret_value() if settings.admin_password else None
-    password = given or random_secrets.token_urlsafe(_PASSWORD_BYTES)
+    password = given or random_secrets.token_urlsafe(PASSWORD_BYTES)
     root = secrets.decode_root(mesh_secret)
 
     def variables(role: str) -> dict[str, str]:
@@ -61,6 +62,24 @@ async def seed(settings: LauncherSettings, *, admin_url: str, mesh_secret: str) 
         await asyncio.gather(*steps, return_exceptions=True)
     created = bool(_last_object(bootstrap).get("created"))
     return Seeded(user_created=created, password=password if created and given is None else None)
+
+
+async def make_operator(
+    settings: LauncherSettings, *, admin_url: str, mesh_secret: str, password: str
+) -> bool:
+    """Make the first operator of the installation; False when there is one, whose password stays.
+
+    Raises:
+        PartFailedError: auth_svc's program failed.
+    """
+    root = secrets.decode_root(mesh_secret)
+    variables = {
+        "TWINMESH_SERVICE_DATABASE_URL": role_url(admin_url, root=root, role="twinmesh_auth"),
+        "TWINMESH_TENANT": SYSTEM_TENANT,
+        "TWINMESH_ADMIN_PASSWORD": password,
+        "TWINMESH_LOG_LEVEL": settings.log_level,
+    }
+    return bool(_last_object(await _run("auth_svc.bootstrap", variables=variables)).get("created"))
 
 
 async def issue_simulator_key(settings: LauncherSettings, *, admin_url: str, mesh_secret: str) -> str:

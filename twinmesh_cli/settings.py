@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from auth_svc.ca.names import TRUST_DOMAIN_PATTERN
-from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, RequestsPerSecond
+from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, RequestsPerSecond, TrustedHops
 from meshkit import secrets
 from meshkit.config import (
     ARCHIVE_AFTER_DAYS,
@@ -122,6 +122,7 @@ class LauncherSettings(Settings):
     outbound_allowed: OutboundAllowed = OUTBOUND_ALLOWED
     cors_origins: CorsOrigins = ""
     gateway_requests_per_second: RequestsPerSecond = REQUESTS_PER_SECOND
+    gateway_trusted_hops: TrustedHops = 0
     ingest_processes: int = Field(
         1, ge=1, le=16, description="Processes of ingest_svc, which share the gateway streams."
     )
@@ -222,7 +223,7 @@ class LauncherSettings(Settings):
     @property
     def gateway_host(self) -> str:
         """The host by which this machine reaches the gateway."""
-        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound.
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound.  # nosec B104
         host = everywhere.get(self.bind, self.bind)
         return f"[{host}]" if ":" in host and not host.startswith("[") else host
 

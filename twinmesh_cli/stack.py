@@ -269,6 +269,7 @@ class Stack:
                     trace_sample_ratio=settings.trace_sample_ratio,
                     cors_origins=parse_origins(settings.cors_origins),
                     requests_per_second=settings.gateway_requests_per_second,
+                    trusted_hops=settings.gateway_trusted_hops,
                 )
             )
 

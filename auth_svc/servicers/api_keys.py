@@ -1,5 +1,7 @@
 """ApiKeyService."""
 
+from ipaddress import ip_network
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from auth_svc.api_keys import ApiKey, ApiKeys
@@ -32,6 +34,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
             display_name=request.display_name,
             permissions=request.permissions,
             expire_us=_micros(request.expire_time) if request.HasField("expire_time") else None,
+            allowed_addresses=[ip_network(each) for each in request.allowed_addresses],
         )
         return pb.CreateApiKeyResponse(id=api_key.id, secret=secret, api_key=_message(api_key))
 
@@ -52,6 +55,14 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         await self._api_keys.revoke(current_principal().tenant, request.id)
         return pb.DeleteApiKeyResponse()
 
+    async def RotateApiKey(self, request: pb.RotateApiKeyRequest, context: object) -> pb.RotateApiKeyResponse:
+        """Give a key another secret and tell it."""
+        audit.changed(["secret", "former_secrets_expire_time"])
+        api_key, secret = await self._api_keys.rotate(
+            current_principal(), request.id, overlap_us=request.overlap.ToMicroseconds()
+        )
+        return pb.RotateApiKeyResponse(secret=secret, api_key=_message(api_key))
+
 
 def _micros(moment: Timestamp) -> int:
     if not (0 <= moment.seconds <= _LAST_SECOND and 0 <= moment.nanos < 1_000_000_000):
@@ -65,8 +76,13 @@ def _message(api_key: ApiKey) -> pb.ApiKey:
         display_name=api_key.display_name,
         permissions=sorted(api_key.permissions),
         creator=api_key.creator,
+        allowed_addresses=[str(network) for network in api_key.allowed_addresses],
     )
     message.create_time.FromMicroseconds(api_key.create_us)
     if api_key.expire_us is not None:
         message.expire_time.FromMicroseconds(api_key.expire_us)
+    if api_key.last_used_us is not None:
+        message.last_used_time.FromMicroseconds(api_key.last_used_us)
+    if api_key.former_expire_us is not None:
+        message.former_secrets_expire_time.FromMicroseconds(api_key.former_expire_us)
     return message

@@ -6,7 +6,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 import structlog
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 from google.rpc import code_pb2, status_pb2
 
 from auth_svc import device_credentials
@@ -16,11 +16,13 @@ from auth_svc.key_exchange import KeyExchange
 from envoy_api import external_auth_pb2 as pb
 from envoy_api import external_auth_pb2_grpc
 from meshkit import gateway_credential, status
-from meshkit.errors import Unauthenticated
+from meshkit.caller_address import ADDRESS_HEADER
+from meshkit.errors import PermissionDenied, Unauthenticated
 
 _log = structlog.get_logger()
 _SCHEME = "Bearer "
-_UNAUTHORIZED = 401
+_CHALLENGE = ("www-authenticate", 'Bearer error="invalid_token"')
+_UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 
 class CallContext(Protocol):
@@ -53,8 +55,8 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
         self._key_exchange = key_exchange
         self._certificate_exchange = certificate_exchange
         self._gateway_credential = gateway_credential.encode()
-        self._key_denied = _denied(status.to_status(key_exchange_rules.refused()))
-        self._certificate_denied = _denied(status.to_status(device_credentials.refused()))
+        self._key_denied = _denied(key_exchange_rules.refused())
+        self._certificate_denied = _denied(device_credentials.refused())
 
     async def Check(self, request: pb.CheckRequest, context: CallContext) -> pb.CheckResponse:
         """Replace the credential by a token, or refuse the request."""
@@ -66,10 +68,13 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
                 token = await self._certificate_exchange.exchange(unquote(certificate))
             else:
                 key = http.headers.get("authorization", "").removeprefix(_SCHEME)
-                token = await self._key_exchange.exchange(key)
+                token = await self._key_exchange.exchange(key, address=http.headers.get(ADDRESS_HEADER, ""))
         except Unauthenticated as error:
             _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
             return self._certificate_denied if certificate else self._key_denied
+        except PermissionDenied as error:
+            _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
+            return _denied(error)
         return pb.CheckResponse(
             status=status_pb2.Status(code=code_pb2.OK),
             ok_response=pb.OkHttpResponse(headers=[_header("authorization", _SCHEME + token)]),
@@ -90,17 +95,23 @@ def _header(key: str, value: str) -> pb.HeaderValueOption:
     )
 
 
-def _denied(refusal: status_pb2.Status) -> pb.CheckResponse:
+def _denied(refusal: Unauthenticated | PermissionDenied) -> pb.CheckResponse:
     """Return the refusal as JSON; Envoy itself puts it into the form of gRPC for gRPC callers."""
-    body = json_format.MessageToJson(refusal, indent=None, always_print_fields_with_no_presence=True)
+    told = status.to_status(refusal)
+    body = json_format.MessageToJson(told, indent=None, always_print_fields_with_no_presence=True)
+    is_unknown = isinstance(refusal, Unauthenticated)
+    known = struct_pb2.Struct()
+    known.update({"reason": status.reason_name(refusal.reason)})
     return pb.CheckResponse(
-        status=status_pb2.Status(code=code_pb2.UNAUTHENTICATED),
+        status=status_pb2.Status(code=told.code),
         denied_response=pb.DeniedHttpResponse(
-            status=pb.HttpStatus(code=_UNAUTHORIZED),
+            status=pb.HttpStatus(code=_UNAUTHORIZED if is_unknown else _FORBIDDEN),
             headers=[
                 _header("content-type", "application/json"),
-                _header("www-authenticate", 'Bearer error="invalid_token"'),
+                *([_header(*_CHALLENGE)] if is_unknown else []),
             ],
             body=body,
         ),
+        # By which the gateway tells refusals of one HTTP status apart.
+        dynamic_metadata=known,
     )

@@ -1,16 +1,25 @@
 """SessionService."""
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from auth_svc.login_limits import Guess, network
 from auth_svc.sessions import Sessions, TokenPair
 from meshkit import audit
+from meshkit.caller_address import caller_address
 from meshkit.identity import PrincipalKind, current_principal
 from twinmesh.auth.v1 import session_service_pb2 as pb
 from twinmesh.auth.v1 import session_service_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 _Answer = TypeVar("_Answer", pb.LoginResponse, pb.RefreshResponse)
 
@@ -29,19 +38,19 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         self._sessions = sessions
         self._jwks = jwks
 
-    async def Login(self, request: pb.LoginRequest, context: object) -> pb.LoginResponse:
+    async def Login(self, request: pb.LoginRequest, context: Context) -> pb.LoginResponse:
         """Exchange a password for tokens."""
         audit.concerns(request.tenant, f"{PrincipalKind.USER}:{request.username}")
-        pair = await self._sessions.login(
-            tenant=request.tenant, username=request.username, password=request.password
-        )
+        guess = Guess(request.tenant, request.username, network(caller_address(context)))
+        pair = await self._sessions.login(guess, request.password)
         answer = _answer(pb.LoginResponse, pair)
         answer.password_change_required = pair.password_change_required
         return answer
 
-    async def Refresh(self, request: pb.RefreshRequest, context: object) -> pb.RefreshResponse:
+    async def Refresh(self, request: pb.RefreshRequest, context: Context) -> pb.RefreshResponse:
         """Trade a refresh token for the next pair."""
-        return _answer(pb.RefreshResponse, await self._sessions.refresh(request.refresh_token))
+        pair = await self._sessions.refresh(request.refresh_token, address=network(caller_address(context)))
+        return _answer(pb.RefreshResponse, pair)
 
     async def Logout(self, request: pb.LogoutRequest, context: object) -> pb.LogoutResponse:
         """End the caller's session."""

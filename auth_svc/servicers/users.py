@@ -1,10 +1,21 @@
 """UserService."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from auth_svc.login_limits import network
 from auth_svc.servicers.pages import next_page_token, position, size
 from auth_svc.users import Users
+from meshkit.caller_address import caller_address
 from meshkit.identity import current_principal
 from twinmesh.auth.v1 import user_service_pb2 as pb
 from twinmesh.auth.v1 import user_service_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class UserServicer(user_service_pb2_grpc.UserServiceServicer):
@@ -45,10 +56,15 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         return await self._users.update(current_principal(), request.user, request.update_mask.paths)
 
     async def ChangePassword(
-        self, request: pb.ChangePasswordRequest, context: object
+        self, request: pb.ChangePasswordRequest, context: Context
     ) -> pb.ChangePasswordResponse:
         """Replace the caller's own password."""
-        await self._users.change_password(current_principal(), request.old_password, request.new_password)
+        await self._users.change_password(
+            current_principal(),
+            request.old_password,
+            request.new_password,
+            address=network(caller_address(context)),
+        )
         return pb.ChangePasswordResponse()
 
     async def ResetPassword(

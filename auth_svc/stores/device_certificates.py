@@ -7,6 +7,7 @@ import asyncpg
 
 from auth_svc.ca.authority import Revoked
 from auth_svc.device_certificates import DeviceCertificate
+from auth_svc.device_credentials import IssuedCertificate
 from auth_svc.stores.revocations import insert_revocation
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import tenant_transaction
@@ -51,9 +52,10 @@ ORDER BY id
 LIMIT $3
 """
 
-_FINGERPRINT = """
-SELECT fingerprint
+_FIND = """
+SELECT fingerprint, tenant.suspend_time IS NOT NULL AS tenant_suspended
 FROM auth.device_certificate
+JOIN auth.tenant USING (tenant_id)
 WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL AND expire_time > clock_timestamp()
 """
 
@@ -121,11 +123,11 @@ class DeviceCertificateStore:
                 rows = await connection.fetch(_PAGE, tenant, after, limit)
         return [_certificate(row) for row in rows]
 
-    async def fingerprint(self, tenant: str, certificate_id: str) -> bytes | None:
-        """Return that of a certificate, None when there is none, or it is revoked or has expired."""
+    async def find(self, tenant: str, certificate_id: str) -> IssuedCertificate | None:
+        """Return a certificate, None when there is none, or it is revoked or has expired."""
         async with tenant_transaction(self._pool, tenant) as connection:
-            found: bytes | None = await connection.fetchval(_FINGERPRINT, tenant, certificate_id)
-        return found
+            row = await connection.fetchrow(_FIND, tenant, certificate_id)
+        return None if row is None else IssuedCertificate(row["fingerprint"], row["tenant_suspended"])
 
     async def revoke(self, tenant: str, certificate_id: str, *, until: datetime) -> Sequence[str] | None:
         """Revoke one and all that were renewed from it; return the ids, None when there is no such one.

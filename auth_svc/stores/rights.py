@@ -28,7 +28,7 @@ class RightsStore:
     async def reading(self, tenant: str) -> AsyncIterator[Rights]:
         """Open a transaction that sees one tenant."""
         async with tenant_transaction(self._pool, tenant) as connection:
-            yield Rights(UserRows(connection, tenant), RoleRows(connection, tenant))
+            yield Rights(tenant, UserRows(connection, tenant), RoleRows(connection, tenant))
 
     @asynccontextmanager
     async def changing(self, tenant: str) -> AsyncIterator[Rights]:
@@ -36,4 +36,4 @@ class RightsStore:
         # Not on a later snapshot than the lock: what the one before committed is to be seen.
         async with tenant_transaction(self._pool, tenant, isolation="read_committed") as connection:
             await connection.execute(_LOCK_TENANT, tenant)
-            yield Rights(UserRows(connection, tenant), RoleRows(connection, tenant))
+            yield Rights(tenant, UserRows(connection, tenant), RoleRows(connection, tenant))

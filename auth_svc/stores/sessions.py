@@ -7,7 +7,7 @@ import asyncpg
 from auth_svc.grants import held_in_session
 from auth_svc.opaque_tokens import OpaqueToken
 from auth_svc.revocations import kept_until
-from auth_svc.sessions import NewSession, Presented, Refuse, Replay, Revoke, Rotate, Verdict
+from auth_svc.sessions import NewSession, Postpone, Presented, Refuse, Replay, Revoke, Rotate, Verdict
 from auth_svc.stores.revocations import insert_revocation
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import Connection, tenant_transaction
@@ -37,8 +37,10 @@ WHERE tenant_id = $1 AND username = $2 AND expire_time <= $3
 # Everything that changes a session or its tokens holds this lock.
 _LOCK = """
 SELECT session.username, user_account.role, role.permissions, user_account.one_time_expire_time,
-       session.revoke_time, session.expire_time, session.end_time
+       session.revoke_time, session.expire_time, session.end_time,
+       tenant.suspend_time IS NOT NULL AS tenant_suspended
 FROM auth.session
+JOIN auth.tenant USING (tenant_id)
 JOIN auth.user_account USING (tenant_id, username)
 LEFT JOIN auth.role ON role.tenant_id = user_account.tenant_id AND role.id = user_account.custom_role
 WHERE session.tenant_id = $1 AND session.id = $2
@@ -155,6 +157,7 @@ async def _presented(connection: Connection, token: OpaqueToken) -> Presented | 
             session["role"], session["permissions"], one_time=session["one_time_expire_time"] is not None
         ),
         revoked=session["revoke_time"] is not None,
+        tenant_suspended=session["tenant_suspended"],
         expire_us=from_datetime(session["expire_time"]),
         end_us=from_datetime(session["end_time"]),
         generation=row["generation"],
@@ -175,7 +178,7 @@ async def _apply(connection: Connection, token: OpaqueToken, generation: int, ve
             await connection.execute(_REPLAY_GENERATION, *session, generation, to_datetime(verdict.replay_us))
         case Revoke():
             await _revoke(connection, *session, verdict.revoke_us)
-        case Refuse():
+        case Refuse() | Postpone():
             pass
 
 

@@ -17,14 +17,11 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _FIND = """
 SELECT username, password_hash, user_account.role, role.permissions, disabled, one_time_expire_time,
-       user_account.version
+       user_account.version, tenant.suspend_time IS NOT NULL AS tenant_suspended
 FROM auth.user_account
+JOIN auth.tenant USING (tenant_id)
 LEFT JOIN auth.role ON role.tenant_id = user_account.tenant_id AND role.id = user_account.custom_role
 WHERE user_account.tenant_id = $1 AND username = $2
-"""
-
-_TENANT_EXISTS = """
-SELECT EXISTS (SELECT FROM auth.tenant WHERE tenant_id = $1)
 """
 
 _INSERT_TENANT = """
@@ -119,12 +116,8 @@ class UserStore:
             disabled=row["disabled"],
             one_time_expire_us=None if one_time is None else from_datetime(one_time),
             version=row["version"],
+            tenant_suspended=row["tenant_suspended"],
         )
-
-    async def tenant_exists(self, tenant: str) -> bool:
-        """Tell whether there is such a tenant."""
-        async with tenant_transaction(self._pool, tenant) as connection:
-            return bool(await connection.fetchval(_TENANT_EXISTS, tenant))
 
     async def create(
         self, tenant: str, username: str, password_hash: str, role: Role, create_us: int

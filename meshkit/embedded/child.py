@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     if os.getppid() != parent:
         sys.exit("the parent is gone already")
     try:
-        os.execv(command[0], command)  # noqa: S606 - to run what the parent asked for is the purpose.
+        os.execv(command[0], command)  # noqa: S606 - to run what the parent asked for is the purpose.  # nosec B606
     except OSError as error:
         sys.exit(f"cannot run {command[0]}: {error.strerror}")
 

@@ -61,7 +61,7 @@ _MAKE_DATABASE = f"""
     ALTER ROLE {MIGRATOR} LOGIN CREATEDB CREATEROLE BYPASSRLS PASSWORD '{{password}}';
     SELECT 'CREATE DATABASE {DATABASE} OWNER {MIGRATOR}'
     WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
-"""  # noqa: S608 - names are constants, the password is url-safe text made here.
+"""  # noqa: S608 - names are constants, the password is url-safe text made here.  # nosec B608
 # What a start meets for a moment after its predecessor was killed, or when somebody took the port.
 _WORTH_ANOTHER_TRY = (
     "lock file",

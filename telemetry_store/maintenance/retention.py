@@ -43,7 +43,7 @@ WITH page AS MATERIALIZED (
     RETURNING sealed.tenant_id, date '1970-01-01' + (sealed.start_time / 86400000000)::integer AS day
 ), raised AS ({RAISE_SAMPLE_HORIZON})
 SELECT (SELECT max(series_id) FROM page) AS last, (SELECT count(*) FROM gone) AS deleted
-"""  # noqa: S608 - a constant
+"""  # noqa: S608 - a constant  # nosec B608
 
 
 async def expire_samples(

@@ -263,7 +263,7 @@ class StorageUsage:
             FROM measured CROSS JOIN scale {series}
             WHERE NOT is_day AND owner IS NOT NULL
             GROUP BY measured.tenant_id, {device}
-        """  # noqa: S608 - constants
+        """  # noqa: S608 - constants  # nosec B608
         async with self._pool.acquire() as connection, connection.transaction():
             await _forget(connection, [source.name])
             await connection.execute(
@@ -291,7 +291,7 @@ class StorageUsage:
 async def _forget(connection: Connection, names: Sequence[str]) -> None:
     for table in ("storage_day", "storage_device", "storage_source"):
         await connection.execute(
-            f"DELETE FROM telemetry.{table} WHERE source = ANY ($1::text[])",  # noqa: S608 - constants
+            f"DELETE FROM telemetry.{table} WHERE source = ANY ($1::text[])",  # noqa: S608 - constants  # nosec B608
             names,
         )
 

@@ -58,7 +58,7 @@ SELECT min(c.order_no) AS oldest_order,
        coalesce(bool_or(c.bulk_series IS NOT NULL), false) AS bulk
 FROM lagging
 LEFT JOIN telemetry.ingest_commit AS c ON c.instance = lagging.instance AND c.commit_no > lagging.commit_no
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - of constants  # nosec B608
 
 _TOUCHED_HOT = """
 SELECT span.place::integer - 1 AS place, s.start_time, s.end_time
@@ -81,7 +81,7 @@ JOIN unnest($2::text[], $3::integer[], $4::bigint[], $5::bigint[])
     WITH ORDINALITY AS span (tenant_id, series_id, start_time, end_time, place)
     ON span.series_id = loaded.series_id
     AND loaded.start_time < span.end_time AND loaded.end_time >= span.start_time
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - of constants  # nosec B608
 
 _STALE = """
 SELECT span.place::integer - 1 AS place, s.start_time, s.end_time - 1 AS end_time

@@ -26,7 +26,7 @@ SELECT {OBJECT_COLUMNS}
 FROM telemetry.archive_object
 WHERE tenant_id = $1 AND day = $2 AND retired_at IS NULL
 ORDER BY first_series, first_time
-"""  # noqa: S608 - a constant
+"""  # noqa: S608 - a constant  # nosec B608
 
 _RETIRE = """
 WITH retired AS (

@@ -25,7 +25,7 @@ WITH gone AS (
     RETURNING tenant_id, day, samples
 ), raised AS ({RAISE_SAMPLE_HORIZON})
 SELECT count(*) AS objects, coalesce(sum(samples), 0)::bigint AS samples FROM gone
-"""  # noqa: S608 - a constant
+"""  # noqa: S608 - a constant  # nosec B608
 
 
 async def expire_archive(

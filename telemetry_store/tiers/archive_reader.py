@@ -26,7 +26,7 @@ FROM telemetry.archive_object
 WHERE tenant_id = ANY ($1::text[]) AND retired_at IS NULL
   AND day BETWEEN date '1970-01-01' + $2::integer AND date '1970-01-01' + $3::integer
   AND first_series <= $4 AND last_series >= $5
-"""  # noqa: S608 - a constant
+"""  # noqa: S608 - a constant  # nosec B608
 _RETRY_AFTER_S = 5.0
 _FOOTERS_KEPT_BYTES = 64 << 20  # As they are stored; they take some times as much once read.
 _AT_ONCE = 8

@@ -84,7 +84,7 @@ WHERE greatest(days.sealed_at, timestamptz 'epoch' + (days.day + 1) * interval '
   AND (date '1970-01-01' + days.day::integer, months.tenant_id) > ($5::date, $6::text)
 ORDER BY days.day, months.tenant_id
 LIMIT $4
-"""  # noqa: S608 - a constant
+"""  # noqa: S608 - a constant  # nosec B608
 
 _HELD = """
 SELECT EXISTS (
@@ -111,7 +111,7 @@ FROM (
     WHERE tenant_id = $1 AND start_time >= $2 AND start_time < $3
     ORDER BY series_id, start_time
 ) AS found
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - of constants  # nosec B608
 
 _ROWS = """
 SELECT series_id, order_no, samples, times, "values", quality

@@ -54,7 +54,7 @@ FROM telemetry.segment TABLESAMPLE SYSTEM ($4::float8)
 WHERE start_time >= $1 AND start_time < $2 AND order_no <= $3
 GROUP BY series_id
 HAVING count(*) >= $5
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - of constants  # nosec B608
 # From one series to the next along the index, so that a day with one late sample costs one step.
 # What was not estimated is counted: each row lies on a page of its own.
 _HOT = f"""
@@ -96,7 +96,7 @@ CROSS JOIN LATERAL (
       AND NOT compacted
 ) AS pieces
 ORDER BY walk.series_id
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - of constants  # nosec B608
 _PIECES = f"""
 SELECT series_id, tenant_id, kind, 0 AS hot, sum({_WEIGHT_OF_PIECE}) AS pieces
 FROM telemetry.sealed_segment
@@ -105,7 +105,7 @@ WHERE start_time >= $1 AND start_time < $2 AND NOT compacted AND order_no <= $3 
 GROUP BY series_id, tenant_id, kind
 ORDER BY series_id
 LIMIT $5
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - of constants  # nosec B608
 
 
 async def due_batches(pool: asyncpg.Pool, bound: Bound) -> AsyncIterator[Batch]:

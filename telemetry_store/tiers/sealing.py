@@ -77,7 +77,7 @@ DELETE FROM telemetry.sealed_segment AS s
 WHERE s.series_id = ANY ($1::integer[]) AND s.start_time >= $2 AND s.start_time < $3 AND s.order_no <= $4
   AND NOT s.compacted
 RETURNING {_RETURNING}
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - of constants  # nosec B608
 _SEALED_EXTENTS = """
 SELECT series_id, start_time, end_time, order_no
 FROM telemetry.sealed_segment
@@ -91,7 +91,7 @@ USING unnest($1::integer[], $4::bigint[], $5::bigint[], $6::bigint[])
 WHERE s.series_id = wanted.series_id AND s.start_time = wanted.start_time AND s.end_time = wanted.end_time
   AND s.order_no = wanted.order_no AND s.start_time >= $2 AND s.start_time < $3
 RETURNING {_RETURNING}
-"""  # noqa: S608 - of constants
+"""  # noqa: S608 - of constants  # nosec B608
 _INSERT = """
 INSERT INTO telemetry.sealed_segment
     (tenant_id, series_id, start_time, end_time, samples, compacted, order_no, times, "values", quality)

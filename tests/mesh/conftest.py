@@ -77,11 +77,10 @@ async def rival(mesh: Mesh, rival_token: str) -> AsyncIterator[httpx.AsyncClient
 
 
 @pytest.fixture(scope="session")
-def expired_token(mesh: Mesh) -> str:
-    """A token of auth_svc's own key that was good an hour ago."""
+def signing_keys(mesh: Mesh) -> KeyRing:
+    """auth_svc's own keys, to sign what auth_svc would not."""
 
-    async def issue() -> str:
-        hour_ago = ManualClock(SystemClock().now_us() - 3600 * MICROS_PER_SECOND)
+    async def read() -> KeyRing:
         async with db.pool(mesh.role_url("twinmesh_auth"), application="test", max_size=1) as pool:
             ring = KeyRing(
                 store=SigningKeyStore(pool=pool),
@@ -90,21 +89,28 @@ def expired_token(mesh: Mesh) -> str:
                 clock=SystemClock(),
             )
             await ring.refresh()
-            return AccessTokens(signers=ring, clock=hour_ago).issue(
-                Grant(
-                    tenant="demo",
-                    subject="admin",
-                    kind=PrincipalKind.USER,
-                    permissions=permissions_of(Role.ADMIN),
-                    credential_id="expired",
-                    credential_expire_us=None,
-                    read_us=hour_ago.now_us(),
-                    role=Role.ADMIN,
-                ),
-                life_s=900,
-            )
+            return ring
 
-    return asyncio.run(issue())
+    return asyncio.run(read())
+
+
+@pytest.fixture(scope="session")
+def expired_token(signing_keys: KeyRing) -> str:
+    """A token of auth_svc's own key that was good an hour ago."""
+    hour_ago = ManualClock(SystemClock().now_us() - 3600 * MICROS_PER_SECOND)
+    return AccessTokens(signers=signing_keys, clock=hour_ago).issue(
+        Grant(
+            tenant="demo",
+            subject="admin",
+            kind=PrincipalKind.USER,
+            permissions=permissions_of(Role.ADMIN),
+            credential_id="expired",
+            credential_expire_us=None,
+            read_us=hour_ago.now_us(),
+            role=Role.ADMIN,
+        ),
+        life_s=900,
+    )
 
 
 @pytest.fixture

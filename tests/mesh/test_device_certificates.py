@@ -1,6 +1,7 @@
 """Devices at the gateway's listener for them: who comes in, as whom, and who does not."""
 
 import json
+import socket
 import ssl
 import uuid
 from contextlib import suppress
@@ -87,6 +88,14 @@ async def test_a_gateway_streams_with_its_certificate(mesh: Mesh, identity: Iden
         assert result.stored_samples == 1
         assert [each.device_id for each in result.refusals] == [_OTHER]
         await client.close()
+
+
+def test_a_tls_handshake_that_does_not_end_ends_the_connection(mesh: Mesh) -> None:
+    with socket.create_connection(("127.0.0.1", mesh.device_port), timeout=60) as slow:
+        # The beginning of a ClientHello.
+        slow.sendall(b"\x16\x03\x01\x02\x00\x01")
+        with suppress(ConnectionResetError):
+            assert slow.recv(1) == b""
 
 
 @pytest.mark.parametrize("device_id", [_OTHER, "absent"])

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2
 
 from auth_svc.roles import Role, permissions_of
 from gateway.contract import CONTRACT, Rpc, read_rpcs
+from meshkit.identity import SYSTEM_TENANT
 from meshkit.policy import AUTHENTICATED, PUBLIC
 from meshkit.status import status_of
 from meshkit.testing.auth import bearer
@@ -33,12 +34,19 @@ _TIMEOUT_S = 30
 
 @pytest.fixture(scope="module")
 def users(mesh: Mesh) -> None:
-    """One user in each built-in role, named like it, with the mesh's password."""
-    mesh.add_tenant(_TENANT)
+    """One user in each built-in role, with the mesh's password."""
+    for tenant in (_TENANT, SYSTEM_TENANT):
+        mesh.add_tenant(tenant)
     headers = {"authorization": f"Bearer {mesh.log_in(Role.ADMIN, _TENANT)}"}
-    for role in set(Role) - {Role.ADMIN}:
+    for role in set(Role) - {Role.ADMIN, Role.INSTALLATION_ADMIN}:
         body = {"user": {"username": role, "role": role}, "password": mesh.password}
         httpx.post(f"{mesh.url}/v1/users", json=body, headers=headers, timeout=30).raise_for_status()
+
+
+def _log_in(mesh: Mesh, role: Role) -> str:
+    if role == Role.INSTALLATION_ADMIN:
+        return mesh.log_in("admin", SYSTEM_TENANT)
+    return mesh.log_in(role, _TENANT)
 
 
 @pytest.fixture
@@ -83,13 +91,11 @@ async def outcome(channel: grpc.aio.Channel, rpc: Rpc, metadata: Any) -> tuple[g
 async def test_a_role_may_call_what_it_holds_and_nothing_else(
     mesh: Mesh, channels: dict[str, grpc.aio.Channel], role: Role
 ) -> None:
-    token = await asyncio.to_thread(mesh.log_in, role, _TENANT)
+    token = await asyncio.to_thread(_log_in, mesh, role)
     wrong: list[str] = []
     for rpc in _RPCS:
         # What needs any credential may end its session.
-        own = (
-            await asyncio.to_thread(mesh.log_in, role, _TENANT) if rpc.permission == AUTHENTICATED else token
-        )
+        own = await asyncio.to_thread(_log_in, mesh, role) if rpc.permission == AUTHENTICATED else token
         answer = await outcome(channels[rpc.package], rpc, bearer(own))
         may = rpc.permission in {PUBLIC, AUTHENTICATED} or rpc.permission in permissions_of(role)
         if may is (answer == _MISSING) or answer == _NO_CREDENTIAL:

@@ -15,10 +15,13 @@ _ADDRESSED = [
     for binding in rpc.bindings
     if "{" in binding.template and binding.template.startswith("/v1/")
 ]
-# A fresh mesh has no archive to restore from.
-_NOTHING_TO_NAME = {"/v1/restores"}
+# A fresh mesh has no archive to restore from; tenants are nobody's but the operators'.
+_NOTHING_TO_NAME = {"/v1/restores", "/v1/tenants"}
 # What a request needs besides the name, so that its form is not what is refused.
-_BODIES = {"/v1/devices/{device_id}/messages": {"payload": "e30="}}
+_BODIES = {
+    "/v1/devices/{device_id}/messages": {"payload": "e30="},
+    "/v1/apiKeys/{id}:rotate": {"overlap": "0s"},
+}
 
 
 def _collection(binding: HttpBinding) -> str:

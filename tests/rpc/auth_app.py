@@ -40,6 +40,7 @@ from twinmesh.auth.v1 import (
     role_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
+    tenant_service_pb2_grpc,
     user_service_pb2_grpc,
 )
 from twinmesh.mesh.v1 import health_service_pb2_grpc
@@ -61,6 +62,7 @@ class AuthApp:
     sessions: Any
     api_keys: Any
     users: Any
+    tenants: Any
     roles: Any
     certificates: Any
     health: Any
@@ -99,6 +101,7 @@ class AuthApp:
         request = external_auth_pb2.CheckRequest()
         request.attributes.request.http.path = "/v1/telemetry"
         request.attributes.request.http.headers["authorization"] = authorization
+        request.attributes.request.http.headers["x-envoy-external-address"] = "127.0.0.1"
         for name, value in headers.items():
             request.attributes.request.http.headers[name.replace("_", "-")] = value
         answer: external_auth_pb2.CheckResponse = await self.authorization.Check(request)
@@ -175,6 +178,7 @@ async def running_auth(
             sessions=session_service_pb2_grpc.SessionServiceStub(channel),
             api_keys=api_key_service_pb2_grpc.ApiKeyServiceStub(channel),
             users=user_service_pb2_grpc.UserServiceStub(channel),
+            tenants=tenant_service_pb2_grpc.TenantServiceStub(channel),
             roles=role_service_pb2_grpc.RoleServiceStub(channel),
             certificates=device_certificate_service_pb2_grpc.DeviceCertificateServiceStub(channel),
             health=health_service_pb2_grpc.HealthServiceStub(channel),
@@ -186,7 +190,7 @@ async def running_auth(
 
 @asynccontextmanager
 async def behind_envoy(
-    auth: AuthApp, home: Path, *, jwks_cache: str = "60s"
+    auth: AuthApp, home: Path, *, jwks_cache: str = "60s", trusted_hops: int = 0
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Run an HTTP client of the gateway; PostgreSQL and auth_svc work, nothing else is there.
 
@@ -194,6 +198,7 @@ async def behind_envoy(
         auth: where Envoy asks.
         home: of Envoy.
         jwks_cache: how long Envoy keeps keys.
+        trusted_hops: proxies before Envoy that tell callers' addresses.
     """
     port, admin_port, jwks_port = free_ports(3)
 
@@ -209,6 +214,7 @@ async def behind_envoy(
                     Upstream.AUTH: [Endpoint.parse(auth.address)],
                 },
                 descriptor_path=descriptor,
+                trusted_hops=trusted_hops,
             )
         )
         text = json.dumps(config)

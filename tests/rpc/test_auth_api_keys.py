@@ -5,14 +5,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import jwt
 import pytest
 
 from auth_svc.roles import Role, permissions_of
-from meshkit import paging
+from auth_svc.stores.api_keys import ApiKeyStore
+from meshkit import db, paging
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
-from tests.rpc.auth_app import AuthApp, error_info, refusal, running_auth, status_of
+from tests.rpc.auth_app import AuthApp, error_info, refusal, running_auth, status_of, until
 from twinmesh.auth.v1 import api_key_service_pb2 as pb
+from twinmesh.auth.v1 import session_service_pb2
 
 _Metadata = tuple[tuple[str, str], ...]
 
@@ -94,6 +97,7 @@ async def test_keys_are_for_those_who_may(auth: AuthApp) -> None:
     assert await refusal(_create(auth, operator)) == denied
     assert await refusal(_list(auth, operator)) == denied
     assert await refusal(_delete(auth, operator, "abc")) == denied
+    assert await refusal(_rotate(auth, operator, "abc", overlap={})) == denied
 
 
 async def test_a_deleted_key_is_gone_for_good(auth: AuthApp, admin: _Metadata) -> None:
@@ -151,6 +155,12 @@ async def test_a_malformed_key_is_a_bad_request(auth: AuthApp, admin: _Metadata)
         {"display_name": "a\x00b"},
         {"permissions": ["twin:read", "twin:read"]},
         {"permissions": ["all"]},
+        {"allowed_addresses": ["203.0.113.7/24"]},
+        {"allowed_addresses": ["203.0.113.7"]},
+        {"allowed_addresses": [""]},
+        {"allowed_addresses": ["example.com"]},
+        {"allowed_addresses": ["::/0", "::/0"]},
+        {"allowed_addresses": [f"203.0.113.{number}/32" for number in range(65)]},
         {"expire_time": {"seconds": 2_000_000_000, "nanos": -1}},
     ]
     for malformed in cases:
@@ -162,3 +172,193 @@ async def test_a_malformed_id_is_a_bad_request(auth: AuthApp, admin: _Metadata) 
     for key_id in ("", "A", "a/b", "a" * 65, "*"):
         code, reason = await refusal(_delete(auth, admin, key_id))
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"), key_id
+
+
+async def _rotate(auth: AuthApp, caller: _Metadata, key_id: str, **fields: Any) -> pb.RotateApiKeyResponse:
+    answer: pb.RotateApiKeyResponse = await auth.api_keys.RotateApiKey(
+        pb.RotateApiKeyRequest(id=key_id, **fields), metadata=caller
+    )
+    return answer
+
+
+async def _is_let_in(auth: AuthApp, secret: str) -> bool:
+    return (await auth.check(f"Bearer {secret}")).HasField("ok_response")
+
+
+async def test_both_secrets_are_good_until_the_overlap_is_over(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin)
+    before = await auth.check(f"Bearer {made.secret}")
+    opened = bearer(before.ok_response.headers[0].header.value.removeprefix("Bearer "))
+    rotated = await _rotate(auth, admin, made.id, overlap={"seconds": 3600})
+    assert rotated.secret.startswith(f"tmk_demo_{made.id}_")
+    assert rotated.secret != made.secret
+    (listed,) = (await _list(auth, admin)).api_keys
+    assert listed == rotated.api_key
+    assert abs(listed.former_secrets_expire_time.seconds - time.time() - 3600) < 60
+    for secret in (made.secret, rotated.secret, made.secret):
+        assert await _is_let_in(auth, secret)
+
+    # The hour is over.
+    await auth.sql("UPDATE auth.api_key_former_secret SET expire_time = now()")
+
+    async def former_is_over() -> bool:
+        (listed,) = (await _list(auth, admin)).api_keys
+        return not listed.HasField("former_secrets_expire_time") and not await _is_let_in(auth, made.secret)
+
+    await until(former_is_over)
+    # What was opened with it ends; the key itself goes on.
+    me = session_service_pb2.GetMeRequest()
+    ended = (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
+    assert await refusal(auth.sessions.GetMe(me, metadata=opened)) == ended
+    after = await auth.check(f"Bearer {rotated.secret}")
+    token = bearer(after.ok_response.headers[0].header.value.removeprefix("Bearer "))
+    assert (await auth.sessions.GetMe(me, metadata=token)).subject == made.id
+
+
+async def test_what_a_former_secret_opens_ends_with_the_overlap(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin)
+    rotated = await _rotate(auth, admin, made.id, overlap={"seconds": 30})
+    ends = rotated.api_key.former_secrets_expire_time.seconds
+    for secret, expected in ((made.secret, ends), (rotated.secret, None)):
+        allowed = await auth.check(f"Bearer {secret}")
+        token = allowed.ok_response.headers[0].header.value.removeprefix("Bearer ")
+        claims = jwt.decode(token, options={"verify_signature": False})
+        assert claims.get("cred_exp") == expected
+        assert claims["sub"] == made.id
+
+
+async def test_without_an_overlap_all_former_secrets_end_at_once(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin)
+    second = await _rotate(auth, admin, made.id, overlap={"seconds": 7 * 86_400})
+    opened = {}
+    for secret in (made.secret, second.secret):
+        allowed = await auth.check(f"Bearer {secret}")
+        opened[secret] = bearer(allowed.ok_response.headers[0].header.value.removeprefix("Bearer "))
+    third = await _rotate(auth, admin, made.id, overlap={})
+    assert not third.api_key.HasField("former_secrets_expire_time")
+    me = session_service_pb2.GetMeRequest()
+    for secret, token in opened.items():
+        assert not await _is_let_in(auth, secret)
+        code, reason = await refusal(auth.sessions.GetMe(me, metadata=token))
+        assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
+    assert await _is_let_in(auth, third.secret)
+
+
+async def test_a_longer_overlap_does_not_prolong_an_earlier_one(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin)
+    first = await _rotate(auth, admin, made.id, overlap={"seconds": 100})
+    second = await _rotate(auth, admin, made.id, overlap={"seconds": 200})
+    for secret, other in ((made.secret, 100), (first.secret, 200)):
+        allowed = await auth.check(f"Bearer {secret}")
+        token = allowed.ok_response.headers[0].header.value.removeprefix("Bearer ")
+        claims = jwt.decode(token, options={"verify_signature": False})
+        assert abs(claims["cred_exp"] - time.time() - other) < 60
+    assert await _is_let_in(auth, second.secret)
+
+
+async def test_deleting_a_key_ends_all_its_secrets(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin)
+    rotated = await _rotate(auth, admin, made.id, overlap={"seconds": 3600})
+    opened = []
+    for secret in (made.secret, rotated.secret):
+        allowed = await auth.check(f"Bearer {secret}")
+        opened.append(bearer(allowed.ok_response.headers[0].header.value.removeprefix("Bearer ")))
+    await _delete(auth, admin, made.id)
+    me = session_service_pb2.GetMeRequest()
+    for secret, token in zip((made.secret, rotated.secret), opened, strict=True):
+        assert not await _is_let_in(auth, secret)
+        code, reason = await refusal(auth.sessions.GetMe(me, metadata=token))
+        assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
+
+
+async def test_a_key_has_eight_secrets_at_most(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin)
+    secrets = [made.secret]
+    for _ in range(7):
+        secrets.append((await _rotate(auth, admin, made.id, overlap={"seconds": 3600})).secret)
+    too_many = (grpc.StatusCode.FAILED_PRECONDITION, "TOO_MANY_SECRETS")
+    assert await refusal(_rotate(auth, admin, made.id, overlap={"seconds": 3600})) == too_many
+    for secret in secrets:
+        assert await _is_let_in(auth, secret)
+    last = await _rotate(auth, admin, made.id, overlap={})
+    assert [await _is_let_in(auth, secret) for secret in [*secrets, last.secret]] == [False] * 8 + [True]
+
+
+async def test_who_rotates_a_key_holds_what_it_carries(auth: AuthApp, admin: _Metadata) -> None:
+    keys = await _create(auth, admin, permissions=["api_key:write", "twin:read"])
+    allowed = await auth.check(f"Bearer {keys.secret}")
+    caller = bearer(allowed.ok_response.headers[0].header.value.removeprefix("Bearer "))
+    more = await _create(auth, admin, permissions=["device:write"])
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await _rotate(auth, caller, more.id, overlap={})
+    info = error_info(status_of(refused.value))
+    assert (info.reason, info.metadata["permission"]) == ("GRANT_EXCEEDS_CALLER", "device:write")
+    assert await _is_let_in(auth, more.secret)
+    # Its own it may, like any other that carries no more.
+    assert await _is_let_in(auth, (await _rotate(auth, caller, keys.id, overlap={})).secret)
+
+
+async def test_only_a_tenant_s_own_good_keys_are_rotated(auth: AuthApp, admin: _Metadata) -> None:
+    await auth.add_user("other", "eve", Role.ADMIN)
+    eve = await auth.as_user("other", "eve")
+    made = await _create(auth, admin)
+    gone = (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+    assert await refusal(_rotate(auth, eve, made.id, overlap={})) == gone
+    assert await refusal(_rotate(auth, admin, "neverwas", overlap={})) == gone
+    assert await _is_let_in(auth, made.secret)
+    await auth.sql("UPDATE auth.api_key SET expire_time = now()")
+    expired = (grpc.StatusCode.FAILED_PRECONDITION, "API_KEY_EXPIRED")
+    assert await refusal(_rotate(auth, admin, made.id, overlap={})) == expired
+    await _delete(auth, admin, made.id)
+    assert await refusal(_rotate(auth, admin, made.id, overlap={})) == gone
+
+
+async def test_a_malformed_rotation_is_a_bad_request(auth: AuthApp, admin: _Metadata) -> None:
+    made = await _create(auth, admin)
+    week = 7 * 86_400
+    cases: list[dict[str, Any]] = [
+        {},
+        {"overlap": {"seconds": -1}},
+        {"overlap": {"seconds": week, "nanos": 1}},
+        {"overlap": {"seconds": 2**62}},
+    ]
+    for malformed in cases:
+        code, reason = await refusal(_rotate(auth, admin, made.id, **malformed))
+        assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"), malformed
+    assert await _is_let_in(auth, made.secret)
+
+
+async def test_it_is_told_when_a_key_was_last_used(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auth_svc.app._USES_EVERY_S", 0.1)
+    async with running_auth(database) as auth:
+        admin = await auth.as_user()
+        used, idle = (
+            await _create(auth, admin),
+            await _create(auth, admin, allowed_addresses=["192.0.2.0/24"]),
+        )
+        assert await _is_let_in(auth, used.secret)
+        assert not await _is_let_in(auth, used.secret[:-4] + "0000")
+        assert not await _is_let_in(auth, idle.secret)
+
+        async def last_used() -> dict[str, Any]:
+            keys = (await _list(auth, admin)).api_keys
+            return {key.id: key.last_used_time for key in keys if key.HasField("last_used_time")}
+
+        await until(last_used)
+        (found,) = (await last_used()).items()
+        assert found[0] == used.id
+        assert (found[1].seconds % 60, found[1].nanos) == (0, 0)
+        assert 0 <= time.time() - found[1].seconds < 120
+
+
+async def test_an_earlier_use_does_not_replace_a_later_one(auth: AuthApp, admin: _Metadata) -> None:
+    made, never = await _create(auth, admin), await _create(auth, admin)
+    async with db.pool(auth.database.url("twinmesh_auth"), application="test", max_size=1) as pool:
+        store = ApiKeyStore(pool=pool)
+        for at in (2_000_000, 1_000_000):
+            await store.write_uses("demo", {made.id: at, "gone": at})
+            await store.write_uses("other", {never.id: at})
+        found = {key.id: key.last_used_us for key in await store.page("demo", after="", limit=9)}
+    assert found == {made.id: 2_000_000, never.id: None}

@@ -29,6 +29,7 @@ from twinmesh.auth.v1 import (
     audit_service_pb2,
     audit_service_pb2_grpc,
     role_service_pb2,
+    tenant_service_pb2,
     user_service_pb2,
 )
 from twinmesh.auth.v1.session_service_pb2 import GetMeRequest, LoginRequest
@@ -38,6 +39,7 @@ ExportAuditEvents = audit_event_service_pb2.ExportAuditEventsRequest
 API_KEYS = "/twinmesh.auth.v1.ApiKeyService/"
 USERS = "/twinmesh.auth.v1.UserService/"
 ROLES = "/twinmesh.auth.v1.RoleService/"
+TENANTS = "/twinmesh.auth.v1.TenantService/"
 
 
 @pytest.fixture
@@ -99,6 +101,17 @@ async def test_its_own_calls_are_recorded(auth: AuthApp, stub: Any) -> None:
     assert list(found.changed_fields) == ["display_name", "permissions"]
     assert found.credential_id
     assert made.secret not in str(found)
+    bound = api_key_service_pb2.CreateApiKeyRequest(display_name="x", allowed_addresses=["192.0.2.0/24"])
+    await auth.api_keys.CreateApiKey(bound, metadata=admin)
+    (found, _) = await events(stub, admin, least=2, rpc=f"{API_KEYS}CreateApiKey")
+    assert list(found.changed_fields) == ["display_name", "allowed_addresses"]
+    rotate = api_key_service_pb2.RotateApiKeyRequest(id=made.id)
+    rotate.overlap.FromSeconds(60)
+    rotated = await auth.api_keys.RotateApiKey(rotate, metadata=admin)
+    (found,) = await events(stub, admin, rpc=f"{API_KEYS}RotateApiKey")
+    assert (list(found.targets), found.code) == ([made.id], code_pb2.OK)
+    assert list(found.changed_fields) == ["secret", "former_secrets_expire_time"]
+    assert rotated.secret not in str(found)
 
 
 async def test_what_was_changed_of_users_and_roles_is_recorded_without_passwords(
@@ -139,6 +152,26 @@ async def test_what_was_changed_of_users_and_roles_is_recorded_without_passwords
         f"{USERS}DeleteUser": (["olga"], []),
     }
     assert "secret" not in str(found)
+
+
+async def test_what_was_done_to_tenants_is_recorded_in_tenant_system(auth: AuthApp, stub: Any) -> None:
+    await auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
+    operator = await auth.as_user("system", "operator")
+    create = tenant_service_pb2.CreateTenantRequest(
+        tenant=tenant_service_pb2.Tenant(id="acme"), administrator="root"
+    )
+    made = await auth.tenants.CreateTenant(create, metadata=operator)
+    await auth.tenants.SuspendTenant(tenant_service_pb2.SuspendTenantRequest(id="acme"), metadata=operator)
+    await auth.tenants.ResumeTenant(tenant_service_pb2.ResumeTenantRequest(id="acme"), metadata=operator)
+    assert len(await events(stub, operator, rpc=f"{TENANTS}ResumeTenant")) == 1
+    found = [each for each in await events(stub, operator) if each.rpc.startswith(TENANTS)]
+    assert {each.rpc: (list(each.targets), list(each.changed_fields)) for each in found} == {
+        f"{TENANTS}CreateTenant": (["acme"], ["id", "administrator"]),
+        f"{TENANTS}SuspendTenant": (["acme"], ["suspend_time"]),
+        f"{TENANTS}ResumeTenant": (["acme"], ["suspend_time"]),
+    }
+    assert {(each.tenant, each.principal) for each in found} == {("system", "user:operator")}
+    assert made.one_time_password not in str(found)
 
 
 async def test_log_ins_are_in_the_tenant_that_they_name(auth: AuthApp, stub: Any) -> None:

@@ -1,4 +1,4 @@
-"""`twinmesh users` and `twinmesh roles` against auth_svc itself."""
+"""`twinmesh users`, `twinmesh roles`, `twinmesh tenants` and `twinmesh api-keys` against auth_svc itself."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from auth_svc.roles import Role
+from auth_svc.roles import Role, built_in_roles
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import PASSWORD, AuthApp, running_auth
 from twinmesh_cli.main import app
@@ -89,7 +89,7 @@ async def test_a_user_is_changed_step_by_step(auth: AuthApp, command: Command) -
 
 @pytest.mark.usefixtures("administrator")
 async def test_roles_are_made_given_changed_and_removed(auth: AuthApp, command: Command) -> None:
-    assert (await _said(command, "roles")).count("built in") == len(Role)
+    assert (await _said(command, "roles")).count("built in") == len(built_in_roles("demo"))
     made = await _said(
         command, "roles", "create", "night-shift", "--permission", "twin:read", "--permission", "device:write"
     )
@@ -108,6 +108,37 @@ async def test_roles_are_made_given_changed_and_removed(auth: AuthApp, command: 
 
 
 @pytest.mark.usefixtures("administrator")
+async def test_api_keys_are_made_rotated_and_deleted(auth: AuthApp, command: Command) -> None:
+    told = await _said(
+        command,
+        "api-keys",
+        "create",
+        "Gateway 7",
+        "--permission",
+        "twin:read",
+        "--expire",
+        "2090-01-01",
+        "--allow",
+        "127.0.0.0/8",
+    )
+    first = told.split()[-1]
+    key_id = first.split("_")[2]
+    second = (await _said(command, "api-keys", "rotate", key_id, "--overlap-hours", "1.5")).split()[-1]
+    for secret in (first, second):
+        assert (await auth.check(f"Bearer {secret}")).HasField("ok_response")
+    listed = await _said(command, "api-keys")
+    for shown in (key_id, "Gateway 7", "2090-01-01T00:00:00", "127.0.0.0/8", "twin:read"):
+        assert shown in listed
+    third = (await _said(command, "api-keys", "rotate", key_id, "--overlap-hours", "0")).split()[-1]
+    for secret, is_good in ((first, False), (second, False), (third, True)):
+        assert (await auth.check(f"Bearer {secret}")).HasField("ok_response") == is_good
+    await _said(command, "api-keys", "delete", key_id)
+    assert key_id not in await _said(command, "api-keys")
+    absent = await command("api-keys", "rotate", key_id, "--overlap-hours", "0")
+    assert (absent.exit_code, "does not exist" in absent.stderr) == (1, True)
+
+
+@pytest.mark.usefixtures("administrator")
 async def test_what_is_refused_says_what_to_do(command: Command) -> None:
     for arguments, told in (
         (("users", "update", "admin"), "--role"),
@@ -120,3 +151,23 @@ async def test_what_is_refused_says_what_to_do(command: Command) -> None:
     ):
         done = await command(*arguments)
         assert (done.exit_code, told in done.stderr) == (1, True), (arguments, done.output)
+
+
+async def test_an_operator_makes_suspends_and_resumes_a_tenant(auth: AuthApp, command: Command) -> None:
+    await auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
+
+    async def log_in(tenant: str, username: str, password: str) -> Result:
+        arguments = ("login", "--tenant", tenant, "--username", username, "--password-stdin")
+        return await command(*arguments, stdin=f"{password}\n")
+
+    await log_in("system", "operator", PASSWORD)
+    one_time = (await _said(command, "tenants", "create", "acme", "--administrator", "root")).split()[-1]
+    assert "acme" in await _said(command, "tenants")
+    assert (await _said(command, "tenants", "suspend", "acme")).startswith("acme is suspended since ")
+    assert "suspended since" in await _said(command, "tenants")
+    shut_out = await log_in("acme", "root", one_time)
+    assert (shut_out.exit_code, "suspended" in shut_out.stderr) == (1, True), shut_out.output
+    assert await _said(command, "tenants", "resume", "acme") == "acme is resumed\n"
+    assert "suspended" not in await _said(command, "tenants")
+    assert "twinmesh users password" in (await log_in("acme", "root", one_time)).output
+    assert "tenant:admin" in (await command("tenants")).stderr

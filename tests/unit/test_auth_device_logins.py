@@ -1,12 +1,13 @@
 """Who may come in by MQTT."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 
-from auth_svc.api_keys import ApiKey
+from auth_svc.api_keys import ApiKey, KeySecret, StoredKey
+from auth_svc.device_credentials import IssuedCertificate
 from auth_svc.device_logins import MOST_DEVICES, PERMISSION, DeviceLogins, Permitted
-from auth_svc.key_exchange import StoredKey
+from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import OpaqueToken, Prefix
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import (
@@ -19,6 +20,7 @@ from meshkit.errors import (
 )
 from meshkit.mqtt import Login
 from meshkit.testing.clock import ManualClock
+from tests.unit.test_auth_key_exchange import NoUses
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _NOW = 1_800_000_000 * MICROS_PER_SECOND
@@ -41,7 +43,8 @@ class _Keys:
         expire_us: int | None = None,
     ) -> None:
         key = ApiKey(tenant, key_id, "", frozenset(permissions), "ada", _NOW, expire_us)
-        self.stored[tenant, key_id] = StoredKey(key, _token(tenant, key_id).hash)
+        secrets = (KeySecret(_token(tenant, key_id).hash, 1),)
+        self.stored[tenant, key_id] = StoredKey(key, secrets, tenant_suspended=False)
 
     async def find(self, tenant: str, key_id: str) -> StoredKey | None:
         return self.stored.get((tenant, key_id))
@@ -50,8 +53,9 @@ class _Keys:
 class _Certificates:
     """Where there is none but one."""
 
-    async def fingerprint(self, tenant: str, certificate_id: str) -> bytes | None:
-        return b"x" if (tenant, certificate_id) == ("demo", "c7") else None
+    async def find(self, tenant: str, certificate_id: str) -> IssuedCertificate | None:
+        is_there = (tenant, certificate_id) == ("demo", "c7")
+        return IssuedCertificate(b"x", tenant_suspended=False) if is_there else None
 
 
 class _Devices:
@@ -94,17 +98,18 @@ def devices() -> _Devices:
 
 @pytest.fixture
 def logins(keys: _Keys, devices: _Devices, clock: ManualClock) -> DeviceLogins:
-    return DeviceLogins(keys=keys, certificates=_Certificates(), devices=devices, clock=clock)
+    uses = KeyUses(store=NoUses(), clock=clock)
+    return DeviceLogins(keys=keys, certificates=_Certificates(), devices=devices, uses=uses, clock=clock)
 
 
 async def _refusal(logins: DeviceLogins, user: str, password: str) -> DomainError:
     with pytest.raises(DomainError) as caught:
-        await logins.log_in(user, password)
+        await logins.log_in(user, password, address="203.0.113.7")
     return caught.value
 
 
 async def test_a_device_publishes_for_itself_alone(logins: DeviceLogins) -> None:
-    permitted = await logins.log_in("pump-1", _token().text)
+    permitted = await logins.log_in("pump-1", _token().text, address="203.0.113.7")
     assert permitted == Permitted(Login("demo", "key7", "pump-1"), ["pump-1"], None)
 
 
@@ -112,21 +117,42 @@ async def test_the_key_s_own_id_publishes_for_all_enabled_devices(
     logins: DeviceLogins, devices: _Devices
 ) -> None:
     devices.of["demo"]["pump-2"] = True
-    permitted = await logins.log_in("key7", _token().text)
+    permitted = await logins.log_in("key7", _token().text, address="203.0.113.7")
     assert permitted == Permitted(Login("demo", "key7", ""), ["pump-1", "pump-2"], None)
+
+
+async def test_a_log_in_that_is_let_in_is_a_use_of_the_key(
+    keys: _Keys, devices: _Devices, clock: ManualClock
+) -> None:
+    written: list[Mapping[str, int]] = []
+
+    class Store:
+        async def write_uses(self, tenant: str, uses: Mapping[str, int]) -> None:
+            written.append(uses)
+
+    uses = KeyUses(store=Store(), clock=clock)
+    logins = DeviceLogins(keys=keys, certificates=_Certificates(), devices=devices, uses=uses, clock=clock)
+    await _refusal(logins, "off", _token().text)
+    await uses.write()
+    assert written == []
+    for user in ("pump-1", "key7"):
+        clock.advance(60)
+        await logins.log_in(user, _token().text, address="203.0.113.7")
+        await uses.write()
+    assert [list(each) for each in written] == [["key7"], ["key7"]]
 
 
 async def test_a_key_s_id_does_for_no_more_than_five_thousand_devices(
     logins: DeviceLogins, devices: _Devices
 ) -> None:
     devices.of["demo"] = {f"d{number:05}": True for number in range(MOST_DEVICES)}
-    assert len((await logins.log_in("key7", _token().text)).device_ids) == MOST_DEVICES
+    assert len((await logins.log_in("key7", _token().text, address="203.0.113.7")).device_ids) == MOST_DEVICES
     devices.of["demo"]["one-more"] = True
     error = await _refusal(logins, "key7", _token().text)
     assert isinstance(error, FailedPrecondition)
     assert "5,000" in error.message
     # Each by itself still comes in.
-    assert (await logins.log_in("one-more", _token().text)).device_ids == ["one-more"]
+    assert (await logins.log_in("one-more", _token().text, address="203.0.113.7")).device_ids == ["one-more"]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +184,7 @@ async def test_a_key_ends_when_it_expires(logins: DeviceLogins, keys: _Keys, clo
     expire_us = _NOW + 10 * MICROS_PER_SECOND
     keys.add(expire_us=expire_us)
     clock.advance(9.9)
-    assert (await logins.log_in("pump-1", _token().text)).expire_us == expire_us
+    assert (await logins.log_in("pump-1", _token().text, address="203.0.113.7")).expire_us == expire_us
     clock.advance(0.1)
     assert isinstance(await _refusal(logins, "pump-1", _token().text), Unauthenticated)
 

@@ -26,6 +26,13 @@ def test_a_key_never_carries_more_than_its_maker(asked: list[str], caller: froze
         assert not asked or carried == set(asked)
 
 
+def test_no_key_carries_what_is_for_operators_of_the_installation() -> None:
+    operator = permissions_of(Role.INSTALLATION_ADMIN)
+    with pytest.raises(PermissionDenied, match="tenant:admin is for users only"):
+        granted_to_key(["role:read", "tenant:admin"], operator)
+    assert granted_to_key(["role:read"], operator) == {"role:read"}
+
+
 def test_by_default_a_key_is_an_api_client() -> None:
     assert granted_to_key([], permissions_of(Role.ADMIN)) == permissions_of(Role.API_CLIENT)
     assert granted_to_key([], frozenset({"twin:read", "asset:write"})) == {"twin:read"}

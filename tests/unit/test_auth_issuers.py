@@ -19,6 +19,7 @@ from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated, Unavailable
 from meshkit.testing.clock import ManualClock
 from tests.rpc.oidc_issuer import KEYS, public_jwk
+from twinmesh.auth.v1.tenant_service_pb2 import Tenant
 
 _GOOD: dict[str, Any] = {
     "name": "corp",
@@ -55,6 +56,10 @@ def _file(folder: Path, *entries: dict[str, Any]) -> Path:
         ({"tenant": {}}, "tenant"),
         ({"role": {"value": "root"}}, "role"),
         ({"role": {"claim": "groups", "values": {"a": "root"}}}, "role"),
+        ({"tenant": {"value": "system"}}, "operators"),
+        ({"tenant": {"claim": "org", "values": {"a": "demo", "b": "system"}}}, "operators"),
+        ({"role": {"value": "installation_admin"}}, "'demo' has no role 'installation_admin'"),
+        ({"role": {"claim": "groups", "values": {"a": "installation_admin"}}}, "has no role"),
         ({"name": "Corp/"}, "name"),
         ({"typo": 1}, "typo"),
     ],
@@ -225,13 +230,13 @@ def _exchange(path: Path | None, jwks: _Jwks, clock: ManualClock) -> TokenExchan
         def signer(self) -> Signer:
             raise AssertionError("nothing is to be signed")
 
-    async def exists(tenant: str) -> bool:
-        return True
+    async def find_tenant(tenant: str) -> Tenant:
+        return Tenant(id=tenant)
 
     return TokenExchange(
         path=path,
         read_jwks=jwks,
-        tenant_exists=exists,
+        find_tenant=find_tenant,
         access_tokens=AccessTokens(signers=NoSigner(), clock=clock),
         clock=clock,
     )

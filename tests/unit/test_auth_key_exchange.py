@@ -1,5 +1,6 @@
 """What is remembered of API keys, and for how long."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import jwt
@@ -7,9 +8,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auth_svc.access_tokens import AccessTokens, Signer
-from auth_svc.api_keys import ApiKey
+from auth_svc.api_keys import ApiKey, KeySecret, StoredKey
 from auth_svc.exchanged_tokens import CACHE_LIFE_S, TOKEN_LIFE_S, ExchangedTokens
-from auth_svc.key_exchange import KeyExchange, StoredKey
+from auth_svc.key_exchange import KeyExchange
+from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_secret
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated
@@ -26,6 +28,13 @@ def revocation_of(tenant: str, id_: str, kind: RevocationKind = RevocationKind.A
     return Revocation(number=1, tenant=tenant, kind=kind, id=id_, revoke_us=_NOW, until_us=_NOW + 1)
 
 
+class NoUses:
+    """Where no uses are kept."""
+
+    async def write_uses(self, tenant: str, uses: Mapping[str, int]) -> None:
+        raise AssertionError("nobody writes here")
+
+
 class _Signers:
     private_key = Ed25519PrivateKey.generate()
 
@@ -37,7 +46,8 @@ class _Keys:
     """Holds one key and counts how often it is asked."""
 
     def __init__(self) -> None:
-        self.stored: StoredKey | None = StoredKey(_KEY, _TOKEN.hash)
+        secrets = (KeySecret(_TOKEN.hash, 1),)
+        self.stored: StoredKey | None = StoredKey(_KEY, secrets, tenant_suspended=False)
         self.asked = 0
         self.tokens: ExchangedTokens | None = None
 
@@ -69,7 +79,7 @@ def tokens(clock: ManualClock) -> ExchangedTokens:
 
 @pytest.fixture
 def exchange(keys: _Keys, tokens: ExchangedTokens, clock: ManualClock) -> KeyExchange:
-    return KeyExchange(keys=keys, tokens=tokens, clock=clock)
+    return KeyExchange(keys=keys, tokens=tokens, uses=KeyUses(store=NoUses(), clock=clock), clock=clock)
 
 
 def _claims(token: str) -> dict[str, object]:
@@ -78,7 +88,7 @@ def _claims(token: str) -> dict[str, object]:
 
 
 async def test_a_key_becomes_a_token_of_its_own(exchange: KeyExchange) -> None:
-    claims = _claims(await exchange.exchange(_TOKEN.text))
+    claims = _claims(await exchange.exchange(_TOKEN.text, address="203.0.113.7"))
     now_s = _NOW // MICROS_PER_SECOND
     assert claims["sub"] == claims["cred_id"] == "gateway7"
     assert (claims["tenant"], claims["kind"], claims["perms"]) == ("demo", "api_key", ["telemetry:write"])
@@ -90,32 +100,33 @@ async def test_a_key_becomes_a_token_of_its_own(exchange: KeyExchange) -> None:
 async def test_a_key_is_looked_up_once_and_again_later(
     exchange: KeyExchange, tokens: ExchangedTokens, keys: _Keys, clock: ManualClock
 ) -> None:
-    first = await exchange.exchange(_TOKEN.text)
+    first = await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     clock.advance(CACHE_LIFE_S - 1)
-    assert await exchange.exchange(_TOKEN.text) == first
+    assert await exchange.exchange(_TOKEN.text, address="203.0.113.7") == first
     assert keys.asked == 1
     clock.advance(1)
-    assert await exchange.exchange(_TOKEN.text) != first
+    assert await exchange.exchange(_TOKEN.text, address="203.0.113.7") != first
     assert tokens.lookups == Lookups(hits=1, misses=2)
     assert keys.asked == 2
 
 
 async def test_a_remembered_key_does_not_let_another_secret_in(exchange: KeyExchange) -> None:
-    await exchange.exchange(_TOKEN.text)
+    await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     with pytest.raises(Unauthenticated):
-        await exchange.exchange(replace(_TOKEN, secret=new_secret()).text)
+        await exchange.exchange(replace(_TOKEN, secret=new_secret()).text, address="203.0.113.7")
 
 
 async def test_a_key_ends_on_time_even_when_remembered(
     exchange: KeyExchange, keys: _Keys, clock: ManualClock
 ) -> None:
     expire_us = _NOW + 10 * MICROS_PER_SECOND
-    keys.stored = StoredKey(replace(_KEY, expire_us=expire_us), _TOKEN.hash)
-    claims = _claims(await exchange.exchange(_TOKEN.text))
+    secrets = (KeySecret(_TOKEN.hash, 1),)
+    keys.stored = StoredKey(replace(_KEY, expire_us=expire_us), secrets, tenant_suspended=False)
+    claims = _claims(await exchange.exchange(_TOKEN.text, address="203.0.113.7"))
     assert claims["exp"] == claims["cred_exp"] == expire_us // MICROS_PER_SECOND
     clock.advance(10)
     with pytest.raises(Unauthenticated):
-        await exchange.exchange(_TOKEN.text)
+        await exchange.exchange(_TOKEN.text, address="203.0.113.7")
 
 
 @pytest.mark.parametrize(
@@ -136,9 +147,9 @@ async def test_a_key_that_was_revoked_or_whose_tenant_was_is_forgotten(
     id_: str,
     is_forgotten: bool,
 ) -> None:
-    await exchange.exchange(_TOKEN.text)
+    await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     tokens.revoked([revocation_of("demo", id_, kind)])
-    await exchange.exchange(_TOKEN.text)
+    await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     assert keys.asked == 1 + is_forgotten
 
 
@@ -146,9 +157,9 @@ async def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(
     exchange: KeyExchange, tokens: ExchangedTokens, keys: _Keys
 ) -> None:
     keys.tokens = tokens
-    await exchange.exchange(_TOKEN.text)
+    await exchange.exchange(_TOKEN.text, address="203.0.113.7")
     with pytest.raises(Unauthenticated):
-        await exchange.exchange(_TOKEN.text)
+        await exchange.exchange(_TOKEN.text, address="203.0.113.7")
 
 
 @pytest.mark.parametrize("text", ["", "tmk_", _TOKEN.text[:-1], _TOKEN.text.replace("tmk", "tmr")])
@@ -156,5 +167,5 @@ async def test_what_is_no_key_is_refused_without_a_look(
     exchange: KeyExchange, keys: _Keys, text: str
 ) -> None:
     with pytest.raises(Unauthenticated):
-        await exchange.exchange(text)
+        await exchange.exchange(text, address="203.0.113.7")
     assert keys.asked == 0

@@ -1,8 +1,8 @@
 from google.protobuf import descriptor_pool
 
-from auth_svc.roles import Role, permissions_of
+from auth_svc.roles import Role, built_in_roles, permissions_of
 from meshkit import policy
-from meshkit.identity import SERVICE_PERMISSIONS
+from meshkit.identity import INSTALLATION_PERMISSIONS, SERVICE_PERMISSIONS
 from twinmesh.asset.v1 import (
     asset_service_pb2,
     asset_type_service_pb2,
@@ -16,6 +16,7 @@ from twinmesh.auth.v1 import (
     permission_pb2,
     role_service_pb2,
     session_service_pb2,
+    tenant_service_pb2,
     token_service_pb2,
     user_service_pb2,
 )
@@ -54,6 +55,7 @@ _CONTRACTS = [
     token_service_pb2,
     storage_policy_service_pb2,
     storage_service_pb2,
+    tenant_service_pb2,
     twin_service_pb2,
     user_service_pb2,
 ]
@@ -69,8 +71,17 @@ def _declared_permissions() -> set[str]:
     return declared - {policy.PUBLIC, policy.AUTHENTICATED}
 
 
-def test_admin_may_call_every_rpc_but_those_of_services() -> None:
-    assert _declared_permissions() - SERVICE_PERMISSIONS <= permissions_of(Role.ADMIN)
+def test_admin_may_call_every_rpc_but_those_of_services_and_operators() -> None:
+    others = SERVICE_PERMISSIONS | INSTALLATION_PERMISSIONS
+    assert _declared_permissions() - others <= permissions_of(Role.ADMIN)
+
+
+def test_one_role_alone_keeps_the_installation_and_one_tenant_alone_has_it() -> None:
+    assert _declared_permissions() >= INSTALLATION_PERMISSIONS
+    holders = [role for role in Role if permissions_of(role) & INSTALLATION_PERMISSIONS]
+    assert holders == [Role.INSTALLATION_ADMIN]
+    assert built_in_roles("system") == tuple(Role)
+    assert set(built_in_roles("demo")) == set(Role) - set(holders)
 
 
 def test_no_role_holds_what_only_services_may() -> None:

@@ -9,6 +9,7 @@ from auth_svc.sessions import (
     IDLE_LIFE_S,
     LONGEST_LIFE_S,
     RETRY_GRACE_S,
+    Postpone,
     Presented,
     Refuse,
     Replay,
@@ -25,6 +26,7 @@ _UNUSED = Presented(
     role=Role.VIEWER,
     permissions=permissions_of(Role.VIEWER),
     revoked=False,
+    tenant_suspended=False,
     expire_us=_NOW + 1,
     end_us=_NOW + LONGEST_LIFE_S * MICROS_PER_SECOND,
     generation=3,
@@ -78,3 +80,13 @@ def test_a_token_used_again_ends_the_session(copied: Presented) -> None:
 )
 def test_a_token_of_no_live_session_changes_nothing(useless: Presented | None) -> None:
     assert judge(useless, now_us=_NOW, next_hash=_NEXT) == Refuse()
+
+
+def test_a_good_token_of_a_suspended_tenant_stays_good() -> None:
+    for good in (_UNUSED, _JUST_USED):
+        assert judge(replace(good, tenant_suspended=True), now_us=_NOW, next_hash=_NEXT) == Postpone()
+
+
+def test_a_copied_token_of_a_suspended_tenant_ends_the_session_all_the_same() -> None:
+    copied = replace(_JUST_USED, replayed=True, tenant_suspended=True)
+    assert judge(copied, now_us=_NOW, next_hash=_NEXT) == Revoke(revoke_us=_NOW)

@@ -1,5 +1,6 @@
 """What the rendered gateway says, without running it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from gateway import transcoder
 from gateway.contract import CONTRACT, read_contract
 from gateway.render import render
-from gateway.settings import Endpoint, GatewayEnvironment, GatewaySettings, Upstream
+from gateway.settings import ClientLimits, DeviceDoor, Endpoint, GatewayEnvironment, GatewaySettings, Upstream
 from meshkit.config import MAX_STREAM_LIFETIME_SECONDS
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -59,6 +60,36 @@ def test_wrong_endpoints_are_refused(text: str) -> None:
         Endpoint.parse(text)
 
 
+@pytest.mark.parametrize("trusted_hops", [0, 1])
+def test_only_what_proxies_say_of_addresses_comes_in(trusted_hops: int) -> None:
+    (match,) = (
+        each["key_matcher"]
+        for each in walk(rendered(trusted_hops=trusted_hops))
+        if isinstance(each, dict) and "key_matcher" in each
+    )
+    for name in ("x-forwarded-", "f", "fo", "fog", "form", "fuel", "forward", "host", "client-cert"):
+        header = f"x-forwarded-{name.removeprefix('x-forwarded-')}"
+        assert _is_stripped(match, header), header
+    assert _is_stripped(match, "x-forwarded-for") == (trusted_hops == 0)
+    assert not _is_stripped(match, "authorization")
+
+
+def test_no_proxy_tells_addresses_at_the_devices_listener() -> None:
+    door = DeviceDoor(port=5, trust=Path("/trust"), trust_domain="mesh")
+    edge, _, devices = rendered(devices=door, trusted_hops=2)["static_resources"]["listeners"]
+    hops = {}
+    for listener in (edge, devices):
+        (chain,) = listener["filter_chains"]
+        hops[listener["name"]] = chain["filters"][0]["typed_config"]["xff_num_trusted_hops"]
+    assert hops == {"edge": 2, "devices": 0}
+
+
+def _is_stripped(match: dict[str, Any], name: str) -> bool:
+    if "prefix" in match:
+        return name.startswith(match["prefix"])
+    return re.fullmatch(match["safe_regex"]["regex"], name) is not None
+
+
 def test_nothing_is_left_to_fill_in() -> None:
     assert not [node for node in walk(rendered()) if isinstance(node, str) and "${" in node]
     assert None not in list(walk(rendered()))
@@ -74,6 +105,24 @@ def test_clusters_know_addresses_and_names() -> None:
     twin = cluster(rendered(upstreams=named), "twin_svc")
     assert twin["type"] == "STRICT_DNS"
     assert len(twin["load_assignment"]["endpoints"][0]["lb_endpoints"]) == 2
+
+
+def test_both_listeners_have_the_same_limits() -> None:
+    door = DeviceDoor(port=5, trust=Path("/trust"), trust_domain="mesh")
+    limits = ClientLimits(connections=9, listener_connections=7, headers_timeout_s=3)
+    config = rendered(devices=door, client_limits=limits)
+    (layer,) = config["layered_runtime"]["layers"]
+    edge, _, devices = config["static_resources"]["listeners"]
+    for listener in (edge, devices):
+        runtime = layer["static_layer"]
+        assert runtime[f"envoy.resource_limits.listener.{listener['name']}.connection_limit"] == 7
+        (chain,) = listener["filter_chains"]
+        manager = chain["filters"][0]["typed_config"]
+        assert manager["request_headers_timeout"] == "3s"
+        assert manager["stream_idle_timeout"] == "60s"
+        for part in ("common_http_protocol_options", "http2_protocol_options"):
+            assert manager[part]
+    assert devices["filter_chains"][0]["transport_socket_connect_timeout"] == "3s"
 
 
 def test_without_a_receiver_nothing_is_recorded() -> None:

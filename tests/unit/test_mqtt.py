@@ -25,6 +25,9 @@ def test_a_login_comes_back_from_its_text(tenant: str, credential_id: str, devic
     by_certificate = Login(tenant, credential_id, device_id, by_certificate=True)
     for login in (by_key, by_certificate):
         assert Login.parse(login.text) == login
+    rotated = Login(tenant, f"{credential_id}-2", device_id)
+    assert Login.parse(rotated.text) == rotated
+    assert rotated.principal == f"api_key:{credential_id}"
     assert by_key.principal == f"api_key:{credential_id}"
     assert by_certificate.principal == f"device:{device_id}"
 

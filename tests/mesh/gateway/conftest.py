@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from gateway.contract import CONTRACT
 from gateway.render import render
-from gateway.settings import Endpoint, GatewaySettings, Upstream
+from gateway.settings import ClientLimits, Endpoint, GatewaySettings, Upstream
 from meshkit.embedded import EmbeddedEnvoy
 from meshkit.embedded.ports import free_ports
 from meshkit.testing.auth import TokenMint
@@ -33,6 +33,7 @@ class Gateway:
     """A running gateway and the ways to call it."""
 
     port: int
+    admin_port: int
     access_log: Path
     mint: TokenMint
     arrivals: Arrivals
@@ -46,6 +47,15 @@ class Gateway:
     @property
     def bearer(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.token}"}
+
+    def counted(self, counter: str) -> int:
+        """What Envoy has counted since its start."""
+        answer = httpx.get(
+            f"http://127.0.0.1:{self.admin_port}/stats",
+            params={"format": "json", "filter": f"^{counter}$"},
+            trust_env=False,
+        )
+        return int(answer.json()["stats"][0]["value"])
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -100,6 +110,7 @@ def start_gateway() -> Iterator[StartGateway]:
             upstreams: Mapping[Upstream, Sequence[int]],
             otlp: int | None = None,
             requests_per_second: int = 10_000,
+            client_limits: ClientLimits | None = None,
         ) -> Gateway:
             # World-traversable, since Envoy drops to an unprivileged user.
             home = Path(tempfile.mkdtemp(prefix="tm-gateway-"))
@@ -124,6 +135,7 @@ def start_gateway() -> Iterator[StartGateway]:
                         cors_origins=[ORIGIN],
                         requests_per_second=requests_per_second,
                         max_json_body_bytes=MAX_JSON_BODY_BYTES,
+                        client_limits=client_limits or ClientLimits(),
                     )
                 )
 
@@ -134,7 +146,7 @@ def start_gateway() -> Iterator[StartGateway]:
             envoy.start()
             http = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False))
             channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))
-            return Gateway(port, access_log, mint, arrivals, http, channel)
+            return Gateway(port, admin_port, access_log, mint, arrivals, http, channel)
 
         yield start
 

@@ -44,6 +44,13 @@ class ApiKeyServiceStub:
     """ListApiKeys lists the tenant's keys by id, without secrets."""
     DeleteApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.DeleteApiKeyRequest, _api_key_service_pb2.DeleteApiKeyResponse]
     """DeleteApiKey revokes a key for good. NOT_FOUND when it is absent."""
+    RotateApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.RotateApiKeyRequest, _api_key_service_pb2.RotateApiKeyResponse]
+    """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
+    good for the overlap, or until an earlier rotation has them end; then what they opened
+    ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
+    what the caller does not hold; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+    NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
+    """
 
 @_typing.type_check_only
 class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
@@ -61,6 +68,13 @@ class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
     """ListApiKeys lists the tenant's keys by id, without secrets."""
     DeleteApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.DeleteApiKeyRequest, _api_key_service_pb2.DeleteApiKeyResponse]  # type: ignore[assignment]
     """DeleteApiKey revokes a key for good. NOT_FOUND when it is absent."""
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.RotateApiKeyRequest, _api_key_service_pb2.RotateApiKeyResponse]  # type: ignore[assignment]
+    """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
+    good for the overlap, or until an earlier rotation has them end; then what they opened
+    ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
+    what the caller does not hold; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+    NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
+    """
 
 class ApiKeyServiceServicer:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
@@ -90,5 +104,17 @@ class ApiKeyServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_api_key_service_pb2.DeleteApiKeyResponse, _abc.Awaitable[_api_key_service_pb2.DeleteApiKeyResponse]]:
         """DeleteApiKey revokes a key for good. NOT_FOUND when it is absent."""
+
+    def RotateApiKey(
+        self,
+        request: _api_key_service_pb2.RotateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_key_service_pb2.RotateApiKeyResponse, _abc.Awaitable[_api_key_service_pb2.RotateApiKeyResponse]]:
+        """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
+        good for the overlap, or until an earlier rotation has them end; then what they opened
+        ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
+        what the caller does not hold; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+        NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
+        """
 
 def add_ApiKeyServiceServicer_to_server(servicer: ApiKeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

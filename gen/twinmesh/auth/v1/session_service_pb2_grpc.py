@@ -69,7 +69,8 @@ class SessionServiceServicer:
     def Login(self, request, context):
         """Login exchanges tenant, user name and password for an access token (a JWT,
         short-lived) and a refresh token (opaque, rotating).
-        UNAUTHENTICATED LOGIN_FAILED; RESOURCE_EXHAUSTED LOGIN_BUSY (retry later).
+        UNAUTHENTICATED LOGIN_FAILED; PERMISSION_DENIED TENANT_SUSPENDED, told to the right password only;
+        RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED (retry later).
         Safe to retry: each call opens a session of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -80,7 +81,8 @@ class SessionServiceServicer:
         """Refresh trades a refresh token for a new pair. Each refresh token works once;
         using one again revokes its whole session, except that the last one is
         answered again for a few seconds in case the reply was lost.
-        UNAUTHENTICATED REFRESH_TOKEN_INVALID.
+        UNAUTHENTICATED REFRESH_TOKEN_INVALID; PERMISSION_DENIED TENANT_SUSPENDED, which uses nothing up;
+        RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

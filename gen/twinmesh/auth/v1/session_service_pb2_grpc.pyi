@@ -36,14 +36,16 @@ class SessionServiceStub:
     Login: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.LoginRequest, _session_service_pb2.LoginResponse]
     """Login exchanges tenant, user name and password for an access token (a JWT,
     short-lived) and a refresh token (opaque, rotating).
-    UNAUTHENTICATED LOGIN_FAILED; RESOURCE_EXHAUSTED LOGIN_BUSY (retry later).
+    UNAUTHENTICATED LOGIN_FAILED; PERMISSION_DENIED TENANT_SUSPENDED, told to the right password only;
+    RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED (retry later).
     Safe to retry: each call opens a session of its own.
     """
     Refresh: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RefreshRequest, _session_service_pb2.RefreshResponse]
     """Refresh trades a refresh token for a new pair. Each refresh token works once;
     using one again revokes its whole session, except that the last one is
     answered again for a few seconds in case the reply was lost.
-    UNAUTHENTICATED REFRESH_TOKEN_INVALID.
+    UNAUTHENTICATED REFRESH_TOKEN_INVALID; PERMISSION_DENIED TENANT_SUSPENDED, which uses nothing up;
+    RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later).
     """
     Logout: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.LogoutRequest, _session_service_pb2.LogoutResponse]
     """Logout ends the caller's session: its refresh tokens are void at once; its access
@@ -63,14 +65,16 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Login: _aio.UnaryUnaryMultiCallable[_session_service_pb2.LoginRequest, _session_service_pb2.LoginResponse]  # type: ignore[assignment]
     """Login exchanges tenant, user name and password for an access token (a JWT,
     short-lived) and a refresh token (opaque, rotating).
-    UNAUTHENTICATED LOGIN_FAILED; RESOURCE_EXHAUSTED LOGIN_BUSY (retry later).
+    UNAUTHENTICATED LOGIN_FAILED; PERMISSION_DENIED TENANT_SUSPENDED, told to the right password only;
+    RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED (retry later).
     Safe to retry: each call opens a session of its own.
     """
     Refresh: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RefreshRequest, _session_service_pb2.RefreshResponse]  # type: ignore[assignment]
     """Refresh trades a refresh token for a new pair. Each refresh token works once;
     using one again revokes its whole session, except that the last one is
     answered again for a few seconds in case the reply was lost.
-    UNAUTHENTICATED REFRESH_TOKEN_INVALID.
+    UNAUTHENTICATED REFRESH_TOKEN_INVALID; PERMISSION_DENIED TENANT_SUSPENDED, which uses nothing up;
+    RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later).
     """
     Logout: _aio.UnaryUnaryMultiCallable[_session_service_pb2.LogoutRequest, _session_service_pb2.LogoutResponse]  # type: ignore[assignment]
     """Logout ends the caller's session: its refresh tokens are void at once; its access
@@ -92,7 +96,8 @@ class SessionServiceServicer:
     ) -> _typing.Union[_session_service_pb2.LoginResponse, _abc.Awaitable[_session_service_pb2.LoginResponse]]:
         """Login exchanges tenant, user name and password for an access token (a JWT,
         short-lived) and a refresh token (opaque, rotating).
-        UNAUTHENTICATED LOGIN_FAILED; RESOURCE_EXHAUSTED LOGIN_BUSY (retry later).
+        UNAUTHENTICATED LOGIN_FAILED; PERMISSION_DENIED TENANT_SUSPENDED, told to the right password only;
+        RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED (retry later).
         Safe to retry: each call opens a session of its own.
         """
 
@@ -104,7 +109,8 @@ class SessionServiceServicer:
         """Refresh trades a refresh token for a new pair. Each refresh token works once;
         using one again revokes its whole session, except that the last one is
         answered again for a few seconds in case the reply was lost.
-        UNAUTHENTICATED REFRESH_TOKEN_INVALID.
+        UNAUTHENTICATED REFRESH_TOKEN_INVALID; PERMISSION_DENIED TENANT_SUSPENDED, which uses nothing up;
+        RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later).
         """
 
     def Logout(

@@ -37,7 +37,8 @@ class TokenServiceStub:
     """ExchangeToken exchanges a JWT of a configured OIDC issuer for an access token,
     which is good for 15 minutes at most and never longer than the JWT (RFC 8693, with
     its names in JSON; there is no refresh token: exchange a new JWT).
-    UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED;
+    UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED,
+    TENANT_SUSPENDED;
     UNAVAILABLE ISSUER_UNAVAILABLE. Safe to retry: nothing is stored.
     """
 
@@ -50,7 +51,8 @@ class TokenServiceAsyncStub(TokenServiceStub):
     """ExchangeToken exchanges a JWT of a configured OIDC issuer for an access token,
     which is good for 15 minutes at most and never longer than the JWT (RFC 8693, with
     its names in JSON; there is no refresh token: exchange a new JWT).
-    UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED;
+    UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED,
+    TENANT_SUSPENDED;
     UNAVAILABLE ISSUER_UNAVAILABLE. Safe to retry: nothing is stored.
     """
 
@@ -65,7 +67,8 @@ class TokenServiceServicer:
         """ExchangeToken exchanges a JWT of a configured OIDC issuer for an access token,
         which is good for 15 minutes at most and never longer than the JWT (RFC 8693, with
         its names in JSON; there is no refresh token: exchange a new JWT).
-        UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED;
+        UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED,
+        TENANT_SUSPENDED;
         UNAVAILABLE ISSUER_UNAVAILABLE. Safe to retry: nothing is stored.
         """
 

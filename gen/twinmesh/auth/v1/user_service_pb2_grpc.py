@@ -119,7 +119,7 @@ class UserServiceServicer:
     def ChangePassword(self, request, context):
         """ChangePassword replaces the caller's own password and ends all of the caller's sessions, this
         one too: log in again. PERMISSION_DENIED PASSWORD_WRONG; NOT_FOUND when the caller is no user;
-        RESOURCE_EXHAUSTED LOGIN_BUSY. A retry after a lost answer is UNAUTHENTICATED.
+        RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED. A retry after a lost answer is UNAUTHENTICATED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,7 @@ class UserServiceStub:
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.ChangePasswordRequest, _user_service_pb2.ChangePasswordResponse]
     """ChangePassword replaces the caller's own password and ends all of the caller's sessions, this
     one too: log in again. PERMISSION_DENIED PASSWORD_WRONG; NOT_FOUND when the caller is no user;
-    RESOURCE_EXHAUSTED LOGIN_BUSY. A retry after a lost answer is UNAUTHENTICATED.
+    RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED. A retry after a lost answer is UNAUTHENTICATED.
     """
     ResetPassword: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.ResetPasswordRequest, _user_service_pb2.ResetPasswordResponse]
     """ResetPassword replaces another user's password, by the one sent or by a one-time password
@@ -97,7 +97,7 @@ class UserServiceAsyncStub(UserServiceStub):
     ChangePassword: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ChangePasswordRequest, _user_service_pb2.ChangePasswordResponse]  # type: ignore[assignment]
     """ChangePassword replaces the caller's own password and ends all of the caller's sessions, this
     one too: log in again. PERMISSION_DENIED PASSWORD_WRONG; NOT_FOUND when the caller is no user;
-    RESOURCE_EXHAUSTED LOGIN_BUSY. A retry after a lost answer is UNAUTHENTICATED.
+    RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED. A retry after a lost answer is UNAUTHENTICATED.
     """
     ResetPassword: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ResetPasswordRequest, _user_service_pb2.ResetPasswordResponse]  # type: ignore[assignment]
     """ResetPassword replaces another user's password, by the one sent or by a one-time password
@@ -160,7 +160,7 @@ class UserServiceServicer:
     ) -> _typing.Union[_user_service_pb2.ChangePasswordResponse, _abc.Awaitable[_user_service_pb2.ChangePasswordResponse]]:
         """ChangePassword replaces the caller's own password and ends all of the caller's sessions, this
         one too: log in again. PERMISSION_DENIED PASSWORD_WRONG; NOT_FOUND when the caller is no user;
-        RESOURCE_EXHAUSTED LOGIN_BUSY. A retry after a lost answer is UNAUTHENTICATED.
+        RESOURCE_EXHAUSTED LOGIN_BUSY, LOGIN_LIMITED. A retry after a lost answer is UNAUTHENTICATED.
         """
 
     def ResetPassword(

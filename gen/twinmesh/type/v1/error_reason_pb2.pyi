@@ -261,6 +261,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
     Metadata: issuer.
     """
+    ERROR_REASON_API_KEY_EXPIRED: _ErrorReason.ValueType  # 180
+    """The API key has expired, so another secret would be of no use; make another key.
+    FAILED_PRECONDITION.
+    """
+    ERROR_REASON_TOO_MANY_SECRETS: _ErrorReason.ValueType  # 181
+    """The API key has as many secrets as it may have at once; rotate when one of them has ended,
+    or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
+    """
+    ERROR_REASON_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 182
+    """The API key may not be used from the caller's address. PERMISSION_DENIED."""
+    ERROR_REASON_TENANT_SUSPENDED: _ErrorReason.ValueType  # 185
+    """The credential is good, and its tenant is suspended by the operators of the installation; it
+    counts again when they resume it. PERMISSION_DENIED.
+    """
+    ERROR_REASON_LOGIN_LIMITED: _ErrorReason.ValueType  # 190
+    """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
+    was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -506,5 +524,23 @@ operator maps them. PERMISSION_DENIED. Metadata: claim.
 ERROR_REASON_ISSUER_UNAVAILABLE: ErrorReason.ValueType  # 177
 """The keys of the token's issuer cannot be read; retry after RetryInfo. UNAVAILABLE.
 Metadata: issuer.
+"""
+ERROR_REASON_API_KEY_EXPIRED: ErrorReason.ValueType  # 180
+"""The API key has expired, so another secret would be of no use; make another key.
+FAILED_PRECONDITION.
+"""
+ERROR_REASON_TOO_MANY_SECRETS: ErrorReason.ValueType  # 181
+"""The API key has as many secrets as it may have at once; rotate when one of them has ended,
+or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
+"""
+ERROR_REASON_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 182
+"""The API key may not be used from the caller's address. PERMISSION_DENIED."""
+ERROR_REASON_TENANT_SUSPENDED: ErrorReason.ValueType  # 185
+"""The credential is good, and its tenant is suspended by the operators of the installation; it
+counts again when they resume it. PERMISSION_DENIED.
+"""
+ERROR_REASON_LOGIN_LIMITED: ErrorReason.ValueType  # 190
+"""Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
+was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -453,6 +453,35 @@ class ErrorReason(betterproto2.Enum):
     Metadata: issuer.
     """
 
+    API_KEY_EXPIRED = 180
+    """
+    The API key has expired, so another secret would be of no use; make another key.
+    FAILED_PRECONDITION.
+    """
+
+    TOO_MANY_SECRETS = 181
+    """
+    The API key has as many secrets as it may have at once; rotate when one of them has ended,
+    or with overlap 0. FAILED_PRECONDITION. Metadata: limit.
+    """
+
+    ADDRESS_NOT_ALLOWED = 182
+    """
+    The API key may not be used from the caller's address. PERMISSION_DENIED.
+    """
+
+    TENANT_SUSPENDED = 185
+    """
+    The credential is good, and its tenant is suspended by the operators of the installation; it
+    counts again when they resume it. PERMISSION_DENIED.
+    """
+
+    LOGIN_LIMITED = 190
+    """
+    Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
+    was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -533,6 +562,11 @@ class ErrorReason(betterproto2.Enum):
             175: "ERROR_REASON_SUBJECT_TOKEN_INVALID",
             176: "ERROR_REASON_SUBJECT_NOT_MAPPED",
             177: "ERROR_REASON_ISSUER_UNAVAILABLE",
+            180: "ERROR_REASON_API_KEY_EXPIRED",
+            181: "ERROR_REASON_TOO_MANY_SECRETS",
+            182: "ERROR_REASON_ADDRESS_NOT_ALLOWED",
+            185: "ERROR_REASON_TENANT_SUSPENDED",
+            190: "ERROR_REASON_LOGIN_LIMITED",
         }
 
     @classmethod
@@ -615,6 +649,11 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_SUBJECT_TOKEN_INVALID": 175,
             "ERROR_REASON_SUBJECT_NOT_MAPPED": 176,
             "ERROR_REASON_ISSUER_UNAVAILABLE": 177,
+            "ERROR_REASON_API_KEY_EXPIRED": 180,
+            "ERROR_REASON_TOO_MANY_SECRETS": 181,
+            "ERROR_REASON_ADDRESS_NOT_ALLOWED": 182,
+            "ERROR_REASON_TENANT_SUSPENDED": 185,
+            "ERROR_REASON_LOGIN_LIMITED": 190,
         }
 
 
