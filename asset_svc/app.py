@@ -23,6 +23,7 @@ from asset_svc.servicers.device_type import DeviceTypeServicer
 from asset_svc.servicers.profile import ProfileServicer
 from asset_svc.stores.asset import AssetRows
 from asset_svc.stores.asset_type import AssetTypeRows
+from asset_svc.stores.deleted_devices import DeletedDevices
 from asset_svc.stores.device import DeviceRows
 from asset_svc.stores.device_type import DeviceTypeRows
 from asset_svc.stores.profile import ChildRows, ProfileRows
@@ -120,7 +121,11 @@ def _registrations(pool: asyncpg.Pool, client: Client) -> list[Registration]:
             "twinmesh.asset.v1.ProfileService",
             profile_service_pb2_grpc.add_ProfileServiceServicer_to_server,
             ProfileServicer(
-                profiles=profiles, tenants=DeviceTenants(pool=pool), assets=assets, children=children
+                profiles=profiles,
+                tenants=DeviceTenants(pool=pool),
+                assets=assets,
+                children=children,
+                deleted=DeletedDevices(pool=pool),
             ),
         ),
     ]

@@ -43,6 +43,31 @@ class Tenants(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedDevice:
+    """A device that is gone.
+
+    Attributes:
+        number: its place in the list of them, in the order of deletions.
+        tenant: whose it was.
+        id: its id, which another device may have by now.
+        create_us: when it was made, microseconds since the epoch, which tells the two apart.
+    """
+
+    number: int
+    tenant: str
+    id: str
+    create_us: int
+
+
+class Deleted(Protocol):
+    """Finds devices that are gone."""
+
+    async def after(self, number: int, *, limit: int) -> Sequence[DeletedDevice]:
+        """Return those of all tenants after a number, in their order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class ProfilePage:
     """Devices, and the types they are of and assets they are on, each once; a page has no assets."""
 

@@ -15,6 +15,7 @@ from auth_svc.audit import AuditEvents
 from auth_svc.ca.folder import read_authority
 from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.config import AuthSettings
+from auth_svc.deleted_devices import DeletedDevices
 from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.exchanged_tokens import ExchangedTokens
@@ -46,6 +47,7 @@ from auth_svc.sessions import Sessions
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.audit_events import AuditEventStore
+from auth_svc.stores.deleted_devices import DeletedDevicesRead
 from auth_svc.stores.device_certificates import DeviceCertificateStore
 from auth_svc.stores.login_limits import FailureStore
 from auth_svc.stores.revocations import RevocationStore
@@ -90,6 +92,7 @@ from twinmesh.mesh.v1 import health_service_pb2_grpc
 
 SERVICE = "auth_svc"
 _CRL_EVERY_S = 0.5
+_DELETED_EVERY_S = 0.5
 _KEEP_AUDIT_DAYS_EVERY_S = 3600.0
 _READ_JWKS_S = 5.0
 _FORGET_EVERY_S = 60.0
@@ -179,6 +182,13 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             authority=authority, certificates=certificate_store, path=settings.crl_file, clock=clock
         )
         await revocation_list.refresh()
+        audit_events = AuditEvents(
+            store=AuditEventStore(pool=pool), kept_days=settings.audit_kept_days, clock=clock
+        )
+        await audit_events.keep_days()
+        # Its own calls go the way of other services', but for the call.
+        audit = AuditTrail(send=partial(audit_events.record, recorder=SERVICE), clock=clock)
+        refused = AuditTrail(send=partial(audit_events.record, recorder="gateway"), clock=clock)
         root, devices = settings.root_secret, AssetDevices(channel=asset_channel)
         callout = MqttCallout(
             logins=DeviceLogins(
@@ -189,6 +199,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 clock=clock,
             ),
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
+            trail=audit,
             clock=clock,
         )
         for follower in (key_tokens, certificate_tokens, callout, revocation_list):
@@ -201,17 +212,13 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             clock=clock,
             valid_days=settings.device_certificate_days,
         )
+        deleted = DeletedDevices(
+            listed=devices, place=DeletedDevicesRead(pool=pool), certificates=certificates
+        )
         api_keys = ApiKeys(store=api_key_store, announce=announce, clock=clock)
         verifier = TokenVerifier(
             fetch_keys=key_ring.jwks, service_tokens=tokens, revocations=revocations, clock=clock
         )
-        audit_events = AuditEvents(
-            store=AuditEventStore(pool=pool), kept_days=settings.audit_kept_days, clock=clock
-        )
-        await audit_events.keep_days()
-        # Its own calls go the way of other services', but for the call.
-        audit = AuditTrail(send=partial(audit_events.record, recorder=SERVICE), clock=clock)
-        refused = AuditTrail(send=partial(audit_events.record, recorder="gateway"), clock=clock)
         access_log = AccessLogServicer(trail=refused)
         observe_audit(meter(), audit, refused)
         observe_caches(
@@ -309,6 +316,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             revocations.polling(),
             _repeating("uses of API keys", key_uses.write, every_s=_USES_EVERY_S),
             _repeating("secrets of API keys", api_keys.end_secrets, every_s=_SECRETS_EVERY_S),
+            _repeating("certificates of deleted devices", deleted.refresh, every_s=_DELETED_EVERY_S),
             _repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),
             _repeating("days of the audit", audit_events.keep_days, every_s=_KEEP_AUDIT_DAYS_EVERY_S),
             _logging_devices_in(callout, settings) as hints,

@@ -1,7 +1,7 @@
 """Device certificates: issued, renewed, revoked."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -30,6 +30,8 @@ class DeviceCertificate:
         tenant: whose device it stands for.
         id: its serial number, hexadecimal.
         device_id: the device.
+        device_create_us: when that was made, which tells it from others of its id; None: it was issued before
+            this was kept.
         uri: the name in it.
         chain: it and the issuing CA's, PEM.
         fingerprint: SHA-256 of it, DER.
@@ -43,6 +45,7 @@ class DeviceCertificate:
     tenant: str
     id: str
     device_id: str
+    device_create_us: int | None
     uri: str
     chain: str
     fingerprint: bytes
@@ -77,12 +80,21 @@ class DeviceCertificateStore(Protocol):
         """
         ...
 
+    async def revoke_of_device(
+        self, tenant: str, device_id: str, *, made_until: datetime, until: datetime
+    ) -> Sequence[str]:
+        """Revoke what was issued to a device that was made at a time or before; return the ids.
+
+        Until the given time tokens of theirs are held against the list of revocations.
+        """
+        ...
+
 
 class Devices(Protocol):
     """Knows the devices of tenants."""
 
-    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> frozenset[str]:
-        """Return those that exist in the tenant and are not disabled.
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, int]:
+        """Return when those were made that exist and are not disabled, in microseconds since the epoch.
 
         Raises:
             Unavailable: nobody can tell now.
@@ -138,7 +150,7 @@ class DeviceCertificates:
         """
         require_held(PERMISSIONS, caller.permissions, so="a device that you let in cannot either")
         days = valid_days or self._valid_days
-        return await self._sign(caller, device_id, csr, life=timedelta(days=days), renewed_from=None)
+        return await self._sign(caller, device_id, csr, life=timedelta(days=days))
 
     async def renew(self, caller: Principal, *, csr: str) -> DeviceCertificate:
         """Issue a certificate to the device that calls.
@@ -154,8 +166,11 @@ class DeviceCertificates:
                 "only a device renews its certificate, showing it at the gateway's listener for devices",
                 reason=ErrorReason.ERROR_REASON_CERTIFICATE_REQUIRED,
             )
+        shown = await self._store.get(caller.tenant, caller.credential_id)
+        if shown is None:
+            raise _shown_is_revoked()
         life = timedelta(days=self._valid_days)
-        return await self._sign(caller, caller.subject, csr, life=life, renewed_from=caller.credential_id)
+        return await self._sign(caller, caller.subject, csr, life=life, shown=shown)
 
     async def get(self, tenant: str, certificate_id: str) -> DeviceCertificate:
         """Return a certificate.
@@ -189,42 +204,83 @@ class DeviceCertificates:
         _log.info("device certificate revoked", certificates=revoked)
         return revoked
 
+    async def revoke_of_device(self, tenant: str, device_id: str, *, made_until_us: int) -> None:
+        """Revoke what was issued to a device that is gone, but not what a later one of its id has.
+
+        Args:
+            tenant: whose it was.
+            device_id: its id.
+            made_until_us: when it was made, microseconds since the epoch.
+        """
+        revoked = await self._store.revoke_of_device(
+            tenant, device_id, made_until=to_datetime(made_until_us), until=kept_until(self._clock.now_us())
+        )
+        if revoked:
+            await self._announce()
+            _log.info("certificates of a deleted device revoked", device_id=device_id, certificates=revoked)
+
+    async def _created_us(self, tenant: str, device_id: str) -> int | None:
+        return (await self._devices.enabled(tenant, [device_id])).get(device_id)
+
     async def _sign(
-        self, caller: Principal, device_id: str, csr: str, *, life: timedelta, renewed_from: str | None
+        self,
+        caller: Principal,
+        device_id: str,
+        csr: str,
+        *,
+        life: timedelta,
+        shown: DeviceCertificate | None = None,
     ) -> DeviceCertificate:
         authority = require_authority(self._authority)
         try:
             public_key = public_key_of(csr)
         except ValueError as error:
             raise invalid_field("csr", str(error)) from error
-        if device_id not in await self._devices.enabled(caller.tenant, [device_id]):
-            raise FailedPrecondition(
-                f"device {device_id!r} does not exist, or is disabled",
-                reason=ErrorReason.ERROR_REASON_REFERENCE_NOT_FOUND,
-                metadata={"resource": "device", "id": device_id},
-            )
+        created_us = await self._created_us(caller.tenant, device_id)
+        if created_us is None:
+            raise _no_device(device_id)
+        # Of a device that is gone: its certificate does not become one of the device that has its id now.
+        if shown is not None and shown.device_create_us not in (created_us, None):
+            raise _shown_is_revoked()
         name = authority.device_name(caller.tenant, device_id)
         now_us = self._clock.now_us()
         signed = await asyncio.to_thread(
             authority.issue_for_device, name, public_key, now=to_datetime(now_us), life=life
         )
-        shown = ShownCertificate.of(signed)
+        made = ShownCertificate.of(signed)
         certificate = DeviceCertificate(
             tenant=caller.tenant,
-            id=shown.id,
+            id=made.id,
             device_id=device_id,
             uri=name.uri,
             chain=authority.chain(signed),
-            fingerprint=shown.fingerprint,
-            renewed_from=renewed_from,
+            fingerprint=made.fingerprint,
+            device_create_us=created_us if shown is None else shown.device_create_us,
+            renewed_from=None if shown is None else shown.id,
             creator=caller.name,
             create_us=now_us,
-            expire_us=shown.expire_us,
+            expire_us=made.expire_us,
         )
         if not await self._store.create(certificate):
-            raise PermissionDenied(
-                "the certificate that was shown has been revoked; have a new one issued",
-                reason=ErrorReason.ERROR_REASON_CERTIFICATE_REQUIRED,
-            )
-        _log.info("device certificate issued", certificate=shown.id, device_id=device_id)
+            raise _shown_is_revoked()
+        # Whoever deleted it meanwhile did not see this certificate.
+        if await self._created_us(caller.tenant, device_id) != created_us:
+            await self.revoke_of_device(caller.tenant, device_id, made_until_us=created_us)
+            raise _no_device(device_id)
+        _log.info("device certificate issued", certificate=made.id, device_id=device_id)
         return certificate
+
+
+def _shown_is_revoked() -> PermissionDenied:
+    return PermissionDenied(
+        "the certificate that was shown has been revoked; have a new one issued",
+        reason=ErrorReason.ERROR_REASON_CERTIFICATE_REQUIRED,
+    )
+
+
+def _no_device(device_id: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"device {device_id!r} does not exist, or is disabled",
+        reason=ErrorReason.ERROR_REASON_REFERENCE_NOT_FOUND,
+        metadata={"resource": "device", "id": device_id},
+    )

@@ -1,6 +1,6 @@
 """Log-ins of devices by MQTT: a certificate, or an API key and the device that it is used for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,8 +11,10 @@ from auth_svc.key_exchange import KeyLookup, find_good, live_secrets, refused
 from auth_svc.key_networks import require_allowed
 from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import Prefix, parse
+from meshkit import audit
 from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied
+from meshkit.identity import PrincipalKind
 from meshkit.mqtt import Login, key_of
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -24,8 +26,8 @@ MOST_DEVICES = 5_000
 class Devices(Protocol):
     """Knows the devices of tenants."""
 
-    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> frozenset[str]:
-        """Return those that exist in the tenant and are not disabled.
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, int]:
+        """Return when those were made that exist and are not disabled, in microseconds since the epoch.
 
         Raises:
             Unavailable: nobody can tell now.
@@ -141,6 +143,8 @@ class DeviceLogins:
             Unavailable: nobody can tell now.
         """
         shown = ShownCertificate.parse(pem)
+        # It is of our CA, or NATS would not have let it in.
+        audit.concerns(shown.name.tenant, f"{PrincipalKind.DEVICE}:{shown.name.device_id}")
         if not await is_good(self._certificates, shown):
             raise device_credentials.refused()
         tenant, device_id = shown.name.tenant, shown.name.device_id

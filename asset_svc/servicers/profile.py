@@ -4,9 +4,11 @@ from typing import Any
 
 from asset_svc.asset import Assets
 from asset_svc.children import Children
-from asset_svc.profile import Profiles, Tenants
+from asset_svc.profile import Deleted, Profiles, Tenants
 from twinmesh.asset.v1 import profile_service_pb2 as contract
 from twinmesh.asset.v1 import profile_service_pb2_grpc as contract_grpc
+
+_DELETED = 1_000  # as the contract says
 
 
 class ProfileServicer(contract_grpc.ProfileServiceServicer):
@@ -17,13 +19,17 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
         tenants: finds whose devices are.
         assets: the rules of assets.
         children: the rules of devices behind gateways.
+        deleted: finds devices that are gone.
     """
 
-    def __init__(self, *, profiles: Profiles, tenants: Tenants, assets: Assets, children: Children) -> None:
+    def __init__(
+        self, *, profiles: Profiles, tenants: Tenants, assets: Assets, children: Children, deleted: Deleted
+    ) -> None:
         self._profiles = profiles
         self._tenants = tenants
         self._assets = assets
         self._children = children
+        self._deleted = deleted
 
     async def BatchGetProfiles(
         self, request: contract.BatchGetProfilesRequest, context: Any
@@ -40,6 +46,15 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
         return contract.ListProfilesResponse(
             devices=page.devices, device_types=page.device_types, next_page_token=page.next_page_token
         )
+
+    async def ListDeletedDevices(
+        self, request: contract.ListDeletedDevicesRequest, context: Any
+    ) -> contract.ListDeletedDevicesResponse:
+        answer = contract.ListDeletedDevicesResponse()
+        for device in await self._deleted.after(request.after_number, limit=_DELETED):
+            message = answer.devices.add(number=device.number, tenant=device.tenant, id=device.id)
+            message.create_time.FromMicroseconds(device.create_us)
+        return answer
 
     async def BatchGetTenants(
         self, request: contract.BatchGetTenantsRequest, context: Any

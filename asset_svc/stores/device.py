@@ -5,6 +5,7 @@ import json
 import asyncpg
 
 from asset_svc.stores.columns import EnumText, containing
+from asset_svc.stores.deleted_devices import insert_deleted
 from asset_svc.stores.rows import Table, TableRows
 from meshkit.db import Connection
 from twinmesh.asset.v1.device_service_pb2 import Device, DeviceRole, DeviceStatus, ListDevicesRequest
@@ -104,6 +105,15 @@ class DeviceRows(TableRows[Device]):
 
     def __init__(self, connection: Connection, tenant: str) -> None:
         super().__init__(connection, tenant, _TABLE)
+
+    async def delete(self, resource_id: str) -> None:
+        """Remove a locked row, and note that it is gone.
+
+        Raises:
+            FailedPrecondition: IN_USE.
+        """
+        await insert_deleted(self._connection, self._tenant, resource_id)
+        await super().delete(resource_id)
 
     async def role_of(self, device_id: str) -> DeviceRole.ValueType | None:
         """Return a device's role, None when it is absent; it stays until the transaction ends."""

@@ -23,20 +23,21 @@ FOR NO KEY UPDATE
 
 _INSERT = """
 INSERT INTO auth.device_certificate
-    (tenant_id, id, device_id, uri, chain, fingerprint, renewed_from, creator, create_time, expire_time)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    (tenant_id, id, device_id, uri, chain, fingerprint, renewed_from, creator, create_time, expire_time,
+    device_create_time)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 """
 
 _GET = """
 SELECT tenant_id, id, device_id, uri, chain, fingerprint, renewed_from, creator, create_time, expire_time,
-    revoke_time
+    revoke_time, device_create_time
 FROM auth.device_certificate
 WHERE tenant_id = $1 AND id = $2
 """
 
 _PAGE = """
 SELECT tenant_id, id, device_id, uri, chain, fingerprint, renewed_from, creator, create_time, expire_time,
-    revoke_time
+    revoke_time, device_create_time
 FROM auth.device_certificate
 WHERE tenant_id = $1 AND id > $2
 ORDER BY id
@@ -45,7 +46,7 @@ LIMIT $3
 
 _PAGE_OF_DEVICE = """
 SELECT tenant_id, id, device_id, uri, chain, fingerprint, renewed_from, creator, create_time, expire_time,
-    revoke_time
+    revoke_time, device_create_time
 FROM auth.device_certificate
 WHERE tenant_id = $1 AND id > $2 AND device_id = $4
 ORDER BY id
@@ -70,6 +71,13 @@ _REVOKE_RENEWED = """
 UPDATE auth.device_certificate SET revoke_time = coalesce(revoke_time, clock_timestamp())
 WHERE tenant_id = $1 AND renewed_from = ANY($2)
 RETURNING id, revoke_time >= $3 AS is_new
+"""
+
+_REVOKE_OF_DEVICE = """
+UPDATE auth.device_certificate SET revoke_time = clock_timestamp()
+WHERE tenant_id = $1 AND device_id = $2 AND revoke_time IS NULL AND expire_time > clock_timestamp()
+    AND (device_create_time IS NULL OR device_create_time <= $3)
+RETURNING id
 """
 
 _ON_CRL = "SELECT id, revoke_time FROM auth.device_certificates_on_crl()"
@@ -103,6 +111,7 @@ class DeviceCertificateStore:
                 certificate.creator,
                 to_datetime(certificate.create_us),
                 to_datetime(certificate.expire_us),
+                _time(certificate.device_create_us),
             )
         return True
 
@@ -152,6 +161,21 @@ class DeviceCertificateStore:
                 )
         return revoked
 
+    async def revoke_of_device(
+        self, tenant: str, device_id: str, *, made_until: datetime, until: datetime
+    ) -> Sequence[str]:
+        """Revoke what was issued to a device that was made at a time or before; return the ids.
+
+        Until the given time tokens of theirs are held against the list of revocations.
+        """
+        async with tenant_transaction(self._pool, tenant) as connection:
+            rows = await connection.fetch(_REVOKE_OF_DEVICE, tenant, device_id, made_until)
+            for row in rows:
+                await insert_revocation(
+                    connection, tenant=tenant, kind=RevocationKind.CERTIFICATE, id=row["id"], until=until
+                )
+        return [row["id"] for row in rows]
+
     async def on_crl(self) -> Sequence[Revoked]:
         """Return those of all tenants that are revoked and have not expired."""
         return [Revoked(int(row["id"], 16), row["revoke_time"]) for row in await self._pool.fetch(_ON_CRL)]
@@ -169,5 +193,14 @@ def _certificate(row: asyncpg.Record) -> DeviceCertificate:
         creator=row["creator"],
         create_us=from_datetime(row["create_time"]),
         expire_us=from_datetime(row["expire_time"]),
-        revoke_us=None if row["revoke_time"] is None else from_datetime(row["revoke_time"]),
+        revoke_us=_us(row["revoke_time"]),
+        device_create_us=_us(row["device_create_time"]),
     )
+
+
+def _us(time: datetime | None) -> int | None:
+    return None if time is None else from_datetime(time)
+
+
+def _time(us: int | None) -> datetime | None:
+    return None if us is None else to_datetime(us)

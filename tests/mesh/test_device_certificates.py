@@ -1,6 +1,7 @@
 """Devices at the gateway's listener for them: who comes in, as whom, and who does not."""
 
 import json
+import signal
 import socket
 import ssl
 import uuid
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from auth_svc.ca.authority import CertificateAuthority
 from auth_svc.ca.folder import make_authority, read_authority
 from meshkit import gateway_credential
+from meshkit.testing.auth import bearer
 from meshkit.testing.certificates import DeviceKey, new_key
 from meshkit.testing.mesh import Mesh, eventually
 from tests.mesh.device_site import Identity, alert, device, issue, reason, revoke, signed, tls, write_identity
@@ -208,6 +210,35 @@ def test_a_revoked_certificate_ends_for_open_connections_and_new_ones(
     )
     crl = x509.load_der_x509_crl(httpx.get(f"{mesh.url}/v1/deviceCertificates:crl").content)
     assert crl.get_revoked_certificate_by_serial_number(int(identity.id, 16)) is not None
+
+
+def test_certificates_end_with_their_device_though_auth_svc_was_away(
+    mesh: Mesh, admin_token: str, tmp_path: Path
+) -> None:
+    device_id = f"gone-{uuid.uuid4().hex[:8]}"
+    made = {"id": device_id, "deviceTypeId": "temperature-sensor"}
+    with httpx.Client(base_url=mesh.url, headers=dict(bearer(admin_token)), timeout=30) as admin:
+        assert admin.post("/v1/devices", json=made).is_success
+        old = issue(mesh, admin_token, device_id, tmp_path)
+        with device(mesh, old) as client:
+            assert client.get("/v1/auth/me").json()["subject"] == device_id
+            mesh.signal("auth_svc", signal.SIGSTOP)
+            try:
+                assert admin.delete(f"/v1/devices/{device_id}").is_success
+                assert admin.post("/v1/devices", json=made).is_success
+            finally:
+                mesh.signal("auth_svc", signal.SIGCONT)
+            eventually(
+                lambda: client.get("/v1/auth/me").status_code == 401,
+                "the former device's certificate is over",
+            )
+        new = issue(mesh, admin_token, device_id, tmp_path)
+    with device(mesh, new) as client:
+        assert client.get("/v1/auth/me").json()["subject"] == device_id
+    eventually(
+        lambda: "alert certificate revoked" in alert(mesh, tls(mesh, old), wait_s=1),
+        "the former device's certificate is on the CRL",
+    )
 
 
 def test_a_person_issues_renews_lists_and_revokes_on_the_command_line(

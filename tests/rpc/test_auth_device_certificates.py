@@ -352,3 +352,53 @@ async def test_a_suspended_tenants_devices_are_told_so_when_they_show_their_cert
     assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
     await site.auth.tenants.ResumeTenant(tenant_pb2.ResumeTenantRequest(id="demo"), metadata=operator)
     await site.renew(await site.as_device(certificate))
+
+
+async def test_certificates_end_with_their_device_and_not_with_the_next_of_its_id(site: Site) -> None:
+    first = await site.issue()
+    renewed = await site.renew(await site.as_device(first))
+    other = await site.issue("pump-2")
+    # asset_svc is away for us while it deletes; nothing is lost by that.
+    site.devices.away = True
+    site.devices.delete("demo", "pump-1")
+    site.devices.make("demo", "pump-1")
+    second = await site.issue()
+    site.devices.away = False
+
+    async def is_over() -> bool:
+        return await site.is_denied(first.chain) and await site.is_denied(renewed.chain)
+
+    await until(is_over)
+    assert not await site.is_denied(second.chain)
+    assert not await site.is_denied(other.chain)
+    # The next of its id goes in turn.
+    site.devices.delete("demo", "pump-1")
+
+    async def is_over_too() -> bool:
+        return await site.is_denied(second.chain)
+
+    await until(is_over_too)
+    assert not await site.is_denied(other.chain)
+
+
+async def test_a_deleted_devices_certificate_does_not_become_the_next_ones(site: Site) -> None:
+    """Not even in the moment before it is revoked."""
+    caller = await site.as_device(await site.issue())
+    site.devices.away = True
+    site.devices.delete("demo", "pump-1")
+    site.devices.make("demo", "pump-1")
+    assert await refusal(site.renew(caller)) == (grpc.StatusCode.PERMISSION_DENIED, "CERTIFICATE_REQUIRED")
+
+
+async def test_a_device_that_is_deleted_while_its_certificate_is_signed_gets_none(site: Site) -> None:
+    def replace() -> None:
+        # The certificate is not stored yet when the list tells of it.
+        site.devices.after_answer = lambda: None
+        site.devices.make("demo", "pump-1")
+
+    site.devices.after_answer = replace
+    assert await refusal(site.issue()) == (grpc.StatusCode.FAILED_PRECONDITION, "REFERENCE_NOT_FOUND")
+    listed = await site.auth.certificates.ListDeviceCertificates(
+        pb.ListDeviceCertificatesRequest(), metadata=site.admin
+    )
+    assert [each.HasField("revoke_time") for each in listed.device_certificates] == [True]

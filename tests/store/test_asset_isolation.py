@@ -9,6 +9,9 @@ from meshkit import db
 from meshkit.testing.database import TestDatabase
 
 TABLES = ("asset", "asset_type", "device", "device_type")
+_RIGHTS = {table: ["DELETE", "INSERT", "SELECT", "UPDATE"] for table in TABLES} | {
+    "deleted_device": ["DELETE", "INSERT", "SELECT"]
+}
 _INSERT_TYPE = """
     INSERT INTO asset.device_type (tenant_id, id, display_name, protocol, processing_mode, metrics)
     VALUES ($1, $2, '', 'grpc', 'direct', '[]')
@@ -88,7 +91,6 @@ async def test_the_role_may_read_and_write_every_table(database: TestDatabase) -
             "FROM information_schema.role_table_grants WHERE grantee = 'twinmesh_asset' "
             "GROUP BY table_schema, table_name ORDER BY table_schema, table_name"
         )
-        rights = ["DELETE", "INSERT", "SELECT", "UPDATE"]
-        assert [tuple(row) for row in grants] == [("asset", table, rights) for table in TABLES]
+        assert [tuple(row) for row in grants] == [("asset", *each) for each in sorted(_RIGHTS.items())]
     finally:
         await connection.close()

@@ -14,6 +14,7 @@ from twinmesh_cli.owners import OWNERS
 _WITHOUT_TENANTS = {
     "mesh.migration",
     "auth.signing_key",
+    "auth.deleted_devices_read",
     # Who may come in is not known yet, and an address is no tenant's.
     "auth.address_failures",
     "telemetry.archive",
@@ -31,6 +32,7 @@ _ABROAD = {("twinmesh_sql", "twinmesh")}
 # Called by whom rows of many tenants concern; what comes out is in the comment of each.
 _SEES_PAST_POLICIES = {
     "asset.device_tenants",
+    "asset.deleted_devices_after",
     "auth.device_certificates_on_crl",
     "auth.revocations_after",
     "auth.tenants_after",

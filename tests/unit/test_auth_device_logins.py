@@ -67,11 +67,11 @@ class _Devices:
         self.away = False
         self.asked: list[tuple[str, Sequence[str]]] = []
 
-    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> frozenset[str]:
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, int]:
         self.asked.append((tenant, device_ids))
         if self.away:
             raise dependency_unavailable("asset_svc")
-        return frozenset(device for device in device_ids if self.of.get(tenant, {}).get(device))
+        return {device: 1 for device in device_ids if self.of.get(tenant, {}).get(device)}
 
     async def all_of(self, tenant: str, *, most: int) -> Sequence[str]:
         if self.away:

@@ -46,6 +46,11 @@ class ProfileServiceStub:
                 request_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesResponse.FromString,
                 _registered_method=True)
+        self.ListDeletedDevices = channel.unary_unary(
+                '/twinmesh.asset.v1.ProfileService/ListDeletedDevices',
+                request_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListDeletedDevicesRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListDeletedDevicesResponse.FromString,
+                _registered_method=True)
         self.BatchGetTenants = channel.unary_unary(
                 '/twinmesh.asset.v1.ProfileService/BatchGetTenants',
                 request_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.BatchGetTenantsRequest.SerializeToString,
@@ -85,6 +90,16 @@ class ProfileServiceServicer:
 
     def ListProfiles(self, request, context):
         """ListProfiles answers a tenant's devices by id, page by page, in the same form.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeletedDevices(self, request, context):
+        """ListDeletedDevices answers devices of all tenants that were deleted, in that order, after a
+        number: 1,000 at most, none when there are no more. What belongs to them must end, also
+        when a device was made by the same id since. They are kept for 900 days. Read only, safe
+        to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +151,11 @@ def add_ProfileServiceServicer_to_server(servicer, server):
                     servicer.ListProfiles,
                     request_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesRequest.FromString,
                     response_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesResponse.SerializeToString,
+            ),
+            'ListDeletedDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeletedDevices,
+                    request_deserializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListDeletedDevicesRequest.FromString,
+                    response_serializer=twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListDeletedDevicesResponse.SerializeToString,
             ),
             'BatchGetTenants': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetTenants,
@@ -214,6 +234,33 @@ class ProfileService:
             '/twinmesh.asset.v1.ProfileService/ListProfiles',
             twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesRequest.SerializeToString,
             twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListProfilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeletedDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.asset.v1.ProfileService/ListDeletedDevices',
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListDeletedDevicesRequest.SerializeToString,
+            twinmesh_dot_asset_dot_v1_dot_profile__service__pb2.ListDeletedDevicesResponse.FromString,
             options,
             channel_credentials,
             insecure,

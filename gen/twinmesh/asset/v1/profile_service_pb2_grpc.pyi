@@ -43,6 +43,12 @@ class ProfileServiceStub:
     """
     ListProfiles: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.ListProfilesRequest, _profile_service_pb2.ListProfilesResponse]
     """ListProfiles answers a tenant's devices by id, page by page, in the same form."""
+    ListDeletedDevices: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.ListDeletedDevicesRequest, _profile_service_pb2.ListDeletedDevicesResponse]
+    """ListDeletedDevices answers devices of all tenants that were deleted, in that order, after a
+    number: 1,000 at most, none when there are no more. What belongs to them must end, also
+    when a device was made by the same id since. They are kept for 900 days. Read only, safe
+    to retry.
+    """
     BatchGetTenants: _grpc.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetTenantsRequest, _profile_service_pb2.BatchGetTenantsResponse]
     """BatchGetTenants answers whose devices those among the ids are that exist: topics
     carry a device's id alone. Ids that are absent are left out.
@@ -76,6 +82,12 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
     """
     ListProfiles: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.ListProfilesRequest, _profile_service_pb2.ListProfilesResponse]  # type: ignore[assignment]
     """ListProfiles answers a tenant's devices by id, page by page, in the same form."""
+    ListDeletedDevices: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.ListDeletedDevicesRequest, _profile_service_pb2.ListDeletedDevicesResponse]  # type: ignore[assignment]
+    """ListDeletedDevices answers devices of all tenants that were deleted, in that order, after a
+    number: 1,000 at most, none when there are no more. What belongs to them must end, also
+    when a device was made by the same id since. They are kept for 900 days. Read only, safe
+    to retry.
+    """
     BatchGetTenants: _aio.UnaryUnaryMultiCallable[_profile_service_pb2.BatchGetTenantsRequest, _profile_service_pb2.BatchGetTenantsResponse]  # type: ignore[assignment]
     """BatchGetTenants answers whose devices those among the ids are that exist: topics
     carry a device's id alone. Ids that are absent are left out.
@@ -116,6 +128,17 @@ class ProfileServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_profile_service_pb2.ListProfilesResponse, _abc.Awaitable[_profile_service_pb2.ListProfilesResponse]]:
         """ListProfiles answers a tenant's devices by id, page by page, in the same form."""
+
+    def ListDeletedDevices(
+        self,
+        request: _profile_service_pb2.ListDeletedDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_profile_service_pb2.ListDeletedDevicesResponse, _abc.Awaitable[_profile_service_pb2.ListDeletedDevicesResponse]]:
+        """ListDeletedDevices answers devices of all tenants that were deleted, in that order, after a
+        number: 1,000 at most, none when there are no more. What belongs to them must end, also
+        when a device was made by the same id since. They are kept for 900 days. Read only, safe
+        to retry.
+        """
 
     def BatchGetTenants(
         self,

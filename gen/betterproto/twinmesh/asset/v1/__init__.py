@@ -31,6 +31,7 @@ __all__ = (
     "DeleteDeviceResponse",
     "DeleteDeviceTypeRequest",
     "DeleteDeviceTypeResponse",
+    "DeletedDevice",
     "Device",
     "DeviceRole",
     "DeviceServiceStub",
@@ -51,6 +52,8 @@ __all__ = (
     "ListAssetTypesResponse",
     "ListAssetsRequest",
     "ListAssetsResponse",
+    "ListDeletedDevicesRequest",
+    "ListDeletedDevicesResponse",
     "ListDeviceTypesRequest",
     "ListDeviceTypesResponse",
     "ListDevicesRequest",
@@ -923,6 +926,38 @@ default_message_pool.register_message("twinmesh.asset.v1", "DeleteAssetTypeRespo
 
 
 @dataclass(eq=False, repr=False)
+class DeletedDevice(betterproto2.Message):
+    """
+    A device that is gone.
+    """
+
+    number: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Its place among all that were deleted.
+    """
+
+    tenant: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Whose it was.
+    """
+
+    id: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Its id, which another device may have by now.
+    """
+
+    create_time: "datetime.datetime | None" = betterproto2.field(
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: ___google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When it was made: tells it from that one.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "DeletedDevice", DeletedDevice)
+
+
+@dataclass(eq=False, repr=False)
 class DeleteDeviceRequest(betterproto2.Message):
     """
     Which one.
@@ -1458,6 +1493,40 @@ class ListAssetTypesResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("twinmesh.asset.v1", "ListAssetTypesResponse", ListAssetTypesResponse)
+
+
+@dataclass(eq=False, repr=False)
+class ListDeletedDevicesRequest(betterproto2.Message):
+    """
+    From where on.
+    """
+
+    after_number: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Number of the last device that is known to be gone; 0: from the beginning.
+    """
+
+
+default_message_pool.register_message(
+    "twinmesh.asset.v1", "ListDeletedDevicesRequest", ListDeletedDevicesRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class ListDeletedDevicesResponse(betterproto2.Message):
+    """
+    What is gone.
+    """
+
+    devices: "list[DeletedDevice]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    In the order of their numbers.
+    """
+
+
+default_message_pool.register_message(
+    "twinmesh.asset.v1", "ListDeletedDevicesResponse", ListDeletedDevicesResponse
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -2410,6 +2479,30 @@ class ProfileServiceStub(betterproto2_grpclib.ServiceStub):
             "/twinmesh.asset.v1.ProfileService/ListProfiles",
             message,
             ListProfilesResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def list_deleted_devices(
+        self,
+        message: "ListDeletedDevicesRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ListDeletedDevicesResponse":
+        """
+        ListDeletedDevices answers devices of all tenants that were deleted, in that order, after a
+        number: 1,000 at most, none when there are no more. What belongs to them must end, also
+        when a device was made by the same id since. They are kept for 900 days. Read only, safe
+        to retry.
+        """
+
+        return await self._unary_unary(
+            "/twinmesh.asset.v1.ProfileService/ListDeletedDevices",
+            message,
+            ListDeletedDevicesResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,

@@ -1,0 +1,37 @@
+"""The list of deleted devices, by which certificates end with them."""
+
+from typing import Any
+
+from tests.rpc.asset.conftest import Connect
+from twinmesh.asset.v1.device_service_pb2 import DeleteDeviceRequest, UpdateDeviceRequest
+from twinmesh.asset.v1.profile_service_pb2 import ListDeletedDevicesRequest
+
+
+async def test_what_is_deleted_is_listed_once_of_all_tenants_in_order(
+    connect: Connect, profiles: Any
+) -> None:
+    demo, rival = connect("demo"), connect("rival")
+    await demo.add_type()
+    await rival.add_type()
+    first = await demo.add_device("pump-1")
+    await rival.add_device("pump-9")
+    await demo.add_device("pump-2")
+    changed = await demo.devices.UpdateDevice(UpdateDeviceRequest(device=first))
+    await demo.devices.DeleteDevice(DeleteDeviceRequest(id="pump-1"))
+    await rival.devices.DeleteDevice(DeleteDeviceRequest(id="pump-9"))
+    # Another device by that id, of whom it may be.
+    second = await rival.add_device("pump-1")
+    await rival.devices.DeleteDevice(DeleteDeviceRequest(id="pump-1"))
+    found = (await profiles.ListDeletedDevices(ListDeletedDevicesRequest())).devices
+    assert [(each.tenant, each.id) for each in found] == [
+        ("demo", "pump-1"),
+        ("rival", "pump-9"),
+        ("rival", "pump-1"),
+    ]
+    assert found[0].create_time == first.create_time == changed.create_time
+    assert found[2].create_time == second.create_time != first.create_time
+    assert [each.number for each in found] == sorted(each.number for each in found)
+    rest = await profiles.ListDeletedDevices(ListDeletedDevicesRequest(after_number=found[0].number))
+    assert list(rest.devices) == list(found[1:])
+    last = await profiles.ListDeletedDevices(ListDeletedDevicesRequest(after_number=found[2].number))
+    assert not last.devices
