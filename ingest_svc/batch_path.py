@@ -152,12 +152,15 @@ class BatchPath:
         limits = self._limiter.limits_of(self._tenant)
         if limits is None:
             return NO_CHARGE
+        devices: Mapping[str, int] = {}
+        if limits.has_devices:
+            devices = await self._intake.charged_devices(principal, self._devices(content))
         sent = Sent(
             tenant=self._tenant,
             principal=principal.name,
             samples=_count(content),
             size=taken.size,
-            devices=self._devices(content) if limits.has_devices else {},
+            devices=devices,
             writer_id=self._writer_id,
             sequence=taken.sequence,
         )

@@ -1,7 +1,8 @@
 """One place where a batch becomes a request to the writer, whichever door it came through."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -380,6 +381,29 @@ class Intake:
             window=window,
             received_us=received_us,
         )
+
+    async def charged_devices(self, principal: Principal, samples: Mapping[str, int]) -> Mapping[str, int]:
+        """Return samples by the device whose limits they count against.
+
+        Against its own where somebody sends for it who may; otherwise against the device that sends, so that
+        none uses up what another may send.
+
+        Args:
+            principal: who sends.
+            samples: by the device that they name.
+
+        Raises:
+            Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell whose child a device is.
+        """
+        if may_write_for(principal.name, "", ""):
+            return samples
+        found = await self._profiles.find(principal.tenant, samples.keys())
+        charged = Counter[str]()
+        for device_id, count in samples.items():
+            parent_id = found[device_id].parent_id if device_id in found else ""
+            is_own = may_write_for(principal.name, device_id, parent_id)
+            charged[device_id if is_own else principal.subject] += count
+        return charged
 
     async def _profiles_of(self, origin: Origin, device_ids: Collection[str]) -> dict[str, DeviceProfile]:
         found = await self._profiles.find(origin.principal.tenant, device_ids)

@@ -416,8 +416,11 @@ class Limiter:
             for (bucket, _), grant in zip(changed, grants, strict=True):
                 bucket.granted(grant, now_s)
         await self._hold()
+        # What somebody waits for who came meanwhile is asked for in the next round.
+        awaited = {bucket.key for waiter in self._waiting for bucket, _ in waiter.tokens}
         for key in [key for key, bucket in self._buckets.items() if bucket.is_idle(now_s)]:
-            del self._buckets[key]
+            if key not in awaited:
+                del self._buckets[key]
 
     async def _hold(self) -> None:
         now_s = self._monotonic_s()
@@ -430,8 +433,10 @@ class Limiter:
         grants = await self._source.hold([each.ask() for each in capacities])
         for capacity, grant in zip(capacities, grants, strict=True):
             capacity.granted(grant)
+        awaited = {capacity.key for waiter in self._waiting for capacity, _ in waiter.capacities}
         for key in [key for key, capacity in self._capacities.items() if capacity.is_idle]:
-            del self._capacities[key]
+            if key not in awaited:
+                del self._capacities[key]
 
 
 def limit_exceeded(key: LimitKey, limit: int, used: int, retry_s: float) -> ResourceExhausted:

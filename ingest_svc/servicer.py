@@ -1,7 +1,7 @@
 """IngestService: requests in, the store's answers out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -133,6 +133,9 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         limits = self._limiter.limits_of(principal.tenant)
         if limits is None:
             return NO_CHARGE
+        devices: Mapping[str, int] = {}
+        if limits.has_devices:
+            devices = await self._intake.charged_devices(principal, samples_by_device(readings))
         # A message has no writer.
         numbered = None if isinstance(request, ingest_pb2.IngestMessageRequest) else request
         sent = Sent(
@@ -140,7 +143,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
             principal=principal.name,
             samples=sum(len(reading.samples) for reading in readings),
             size=request.ByteSize(),
-            devices=samples_by_device(readings) if limits.has_devices else {},
+            devices=devices,
             writer_id="" if numbered is None else numbered.writer_id,
             sequence=None if numbered is None else numbered.sequence or None,
         )

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
+from meshkit.identity import PrincipalKind
 from meshkit.status import status_of
 from tests.rpc.ingest.neighbours import Ingest, reading, refused, until
 from tests.rpc.ingest.streaming import NOW_US, Client, columns, locked_cursor, opened, streaming
@@ -157,6 +158,25 @@ async def test_only_the_device_that_is_limited_is_held_back(ingest: Ingest) -> N
         assert await client.durable(1) == []
         await client.batch(2, columns(1.0, 2.0, aliases=(1, 0), lengths=(1, 1)))
         assert (await throttled(client, 2)).limit_name == "device_samples_per_second"
+
+
+async def test_who_writes_for_another_uses_up_its_own_limits(ingest: Ingest) -> None:
+    """What is refused of a device that names another counts, but not against that one."""
+    await limit(ingest, policy_pb2.Limit(subject_kind=DEVICE, samples_per_second=1))
+    writer = ingest.caller(subject="pump-2", kind=PrincipalKind.DEVICE)
+    answer = await ingest.send(*samples(20), caller=writer)
+    assert (answer.stored_samples, answer.refused_samples) == (0, 20)
+    told = await refused(ingest.send(*samples(1), caller=writer))
+    assert (told.reason, told.metadata["subject"]) == ("LIMIT_EXCEEDED", "pump-2")
+    assert (await ingest.send(*samples(1))).stored_samples == 1
+    # A stream likewise.
+    async with streaming(ingest, caller=writer) as client:
+        await client.open()
+        await client.define(("pump-1", "temperature"))
+        await client.batch(1, columns(1.0))
+        throttle = await throttled(client, 1)
+        assert throttle.limit_name == "device_samples_per_second"
+        assert "'pump-2'" in throttle.message
 
 
 async def test_what_a_throttle_sent_back_is_stored_once_when_it_comes_again(ingest: Ingest) -> None:
