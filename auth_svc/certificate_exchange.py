@@ -5,6 +5,7 @@ from functools import partial
 from auth_svc.access_tokens import Grant
 from auth_svc.device_credentials import PERMISSIONS, CertificateLookup, ShownCertificate, is_good, refused
 from auth_svc.exchanged_tokens import ExchangedTokens
+from meshkit import audit
 from meshkit.clock import Clock
 from meshkit.identity import PrincipalKind
 
@@ -31,6 +32,8 @@ class CertificateExchange:
             PermissionDenied: TENANT_SUSPENDED; the certificate is good.
         """
         shown = ShownCertificate.parse(pem)
+        # It is of our CA, or Envoy would not have let it in.
+        audit.concerns(shown.name.tenant, f"{PrincipalKind.DEVICE}:{shown.name.device_id}")
         known = await self._tokens.get(shown.name.tenant, shown.fingerprint, partial(self._look_up, shown))
         if known is None:
             raise refused()

@@ -13,6 +13,7 @@ from auth_svc.key_networks import require_allowed
 from auth_svc.key_uses import KeyUses
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
 from auth_svc.suspension import tenant_suspended
+from meshkit import audit
 from meshkit.clock import Clock
 from meshkit.errors import Unauthenticated
 from meshkit.identity import PrincipalKind
@@ -62,6 +63,7 @@ class KeyExchange:
         known = await self._tokens.get(token.tenant, token.hash, partial(self._look_up, token))
         if known is None:
             raise refused()
+        audit.concerns(token.tenant, f"{PrincipalKind.API_KEY}:{token.id}")
         require_allowed(known.grant.networks, address)
         self._uses.note(token.tenant, token.id)
         return known.access_token
@@ -106,6 +108,8 @@ async def find_good(keys: KeyLookup, token: OpaqueToken, clock: Clock) -> GoodKe
     """
     stored = await keys.find(token.tenant, token.id)
     secrets = live_secrets(stored, clock)
+    if stored is not None:
+        audit.concerns(token.tenant, f"{PrincipalKind.API_KEY}:{token.id}")
     hash_ = token.hash
     # Compared with something in any case, so that all refusals take the same time.
     fits = [hmac.compare_digest(hash_, each) for each in [each.hash for each in secrets] or [_NO_HASH]]

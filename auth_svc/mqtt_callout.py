@@ -15,6 +15,7 @@ from nats.errors import Error as BusError
 from auth_svc.device_logins import Permitted
 from auth_svc.nats_tokens import LoginAnswers, LoginRequest
 from meshkit import bus
+from meshkit.audit import AuditTrail
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import DomainError, PermissionDenied, Unauthenticated, dependency_unavailable
 from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, Login, telemetry_subject
@@ -31,6 +32,7 @@ _LOGINS = "$SYS.REQ.USER.AUTH"
 _STREAMS = "$SYS.REQ.SERVER.PING.JSZ"
 _CONNECTIONS = "$SYS.REQ.SERVER.PING.CONNZ"
 _QUEUE = "auth"
+_CONNECT = "MQTT CONNECT"  # as the account calls a log-in, which is no rpc
 _PROTOCOL = "mqtt"
 _ANSWER_S = 3.0
 _LOGINS_AT_ONCE = 64
@@ -68,12 +70,14 @@ class MqttCallout:
     Args:
         logins: decides.
         answers: signs.
+        trail: takes the account of each log-in.
         clock: dates answers.
     """
 
-    def __init__(self, *, logins: Logins, answers: LoginAnswers, clock: Clock) -> None:
+    def __init__(self, *, logins: Logins, answers: LoginAnswers, trail: AuditTrail, clock: Clock) -> None:
         self._logins = logins
         self._answers = answers
+        self._trail = trail
         self._clock = clock
         self._client: Client | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,23 +137,11 @@ class MqttCallout:
     async def _decide(self, request: LoginRequest) -> bytes:
         now = self._clock.now_us() // MICROS_PER_SECOND
         try:
-            if request.protocol != _PROTOCOL:
-                # NATS does not look at the connection types that a permit allows.
-                raise PermissionDenied(
-                    "devices come in by MQTT only", reason=ErrorReason.ERROR_REASON_PERMISSION_MISSING
-                )
-            if request.certificate:
-                permitted = await self._logins.log_in_by_certificate(request.certificate)
-            else:
-                permitted = await self._logins.log_in(request.user, request.password, address=request.host)
-            ends = None if permitted.expire_us is None else permitted.expire_us // MICROS_PER_SECOND
-            if ends is not None and ends <= now:
-                # NATS knows whole seconds only: it would drop the connection before it accepted it.
-                raise Unauthenticated(
-                    "the credential expires within this second",
-                    reason=_EXPIRED[permitted.login.by_certificate],
-                )
-            await self._require_consumer()
+            with self._trail.call(_CONNECT, None, recorded=True) as call:
+                call.address = request.host
+                permitted, ends = await self._permit(request, now)
+                call.principal = permitted.login.as_principal
+                call.targets = [permitted.login.device_id] if permitted.login.device_id else []
         except DomainError as error:
             why = str(error)
             _log.info("log-in by MQTT refused", user=_shown(request.user), host=request.host, why=why)
@@ -162,6 +154,27 @@ class MqttCallout:
             now=now,
             expire=ends,
         )
+
+    async def _permit(self, request: LoginRequest, now: int) -> tuple[Permitted, int | None]:
+        """Return what a device may do, and the second in which that ends, or raise why it may nothing."""
+        if request.protocol != _PROTOCOL:
+            # NATS does not look at the connection types that a permit allows.
+            raise PermissionDenied(
+                "devices come in by MQTT only", reason=ErrorReason.ERROR_REASON_PERMISSION_MISSING
+            )
+        if request.certificate:
+            permitted = await self._logins.log_in_by_certificate(request.certificate)
+        else:
+            permitted = await self._logins.log_in(request.user, request.password, address=request.host)
+        ends = None if permitted.expire_us is None else permitted.expire_us // MICROS_PER_SECOND
+        if ends is not None and ends <= now:
+            # NATS knows whole seconds only: it would drop the connection before it accepted it.
+            raise Unauthenticated(
+                "the credential expires within this second",
+                reason=_EXPIRED[permitted.login.by_certificate],
+            )
+        await self._require_consumer()
+        return permitted, ends
 
     async def _require_consumer(self) -> None:
         """Raise Unavailable unless ingest_svc has its consumer."""

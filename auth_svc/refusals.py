@@ -70,8 +70,8 @@ def refusal(tags: Mapping[str, str], *, http_status: int, time_us: int, duration
     return Refusal(
         time_us=time_us,
         duration_us=duration_us,
-        tenant=told.get("tenant", ""),
-        principal=f"{told.get('kind', '')}:{subject}" if subject else "",
+        tenant=told.get("tenant") or told.get("refused_tenant", ""),
+        principal=f"{told.get('kind', '')}:{subject}" if subject else told.get("refused_principal", ""),
         credential_id=told.get("credential_id", ""),
         address=told.get("address", ""),
         rpc=path if is_grpc else storable(f"{told.get('method', '')} {path}"),

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -21,7 +21,8 @@ import grpc
 import structlog
 from google.rpc import code_pb2
 
-from meshkit.errors import InvalidArgument
+from meshkit.errors import DomainError, InvalidArgument
+from meshkit.status import code_of
 from meshkit.tasks import background
 from meshkit.telemetry import current_trace_id
 
@@ -145,7 +146,7 @@ class AuditedCall:
         _current.set(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self._trail is None:
             return
         self._ended_ns = time.monotonic_ns()
@@ -153,12 +154,28 @@ class AuditedCall:
             self.code = code_pb2.OK
         elif issubclass(kind, grpc.aio.AbortError):
             self.code = self._context.code().value[0]
+        elif isinstance(error, DomainError):
+            self.code = code_of(error).value[0]
         elif issubclass(kind, Exception):
             self.code = code_pb2.UNKNOWN
         self.trace_id = current_trace_id()
         # It holds the request.
         self._context = None
         self._trail.take(self)
+
+    def renew(self, principal: Principal) -> None:
+        """Go on with another credential; what was done with the former one is a record by itself."""
+        former = self.principal
+        if self._trail is None or former is None or former.credential_id == principal.credential_id:
+            self.principal = principal
+            return
+        self._ended_ns = time.monotonic_ns()
+        self.trace_id = current_trace_id()
+        self._trail.take(_Part(replace(self.event(""), code=code_pb2.OK)))
+        self.principal = principal
+        self.time_us += (self._ended_ns - self._started_ns) // 1000
+        self._started_ns = self._ended_ns
+        self.received = self.sent = 0
 
     def event(self, event_id: str) -> AuditEvent:
         """Return the record of the call, which has ended."""
@@ -182,6 +199,17 @@ class AuditedCall:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is over of a call that goes on."""
+
+    known: AuditEvent
+
+    def event(self, event_id: str) -> AuditEvent:
+        """Return the record of it."""
+        return replace(self.known, id=event_id)
+
+
 _current: ContextVar[AuditedCall | None] = ContextVar("twinmesh_audited_call", default=None)
 
 
@@ -193,7 +221,7 @@ def changed(fields: Iterable[str]) -> None:
 
 
 def concerns(tenant: str, principal: str) -> None:
-    """Say whose the present call is, which came without a credential, as a log-in does.
+    """Say whose the present call is that brings no token: a log-in, or a key or certificate to be judged.
 
     Args:
         tenant: whose tenant.
@@ -202,6 +230,12 @@ def concerns(tenant: str, principal: str) -> None:
     call = _current.get()
     if call is not None:
         call.claimed = (tenant, principal)
+
+
+def concerned() -> tuple[str, str]:
+    """Return what `concerns` was told of the present call: tenant and principal, both "" when nothing was."""
+    call = _current.get()
+    return ("", "") if call is None else call.claimed
 
 
 def storable(text: str) -> str:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from meshkit.identity import PrincipalKind
+from meshkit.identity import Principal, PrincipalKind
 
 # Accounts of NATS: what is in one, nobody of another sees.
 DEVICES_ACCOUNT = "DEVICES"
@@ -13,6 +13,7 @@ TELEMETRY_SUBJECT = "devices.*.telemetry"
 # NATS keeps messages of QoS 1 here, for those who have a consumer.
 STREAM = "$MQTT_msgs"
 CONSUMER = "ingest"
+_PERMISSIONS = frozenset({"telemetry:write"})
 _LOGIN = re.compile(
     "(?P<tenant>[a-z0-9-]+)/(?P<certificate>certificate:)?(?P<credential>[a-z0-9]+(?:-[0-9]+)?)/"
     "(?P<device>[a-z0-9-]*)"
@@ -52,11 +53,17 @@ class Login:
         return f"{self.tenant}/{kind}{self.credential_id}/{self.device_id}"
 
     @property
+    def as_principal(self) -> Principal:
+        """Return the principal, who may publish telemetry and nothing else."""
+        kind, subject = PrincipalKind.API_KEY, key_of(self.credential_id)
+        if self.by_certificate:
+            kind, subject = PrincipalKind.DEVICE, self.device_id
+        return Principal(self.tenant, subject, kind, _PERMISSIONS, credential_id=self.credential_id)
+
+    @property
     def principal(self) -> str:
         """Return the name of the principal, as meshkit.identity gives it."""
-        if self.by_certificate:
-            return f"{PrincipalKind.DEVICE}:{self.device_id}"
-        return f"{PrincipalKind.API_KEY}:{key_of(self.credential_id)}"
+        return self.as_principal.name
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -27,18 +27,26 @@ class OpenCall:
     Args:
         principal: who opened it.
         cut_off: ends the call with an error.
+        renewed: told of the credential that takes the place of another.
 
     Attributes:
         principal: whose it is; another one's credential never takes its place.
         error: why its credential has ended, None while it has not.
     """
 
-    __slots__ = ("_cut_off", "_ending", "_is_cut_off", "_tell", "error", "principal")
+    __slots__ = ("_cut_off", "_ending", "_is_cut_off", "_renewed", "_tell", "error", "principal")
 
-    def __init__(self, principal: Principal, *, cut_off: Callable[[DomainError], None]) -> None:
+    def __init__(
+        self,
+        principal: Principal,
+        *,
+        cut_off: Callable[[DomainError], None],
+        renewed: Callable[[Principal], None],
+    ) -> None:
         self.principal = principal
         self.error: Unauthenticated | None = None
         self._cut_off = cut_off
+        self._renewed = renewed
         self._is_cut_off = False
         self._tell: Callable[[Unauthenticated], None] | None = None
         self._ending: asyncio.TimerHandle | None = None
@@ -61,6 +69,7 @@ class OpenCall:
                 reason=ErrorReason.ERROR_REASON_TOKEN_INVALID,
             )
         self.principal = principal
+        self._renewed(principal)
 
     def end(self, error: Unauthenticated) -> None:
         """End it because of its credential."""

@@ -56,6 +56,11 @@ class CertificateAuthority:
         """Return the certificates of both CAs, PEM: whom to trust."""
         return _pem(self._certificate) + _pem(self._root)
 
+    @property
+    def ends(self) -> datetime:
+        """Return when the issuing CA ends, which no certificate of it outlives."""
+        return self._certificate.not_valid_after_utc
+
     def device_name(self, tenant: str, device_id: str) -> DeviceName:
         """Return the name of a device in this trust domain."""
         return DeviceName(self.trust_domain, tenant, device_id)
@@ -117,7 +122,7 @@ class CertificateAuthority:
         now: datetime,
         life: timedelta,
     ) -> x509.Certificate:
-        ends = min(now + life, self._certificate.not_valid_after_utc)
+        ends = min(now + life, self.ends)
         return (
             x509.CertificateBuilder()
             .subject_name(_name(common_name))

@@ -15,7 +15,7 @@ from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.key_exchange import KeyExchange
 from envoy_api import external_auth_pb2 as pb
 from envoy_api import external_auth_pb2_grpc
-from meshkit import gateway_credential, status
+from meshkit import audit, gateway_credential, status
 from meshkit.caller_address import ADDRESS_HEADER
 from meshkit.errors import PermissionDenied, Unauthenticated
 
@@ -71,10 +71,10 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
                 token = await self._key_exchange.exchange(key, address=http.headers.get(ADDRESS_HEADER, ""))
         except Unauthenticated as error:
             _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
-            return self._certificate_denied if certificate else self._key_denied
+            return _whose(self._certificate_denied if certificate else self._key_denied)
         except PermissionDenied as error:
             _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
-            return _denied(error)
+            return _whose(_denied(error))
         return pb.CheckResponse(
             status=status_pb2.Status(code=code_pb2.OK),
             ok_response=pb.OkHttpResponse(headers=[_header("authorization", _SCHEME + token)]),
@@ -93,6 +93,17 @@ def _header(key: str, value: str) -> pb.HeaderValueOption:
         header=pb.HeaderValue(key=key, value=value),
         append_action=pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
     )
+
+
+def _whose(denied: pb.CheckResponse) -> pb.CheckResponse:
+    """Return a refusal that tells the gateway whose credential it is, for the audit, where that is known."""
+    tenant, principal = audit.concerned()
+    if not tenant:
+        return denied
+    told = pb.CheckResponse()
+    told.CopyFrom(denied)
+    told.dynamic_metadata.update({"tenant": tenant, "principal": principal})
+    return told
 
 
 def _denied(refusal: Unauthenticated | PermissionDenied) -> pb.CheckResponse:

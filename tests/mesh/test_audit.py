@@ -6,6 +6,7 @@ import json
 import uuid
 from typing import Any
 
+import aiomqtt
 import asyncpg
 import grpc
 import httpx
@@ -103,6 +104,60 @@ async def test_what_the_gateway_refuses_is_found_too(
         assert found["principal"] == ("" if token == operator_token else "user:admin")
     # What a service answered comes from there, once.
     assert event(mesh, admin_token, served.headers["x-trace-id"])["recorder"] == "asset_svc"
+
+
+async def test_a_key_that_is_refused_is_found_where_the_key_is(
+    mesh: Mesh, admin: httpx.AsyncClient, admin_token: str, rival_token: str
+) -> None:
+    """By its id, which is no secret; who makes one up is told nobody of."""
+    key = (await admin.post("/v1/apiKeys", json={"displayName": "k", "permissions": ["device:read"]})).json()
+    guessed = key["secret"][:-4] + "0000"
+    networks = {"displayName": "k", "permissions": ["device:read"], "allowedAddresses": ["198.51.100.0/24"]}
+    elsewhere = (await admin.post("/v1/apiKeys", json=networks)).json()
+    for secret, id_, code in (
+        (guessed, key["id"], "UNAUTHENTICATED"),
+        (elsewhere["secret"], elsewhere["id"], "PERMISSION_DENIED"),
+    ):
+        async with mesh.client(secret) as stranger:
+            refused = await stranger.get("/v1/devices")
+        assert refused.status_code in (401, 403), refused.text
+        found = event(mesh, admin_token, refused.headers["x-trace-id"], principal=f"api_key:{id_}")
+        assert (found["code"], found["tenant"], found["recorder"]) == (code, "demo", "gateway")
+        assert events(mesh, rival_token, principal=f"api_key:{id_}") == []
+
+
+async def test_log_ins_by_mqtt_are_found_good_and_bad(
+    mesh: Mesh, admin: httpx.AsyncClient, admin_token: str, operator_token: str
+) -> None:
+    body = {"displayName": "m", "permissions": ["telemetry:write"]}
+    key = (await admin.post("/v1/apiKeys", json=body)).json()
+
+    async def log_in(user: str, password: str) -> None:
+        async with aiomqtt.Client("127.0.0.1", mesh.mqtt_port, username=user, password=password, timeout=10):
+            pass
+
+    await log_in("temp-1", key["secret"])
+    with pytest.raises(aiomqtt.MqttError):
+        await log_in("temp-1", key["secret"][:-4] + "0000")
+    with pytest.raises(aiomqtt.MqttError):
+        await log_in("not-there", key["secret"])
+    question = {"principal": f"api_key:{key['id']}", "rpc": "MQTT CONNECT"}
+    found: list[dict[str, Any]] = []
+
+    def are_there() -> bool:
+        found[:] = events(mesh, admin_token, **question)
+        return len(found) == 3
+
+    eventually(are_there, "the audit has three log-ins")
+    assert [each["code"] for each in found] == ["FAILED_PRECONDITION", "UNAUTHENTICATED", "OK"]
+    assert {(each["recorder"], each["address"]) for each in found} == {("auth_svc", "127.0.0.1")}
+    assert (found[2]["targets"], found[2]["credentialId"]) == (["temp-1"], key["id"])
+    # What names no key that there is, is the installation's business.
+    with pytest.raises(aiomqtt.MqttError):
+        await log_in("temp-1", "no key")
+    unknown = {"rpc": "MQTT CONNECT", "codes": "UNAUTHENTICATED"}
+    eventually(lambda: bool(events(mesh, operator_token, **unknown)), "the audit has the refusal")
+    assert {each["principal"] for each in events(mesh, operator_token, **unknown)} == {""}
 
 
 async def test_a_grpc_call_without_a_token_is_found(mesh: Mesh, operator_token: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,8 +17,10 @@ from meshkit.audit import AuditEvent, AuditTrail
 from meshkit.clock import SystemClock
 from meshkit.errors import DomainError, InvalidArgument, not_found
 from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.open_calls import current_call
 from meshkit.revocations import RevocationKind, Revocations
 from meshkit.testing.auth import TokenMint, bearer
+from tests.rpc.auth_app import until
 from twinmesh.asset.v1 import device_service_pb2, device_service_pb2_grpc
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
@@ -55,7 +58,10 @@ class Ingest(ingest_service_pb2_grpc.IngestServiceServicer):
         return ingest_service_pb2.Backfill(id="made-1")
 
     async def StreamTelemetry(self, requests: Any, context: Any) -> AsyncIterator[Any]:
-        async for _ in requests:
+        async for request in requests:
+            if request.HasField("reauthenticate"):
+                call = current_call()
+                call.renew(replace(call.principal, credential_id=request.reauthenticate.token))
             yield ingest_service_pb2.StreamTelemetryResponse()
 
 
@@ -401,3 +407,34 @@ async def test_events_keep_what_is_known_of_them_on_their_way(auth_address: str,
         await client.send_audit_to(auth)([event])
     (message,) = mint.audit_events
     assert audit_messages.from_message(message) == event
+
+
+async def test_a_stream_has_a_record_for_each_credential_that_it_went_on_with(
+    channel: grpc.aio.Channel, account: Account, mint: TokenMint
+) -> None:
+    stub: Any = ingest_service_pb2_grpc.IngestServiceStub(channel)
+    call = stub.StreamTelemetry(
+        metadata=bearer(mint.token(tenant="demo", subject="ada", permissions=["telemetry:write"]))
+    )
+    batch = ingest_service_pb2.StreamTelemetryRequest(batch=ingest_service_pb2.Batch(sequence=1))
+    for token in ("", "second", "second"):
+        renewal = ingest_service_pb2.StreamTelemetryRequest(
+            reauthenticate=ingest_service_pb2.Reauthenticate(token=token)
+        )
+        for request in ([renewal] if token else []) + [batch, batch]:
+            await call.write(request)
+            await call.read()
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+
+    async def are_there() -> bool:
+        return len(account.events) == 2
+
+    await until(are_there)
+    first, second = account.events
+    assert first.principal == second.principal == "user:ada"
+    assert (second.credential_id, first.credential_id == "second") == ("second", False)
+    # The message that brings the new one came with the former.
+    assert ((first.received, first.sent), (second.received, second.sent)) == ((3, 2), (5, 6))
+    assert (first.code, second.code) == (code_pb2.OK, code_pb2.OK)
+    assert first.time_us + first.duration_us == second.time_us
