@@ -101,11 +101,57 @@ async def test_a_name_with_an_inner_address_is_refused(
     assert _INSIDE not in str(refused.value)
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.1", "2130706433", "0x7f000001", "017700000001"])
-async def test_other_ways_to_write_loopback_are_refused(inside: HttpSite, host: str) -> None:
+# Each leads inside by itself or by what the system's resolver makes of it.
+_INNER_HOSTS = {
+    "loopback": "127.0.0.1",
+    "loopback by name": "localhost",
+    "loopback, name of a subdomain": "a.localhost",
+    "loopback, another of its addresses": "127.99.1.1",
+    "loopback, IPv6": "[::1]",
+    "this host": "0.0.0.0",
+    "this host, IPv6": "[::]",
+    "link-local": "169.254.1.1",
+    "link-local, IPv6": "[fe80::1]",
+    "metadata": "169.254.169.254",
+    "metadata, IPv6": "[fd00:ec2::254]",
+    "metadata, Azure": "168.63.129.16",
+    "metadata, Alibaba": "100.100.100.200",
+    "private, 10/8": "10.0.0.1",
+    "private, 172.16/12": "172.31.255.255",
+    "private, 192.168/16": "192.168.0.1",
+    "private, IPv6": "[fd12:3456::1]",
+    "shared": "100.64.0.1",
+    "multicast": "224.0.0.1",
+    "mapped": "[::ffff:127.0.0.1]",
+    "mapped, in hexadecimal": "[::ffff:7f00:1]",
+    "mapped, metadata": "[::ffff:a9fe:a9fe]",
+    "compatible": "[::127.0.0.1]",
+    "translated": "[64:ff9b::7f00:1]",
+    "6to4": "[2002:7f00:1::]",
+    "decimal": "2130706433",
+    "decimal, metadata": "2852039166",
+    "octal": "0177.0.0.1",
+    "octal, whole": "017700000001",
+    "hexadecimal": "0x7f.0.0.1",
+    "hexadecimal, whole": "0x7f000001",
+    "short": "127.1",
+    "mixed": "0x7f.1",
+    "trailing dot": "127.0.0.1.",
+    "full-width digits": "\uff11\uff12\uff17.0.0.1",
+    "circled digits": "\u2460\u2461\u2466.0.0.1",
+    "ideographic stops": "127\u30020\u30020\u30021",
+}
+
+
+@pytest.mark.parametrize("host", _INNER_HOSTS.values(), ids=_INNER_HOSTS.keys())
+async def test_no_way_to_write_an_inner_address_is_called(inside: HttpSite, host: str) -> None:
     async with outbound(Allowed(), resolve=system_resolve) as calls:
-        with pytest.raises(AddressRefused):
+        with pytest.raises((AddressRefused, OutboundFailed)) as refused:
             await calls.request("GET", f"https://{host}:{inside.port}/")
+        # What does not even resolve leads nowhere.
+        if isinstance(refused.value, OutboundFailed):
+            assert "does not resolve" in str(refused.value)
+    assert not inside.asked
     assert not inside.asked
 
 
