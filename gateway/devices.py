@@ -7,21 +7,23 @@ else is sent. The files in its folder:
     crl.pem                   who is revoked; auth_svc keeps it current
     trust.json                the two as a secret, whose files Envoy watches
     server.pem, server.key.pem   the listener's own certificate chain and key
+    server.json               the two as a secret, whose files Envoy watches
     gateway.credential        by which auth_svc knows Envoy, when it speaks of a certificate
 """
 
 from copy import deepcopy
 from pathlib import Path
 
-from gateway import Config, clusters, local_replies
+from gateway import Config, clusters, local_replies, tls
 from gateway.settings import DeviceDoor
 from meshkit import gateway_credential
 
 CA, CRL, TRUST = "ca.pem", "crl.pem", "trust.json"
-SERVER_CERTIFICATE, SERVER_KEY, CREDENTIAL = "server.pem", "server.key.pem", "gateway.credential"
+SERVER_CERTIFICATE, SERVER_KEY, SERVER = "server.pem", "server.key.pem", "server.json"
+CREDENTIAL = "gateway.credential"
 LISTENER = "devices"
 _SECRET = "devices"  # noqa: S105 - a name
-_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
+_SERVER_SECRET = "server"  # noqa: S105 - a name
 _EXT_AUTHZ = "envoy.filters.http.ext_authz"
 # What a device's key may be, and no SHA-1.
 _SIGNATURES = [
@@ -74,8 +76,19 @@ def trust_secret(trust: Path, trust_domain: str) -> Config:
             {"san_type": "URI", "matcher": {"prefix": f"spiffe://{trust_domain}/tenant/"}}
         ],
     }
-    secret = {"@type": f"{_TLS}.Secret", "name": _SECRET, "validation_context": context}
+    secret = {"@type": f"{tls.TYPES}.Secret", "name": _SECRET, "validation_context": context}
     return {"resources": [secret]}
+
+
+def server_secret(trust: Path) -> Config:
+    """Return what stands in server.json.
+
+    Args:
+        trust: the folder, as Envoy sees it.
+    """
+    return tls.certificate_secret(
+        _SERVER_SECRET, certificate=str(trust / SERVER_CERTIFICATE), key=str(trust / SERVER_KEY)
+    )
 
 
 def credential_injector() -> Config:
@@ -111,7 +124,7 @@ def _tls(trust: Path) -> Config:
     return {
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
-            "@type": f"{_TLS}.DownstreamTlsContext",
+            "@type": f"{tls.TYPES}.DownstreamTlsContext",
             "require_client_certificate": True,
             # A resumed session would be one whose certificate nobody has looked at since.
             "disable_stateless_session_resumption": True,
@@ -123,19 +136,8 @@ def _tls(trust: Path) -> Config:
                     "tls_maximum_protocol_version": "TLSv1_3",
                     "signature_algorithms": _SIGNATURES,
                 },
-                "tls_certificates": [
-                    {
-                        "certificate_chain": {"filename": str(trust / SERVER_CERTIFICATE)},
-                        "private_key": {"filename": str(trust / SERVER_KEY)},
-                    }
-                ],
-                "validation_context_sds_secret_config": {
-                    "name": _SECRET,
-                    "sds_config": {
-                        "resource_api_version": "V3",
-                        "path_config_source": {"path": str(trust / TRUST)},
-                    },
-                },
+                "tls_certificate_sds_secret_configs": [tls.from_file(_SERVER_SECRET, trust / SERVER)],
+                "validation_context_sds_secret_config": tls.from_file(_SECRET, trust / TRUST),
             },
         },
     }

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from gateway import Config, clusters, devices, local_replies, routes
+from gateway import Config, clusters, devices, local_replies, routes, tls
 from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment, GatewaySettings, Upstream
 from gateway.transcoder import as_events, transcoder
@@ -97,11 +97,13 @@ def render(settings: GatewaySettings) -> Config:
         "clusters": clusters.clusters(settings),
     }
     filled: Config = _fill(yaml.safe_load(_TEMPLATE.read_text(encoding="utf-8")), values)
+    static = filled["static_resources"]
     if settings.devices is not None:
-        static = filled["static_resources"]
         static["listeners"].append(devices.listener(static["listeners"][0], settings.devices))
         static["clusters"].append(clusters.device_authorization(settings, devices.credential_injector()))
         static["secrets"] = [devices.credential_secret(settings.devices.trust)]
+    if settings.tls is not None:
+        tls.encrypt(static["listeners"][0], settings.tls)
     return filled
 
 
@@ -132,9 +134,14 @@ def main() -> None:
         environment = GatewayEnvironment()
     except ValidationError as error:
         sys.exit(f"gateway: {error}")
-    contract = folder / "contract.binpb"
+    contract, edge_secret = folder / "contract.binpb", folder / tls.EDGE_SECRET
     shutil.copyfile(CONTRACT, contract)
-    config = render(environment.settings(descriptor_path=contract))
+    if environment.gateway_tls_certificate:
+        secret = tls.edge_secret(
+            certificate=str(environment.gateway_tls_certificate), key=str(environment.gateway_tls_key)
+        )
+        edge_secret.write_text(json.dumps(secret, indent=1), encoding="utf-8")
+    config = render(environment.settings(descriptor_path=contract, edge_secret=edge_secret))
     (folder / "envoy.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 

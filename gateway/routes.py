@@ -18,7 +18,7 @@ _UPSTREAM_OF_PACKAGE = {
 }
 # One service describes the whole contract; it too may be asked while it is not ready.
 _REFLECTION_UPSTREAM = unchecked(Upstream.ASSET)
-_JWKS_RPC = "/twinmesh.auth.v1.SessionService/GetJwks"
+_INNER_RPCS = ("/twinmesh.auth.v1.SessionService/GetJwks", "/twinmesh.mesh.v1.HealthService/GetReadiness")
 
 _UNARY_LIMIT = {"max_stream_duration": "30s", "grpc_timeout_header_max": "300s"}
 # 0s: no limit but the caller's own grpc-timeout.
@@ -80,10 +80,12 @@ def edge_routes(contract: Contract, *, events: Config, body_timeout_s: int) -> l
 
 
 def jwks_routes(contract: Contract) -> list[Config]:
-    """Return the one route of the inner listener for auth_svc's keys."""
-    rpc = contract.rpc(_JWKS_RPC)
-    action = _unary_action(unchecked(Upstream.AUTH), rpc)
-    return [{"match": match, "route": action} for match in [{"path": rpc.path}, *_json_matches(rpc)]]
+    """Return the routes of the inner listener: auth_svc's keys, and whether the mesh is ready."""
+    return [
+        {"match": match, "route": _unary_action(unchecked(Upstream.AUTH), rpc)}
+        for rpc in map(contract.rpc, _INNER_RPCS)
+        for match in [{"path": rpc.path}, *_json_matches(rpc)]
+    ]
 
 
 def jwt_rules(contract: Contract) -> list[Config]:

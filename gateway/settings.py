@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from gateway import tls
 from meshkit.config import Settings
 
 REQUESTS_PER_SECOND = 10_000
+TOGETHER = "TWINMESH_GATEWAY_TLS_CERTIFICATE and TWINMESH_GATEWAY_TLS_KEY go together"
 RequestsPerSecond = Annotated[
     int, Field(gt=0, description="Requests of all clients together; twice as many at once.")
 ]
@@ -25,6 +27,21 @@ TrustedHops = Annotated[
 ]
 CorsOrigins = Annotated[
     str, Field(description="Origins of web pages that may call, commas between them; empty: none.")
+]
+
+TlsCertificate = Annotated[
+    Path | None,
+    Field(
+        description="Certificate chain of the gateway's main port, a PEM file, read anew when it is replaced;"
+        " without it that port is plain text."
+    ),
+]
+TlsKey = Annotated[Path | None, Field(description="Its private key, a PEM file.")]
+Plaintext = Annotated[
+    bool,
+    Field(
+        description="Whether the main port may be plain text beyond loopback, behind a proxy that ends TLS."
+    ),
 ]
 
 
@@ -75,12 +92,10 @@ class DeviceDoor:
     Attributes:
         port: port for gRPC and JSON over TLS 1.3.
         trust: folder of its files, as Envoy sees it (gateway/devices.py).
-        trust_domain: of the certificates.
     """
 
     port: int
     trust: Path
-    trust_domain: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +122,7 @@ class GatewaySettings:
     Attributes:
         bind: address to listen on.
         port: port for gRPC, gRPC-Web and JSON.
+        tls: secret of that port's certificate, a file as Envoy sees it (gateway/tls.py); None: plain text.
         admin_port: port of Envoy's admin interface, always on loopback.
         jwks_port: port, always on loopback, where Envoy fetches auth_svc's keys from itself.
         upstreams: the processes of each service; one endpoint per process.
@@ -128,6 +144,7 @@ class GatewaySettings:
     jwks_port: int
     upstreams: Mapping[Upstream, Sequence[Endpoint]]
     descriptor_path: Path
+    tls: Path | None = None
     devices: DeviceDoor | None = None
     otlp: Endpoint | None = None
     trace_sample_ratio: float = 1.0
@@ -164,6 +181,30 @@ class GatewayEnvironment(Settings):
     cors_origins: CorsOrigins = ""
     gateway_requests_per_second: RequestsPerSecond = REQUESTS_PER_SECOND
     gateway_trusted_hops: TrustedHops = 0
+    gateway_tls_certificate: TlsCertificate = None
+    gateway_tls_key: TlsKey = None
+    gateway_plaintext: Plaintext = False
+    gateway_published: str = Field(
+        "", description="Address at which a container's port is published, by which the gateway is reached."
+    )
+    device_port: int = Field(8443, gt=0, lt=65536, description="Port where devices show their certificates.")
+    trust_dir: Path | None = Field(
+        None,
+        description="Folder of that port's files, made by `python -m twinmesh_cli.trust`; empty: no port.",
+    )
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        if (self.gateway_tls_certificate is None) != (self.gateway_tls_key is None):
+            raise ValueError(TOGETHER)
+        problem = tls.refusal(
+            self.gateway_published or self.bind,
+            has_tls=self.gateway_tls_certificate is not None,
+            allows_plaintext=self.gateway_plaintext,
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
 
     @field_validator("auth_address", "asset_address", "ingest_address", "twin_address")
     @classmethod
@@ -178,8 +219,13 @@ class GatewayEnvironment(Settings):
             Endpoint.parse(value)
         return value
 
-    def settings(self, *, descriptor_path: Path) -> GatewaySettings:
-        """Return what to render, with the contract where Envoy will find it."""
+    def settings(self, *, descriptor_path: Path, edge_secret: Path) -> GatewaySettings:
+        """Return what to render.
+
+        Args:
+            descriptor_path: the contract, where Envoy will find it.
+            edge_secret: the file of `gateway_tls_certificate` and its key as a secret, likewise.
+        """
         return GatewaySettings(
             bind=self.bind,
             port=self.gateway_port,
@@ -192,6 +238,8 @@ class GatewayEnvironment(Settings):
                 Upstream.TWIN: Endpoint.parse_list(self.twin_address),
             },
             descriptor_path=descriptor_path,
+            tls=edge_secret if self.gateway_tls_certificate else None,
+            devices=DeviceDoor(port=self.device_port, trust=self.trust_dir) if self.trust_dir else None,
             otlp=Endpoint.parse(self.otlp_endpoint) if self.otlp_endpoint else None,
             trace_sample_ratio=self.trace_sample_ratio,
             cors_origins=parse_origins(self.cors_origins),

@@ -7,9 +7,10 @@ Vault KV version 2       one secret whose keys are TWINMESH_<NAME>
 
 import os
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from meshkit.addresses import is_loopback
 
 SECRETS_DIR = "TWINMESH_SECRETS_DIR"
 _VAULT_TIMEOUT_S = 5
@@ -96,15 +97,8 @@ def _text(file: Path, variable: str) -> str:
 
 def _check_address(address: str) -> None:
     parts = urlsplit(address)
-    if parts.scheme == "https" or (parts.scheme == "http" and _is_here(parts.hostname or "")):
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return
     raise SettingsUnreadable(
         "TWINMESH_VAULT_ADDRESS: must begin with https:// unless Vault is on this machine"
     )
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

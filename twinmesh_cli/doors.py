@@ -13,6 +13,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from meshkit.clock import to_datetime
+from twinmesh_cli.gateway_access import GatewayAccess
 from twinmesh_cli.simulation import Run
 from twinmesh_client import GatewayClient, Kind, RefusedBatch
 
@@ -113,7 +114,9 @@ class StreamDoor:
 
 
 @asynccontextmanager
-async def stream_door(address: str, *, token: str | Credential, spool: Path) -> AsyncIterator[StreamDoor]:
+async def stream_door(
+    access: GatewayAccess, *, token: str | Credential, spool: Path
+) -> AsyncIterator[StreamDoor]:
     """Open the stream to a gateway.
 
     Raises:
@@ -134,10 +137,12 @@ async def stream_door(address: str, *, token: str | Credential, spool: Path) -> 
             reasons["untold"] += untold
 
     gateway = GatewayClient(
-        address,
+        access.target,
         token=token,
         name=_NAME,
         spool=spool,
+        credentials=access.credentials,
+        server_name=access.server_name,
         max_age=_MAX_AGE_S,
         drain_timeout=0,
         on_refused=on_refused,
@@ -203,9 +208,9 @@ class JsonDoor:
 
 
 @asynccontextmanager
-async def json_door(address: str, *, credential: Credential) -> AsyncIterator[JsonDoor]:
+async def json_door(access: GatewayAccess, *, credential: Credential) -> AsyncIterator[JsonDoor]:
     """Open a client of a gateway's JSON."""
-    async with httpx.AsyncClient(base_url=f"http://{address}", timeout=_TIMEOUT_S) as client:
+    async with access.http(timeout_s=_TIMEOUT_S) as client:
         yield JsonDoor(client, credential)
 
 

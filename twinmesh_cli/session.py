@@ -9,42 +9,69 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import grpc
 import typer
 from google.rpc import error_details_pb2
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from meshkit.config import Settings
 from meshkit.runtime import read_settings
 from meshkit.status import status_of
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
+from twinmesh_cli.gateway_access import GatewayAccess, first_name
 from twinmesh_cli.settings import load_settings
 
 _R = TypeVar("_R")
 _CALL_TIMEOUT_S = 60.0
 _RENEW_BEFORE_S = 60.0
 _TRACE_HEADER = "x-trace-id"
-_OPTIONS = [("grpc.max_receive_message_length", 64 * 1024 * 1024)]
 
 
 class ClientSettings(Settings):
     """How the command line finds and enters a gateway."""
 
     gateway: str = Field(
-        default_factory=lambda: load_settings().gateway_address,
-        description="Address of the gateway for client commands, host:port; the launcher's own if unset.",
+        default_factory=lambda: load_settings().client_address,
+        description="Address of the gateway for client commands, host:port, or https://host:port with TLS;"
+        " the launcher's own if unset.",
+    )
+    gateway_authorities: Path | None = Field(
+        None,
+        description="PEM file of who signs the gateway's certificate; if unset the public authorities, or of"
+        " the launcher's own gateway its certificate.",
+    )
+    gateway_server_name: str = Field(
+        "", description="Name that the gateway's certificate bears, where the address is another."
     )
     mqtt: str = Field(
         default_factory=lambda: load_settings().mqtt_address,
         description="Address of MQTT for client commands, host:port; the launcher's own if unset.",
     )
     api_key: SecretStr = Field(SecretStr(""), description="API key for client commands; empty: the log-in.")
+    _access: GatewayAccess = PrivateAttr()
     credentials: Path = Field(
         Path(typer.get_app_dir("twinmesh")) / "credentials.json",
         description="Where `twinmesh login` keeps tokens.",
     )
+
+    @model_validator(mode="after")
+    def _finds_the_gateway(self) -> Self:
+        authorities, server_name = self.gateway_authorities, self.gateway_server_name
+        try:
+            if authorities is None and "gateway" not in self.model_fields_set:
+                authorities = load_settings().gateway_tls_certificate
+                server_name = server_name or (first_name(authorities) if authorities else "")
+            self._access = GatewayAccess.read(self.gateway, authorities=authorities, server_name=server_name)
+        except OSError as error:
+            raise ValueError(f"{error.filename}: {error.strerror}") from error
+        return self
+
+    @property
+    def access(self) -> GatewayAccess:
+        """Return how the gateway is reached."""
+        return self._access
 
     @field_validator("api_key")
     @classmethod
@@ -110,7 +137,7 @@ class Session:
 
     def __init__(self, *, channel: grpc.aio.Channel, settings: ClientSettings) -> None:
         self.channel = channel
-        self.gateway = settings.gateway
+        self.access = settings.access
         self.mqtt = settings.mqtt
         self.store = CredentialStore(path=settings.credentials, gateway=settings.gateway)
         self.api_key = settings.api_key.get_secret_value()
@@ -189,7 +216,7 @@ class Session:
 @asynccontextmanager
 async def open_session(settings: ClientSettings) -> AsyncIterator[Session]:
     """Open a session with the gateway of the settings."""
-    async with grpc.aio.insecure_channel(settings.gateway, options=_OPTIONS) as channel:
+    async with settings.access.channel() as channel:
         yield Session(channel=channel, settings=settings)
 
 

@@ -7,7 +7,17 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from auth_svc.ca.names import TRUST_DOMAIN_PATTERN
-from gateway.settings import REQUESTS_PER_SECOND, CorsOrigins, Endpoint, RequestsPerSecond, TrustedHops
+from gateway.settings import (
+    REQUESTS_PER_SECOND,
+    TOGETHER,
+    CorsOrigins,
+    Endpoint,
+    Plaintext,
+    RequestsPerSecond,
+    TlsCertificate,
+    TlsKey,
+    TrustedHops,
+)
 from meshkit import secrets
 from meshkit.config import (
     ARCHIVE_AFTER_DAYS,
@@ -62,6 +72,9 @@ class LauncherSettings(Settings):
     home: Path = Field(_default_home(), description="Folder of all data, secrets and logs.")
     gateway_port: int = Field(8080, ge=1, le=65535, description="Port for gRPC, gRPC-Web and JSON.")
     bind: str = Field("127.0.0.1", description="Address that the gateway and MQTT listen on.")
+    gateway_tls_certificate: TlsCertificate = None
+    gateway_tls_key: TlsKey = None
+    gateway_plaintext: Plaintext = False
     mqtt_port: int = Field(1883, ge=1, le=65535, description="Port for MQTT.")
     mqtt_tls_certificate: Path | None = Field(
         None, description="Certificate chain of MQTT, a PEM file; without it MQTT is not encrypted."
@@ -159,7 +172,7 @@ class LauncherSettings(Settings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
-    @field_validator("issuers")
+    @field_validator("issuers", "gateway_tls_certificate", "gateway_tls_key")
     @classmethod
     def _from_anywhere(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
@@ -211,9 +224,18 @@ class LauncherSettings(Settings):
 
     @model_validator(mode="after")
     def _certificate_with_key(self) -> Self:
+        if (self.gateway_tls_certificate is None) != (self.gateway_tls_key is None):
+            raise ValueError(TOGETHER)
         if (self.mqtt_tls_certificate is None) != (self.mqtt_tls_key is None):
             raise ValueError("TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY go together")
         return self
+
+    @property
+    def edge_files(self) -> tuple[Path, Path] | None:
+        """Certificate and key of the gateway's main port, None when it has no TLS."""
+        if self.gateway_tls_certificate is None or self.gateway_tls_key is None:
+            return None
+        return self.gateway_tls_certificate, self.gateway_tls_key
 
     @property
     def wants_simulation(self) -> bool:
@@ -230,7 +252,12 @@ class LauncherSettings(Settings):
     @property
     def gateway_url(self) -> str:
         """The address to give to clients on this machine."""
-        return f"http://{self.gateway_address}"
+        return f"{'https' if self.gateway_tls_certificate else 'http'}://{self.gateway_address}"
+
+    @property
+    def client_address(self) -> str:
+        """The gateway's address as commands for clients take it."""
+        return self.gateway_url if self.gateway_tls_certificate else self.gateway_address
 
     @property
     def gateway_address(self) -> str:

@@ -126,7 +126,7 @@ async def _door(session: Session, plan: _Plan) -> AsyncIterator[Door]:
     async with AsyncExitStack() as resources:
         if plan.over is Over.JSON:
             yield await resources.enter_async_context(
-                json_door(session.gateway, credential=session.credential)
+                json_door(session.access, credential=session.credential)
             )
             return
         if plan.over is Over.MQTT:
@@ -137,7 +137,7 @@ async def _door(session: Session, plan: _Plan) -> AsyncIterator[Door]:
         )
         # A key that is refused is refused for good, a log-in's token is followed by another.
         token = session.api_key or session.credential
-        yield await resources.enter_async_context(stream_door(session.gateway, token=token, spool=spool))
+        yield await resources.enter_async_context(stream_door(session.access, token=token, spool=spool))
 
 
 class _Run:

@@ -2,7 +2,7 @@
 
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from meshkit.embedded import ChildProcess, Part
@@ -17,7 +17,7 @@ class Simulator(Part):
     """A small fleet in the tenant of the key.
 
     Args:
-        gateway: host:port.
+        gateway: its address, and what a client must be told of its certificate, by variable.
         api_key: of a role that may write telemetry, devices and device types.
         spool: folder for what is not durable yet. What is in it belongs to another key and is deleted.
         log_path: takes its output.
@@ -25,11 +25,11 @@ class Simulator(Part):
 
     name = "simulator"
 
-    def __init__(self, *, gateway: str, api_key: str, spool: Path, log_path: Path) -> None:
+    def __init__(self, *, gateway: Mapping[str, str], api_key: str, spool: Path, log_path: Path) -> None:
         super().__init__()
         self._spool = spool
         shutil.rmtree(spool, ignore_errors=True)
-        self._variables = {"TWINMESH_GATEWAY": gateway, "TWINMESH_API_KEY": api_key}
+        self._variables = {**gateway, "TWINMESH_API_KEY": api_key}
         self._log_path = log_path
 
     def is_ready(self) -> bool:

@@ -26,6 +26,7 @@ from meshkit.embedded import (
     is_port_free,
 )
 from meshkit.migrate import MigrationError
+from twinmesh_cli import encryption
 from twinmesh_cli.ca import authority_for
 from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate
 from twinmesh_cli.home import Home, mesh_secret
@@ -37,12 +38,10 @@ from twinmesh_cli.settings import LauncherSettings
 from twinmesh_cli.simulator import Simulator
 from twinmesh_cli.state import LauncherState, PartRecord, ProcessIdentity, end_processes
 from twinmesh_cli.supervisor import Supervised, Supervisor
-from twinmesh_cli.trust import make_trust, mqtt_tls
 
 _OTLP = "otlp"
 _ANSWER_SECONDS = 30.0
 _NATS_SECONDS = 5.0
-_LOOPBACK = ("127.", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Stack:
         self._notices: list[str] = []
         self._ready = False
         self._launcher = ProcessIdentity.own()
+        self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> Started:
         """Brings everything up.
@@ -78,14 +78,16 @@ class Stack:
         self._write_state()
         await self._look_before()
         authority = authority_for(self._settings, self._home)
-        trust = make_trust(self._settings, self._home.root, authority, root=secrets.decode_root(self._secret))
-        door = self._device_door(trust, authority.trust_domain)
-        facts = await self._start_servers(trust)
+        root = secrets.decode_root(self._secret)
+        trust = encryption.make_trust(self._settings, self._home, authority, root=root)
+        door = self._device_door(trust.folder)
+        facts = await self._start_servers(trust.folder)
         migrated = await self._migrate(facts)
         seeded = await self._seed(facts, migrated)
         ports = await self._start_services(facts)
-        await self._supervisor.start([self._envoy(facts, ports, door)])
+        await self._supervisor.start([self._envoy(facts, ports, door, trust.edge_secret)])
         await self._until_answering()
+        self._keeper = asyncio.create_task(encryption.keep(trust, facts.nats, tell=self._reporter.notice))
         if self._settings.wants_simulation:
             await self._start_simulator(facts)
         self._ready = True
@@ -101,6 +103,9 @@ class Stack:
     async def stop(self) -> None:
         """Stops everything, what was started last first: the gateway early, the database last."""
         self._ready = False
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
         await self._supervisor.stop()
         self._home.state.unlink(missing_ok=True)
 
@@ -119,12 +124,8 @@ class Stack:
                 f"port {settings.gateway_port} on {settings.bind} is in use or not allowed",
                 advice="Set TWINMESH_GATEWAY_PORT to a free port.",
             )
-        if not settings.bind.startswith(_LOOPBACK):
-            self._note(
-                f"TWINMESH_BIND={settings.bind} is open to other machines, without encryption: "
-                "passwords and tokens can be read on the way"
-            )
-
+        for notice in encryption.notices(settings):
+            self._note(notice)
         if settings.nats_url is not None:
             await _try_nats(settings.nats_url.get_secret_value())
 
@@ -132,11 +133,11 @@ class Stack:
         port = self._settings.mqtt_port
         return (self._settings.bind, port) if self._is_open(port, "mqtt_port", "nats", "MQTT") else None
 
-    def _device_door(self, trust: Path, trust_domain: str) -> DeviceDoor | None:
+    def _device_door(self, trust: Path) -> DeviceDoor | None:
         port = self._settings.device_port
         if not self._is_open(port, "device_port", "envoy", "the listener for devices"):
             return None
-        return DeviceDoor(port=port, trust=trust, trust_domain=trust_domain)
+        return DeviceDoor(port=port, trust=trust)
 
     def _is_open(self, port: int, setting: str, part: str, what: str) -> bool:
         """Whether one of the ports is free that the mesh does without unless somebody has set it."""
@@ -165,7 +166,7 @@ class Stack:
                 home=home.root,
                 root=secrets.decode_root(self._secret),
                 mqtt=self._mqtt_listener(),
-                mqtt_tls=mqtt_tls(settings, trust),
+                mqtt_tls=encryption.mqtt_tls(settings, trust),
                 sync_always=settings.mqtt_sync,
                 log_path=home.log("nats"),
             )
@@ -240,7 +241,7 @@ class Stack:
             self._note(f"no simulated fleet: {failure}")
             return
         simulator = Simulator(
-            gateway=settings.gateway_address,
+            gateway=encryption.for_clients(settings),
             api_key=api_key,
             spool=self._home.root / Simulator.name,
             log_path=self._home.log(Simulator.name),
@@ -248,7 +249,11 @@ class Stack:
         await self._supervisor.start([simulator])
 
     def _envoy(
-        self, facts: Surroundings, ports: Mapping[str, Sequence[int]], door: DeviceDoor | None
+        self,
+        facts: Surroundings,
+        ports: Mapping[str, Sequence[int]],
+        door: DeviceDoor | None,
+        edge_secret: Path | None,
     ) -> EmbeddedEnvoy:
         settings = self._settings
         admin_port, jwks_port = free_ports(2)
@@ -264,6 +269,7 @@ class Stack:
                         each: [Endpoint("127.0.0.1", port) for port in ports[each.value]] for each in Upstream
                     },
                     descriptor_path=descriptor,
+                    tls=edge_secret,
                     devices=door,
                     otlp=Endpoint.parse(facts.otlp_endpoint),
                     trace_sample_ratio=settings.trace_sample_ratio,
@@ -283,10 +289,11 @@ class Stack:
     async def _until_answering(self) -> None:
         """Waits until the gateway itself calls the mesh ready, which asks everybody behind it."""
         answer = "no answer"
+        known = encryption.own_gateway(self._settings)
         try:
             async with (
                 asyncio.timeout(_ANSWER_SECONDS),
-                httpx.AsyncClient(trust_env=False, timeout=5) as client,
+                httpx.AsyncClient(trust_env=False, timeout=5, verify=known) as client,
             ):
                 while True:
                     try:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from meshkit.certificate_pair import CertificatePair, read_pair
 from meshkit.embedded import binaries
 from meshkit.embedded.account import Account, unprivileged_account
 from meshkit.embedded.part import Part, PartFailedError, until_ready
@@ -56,6 +57,7 @@ class EmbeddedNats(Part):
         self._sync_always = sync_always
         self._root = root or secrets.token_bytes(32)
         self._account: Account | None = None
+        self._mqtt_pair: CertificatePair | None = None
 
     @property
     def port(self) -> int:
@@ -100,6 +102,19 @@ class EmbeddedNats(Part):
                     raise
                 self._port = None
 
+    def refresh_tls(self) -> None:
+        """Takes over the files of `mqtt_tls` if they were replaced; devices that are connected stay so.
+
+        Raises:
+            ValueError: they cannot be used; what the server has stays.
+        """
+        given, folder = self._mqtt_tls, self._home / "nats"
+        if given is None or self._mqtt is None or self._process is None:
+            return
+        if read_pair(Path(given.certificate), Path(given.key)) != self._mqtt_pair:
+            self._readable_tls(folder.resolve())
+            self._process.signal(signal.SIGHUP)
+
     def remove(self) -> None:
         """Stops the server and deletes its streams."""
         self.stop()
@@ -136,20 +151,23 @@ class EmbeddedNats(Part):
         """Copy the files to where the server's user can read them, and nobody else."""
         if self._mqtt_tls is None:
             return None
-        copies: list[str] = []
         given = self._mqtt_tls
-        for source in filter(None, (given.certificate, given.key, given.client_authority)):
-            try:
-                content = Path(source).read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                raise PartFailedError(
-                    self.name,
-                    f"{source} cannot be read: {error}",
-                    advice="TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY name PEM files.",
-                ) from error
-            copies.append(str(folder / f"mqtt-{len(copies)}.pem"))
-            write_private(Path(copies[-1]), content, self._account)
-        return Tls(*copies)
+        try:
+            pair = read_pair(Path(given.certificate), Path(given.key))
+            contents = [pair.certificate, pair.key]
+            if given.client_authority:
+                contents.append(Path(given.client_authority).read_bytes())
+        except (OSError, ValueError) as error:
+            raise PartFailedError(
+                self.name,
+                f"the certificate of MQTT cannot be used: {error}",
+                advice="TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY name PEM files.",
+            ) from error
+        copies = [folder / f"mqtt-{number}.pem" for number in range(len(contents))]
+        for copy, content in zip(copies, contents, strict=True):
+            write_private(copy, content, self._account)
+        self._mqtt_pair = pair
+        return Tls(*map(str, copies))
 
     def is_ready(self) -> bool:
         """Whether a client is greeted, which happens once JetStream has recovered its streams."""

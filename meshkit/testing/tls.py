@@ -1,6 +1,8 @@
 """Certificates for servers that tests start."""
 
 import ipaddress
+import socket
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -43,6 +45,19 @@ def certificate(folder: Path, name: str, *, host: str = "127.0.0.1") -> tuple[Pa
         path.touch(mode=0o600)
         path.write_bytes(content)
     return paths
+
+
+def shown(port: int) -> x509.Certificate:
+    """Return the certificate that a port of 127.0.0.1 shows to whoever comes."""
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=30) as plain,
+        anybody.wrap_socket(plain) as secure,
+    ):
+        der = secure.getpeercert(binary_form=True)
+    assert der is not None
+    return x509.load_der_x509_certificate(der)
 
 
 def _general_name(host: str) -> x509.GeneralName:

@@ -16,6 +16,7 @@ from gateway.contract import CONTRACT, read_contract
 from meshkit import secrets
 from meshkit.embedded import binaries
 from meshkit.nats_server import NatsUser
+from meshkit.testing.mesh import eventually
 from twinmesh_cli.database import role_password
 from twinmesh_cli.owners import OWNERS
 
@@ -130,10 +131,57 @@ def test_a_service_is_run_with_its_roles_url(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def rendered(short_home: Path) -> Path:
+def trust(short_home: Path) -> Path:
+    """The folder that the service `trust` keeps, as it is when its health check lets Envoy start."""
+    step = SERVICES["trust"]
+    assert step["command"][1:] == ["-m", "twinmesh_cli.trust", "/trust"]
+    environment = {name: interpolated(str(value)) for name, value in step["environment"].items()}
+    folder = short_home / "trust"
+    folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "twinmesh_cli.trust", folder],
+        cwd=ROOT,
+        env={
+            "PATH": os.environ["PATH"],
+            **environment,
+            "TWINMESH_MESH_SECRET": ROOT_SECRET,
+            "TWINMESH_CA_DIR": str(short_home / "ca" / "authority"),
+        },
+    ) as running:
+        try:
+            (*command, path) = step["healthcheck"]["test"]
+            assert command == ["CMD", "test", "-f"]
+            eventually((folder / Path(path).name).is_file, "it is healthy")
+        finally:
+            running.terminate()
+    return folder
+
+
+def test_envoy_and_auth_svc_find_what_the_trust_service_made(trust: Path) -> None:
+    made = {path.name for path in trust.iterdir()}
+    assert made == {
+        "ca.pem",
+        "gateway.credential",
+        "server.key.pem",
+        "server.pem",
+        "server.json",
+        "trust.json",
+    }
+    # auth_svc adds the CRL beside them, and signs with the same CA.
+    told = SERVICES["auth_svc"]["environment"]
+    assert told["TWINMESH_CRL_FILE"] == "/trust/crl.pem"
+    assert told["TWINMESH_CA_DIR"] == SERVICES["trust"]["environment"]["TWINMESH_CA_DIR"]
+    # Keys are their owner's alone: all three run as one user.
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert f"USER {SERVICES['gateway']['user']}" in dockerfile
+
+
+@pytest.fixture
+def rendered(short_home: Path, trust: Path) -> Path:
     """The folder that the step `gateway-config` fills."""
     step = SERVICES["gateway-config"]
     environment = {name: interpolated(str(value)) for name, value in step["environment"].items()}
+    environment["TWINMESH_TRUST_DIR"] = str(trust)
     assert step["command"][1:] == ["-m", "gateway.render", "/gateway"]
     subprocess.run(
         [sys.executable, "-m", "gateway.render", short_home],
@@ -161,6 +209,11 @@ def test_the_gateway_reaches_services_by_name(rendered: Path) -> None:
         assert clusters[name]["type"] == "STRICT_DNS"
         assert address["address"] in SERVICES
     assert read_contract(rendered / "contract.binpb") == read_contract(CONTRACT)
+    listeners = {each["name"]: each for each in config["static_resources"]["listeners"]}
+    published = [int(port.rpartition(":")[2]) for port in SERVICES["gateway"]["ports"]]
+    assert published == [
+        listeners[name]["address"]["socket_address"]["port_value"] for name in ("edge", "devices")
+    ]
     admin = config["admin"]["address"]["socket_address"]
     assert admin["address"] == "127.0.0.1"
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import shutil
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import aiomqtt
 import pytest
 
-from meshkit.testing.mesh import Mesh, start_mesh
-from meshkit.testing.tls import certificate
+from meshkit.testing.mesh import Mesh, eventually, start_mesh
+from meshkit.testing.tls import certificate, shown
 from tests.mesh.mqtt_clients import AioMqtt, Login, Mosquitto, Paho, Publisher, topic_of
 from tests.mesh.mqtt_site import MqttSite, mqtt_site
 
@@ -53,6 +55,31 @@ async def test_clients_publish_to_the_broker_they_know(site: MqttSite, client: t
     device = await site.device()
     await client().publish(site.login(device), topic_of(device), b'{"temperature": 20.5}', qos=1)
     await site.until_values(device, 20.5)
+
+
+async def test_a_certificate_that_is_replaced_is_shown_and_nobody_loses_the_connection(
+    site: MqttSite, tls_mesh: Mesh, folder: Path, authority: Path
+) -> None:
+    device = await site.device()
+    login = site.login(device)
+    before = await asyncio.to_thread(shown, tls_mesh.mqtt_port)
+    async with aiomqtt.Client(
+        "127.0.0.1",
+        login.port,
+        username=login.user,
+        password=login.password,
+        tls_context=ssl.create_default_context(cafile=authority),
+    ) as client:
+        chain, key = certificate(folder, "next")
+        key.replace(authority.with_suffix(".key.pem"))
+        chain.replace(authority)
+        await asyncio.to_thread(
+            eventually, lambda: shown(tls_mesh.mqtt_port) != before, "the new certificate is shown"
+        )
+        await client.publish(topic_of(device), b'{"temperature": 21.5}', qos=1)
+    await site.until_values(device, 21.5)
+    await Mosquitto().publish(site.login(device), topic_of(device), b'{"temperature": 22.5}', qos=1)
+    await site.until_values(device, 21.5, 22.5)
 
 
 async def test_nobody_publishes_to_a_stranger_or_in_clear(site: MqttSite, folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_only_what_proxies_say_of_addresses_comes_in(trusted_hops: int) -> None:
 
 
 def test_no_proxy_tells_addresses_at_the_devices_listener() -> None:
-    door = DeviceDoor(port=5, trust=Path("/trust"), trust_domain="mesh")
+    door = DeviceDoor(port=5, trust=Path("/trust"))
     edge, _, devices = rendered(devices=door, trusted_hops=2)["static_resources"]["listeners"]
     hops = {}
     for listener in (edge, devices):
@@ -108,7 +108,7 @@ def test_clusters_know_addresses_and_names() -> None:
 
 
 def test_both_listeners_have_the_same_limits() -> None:
-    door = DeviceDoor(port=5, trust=Path("/trust"), trust_domain="mesh")
+    door = DeviceDoor(port=5, trust=Path("/trust"))
     limits = ClientLimits(connections=9, listener_connections=7, headers_timeout_s=3)
     config = rendered(devices=door, client_limits=limits)
     (layer,) = config["layered_runtime"]["layers"]
@@ -188,7 +188,9 @@ def test_the_environment_makes_the_same_settings(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TWINMESH_ASSET_ADDRESS", "one:1,two:2")
     monkeypatch.setenv("TWINMESH_CORS_ORIGINS", "https://a.example, https://b.example")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317")
-    settings = GatewayEnvironment().settings(descriptor_path=Path("contract.binpb"))
+    settings = GatewayEnvironment().settings(
+        descriptor_path=Path("contract.binpb"), edge_secret=Path("edge.json")
+    )
     assert settings.upstreams[Upstream.ASSET] == (Endpoint("one", 1), Endpoint("two", 2))
     assert settings.cors_origins == ("https://a.example", "https://b.example")
     assert settings.otlp == Endpoint("collector", 4317)

@@ -53,6 +53,7 @@ class GatewayClient:
         spool: folder for what is not durable at the server yet, of this client alone.
         credentials: for TLS, such as `grpc.ssl_channel_credentials()`; without them the connection
             is plain text.
+        server_name: with TLS, the name that the server's certificate bears when it is not the target's host.
         max_batch_bytes: a batch is sealed at this size, 64 KiB to 1 MiB.
         max_age: or this long after its first sample, in seconds.
         max_spool_bytes: most bytes of batches on the disk, at least four batches.
@@ -76,6 +77,7 @@ class GatewayClient:
         name: str,
         spool: str | Path,
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
         max_batch_bytes: int = 512 * _KIB,
         max_age: float = 1.0,
         max_spool_bytes: int = 1024 * _KIB * _KIB,
@@ -117,6 +119,7 @@ class GatewayClient:
             name=name,
             target=target,
             credentials=credentials,
+            server_name=server_name,
             tokens=tokens,
             outbox=self._outbox,
             definitions=self._series_table.definitions,

@@ -42,6 +42,7 @@ class Connection:
         name: of the gateway, for the log.
         target: host:port of the mesh's gateway.
         credentials: for TLS; None for plain text.
+        server_name: that the server's certificate bears, "": the target's host.
         tokens: asked for one at each connect.
         outbox: what is to be sent.
         definitions: of all series, by alias.
@@ -57,6 +58,7 @@ class Connection:
         name: str,
         target: str,
         credentials: grpc.ChannelCredentials | None,
+        server_name: str,
         tokens: TokenSource,
         outbox: Outbox,
         definitions: Sequence[ingest_pb2.SeriesDef],
@@ -68,6 +70,7 @@ class Connection:
         self._name = name
         self._target = target
         self._credentials = credentials
+        self._server_name = server_name
         self._tokens = tokens
         self._outbox = outbox
         self._definitions = definitions
@@ -96,7 +99,7 @@ class Connection:
     async def _stream_once(self) -> None:
         token = await self._tokens.ask()
         started = time.monotonic()
-        async with _channel(self._target, self._credentials) as channel:
+        async with _channel(self._target, self._credentials, self._server_name) as channel:
             failure, may_follow = await self._stream_over(channel, token)
         was_steady = may_follow or time.monotonic() - started > _STEADY_S
         if failure is None and not was_steady and not self._leaving():
@@ -168,10 +171,11 @@ class Connection:
         )  # fmt: skip
 
 
-def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+def _channel(target: str, credentials: grpc.ChannelCredentials | None, server_name: str) -> grpc.aio.Channel:
     if credentials is None:
         return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+    named = [("grpc.ssl_target_name_override", server_name)] if server_name else []
+    return grpc.aio.secure_channel(target, credentials, options=[*_CHANNEL_OPTIONS, *named])
 
 
 def _waiting_s(state: RetryCallState) -> float:

@@ -1,0 +1,92 @@
+"""Certificates of the gateway's own, as secrets that Envoy reads anew when their files are replaced.
+
+A secret is a file of JSON that names a PEM file of a certificate chain and one of its private key. Envoy
+watches the folders of the two for renames: it takes the new pair as soon as both fit together, for new
+connections, and keeps the old one while they do not.
+"""
+
+from pathlib import Path
+
+from gateway import Config
+from meshkit.addresses import is_loopback
+
+EDGE_SECRET = "edge.json"  # noqa: S105 - a file
+TYPES = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
+_EDGE = "edge"
+# A year. Browsers that were here over TLS come by nothing else from then on.
+_HSTS = "max-age=31536000"
+
+
+def refusal(bind: str, *, has_tls: bool, allows_plaintext: bool) -> str | None:
+    """Say why a gateway must not listen, None when it may.
+
+    Args:
+        bind: the address by which it is reached.
+        has_tls: whether its main port has a certificate.
+        allows_plaintext: whether the operator does without.
+    """
+    if has_tls or allows_plaintext or is_loopback(bind):
+        return None
+    return (
+        f"{bind} is open to other machines, and without TLS passwords and tokens can be read on the way:"
+        " set TWINMESH_GATEWAY_TLS_CERTIFICATE and TWINMESH_GATEWAY_TLS_KEY; or, if a proxy that ends TLS"
+        " stands before the gateway, TWINMESH_GATEWAY_PLAINTEXT=true"
+    )
+
+
+def certificate_secret(name: str, *, certificate: str, key: str) -> Config:
+    """Return what stands in the file of a secret.
+
+    Args:
+        name: by which a listener asks for it.
+        certificate: path of the certificate chain as Envoy sees it.
+        key: path of its private key.
+    """
+    pair = {"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}}
+    return {"resources": [{"@type": f"{TYPES}.Secret", "name": name, "tls_certificate": pair}]}
+
+
+def edge_secret(*, certificate: str, key: str) -> Config:
+    """Return what stands in the file that `GatewaySettings.tls` names."""
+    return certificate_secret(_EDGE, certificate=certificate, key=key)
+
+
+def from_file(name: str, path: Path) -> Config:
+    """Return how a listener asks for a secret."""
+    return {
+        "name": name,
+        "sds_config": {"resource_api_version": "V3", "path_config_source": {"path": str(path)}},
+    }
+
+
+def encrypt(edge: Config, secret: Path) -> None:
+    """Make the main listener answer over TLS only.
+
+    Args:
+        edge: the listener; changed in place.
+        secret: the file of its certificate.
+    """
+    (chain,) = edge["filter_chains"]
+    manager = chain["filters"][0]["typed_config"]
+    chain["transport_socket_connect_timeout"] = manager["request_headers_timeout"]
+    chain["transport_socket"] = {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": f"{TYPES}.DownstreamTlsContext",
+            "common_tls_context": {
+                "alpn_protocols": ["h2", "http/1.1"],
+                "tls_params": {
+                    "tls_minimum_protocol_version": "TLSv1_2",
+                    "tls_maximum_protocol_version": "TLSv1_3",
+                },
+                "tls_certificate_sds_secret_configs": [from_file(_EDGE, secret)],
+            },
+        },
+    }
+    (answers,) = (
+        each["typed_config"]["mutations"]["response_mutations"]
+        for each in manager["http_filters"]
+        if each["name"] == "envoy.filters.http.header_mutation"
+    )
+    hsts = {"key": "strict-transport-security", "value": _HSTS}
+    answers.append({"append": {"header": hsts, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}})
