@@ -158,13 +158,16 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         )
         key_tokens = ExchangedTokens(RevocationKind.API_KEY, access_tokens=access_tokens, clock=clock)
         key_uses = KeyUses(store=api_key_store, clock=clock)
-        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, uses=key_uses, clock=clock)
+        key_exchange = KeyExchange(
+            keys=api_key_store, tokens=key_tokens, uses=key_uses, limits=limits, clock=clock
+        )
         tenant_store = TenantStore(pool=pool)
         token_exchange = TokenExchange(
             path=settings.issuers,
             read_jwks=_jwks_reader(outside),
             find_tenant=tenant_store.get,
             access_tokens=access_tokens,
+            limits=limits,
             clock=clock,
         )
         certificate_store = DeviceCertificateStore(pool=pool)
@@ -186,6 +189,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 certificates=certificate_store,
                 devices=devices,
                 uses=key_uses,
+                limits=limits,
                 clock=clock,
             ),
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
