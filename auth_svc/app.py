@@ -1,6 +1,7 @@
 """The only place where auth_svc's parts meet."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -24,7 +25,7 @@ from auth_svc.issuers import Issuer
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.key_uses import KeyUses
 from auth_svc.login_limits import FORGOTTEN_AFTER_S, LoginLimits
-from auth_svc.mqtt_callout import MqttCallout
+from auth_svc.mqtt_callout import MQTT_HOLDER, MqttCallout
 from auth_svc.nats_tokens import LoginAnswers
 from auth_svc.new_passwords import NewPasswords
 from auth_svc.passwords import PasswordVerifier
@@ -65,11 +66,11 @@ from envoy_api import access_log_pb2_grpc, external_auth_pb2_grpc
 from meshkit import bus, db, gateway_credential, nats_server
 from meshkit.addresses import Allowed
 from meshkit.audit import AuditTrail
-from meshkit.client import service_channel
+from meshkit.client import counting_connections, service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.exports import ExportSlots
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_audit, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches, observe_connections
 from meshkit.outbound import Outbound, OutboundError, outbound
 from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
@@ -125,6 +126,8 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             ),
         ) as bus_client,
         outbound(Allowed.parse(settings.outbound_allowed)) as outside,
+        counting_connections(settings.ingest_address, tokens=tokens, holder=uuid.uuid4()) as connections,
+        counting_connections(settings.ingest_address, tokens=tokens, holder=MQTT_HOLDER) as mqtt_connections,
     ):
         announce = Announcer(revocations=revocations, client=bus_client)
         api_key_store = ApiKeyStore(pool=pool)
@@ -161,13 +164,16 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         )
         key_tokens = ExchangedTokens(RevocationKind.API_KEY, access_tokens=access_tokens, clock=clock)
         key_uses = KeyUses(store=api_key_store, clock=clock)
-        key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, uses=key_uses, clock=clock)
+        key_exchange = KeyExchange(
+            keys=api_key_store, tokens=key_tokens, uses=key_uses, limits=limits, clock=clock
+        )
         tenant_store = TenantStore(pool=pool)
         token_exchange = TokenExchange(
             path=settings.issuers,
             read_jwks=_jwks_reader(outside),
             find_tenant=tenant_store.get,
             access_tokens=access_tokens,
+            limits=limits,
             clock=clock,
         )
         certificate_store = DeviceCertificateStore(pool=pool)
@@ -196,10 +202,12 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 certificates=certificate_store,
                 devices=devices,
                 uses=key_uses,
+                limits=limits,
                 clock=clock,
             ),
             answers=LoginAnswers(issuer=nats_server.issuer(root), key=nats_server.issuer_key(root)),
             trail=audit,
+            connections=mqtt_connections,
             clock=clock,
         )
         for follower in (key_tokens, certificate_tokens, callout, revocation_list):
@@ -221,6 +229,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         )
         access_log = AccessLogServicer(trail=refused)
         observe_audit(meter(), audit, refused)
+        observe_connections(meter(), connections, mqtt_connections)
         observe_caches(
             meter(),
             api_keys=key_tokens.lookups,
@@ -330,6 +339,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints=hints,
                 drain=access_log.drain,
+                connections=connections,
             ) as port,
         ):
             yield port

@@ -21,7 +21,7 @@ class AuthSettings(ServiceSettings):
     asset_address: str = Field(
         description="Processes of asset_svc, host:port with commas between them; asked for their health."
     )
-    ingest_address: str = Field(description="Processes of ingest_svc, likewise.")
+    ingest_address: str = Field(description="Processes of ingest_svc, likewise; they count connections too.")
     twin_address: str = Field(description="Processes of twin_svc, likewise.")
     nats_url: SecretStr | None = Field(
         None,

@@ -10,6 +10,7 @@ from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_
 from auth_svc.key_exchange import KeyLookup, find_good, live_secrets, refused
 from auth_svc.key_networks import require_allowed
 from auth_svc.key_uses import KeyUses
+from auth_svc.login_limits import LoginLimits, Secret
 from auth_svc.opaque_tokens import Prefix, parse
 from meshkit import audit
 from meshkit.clock import Clock
@@ -71,6 +72,7 @@ class DeviceLogins:
         certificates: where device certificates are found.
         devices: knows which devices there are.
         uses: takes note of keys that let somebody in.
+        limits: bound guesses at keys.
         clock: tells what has expired.
     """
 
@@ -81,8 +83,10 @@ class DeviceLogins:
         certificates: CertificateLookup,
         devices: Devices,
         uses: KeyUses,
+        limits: LoginLimits,
         clock: Clock,
     ) -> None:
+        self._limits = limits
         self._keys = keys
         self._certificates = certificates
         self._devices = devices
@@ -101,14 +105,16 @@ class DeviceLogins:
             Unauthenticated: API_KEY_INVALID, the same whatever is wrong with the key.
             PermissionDenied: TENANT_SUSPENDED, ADDRESS_NOT_ALLOWED, PERMISSION_MISSING.
             FailedPrecondition: the user is no device that the key may log in.
+            ResourceExhausted: LOGIN_LIMITED.
             Unavailable: nobody can tell now.
         """
         token = parse(Prefix.API_KEY, password)
         if token is None:
             raise refused()
-        good = await find_good(self._keys, token, self._clock)
-        if good is None:
-            raise refused()
+        async with self._limits.exchange(Secret.API_KEY, address, token.hash):
+            good = await find_good(self._keys, token, self._clock)
+            if good is None:
+                raise refused()
         api_key = good.api_key
         require_allowed(api_key.allowed_addresses, address)
         login = Login(api_key.tenant, good.credential_id, "")

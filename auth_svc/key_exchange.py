@@ -11,6 +11,7 @@ from auth_svc.api_keys import ApiKey, KeySecret, StoredKey, credential_id
 from auth_svc.exchanged_tokens import ExchangedTokens
 from auth_svc.key_networks import require_allowed
 from auth_svc.key_uses import KeyUses
+from auth_svc.login_limits import LoginLimits, Secret
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, parse
 from auth_svc.suspension import tenant_suspended
 from meshkit import audit
@@ -37,10 +38,14 @@ class KeyExchange:
         keys: where keys are found.
         tokens: those exchanged before.
         uses: takes note of them.
+        limits: bound guesses.
         clock: tells what has expired.
     """
 
-    def __init__(self, *, keys: KeyLookup, tokens: ExchangedTokens, uses: KeyUses, clock: Clock) -> None:
+    def __init__(
+        self, *, keys: KeyLookup, tokens: ExchangedTokens, uses: KeyUses, limits: LoginLimits, clock: Clock
+    ) -> None:
+        self._limits = limits
         self._keys = keys
         self._tokens = tokens
         self._uses = uses
@@ -56,14 +61,16 @@ class KeyExchange:
         Raises:
             Unauthenticated: API_KEY_INVALID, the same whatever is wrong.
             PermissionDenied: TENANT_SUSPENDED, ADDRESS_NOT_ALLOWED, told to whoever has the secret only.
+            ResourceExhausted: LOGIN_LIMITED.
         """
         token = parse(Prefix.API_KEY, text)
         if token is None:
             raise refused()
-        known = await self._tokens.get(token.tenant, token.hash, partial(self._look_up, token))
-        if known is None:
-            raise refused()
-        audit.concerns(token.tenant, f"{PrincipalKind.API_KEY}:{token.id}")
+        async with self._limits.exchange(Secret.API_KEY, address, token.hash):
+            known = await self._tokens.get(token.tenant, token.hash, partial(self._look_up, token))
+            if known is None:
+                raise refused()
+            audit.concerns(token.tenant, f"{PrincipalKind.API_KEY}:{token.id}")
         require_allowed(known.grant.networks, address)
         self._uses.note(token.tenant, token.id)
         return known.access_token

@@ -4,6 +4,7 @@ Failures are counted by account, which bounds guesses at one password, and by ad
 many. From so many on each one doubles the wait, in which nothing is looked at.
 """
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import structlog
 
 from meshkit.caller_address import parsed
 from meshkit.clock import MICROS_PER_SECOND, Clock
-from meshkit.errors import ResourceExhausted, Unavailable
+from meshkit.errors import ResourceExhausted, Unauthenticated, Unavailable
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
@@ -41,7 +42,8 @@ ACCOUNT = Limit(free=10, longest_wait_s=15 * 60)
 # People of one network address share it.
 ADDRESS = Limit(free=50, longest_wait_s=15 * 60)
 # Those cannot be guessed anyway, and a client that is stuck must not lock others of its address out.
-REFRESH_TOKENS = Limit(free=100, longest_wait_s=60)
+TOKENS = Limit(free=100, longest_wait_s=60)
+_GOOD_ONES = 10_000
 
 
 class Secret(StrEnum):
@@ -49,6 +51,8 @@ class Secret(StrEnum):
 
     PASSWORD = "password"  # noqa: S105 - a name
     REFRESH_TOKEN = "refresh_token"  # noqa: S105 - a name
+    API_KEY = "api_key"
+    SUBJECT_TOKEN = "subject_token"  # noqa: S105 - a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +106,11 @@ class FailureStore(Protocol):
         """Forget an account's failures, and judge those of the address."""
         ...
 
-    async def change_of_refresh_tokens(self, address: str, judge: Callable[[Failures], Failures]) -> None:
-        """Judge an address's failures for refresh tokens while they are locked."""
+    async def change_of(self, secret: Secret, address: str, judge: Callable[[Failures], Failures]) -> None:
+        """Judge an address's failures for a kind of secret while they are locked."""
         ...
 
-    async def of_refresh_tokens(self, address: str) -> Failures:
+    async def of(self, secret: Secret, address: str) -> Failures:
         """Read them."""
         ...
 
@@ -133,6 +137,7 @@ class LoginLimits:
     def __init__(self, *, store: FailureStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._good: OrderedDict[bytes, None] = OrderedDict()
 
     @asynccontextmanager
     async def attempt(self, guess: Guess) -> AsyncIterator[Attempt]:
@@ -166,21 +171,55 @@ class LoginLimits:
         if attempt.succeeded:
             await self._store.forgive(guess, Failures.with_one_less)
 
+    @asynccontextmanager
+    async def exchange(self, secret: Secret, address: str, shown: bytes) -> AsyncIterator[None]:
+        """Look at a key or token inside of the context; it was wrong when that raises Unauthenticated.
+
+        What was good here before is looked at in any case: a client that is stuck with a wrong one makes
+        others of its address wait only until they are known.
+
+        Args:
+            secret: what is shown.
+            address: where from.
+            shown: its SHA-256.
+
+        Raises:
+            ResourceExhausted: LOGIN_LIMITED, too many from the address were wrong.
+        """
+        address = network(address)
+        before = Failures() if shown in self._good else await self._require_allowed(secret, address)
+        try:
+            yield
+        except Unauthenticated:
+            self._good.pop(shown, None)
+            await self.failed(secret, address)
+            raise
+        self._good[shown] = None
+        if len(self._good) > _GOOD_ONES:
+            self._good.popitem(last=False)
+        if before.count:
+            # Of many who share an address a few are always wrong.
+            await self._store.change_of(secret, address, Failures.with_one_less)
+
     async def require_refresh_allowed(self, address: str) -> None:
         """Refuse a refresh token unseen when too many from its address were no token.
 
         Raises:
             ResourceExhausted: LOGIN_LIMITED.
         """
-        failures = await self._store.of_refresh_tokens(address)
+        await self._require_allowed(Secret.REFRESH_TOKEN, address)
+
+    async def failed(self, secret: Secret, address: str) -> None:
+        """Count a key or token that nobody was given; `address` as `network` returns it."""
+        await self._store.change_of(
+            secret, address, lambda failures: failures.with_one_more(TOKENS, self._clock.now_us())
+        )
+
+    async def _require_allowed(self, secret: Secret, address: str) -> Failures:
+        failures = await self._store.of(secret, address)
         if waits_us := failures.blocked_us(self._clock.now_us()):
             raise _limited(address, waits_us)
-
-    async def refresh_failed(self, address: str) -> None:
-        """Count a refresh token that nobody was given."""
-        await self._store.change_of_refresh_tokens(
-            address, lambda failures: failures.with_one_more(REFRESH_TOKENS, self._clock.now_us())
-        )
+        return failures
 
 
 def _one_less(account: Failures, address: Failures) -> tuple[Failures, Failures]:

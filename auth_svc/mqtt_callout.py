@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -17,7 +19,14 @@ from auth_svc.nats_tokens import LoginAnswers, LoginRequest
 from meshkit import bus
 from meshkit.audit import AuditTrail
 from meshkit.clock import MICROS_PER_SECOND, Clock
-from meshkit.errors import DomainError, PermissionDenied, Unauthenticated, dependency_unavailable
+from meshkit.connections import Connections
+from meshkit.errors import (
+    DomainError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    dependency_unavailable,
+)
 from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, Login, telemetry_subject
 from meshkit.revocations import Revocation, RevocationKind
 from meshkit.tasks import background
@@ -42,6 +51,9 @@ _ID = re.compile("[a-z0-9-]{1,64}")
 _SWEEP_EVERY_S = 10.0
 # A log-in that was under way when its key was revoked has come in by then, or been given up by NATS.
 _LOGIN_LASTS_S = 6.0
+# All processes see the same connections, those of NATS, and hold them together.
+MQTT_HOLDER = uuid.UUID("6d717474-0000-4000-8000-000000000000")
+_LOOK_AGAIN_AFTER_S = 1.0
 _CONCERNING = frozenset({RevocationKind.API_KEY, RevocationKind.CERTIFICATE, RevocationKind.TENANT})
 
 
@@ -71,11 +83,21 @@ class MqttCallout:
         logins: decides.
         answers: signs.
         trail: takes the account of each log-in.
+        connections: has a place for each device that is connected.
         clock: dates answers.
     """
 
-    def __init__(self, *, logins: Logins, answers: LoginAnswers, trail: AuditTrail, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        logins: Logins,
+        answers: LoginAnswers,
+        trail: AuditTrail,
+        connections: Connections,
+        clock: Clock,
+    ) -> None:
         self._logins = logins
+        self._connections = connections
         self._answers = answers
         self._trail = trail
         self._clock = clock
@@ -84,6 +106,7 @@ class MqttCallout:
         self._free = asyncio.Semaphore(_LOGINS_AT_ONCE)
         self._consumer_seen_until = 0.0
         self._sweep_at = 0.0
+        self._swept_at = 0.0
         self._revoked_at: list[float] = []
         self._wake = asyncio.Event()
 
@@ -174,7 +197,19 @@ class MqttCallout:
                 reason=_EXPIRED[permitted.login.by_certificate],
             )
         await self._require_consumer()
+        await self._take_place(permitted.login)
         return permitted, ends
+
+    async def _take_place(self, login: Login) -> None:
+        """Count a connection; that it ended is seen when all are looked through."""
+        try:
+            await self._connections.open(login.tenant, login.principal)
+        except ResourceExhausted:
+            # Some may have ended since the last look.
+            now = asyncio.get_running_loop().time()
+            self._sweep_at = min(self._sweep_at, max(now, self._swept_at + _LOOK_AGAIN_AFTER_S))
+            self._wake.set()
+            raise
 
     async def _require_consumer(self) -> None:
         """Raise Unavailable unless ingest_svc has its consumer."""
@@ -209,7 +244,8 @@ class MqttCallout:
                 except TimeoutError:
                     pass
                 continue
-            self._sweep_at = loop.time() + _SWEEP_EVERY_S
+            self._swept_at = loop.time()
+            self._sweep_at = self._swept_at + _SWEEP_EVERY_S
             try:
                 await self._sweep()
             except Exception as error:  # The database's as well; the next look follows.
@@ -222,7 +258,8 @@ class MqttCallout:
     async def _sweep(self) -> None:
         if self._client is None or not self._client.is_connected:
             return
-        server, connections = await self._connections()
+        server, connections = await self._connected()
+        self._connections.recount(Counter(login.tenant for login in connections.values()))
         if not connections:
             return
         outdated = set(await self._logins.outdated(list(set(connections.values()))))
@@ -231,7 +268,7 @@ class MqttCallout:
                 await self._ask(f"$SYS.REQ.SERVER.{server}.KICK", {"cid": connection})
                 _log.info("device disconnected", login=login.text)
 
-    async def _connections(self) -> tuple[str, Mapping[int, Login]]:
+    async def _connected(self) -> tuple[str, Mapping[int, Login]]:
         """Return the server's id and who is behind its MQTT connections, by connection."""
         found: dict[int, Login] = {}
         offset, total, server = 0, 1, ""

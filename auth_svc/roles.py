@@ -50,7 +50,8 @@ _WRITE = frozenset(
     }
 )
 
-# profile:read, profile:register and audit:record are nobody's: only services may act across tenants.
+# profile:read, profile:register, audit:record and connection:hold are nobody's: only services may act
+# across tenants.
 _PERMISSIONS = {
     Role.ADMIN: _READ
     | _WRITE

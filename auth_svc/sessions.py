@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S, AccessTokens, Grant
-from auth_svc.login_limits import Guess, LoginLimits
+from auth_svc.login_limits import Guess, LoginLimits, Secret
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret, parse
 from auth_svc.suspension import tenant_suspended
 from meshkit import audit
@@ -307,7 +307,7 @@ class Sessions:
         await self._limits.require_refresh_allowed(address)
         token = parse(Prefix.REFRESH, refresh_token)
         if token is None:
-            await self._limits.refresh_failed(address)
+            await self._limits.failed(Secret.REFRESH_TOKEN, address)
             raise _refused()
         successor = self._successor(token)
         now_us = self._clock.now_us()
@@ -322,7 +322,7 @@ class Sessions:
             _log.warning("refresh token used again; session revoked", tenant=token.tenant, session=token.id)
             await self._announce()
         if presented is None:
-            await self._limits.refresh_failed(address)
+            await self._limits.failed(Secret.REFRESH_TOKEN, address)
         if isinstance(verdict, Postpone):
             raise tenant_suspended()
         if presented is None or isinstance(verdict, Revoke | Refuse):

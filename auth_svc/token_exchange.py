@@ -12,6 +12,7 @@ import structlog
 from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S, AccessTokens, Grant
 from auth_svc.issuer_keys import IssuerKeys, ReadJwks
 from auth_svc.issuers import Issuer, NotMapped, read_issuers
+from auth_svc.login_limits import LoginLimits, Secret
 from auth_svc.roles import permissions_of
 from auth_svc.suspension import tenant_suspended
 from meshkit import audit
@@ -48,6 +49,7 @@ class TokenExchange:
         read_jwks: reads an issuer's keys; raises OSError when it cannot.
         find_tenant: tells whether there is such a tenant, and whether it is suspended.
         access_tokens: makes access tokens.
+        limits: bound what is wrong.
         clock: tells how long a token is still good, and how old keys are.
 
     Raises:
@@ -61,8 +63,10 @@ class TokenExchange:
         read_jwks: ReadJwks,
         find_tenant: FindTenant,
         access_tokens: AccessTokens,
+        limits: LoginLimits,
         clock: Clock,
     ) -> None:
+        self._limits = limits
         self._path = path
         self._read_jwks = read_jwks
         self._find_tenant = find_tenant
@@ -81,14 +85,24 @@ class TokenExchange:
         for keys in self._keys.values():
             await keys.refresh()
 
-    async def exchange(self, subject_token: str) -> Exchanged:
+    async def exchange(self, subject_token: str, *, address: str) -> Exchanged:
         """Return an access token for the subject of a JWT, which ends with the JWT at the latest.
+
+        Args:
+            subject_token: the JWT.
+            address: where from.
 
         Raises:
             Unauthenticated: SUBJECT_TOKEN_INVALID, the same whatever is wrong.
             PermissionDenied: SUBJECT_NOT_MAPPED, TENANT_SUSPENDED.
+            ResourceExhausted: LOGIN_LIMITED.
             Unavailable: ISSUER_UNAVAILABLE.
         """
+        shown = hashlib.sha256(subject_token.encode()).digest()
+        async with self._limits.exchange(Secret.SUBJECT_TOKEN, address, shown):
+            return await self._exchange(subject_token)
+
+    async def _exchange(self, subject_token: str) -> Exchanged:
         try:
             keys, claims = await self._verified(subject_token)
         except jwt.PyJWTError as error:

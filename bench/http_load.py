@@ -1,15 +1,19 @@
 """HTTP/1.1 load that costs its machine little: keep-alive connections and prepared bytes.
 
-Only what the benches need: fixed-length answers, no redirects, no TLS.
+Only what the benches need: fixed-length answers, no redirects.
 """
 
 import asyncio
 import itertools
+import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 
 _HEAD_END = b"\r\n\r\n"
+_Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 @dataclass
@@ -26,13 +30,20 @@ class Outcome:
         return len(self.latencies) / self.seconds
 
 
-def post(path: str, *, host: str, token: str, body: bytes) -> bytes:
+def post(
+    path: str,
+    *,
+    host: str,
+    body: bytes,
+    token: str | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> bytes:
     """Return the bytes of a JSON POST."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    sent = {"host": host, "content-type": "application/json", "content-length": str(len(body)), **headers}
+    if token is not None:
+        sent["authorization"] = f"Bearer {token}"
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
+    return "\r\n".join(lines).encode() + _HEAD_END + body
 
 
 def get(path: str, *, host: str, token: str) -> bytes:
@@ -41,7 +52,13 @@ def get(path: str, *, host: str, token: str) -> bytes:
 
 
 async def run(
-    *, address: tuple[str, int], requests: Callable[[int], bytes], connections: int, seconds: float
+    *,
+    address: tuple[str, int],
+    requests: Callable[[int], bytes],
+    connections: int,
+    seconds: float,
+    tls: ssl.SSLContext | None = None,
+    pause_s: float = 0.0,
 ) -> Outcome:
     """Send requests over so many connections, each waiting for its answer, for so long.
 
@@ -50,33 +67,47 @@ async def run(
         requests: makes the bytes of the request with this number, counted from 0.
         connections: how many at once.
         seconds: how long.
+        tls: of the connections, None without.
+        pause_s: wait after an answer that is no success.
     """
     until = time.perf_counter() + seconds
     numbers = itertools.takewhile(lambda _: time.perf_counter() < until, itertools.count())
-    return await _run(address, requests, connections, numbers)
+    return await _run(
+        partial(asyncio.open_connection, *address, ssl=tls), requests, connections, numbers, pause_s
+    )
 
 
 async def run_all(
     *, address: tuple[str, int], requests: Callable[[int], bytes], connections: int, count: int
 ) -> Outcome:
     """Send so many requests over so many connections; see `run`."""
-    return await _run(address, requests, connections, iter(range(count)))
+    return await _run(partial(asyncio.open_connection, *address), requests, connections, iter(range(count)))
 
 
 async def _run(
-    address: tuple[str, int], requests: Callable[[int], bytes], connections: int, numbers: Iterator[int]
+    connect: _Connect,
+    requests: Callable[[int], bytes],
+    connections: int,
+    numbers: Iterator[int],
+    pause_s: float = 0.0,
 ) -> Outcome:
     outcome = Outcome()
     began = time.perf_counter()
-    await asyncio.gather(*(_connection(address, requests, numbers, outcome) for _ in range(connections)))
+    await asyncio.gather(
+        *(_connection(connect, requests, numbers, outcome, pause_s) for _ in range(connections))
+    )
     outcome.seconds = time.perf_counter() - began
     return outcome
 
 
 async def _connection(
-    address: tuple[str, int], requests: Callable[[int], bytes], numbers: Iterator[int], outcome: Outcome
+    connect: _Connect,
+    requests: Callable[[int], bytes],
+    numbers: Iterator[int],
+    outcome: Outcome,
+    pause_s: float,
 ) -> None:
-    reader, writer = await asyncio.open_connection(*address)
+    reader, writer = await connect()
     try:
         for number in numbers:
             sent = time.perf_counter()
@@ -86,6 +117,7 @@ async def _connection(
                 outcome.latencies.append(time.perf_counter() - sent)
             else:
                 outcome.failures[status] = outcome.failures.get(status, 0) + 1
+                await asyncio.sleep(pause_s)
     finally:
         writer.close()
 

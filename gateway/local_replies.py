@@ -90,6 +90,12 @@ def _replies() -> Iterator[_Reply]:
             message=message,
         )
     yield _Reply(
+        when=(_http_status("EQ", 429), _refused_by_auth("LOGIN_LIMITED")),
+        code=grpc.StatusCode.RESOURCE_EXHAUSTED,
+        reason="LOGIN_LIMITED",
+        message="too many wrong API keys came from this address; wait as long as retry-after says",
+    )
+    yield _Reply(
         when=(_http_status("EQ", 404),),
         code=grpc.StatusCode.NOT_FOUND,
         grpc_code=grpc.StatusCode.UNIMPLEMENTED,

@@ -18,6 +18,7 @@ from ingest_svc.auth_client import AuthCredentials
 from ingest_svc.budget import Budgets
 from ingest_svc.child_cache import ChildCache
 from ingest_svc.config import IngestSettings
+from ingest_svc.connections import ConnectionLimits
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from ingest_svc.frontier_reports import follow_reports
 from ingest_svc.ingest_policies import IngestPolicies
@@ -36,6 +37,7 @@ from ingest_svc.raw_trail import RawTrail
 from ingest_svc.receipts import Receipts
 from ingest_svc.replay import Replays
 from ingest_svc.servicer import IngestServicer
+from ingest_svc.servicers.connection import ConnectionServicer
 from ingest_svc.servicers.dead_letters import DeadLetterServicer
 from ingest_svc.servicers.ingest_policy import IngestPolicyServicer
 from ingest_svc.servicers.limit import LimitServicer
@@ -53,8 +55,9 @@ from meshkit.asset_changes import follow_changes
 from meshkit.audit import AuditTrail
 from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
 from meshkit.clock import Clock, SystemClock
+from meshkit.connections import Connections
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_audit, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches, observe_connections
 from meshkit.open_calls import OpenCall
 from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
@@ -74,6 +77,7 @@ from telemetry_store.storage_policies import STORAGE_POLICIES
 from telemetry_store.storage_room import read_room
 from telemetry_store.tenant_policies import PolicyStore
 from telemetry_store.writer import TelemetryWriter
+from twinmesh.ingest.v1 import connection_service_pb2_grpc as connection_grpc
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as dead_letter_grpc
 from twinmesh.ingest.v1 import ingest_policy_service_pb2_grpc as policy_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
@@ -145,7 +149,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             clock=clock,
             counts=(limit_store := LimitStore(pool=pool, holder=uuid.uuid4())),
             metrics=metrics,
-        ) as (policies, limiter),
+        ) as (policies, limiter, connection_limits, connections),
         SeriesCatalog(pool=pool) as catalog,
         Announcer(bus=nats_client) as announcer,
         Applied(frontiers=frontiers, last_commits=CommitStore(pool=pool).last_commits) as applied,
@@ -260,7 +264,13 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                             store=PolicyStore(pool=pool, table=INGEST_POLICIES),
                             policies=policies,
                             live_window=settings.live_window,
+                            max_connections=settings.max_tenant_connections,
                         ),
+                    ),
+                    Registration(
+                        "twinmesh.ingest.v1.ConnectionService",
+                        connection_grpc.add_ConnectionServiceServicer_to_server,
+                        ConnectionServicer(limits=connection_limits),
                     ),
                     Registration(
                         "twinmesh.ingest.v1.StoragePolicyService",
@@ -304,6 +314,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints={"nats": bus.connected(nats_client)},
                 drain=streams.drain,
+                connections=connections,
             ) as port,
         ):
             yield port
@@ -345,23 +356,35 @@ async def _limits(
     counts: LimitStore,
     metrics: IngestMetrics,
     clock: Clock,
-) -> AsyncIterator[tuple[IngestPolicies, Limiter]]:
+) -> AsyncIterator[tuple[IngestPolicies, Limiter, ConnectionLimits, Connections]]:
     """Go by tenants' policies while the context is open."""
 
-    def limited(limit: Limited) -> None:
-        metrics.limited(limit.key.name)
-        hits.add(limit)
+    def limited(limit: Limited, times: int = 1) -> None:
+        metrics.limited(limit.key.name, times)
+        hits.add(limit, times)
 
     async with (
         IngestPolicies(
             source=PolicyStore(pool=pool, table=INGEST_POLICIES),
             live_window=settings.live_window,
             keeps_raw=settings.raw_messages,
+            max_connections=settings.max_tenant_connections,
         ) as policies,
         LimitHits(sink=LimitHitStore(pool=pool), clock=clock) as hits,
         Limiter(limits_of=policies.limits, source=counts, on_limited=limited) as limiter,
+        Connections(
+            hold=partial(
+                (
+                    connection_limits := ConnectionLimits(
+                        policies=policies, counts=counts, on_limited=limited
+                    )
+                ).hold,
+                uuid.uuid4(),
+            )
+        ) as connections,
     ):
-        yield policies, limiter
+        observe_connections(meter(), connections)
+        yield policies, limiter, connection_limits, connections
 
 
 @asynccontextmanager

@@ -10,11 +10,13 @@ from meshkit.config import (
     FUTURE_WINDOW_MINUTES,
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
+    MAX_TENANT_CONNECTIONS,
     RAW_MESSAGES,
     BusServiceSettings,
     FutureWindowMinutes,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
+    MaxTenantConnections,
     RawMessages,
 )
 from telemetry_store.retention_settings import RetentionSettings
@@ -35,6 +37,7 @@ class IngestSettings(BusServiceSettings, RetentionSettings):
     late_window_days: LateWindowDays = LATE_WINDOW_DAYS
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     max_stream_lifetime_seconds: MaxStreamLifetimeSeconds = MAX_STREAM_LIFETIME_SECONDS
+    max_tenant_connections: MaxTenantConnections = MAX_TENANT_CONNECTIONS
     raw_messages: RawMessages = RAW_MESSAGES
 
     @property

@@ -13,7 +13,7 @@ from ingest_svc.window import LiveWindow
 from meshkit.db import DATABASE_ERRORS
 from meshkit.tasks import background
 from telemetry_store.ingest_policies import IngestPolicyRow, SubjectKind, SubjectLimits
-from telemetry_store.limits import LimitKey
+from telemetry_store.limits import LimitKey, Measure
 
 _log = structlog.get_logger()
 _LOOK_EVERY_S = 0.5
@@ -113,9 +113,13 @@ class IngestPolicies:
         source: where they are written.
         live_window: the installation's: the largest, and that of tenants without one.
         keeps_raw: whether tenants that do not say keep messages as they came.
+        max_connections: the installation's: the most that a tenant may have open at once.
     """
 
-    def __init__(self, *, source: PolicySource, live_window: LiveWindow, keeps_raw: bool) -> None:
+    def __init__(
+        self, *, source: PolicySource, live_window: LiveWindow, keeps_raw: bool, max_connections: int
+    ) -> None:
+        self._max_connections = max_connections
         self._source = source
         self._live_window = live_window
         self._default = IngestPolicy(live_window, keeps_raw)
@@ -151,6 +155,19 @@ class IngestPolicies:
     def limits(self, tenant: str) -> TenantLimits | None:
         """Return what of a tenant is limited, None for nothing."""
         return self.of(tenant).limits
+
+    def connections(self, tenant: str) -> int:
+        """Return how many connections a tenant may have open at once."""
+        limits = self.limits(tenant)
+        own = 0 if limits is None or limits.tenant is None else limits.tenant.connections
+        return min(own or self._max_connections, self._max_connections)
+
+    def limit(self, key: LimitKey) -> int:
+        """Return the size of a limit, 0 when there is none."""
+        if key.measure == Measure.CONNECTIONS:
+            return self.connections(key.tenant)
+        limits = self.limits(key.tenant)
+        return 0 if limits is None else limits.size(key)
 
     def take(self, rows: Sequence[IngestPolicyRow]) -> None:
         """Go by policies as they are written."""

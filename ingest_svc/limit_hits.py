@@ -54,8 +54,8 @@ class LimitHits:
         await self._stack.aclose()
         await self._keep()
 
-    def add(self, limited: Limited) -> None:
-        """Take in what was sent back."""
+    def add(self, limited: Limited, times: int = 1) -> None:
+        """Take in what was sent back, and how often."""
         now_us, sent, key = self._clock.now_us(), limited.sent, limited.key
         minute_us = now_us - now_us % MINUTE_US
         # A connection is known by its writer.
@@ -83,7 +83,7 @@ class LimitHits:
                 last_sequence=sent.sequence,
             )
         hit.last_us = now_us
-        hit.batches += 1
+        hit.batches += times
         hit.samples += sent.samples
         hit.size += sent.size
         if sent.sequence is not None:

@@ -116,9 +116,9 @@ class IngestMetrics:
             description="1 while new data are refused, because PostgreSQL's disk is nearly full.",
         )
 
-    def limited(self, name: str) -> None:
-        """Take in that a limit of this name sent something back."""
-        self._limited.add(1, {"limit": name})
+    def limited(self, name: str, times: int = 1) -> None:
+        """Take in that a limit of this name sent something back, and how often."""
+        self._limited.add(times, {"limit": name})
 
     def group_stored(self, stored: Stored, took_s: float) -> None:
         """Take in a group that went through a transaction of so many seconds."""

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from google.protobuf.duration_pb2 import Duration
 
-from ingest_svc.ingest_policies import TenantLimits
 from ingest_svc.window import LiveWindow
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import invalid_field
@@ -15,14 +14,17 @@ from twinmesh.ingest.v1 import ingest_policy_service_pb2 as policy_pb2
 from twinmesh.ingest.v1 import limit_service_pb2 as limit_pb2
 
 
-def to_policy(row: IngestPolicyRow, most: LiveWindow) -> policy_pb2.IngestPolicy:
+def to_policy(row: IngestPolicyRow, most: LiveWindow, *, max_connections: int) -> policy_pb2.IngestPolicy:
     """Return a policy.
 
     Args:
         row: as it is written.
         most: the installation's window.
+        max_connections: the installation's limit.
     """
-    policy = policy_pb2.IngestPolicy(etag=row.etag, limits=map(_to_limit, row.limits))
+    policy = policy_pb2.IngestPolicy(
+        etag=row.etag, limits=map(_to_limit, row.limits), max_connections=max_connections
+    )
     if row.late_us is not None:
         policy.late_window.FromMicroseconds(row.late_us)
     if row.future_us is not None:
@@ -88,6 +90,7 @@ def _to_limit(limits: SubjectLimits) -> policy_pb2.Limit:
         bytes_per_second=limits.bytes_per_second,
         streams=limits.streams,
         inflight_bytes=limits.inflight_bytes,
+        connections=limits.connections,
     )
 
 
@@ -99,6 +102,7 @@ def _from_limit(limit: policy_pb2.Limit) -> SubjectLimits:
         bytes_per_second=limit.bytes_per_second,
         streams=limit.streams,
         inflight_bytes=limit.inflight_bytes,
+        connections=limit.connections,
     )
 
 
@@ -121,16 +125,16 @@ def to_hit(hit: LimitHit) -> limit_pb2.LimitHit:
     return message
 
 
-def to_usage(usage: Usage, limits: TenantLimits | None) -> limit_pb2.LimitUsage:
+def to_usage(usage: Usage, limit: int) -> limit_pb2.LimitUsage:
     """Return what is used of a limit.
 
     Args:
         usage: as counted.
-        limits: the tenant's as they are now.
+        limit: its size now, 0 when it is no more.
     """
     return limit_pb2.LimitUsage(
         limit_name=usage.key.name,
         subject=usage.key.subject,
-        limit=0 if limits is None else limits.size(usage.key),
+        limit=limit,
         used=usage.used,
     )

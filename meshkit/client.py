@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
+from uuid import UUID
 
 import grpc
 import structlog
@@ -12,6 +13,7 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from meshkit import audit_messages, status
 from meshkit.audit import AuditEvent
+from meshkit.connections import Connections, Held, Refused, Wanted
 from meshkit.errors import DomainError, dependency_unavailable
 from meshkit.identity import KeyFetch, ServiceTokens
 from meshkit.revocations import Fetch, Revocation, RevocationKind
@@ -22,10 +24,12 @@ from twinmesh.auth.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from twinmesh.ingest.v1 import connection_service_pb2, connection_service_pb2_grpc
 
 _log = structlog.get_logger()
 _R = TypeVar("_R")
 _CALL_TIMEOUT_S = 5.0
+_LONGEST_PRINCIPAL = 256
 # gRPC's own retry loop, for rpcs that never reached the peer or that it had to refuse.
 _SERVICE_CONFIG = json.dumps(
     {
@@ -84,6 +88,50 @@ async def service_channel(address: str, *, tokens: ServiceTokens) -> AsyncIterat
     interceptors = [_Identity(tokens), *aio_client_interceptors()]
     async with grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors) as channel:
         yield channel
+
+
+@asynccontextmanager
+async def counting_connections(
+    addresses: str, *, tokens: ServiceTokens, holder: UUID
+) -> AsyncIterator[Connections]:
+    """Have ingest_svc count the connections of a process while the context is open.
+
+    Args:
+        addresses: of its processes, host:port with commas between: any of them counts for all.
+        tokens: prove who calls.
+        holder: whose connections they are.
+    """
+    async with AsyncExitStack() as stack:
+        stubs = [
+            connection_service_pb2_grpc.ConnectionServiceStub(
+                await stack.enter_async_context(service_channel(address.strip(), tokens=tokens))
+            )
+            for address in addresses.split(",")
+        ]
+
+        async def hold(wanted: Sequence[Wanted], refused: Sequence[Refused]) -> list[Held]:
+            request = connection_service_pb2.HoldConnectionsRequest(
+                holder=str(holder),
+                tenants=[
+                    connection_service_pb2.TenantConnections(tenant=tenant, connections=connections)
+                    for tenant, connections in wanted
+                ],
+                refused=[
+                    connection_service_pb2.RefusedConnections(
+                        tenant=tenant, principal=principal[:_LONGEST_PRINCIPAL], connections=connections
+                    )
+                    for tenant, principal, connections in refused
+                ],
+            )
+            try:
+                answer = await call(stubs[0].HoldConnections, request, peer="ingest_svc")
+            except BaseException:
+                # The next one is asked the next time.
+                stubs.append(stubs.pop(0))
+                raise
+            return [Held(held.granted, held.used, held.limit) for held in answer.tenants]
+
+        yield await stack.enter_async_context(Connections(hold=hold))
 
 
 async def call(method: Callable[..., Awaitable[_R]], request: Message, *, peer: str) -> _R:

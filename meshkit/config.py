@@ -167,6 +167,16 @@ MaxStreamLifetimeSeconds = Annotated[
         "before it ends the client is asked to reconnect.",
     ),
 ]
+MAX_TENANT_CONNECTIONS = 20_000
+MaxTenantConnections = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1_000_000,
+        description="How many connections a tenant may have open at once, of all services: streams, watches,"
+        " exports and devices at MQTT. A tenant's own limit may be lower.",
+    ),
+]
 FUTURE_WINDOW_MINUTES = 10
 FutureWindowMinutes = Annotated[
     int,

@@ -127,7 +127,7 @@ class _Call:
                     self._note_targets(request, call)
                     await self._admit(context, call)
                     _check(request)
-                    self._hold(call, context)
+                    await self._hold(call, context)
                     async with aclosing(inner(request, context)) as responses:
                         async for response in responses:
                             call.sent += 1
@@ -142,7 +142,7 @@ class _Call:
             with self._audited(context) as call:
                 try:
                     await self._admit(context, call)
-                    self._hold(call, context)
+                    await self._hold(call, context)
                     return await inner(_validated(requests, call), context)
                 except Exception as error:
                     await self._end(context, error)
@@ -154,7 +154,7 @@ class _Call:
             with self._audited(context) as call:
                 try:
                     await self._admit(context, call)
-                    self._hold(call, context)
+                    await self._hold(call, context)
                     async with aclosing(inner(_validated(requests, call), context)) as responses:
                         async for response in responses:
                             call.sent += 1
@@ -177,8 +177,8 @@ class _Call:
         call.principal = await self._identify(metadata)
         policy.require(self._permission, call.principal, method=self._method)
 
-    def _hold(self, call: AuditedCall, context: Context) -> None:
-        """Have a stream end with its caller's credential; public rpcs let in nobody as well."""
+    async def _hold(self, call: AuditedCall, context: Context) -> None:
+        """Count a stream, and have it end with its caller's credential; public rpcs let in nobody as well."""
         if call.principal is None:
             return
         handling = asyncio.current_task()
@@ -197,7 +197,7 @@ class _Call:
             self._open_calls.remove(open_call)
 
         open_call = OpenCall(call.principal, cut_off=cut_off, renewed=call.renew)
-        self._open_calls.add(open_call)
+        await self._open_calls.add(open_call)
         # Not by the generator: a call that ends while a response is being written never comes back to it.
         context.add_done_callback(is_over)  # type: ignore[arg-type] # grpc-stubs take another type for it.
 

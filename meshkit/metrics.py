@@ -22,6 +22,7 @@ from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
 from meshkit.audit import AuditTrail
+from meshkit.connections import Connections
 from meshkit.lookups import Lookups
 from meshkit.telemetry import resource_of
 
@@ -96,6 +97,16 @@ def observe_caches(meter: Meter, **caches: Lookups) -> None:
         [observe],
         unit="{lookup}",
         description="What was looked up in a cache.",
+    )
+
+
+def observe_connections(meter: Meter, *connections: Connections) -> None:
+    """Export how many connections of tenants are open."""
+    meter.create_observable_up_down_counter(
+        "twinmesh.connections",
+        reading(lambda: sum(map(len, connections))),
+        unit="{connection}",
+        description="Open connections of tenants.",
     )
 
 

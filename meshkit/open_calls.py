@@ -6,6 +6,7 @@ from contextvars import ContextVar
 
 import structlog
 
+from meshkit.connections import Connections
 from meshkit.errors import DomainError, Unauthenticated
 from meshkit.identity import Principal, TokenVerifier
 from meshkit.revocations import Revocation
@@ -101,10 +102,12 @@ class OpenCalls:
 
     Args:
         verifier: tells whose credential has ended.
+        connections: has a place for each, None when they are not counted.
     """
 
-    def __init__(self, *, verifier: TokenVerifier) -> None:
+    def __init__(self, *, verifier: TokenVerifier, connections: Connections | None) -> None:
         self._verifier = verifier
+        self._connections = connections
         self._calls: set[OpenCall] = set()
         verifier.follow_revocations(self._look)
 
@@ -112,8 +115,15 @@ class OpenCalls:
         """Return how many are open."""
         return len(self._calls)
 
-    def add(self, call: OpenCall) -> None:
-        """Have a call ended with its credential, and let its handler find it."""
+    async def add(self, call: OpenCall) -> None:
+        """Have a call ended with its credential, and let its handler find it.
+
+        Raises:
+            ResourceExhausted: LIMIT_EXCEEDED, its tenant has too many.
+        """
+        tenant = call.principal.tenant
+        if self._connections is not None and tenant:
+            await self._connections.open(tenant, call.principal.name)
         self._calls.add(call)
         bind_call(call)
 
@@ -121,6 +131,8 @@ class OpenCalls:
         """Forget a call, which is over."""
         self._calls.discard(call)
         call.close()
+        if self._connections is not None and call.principal.tenant:
+            self._connections.close(call.principal.tenant)
 
     async def run(self) -> None:
         """End calls whose credentials expire, for ever; those that were revoked end without it."""

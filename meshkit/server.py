@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from meshkit.audit import AuditTrail
+from meshkit.connections import Connections
 from meshkit.identity import TokenVerifier
 from meshkit.interceptors import CallInterceptor
 from meshkit.open_calls import OpenCalls
@@ -69,6 +70,7 @@ async def running_server(
     hints: Mapping[str, Check] | None = None,
     reflected: Sequence[str] | None = None,
     drain: Callable[[], Awaitable[None]] | None = None,
+    connections: Connections | None = None,
 ) -> AsyncIterator[int]:
     """Serve until the context ends, then drain; yields the port.
 
@@ -87,8 +89,9 @@ async def running_server(
             serve some; what is served when None.
         drain: asks the clients of long streams to leave, and returns when they have; awaited
             when health says NOT_SERVING already and calls are still served.
+        connections: counts the calls of tenants that last; None for a service that has none.
     """
-    open_calls = OpenCalls(verifier=verifier)
+    open_calls = OpenCalls(verifier=verifier, connections=connections)
     server = grpc.aio.server(
         interceptors=[
             aio_server_interceptor(filter_=deserves_span),

@@ -30,6 +30,7 @@ class SubjectLimits:
         bytes_per_second: likewise.
         streams: open at once.
         inflight_bytes: that wait to be durable at once.
+        connections: open at once, of all services.
     """
 
     kind: SubjectKind
@@ -38,6 +39,7 @@ class SubjectLimits:
     bytes_per_second: int = 0
     streams: int = 0
     inflight_bytes: int = 0
+    connections: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class IngestPolicyRow(PolicyRow):
 def _to_json(limits: SubjectLimits) -> dict[str, object]:
     amounts = {
         name: getattr(limits, name)
-        for name in ("samples_per_second", "bytes_per_second", "streams", "inflight_bytes")
+        for name in ("samples_per_second", "bytes_per_second", "streams", "inflight_bytes", "connections")
     }
     return {
         "subject_kind": limits.kind.value,

@@ -25,6 +25,7 @@ class Measure(IntEnum):
     BYTES_PER_SECOND = 2
     STREAMS = 3
     INFLIGHT_BYTES = 4
+    CONNECTIONS = 5
 
 
 class LimitKey(NamedTuple):
@@ -129,13 +130,14 @@ class LimitStore:
             raise dependency_unavailable("postgresql") from error
         return [TokenGrant(*row) for row in rows]
 
-    async def hold(self, asks: Sequence[CapacityAsk]) -> list[CapacityGrant]:
+    async def hold(self, asks: Sequence[CapacityAsk], *, holder: UUID | None = None) -> list[CapacityGrant]:
         """Hold so much from now on, until it is asked for again; answers in the order asked.
 
         What is not asked for again within ALIVE_FOR is free for others.
 
         Args:
             asks: of distinct limits.
+            holder: another process that this one asks for.
 
         Raises:
             Unavailable: DEPENDENCY_UNAVAILABLE.
@@ -147,7 +149,7 @@ class LimitStore:
                 FROM telemetry.hold_capacity($1, $2, $3, $4, $5, $6, $7, $8)
                 ORDER BY place
                 """,
-                self._holder,
+                holder or self._holder,
                 ALIVE_FOR,
                 *_columns([ask.key for ask in asks]),
                 [ask.limit for ask in asks],

@@ -1,6 +1,7 @@
 """The only place where twin_svc's parts meet."""
 
 import secrets
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,11 +11,17 @@ from nats.aio.client import Client
 from meshkit import bus, db
 from meshkit.asset_changes import follow_changes
 from meshkit.audit import AuditTrail
-from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
+from meshkit.client import (
+    counting_connections,
+    fetch_keys_from,
+    fetch_revocations_from,
+    send_audit_to,
+    service_channel,
+)
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.exports import MOST_EXPORTS
 from meshkit.identity import ServiceTokens, TokenVerifier
-from meshkit.metrics import meter, observe_audit, observe_caches
+from meshkit.metrics import meter, observe_audit, observe_caches, observe_connections
 from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
@@ -68,6 +75,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         service_channel(settings.asset_address, tokens=tokens) as asset_channel,
         (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
         AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
+        counting_connections(settings.ingest_address, tokens=tokens, holder=uuid.uuid4()) as connections,
     ):
         source = AssetDevices(channel=asset_channel)
         registry = DeviceRegistry(source=source, clock=clock)
@@ -98,6 +106,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         metrics.observe(fleet=fleet, follower=follower, watches=watches)
         observe_caches(meter(), devices=registry.lookups, tokens=verifier.lookups)
         observe_audit(meter(), audit)
+        observe_connections(meter(), connections)
 
         def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
             registry.forget(tenant, device_ids=device_ids, device_type_ids=device_type_ids)
@@ -185,6 +194,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                 },
                 hints={"nats": bus.connected(client)},
                 drain=watches.drain,
+                connections=connections,
             ) as port,
         ):
             yield port

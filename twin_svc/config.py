@@ -17,6 +17,9 @@ class TwinSettings(BusServiceSettings, RetentionSettings):
         description="PostgreSQL URL with the role twinmesh_twin_feed, which follows all tenants' commits."
     )
     asset_address: str = Field(description="Address of asset_svc, host:port.")
+    ingest_address: str = Field(
+        description="Processes of ingest_svc, which count connections, host:port with commas between."
+    )
     feed_poll_ms: int = Field(
         1_000, ge=10, le=60_000, description="How often commits that were not announced are looked for."
     )

@@ -23,6 +23,8 @@ class Bench(StrEnum):
     HOT_PATH = "hot_path"
     ANOMALY = "anomaly"
     STORAGE = "storage"
+    ACCESS = "access"
+    ROLLUPS = "rollups"
 
 
 def bench(

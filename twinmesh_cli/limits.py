@@ -24,8 +24,9 @@ _KINDS = {
     "principal": ingest_policy_service_pb2.SUBJECT_KIND_PRINCIPAL,
     "connection": ingest_policy_service_pb2.SUBJECT_KIND_CONNECTION,
 }
+_CONNECTIONS = "tenant_connections"
 _KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
-_MEASURES = ("samples_per_second", "bytes_per_second", "streams", "inflight_bytes")
+_MEASURES = ("samples_per_second", "bytes_per_second", "streams", "inflight_bytes", "connections")
 
 limits_app = typer.Typer(
     help="Show what is limited, what is used of it, and who was sent back.", invoke_without_command=True
@@ -64,17 +65,20 @@ def set_limit(
     bytes_: Annotated[int | None, typer.Option("--bytes", min=0, help="Bytes per second, likewise.")] = None,
     streams: Annotated[int | None, typer.Option(min=0, help="Streams open at once, likewise.")] = None,
     inflight: Annotated[int | None, typer.Option(min=0, help="Bytes in flight, likewise.")] = None,
+    connections: Annotated[
+        int | None, typer.Option(min=0, help="Connections of the tenant to all services, likewise.")
+    ] = None,
 ) -> None:
     """Change the limits of a subject; with every limit at 0 it has none of its own."""
     if kind not in _KINDS:
         fail(f"{kind!r} cannot be limited; what can: {', '.join(_KINDS)}")
     amounts = {
         name: amount
-        for name, amount in zip(_MEASURES, (samples, bytes_, streams, inflight), strict=True)
+        for name, amount in zip(_MEASURES, (samples, bytes_, streams, inflight, connections), strict=True)
         if amount is not None
     }
     if not amounts:
-        fail("say which limit: --samples, --bytes, --streams, --inflight")
+        fail("say which limit: --samples, --bytes, --streams, --inflight, --connections")
     policy = run(lambda session: _change(session, kind, subject, amounts))
     _show_limits(policy, {})
 
@@ -117,7 +121,7 @@ async def _change(
 
 def _show_limits(policy: ingest_policy_service_pb2.IngestPolicy, usage: dict[tuple[str, str], int]) -> None:
     if not policy.limits:
-        print("nothing is limited")
+        print("nothing is limited but connections, by the installation")
     table = Table("limit", "of", "allowed", "used now", title="Limits", title_justify="left")
     for each in policy.limits:
         kind = _KIND_NAMES[each.subject_kind]
@@ -138,8 +142,9 @@ def _show_limits(policy: ingest_policy_service_pb2.IngestPolicy, usage: dict[tup
                 )
                 used = f"{most[0]:,} {visible(most[1])}".strip() if most[1] else ""
             table.add_row(name, Text(visible(each.subject) or _of_each(kind)), f"{allowed:,}", Text(used))
-    if policy.limits:
-        Console().print(table)
+    used = f"{usage.get((_CONNECTIONS, ''), 0):,}"
+    table.add_row(_CONNECTIONS, "each tenant of the installation", f"{policy.max_connections:,}", used)
+    Console().print(table)
 
 
 def _of_each(kind: str) -> str:

@@ -89,6 +89,7 @@ def service_processes(
         "TWINMESH_SEAL_AFTER_MINUTES": str(settings.seal_after_minutes),
         "TWINMESH_DELETE_AFTER_DAYS": _written(settings.delete_after_days),
         "TWINMESH_MAX_STREAM_LIFETIME_SECONDS": str(settings.max_stream_lifetime_seconds),
+        "TWINMESH_MAX_TENANT_CONNECTIONS": str(settings.max_tenant_connections),
     }
     return [
         ServiceProcess(

@@ -30,6 +30,7 @@ from meshkit.config import (
     ISSUERS,
     LATE_WINDOW_DAYS,
     MAX_STREAM_LIFETIME_SECONDS,
+    MAX_TENANT_CONNECTIONS,
     METRIC_EXPORT_INTERVAL,
     MINUTE_ROLLUPS_KEPT_DAYS,
     OUTBOUND_ALLOWED,
@@ -47,6 +48,7 @@ from meshkit.config import (
     Issuers,
     LateWindowDays,
     MaxStreamLifetimeSeconds,
+    MaxTenantConnections,
     MetricExportInterval,
     MinuteRollupsKeptDays,
     OutboundAllowed,
@@ -140,6 +142,7 @@ class LauncherSettings(Settings):
         1, ge=1, le=16, description="Processes of ingest_svc, which share the gateway streams."
     )
     max_stream_lifetime_seconds: MaxStreamLifetimeSeconds = MAX_STREAM_LIFETIME_SECONDS
+    max_tenant_connections: MaxTenantConnections = MAX_TENANT_CONNECTIONS
     late_window_days: LateWindowDays = LATE_WINDOW_DAYS
     future_window_minutes: FutureWindowMinutes = FUTURE_WINDOW_MINUTES
     raw_messages: RawMessages = RAW_MESSAGES

@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Iterable
+from math import ceil
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -17,12 +18,12 @@ from envoy_api import external_auth_pb2 as pb
 from envoy_api import external_auth_pb2_grpc
 from meshkit import audit, gateway_credential, status
 from meshkit.caller_address import ADDRESS_HEADER
-from meshkit.errors import PermissionDenied, Unauthenticated
+from meshkit.errors import DomainError, PermissionDenied, ResourceExhausted, Unauthenticated
 
 _log = structlog.get_logger()
 _SCHEME = "Bearer "
 _CHALLENGE = ("www-authenticate", 'Bearer error="invalid_token"')
-_UNAUTHORIZED, _FORBIDDEN = 401, 403
+_STATUS = {Unauthenticated: 401, PermissionDenied: 403, ResourceExhausted: 429}
 
 
 class CallContext(Protocol):
@@ -72,7 +73,7 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
         except Unauthenticated as error:
             _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
             return _whose(self._certificate_denied if certificate else self._key_denied)
-        except PermissionDenied as error:
+        except (PermissionDenied, ResourceExhausted) as error:
             _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
             return _whose(_denied(error))
         return pb.CheckResponse(
@@ -106,21 +107,22 @@ def _whose(denied: pb.CheckResponse) -> pb.CheckResponse:
     return told
 
 
-def _denied(refusal: Unauthenticated | PermissionDenied) -> pb.CheckResponse:
+def _denied(refusal: DomainError) -> pb.CheckResponse:
     """Return the refusal as JSON; Envoy itself puts it into the form of gRPC for gRPC callers."""
     told = status.to_status(refusal)
     body = json_format.MessageToJson(told, indent=None, always_print_fields_with_no_presence=True)
-    is_unknown = isinstance(refusal, Unauthenticated)
+    headers = [_header("content-type", "application/json")]
+    if isinstance(refusal, Unauthenticated):
+        headers.append(_header(*_CHALLENGE))
+    if refusal.retry_after_s is not None:
+        headers.append(_header("retry-after", str(ceil(refusal.retry_after_s))))
     known = struct_pb2.Struct()
     known.update({"reason": status.reason_name(refusal.reason)})
     return pb.CheckResponse(
         status=status_pb2.Status(code=told.code),
         denied_response=pb.DeniedHttpResponse(
-            status=pb.HttpStatus(code=_UNAUTHORIZED if is_unknown else _FORBIDDEN),
-            headers=[
-                _header("content-type", "application/json"),
-                *([_header(*_CHALLENGE)] if is_unknown else []),
-            ],
+            status=pb.HttpStatus(code=_STATUS[type(refusal)]),
+            headers=headers,
             body=body,
         ),
         # By which the gateway tells refusals of one HTTP status apart.

@@ -96,14 +96,14 @@ class FailureStore:
             await _judged(connection, (guess.address, Secret.PASSWORD), judge)
             await connection.execute(_FORGIVE_ACCOUNT, guess.tenant, guess.username)
 
-    async def change_of_refresh_tokens(self, address: str, judge: Callable[[Failures], Failures]) -> None:
-        """Judge an address's failures for refresh tokens while they are locked."""
+    async def change_of(self, secret: Secret, address: str, judge: Callable[[Failures], Failures]) -> None:
+        """Judge an address's failures for a kind of secret while they are locked."""
         async with self._pool.acquire() as connection, connection.transaction():
-            await _judged(connection, (address, Secret.REFRESH_TOKEN), judge)
+            await _judged(connection, (address, secret), judge)
 
-    async def of_refresh_tokens(self, address: str) -> Failures:
+    async def of(self, secret: Secret, address: str) -> Failures:
         """Read them."""
-        return _failures(await self._pool.fetchrow(_READ_ADDRESS, address, Secret.REFRESH_TOKEN))
+        return _failures(await self._pool.fetchrow(_READ_ADDRESS, address, secret))
 
     async def forget(self, before_us: int) -> None:
         """Drop what has not changed since then, microseconds since the epoch."""

@@ -57,9 +57,10 @@ class LimitServicer(limit_grpc.LimitServiceServicer):
         self, request: limit_pb2.GetLimitUsageRequest, context: Any
     ) -> limit_pb2.GetLimitUsageResponse:
         tenant = current_principal().tenant
-        limits = self._policies.limits(tenant)
         usage = await self._usage.usage(tenant)
-        return limit_pb2.GetLimitUsageResponse(usage=[to_usage(each, limits) for each in usage])
+        return limit_pb2.GetLimitUsageResponse(
+            usage=[to_usage(each, self._policies.limit(each.key)) for each in usage]
+        )
 
 
 def _position(after: object | None) -> int | None:

@@ -288,3 +288,23 @@ async def test_behind_a_proxy_guesses_and_the_audit_go_by_the_address_that_it_te
             await until(audited)
         finally:
             await connection.close()
+
+
+async def test_whoever_makes_up_keys_is_told_to_wait(auth: AuthApp, client: httpx.AsyncClient) -> None:
+    admin = {"authorization": f"Bearer {(await _login(client))['accessToken']}"}
+    made = (await client.post("/v1/apiKeys", headers=admin, json={"displayName": "Gateway 7"})).json()
+    wrong = made["secret"][:-1] + ("0" if made["secret"][-1] != "0" else "1")
+
+    async def me(secret: str) -> httpx.Response:
+        return await client.get("/v1/auth/me", headers={"authorization": f"Bearer {secret}"})
+
+    assert (await me(wrong)).status_code == 401
+    await auth.sql("UPDATE auth.address_failures SET failures = 200 WHERE secret = 'api_key'")
+    assert (await me(wrong)).status_code == 401
+    limited = await me(made["secret"])
+    assert (limited.status_code, limited.json()["details"][0]["reason"]) == (429, "LOGIN_LIMITED")
+    assert 0 < int(limited.headers["retry-after"]) <= 60
+    async with grpc.aio.insecure_channel(urlsplit(str(client.base_url)).netloc) as channel:
+        sessions = session_service_pb2_grpc.SessionServiceStub(channel)
+        call = sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=bearer(made["secret"]))
+        assert await refusal(call) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "LOGIN_LIMITED")

@@ -10,11 +10,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
-from auth_svc.login_limits import ACCOUNT, ADDRESS, REFRESH_TOKENS
+from auth_svc.login_limits import ACCOUNT, ADDRESS, TOKENS
 from auth_svc.passwords import PasswordVerifier
 from meshkit.caller_address import ADDRESS_HEADER
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import PASSWORD, AuthApp, error_info, refusal, running_auth, status_of
+from twinmesh.auth.v1.api_key_service_pb2 import CreateApiKeyRequest, DeleteApiKeyRequest
 from twinmesh.auth.v1.session_service_pb2 import LoginRequest, RefreshRequest
 from twinmesh.auth.v1.user_service_pb2 import ChangePasswordRequest
 
@@ -22,7 +23,7 @@ _FAILED = (grpc.StatusCode.UNAUTHENTICATED, "LOGIN_FAILED")
 _LIMITED = (grpc.StatusCode.RESOURCE_EXHAUSTED, "LOGIN_LIMITED")
 _LONGEST_S = 15 * 60
 # One more makes the wait the longest, so that no test hurries.
-_BEFORE_THE_LONGEST = max(ACCOUNT.free, ADDRESS.free, REFRESH_TOKENS.free) + 10
+_BEFORE_THE_LONGEST = max(ACCOUNT.free, ADDRESS.free, TOKENS.free) + 10
 
 
 @pytest.fixture
@@ -165,7 +166,68 @@ async def test_an_address_that_makes_up_refresh_tokens_is_made_to_wait(auth: Aut
     assert await refusal(refresh("nonsense")) == invalid
     again = await auth.login()
     status, wait_s = _taken_apart(await _status(refresh(again.refresh_token)))
-    assert (error_info(status).reason, 0 < wait_s <= REFRESH_TOKENS.longest_wait_s) == ("LOGIN_LIMITED", True)
+    assert (error_info(status).reason, 0 < wait_s <= TOKENS.longest_wait_s) == ("LOGIN_LIMITED", True)
     await refresh(again.refresh_token, "192.0.2.2")
     # Passwords are another matter.
     await _guess(auth, "admin", address="192.0.2.1", password=PASSWORD)
+
+
+async def test_an_address_that_makes_up_api_keys_is_made_to_wait_and_keys_known_to_be_good_are_not(
+    auth: AuthApp,
+) -> None:
+    caller = await auth.as_user()
+    good = [
+        (await auth.api_keys.CreateApiKey(CreateApiKeyRequest(display_name="Gateway 7"), metadata=caller))
+        for _ in range(2)
+    ]
+
+    async def check(secret: str, address: str = "192.0.2.1") -> tuple[int, str]:
+        answer = await auth.check(f"Bearer {secret}", x_envoy_external_address=address)
+        if not answer.HasField("denied_response"):
+            return 200, ""
+        waits = [
+            int(each.header.value)
+            for each in answer.denied_response.headers
+            if each.header.key == "retry-after"
+        ]
+        assert bool(waits) == (answer.denied_response.status.code == 429)
+        assert all(0 < wait <= TOKENS.longest_wait_s for wait in waits)
+        return answer.denied_response.status.code, str(answer.dynamic_metadata["reason"])
+
+    assert await check(good[0].secret) == (200, "")
+    made_up = good[0].secret[:-1] + ("0" if good[0].secret[-1] != "0" else "1")
+    assert await check(made_up) == (401, "API_KEY_INVALID")
+    # Nothing is looked up for what is no key at all.
+    assert await check("tmk_nonsense") == (401, "API_KEY_INVALID")
+    await _failed_often(auth, "address_failures", "secret = 'api_key' AND failures = 1")
+    assert await check(made_up) == (401, "API_KEY_INVALID")
+    assert await check(made_up) == (429, "LOGIN_LIMITED")
+    assert await check(good[1].secret) == (429, "LOGIN_LIMITED")
+    assert await check(good[0].secret) == (200, "")
+    assert await check(good[1].secret, "192.0.2.2") == (200, "")
+    # Where it is known by now.
+    assert await check(good[1].secret) == (200, "")
+    # One that is good no more is a guess like any other, from its first failure on.
+    request = DeleteApiKeyRequest(id=good[0].id)
+    await auth.api_keys.DeleteApiKey(request, metadata=caller)
+    assert await check(good[0].secret) == (401, "API_KEY_INVALID")
+    assert await check(good[0].secret) == (429, "LOGIN_LIMITED")
+    # Passwords are another matter.
+    await _guess(auth, "admin", address="192.0.2.1", password=PASSWORD)
+
+
+async def test_good_keys_make_up_for_wrong_ones(auth: AuthApp) -> None:
+    caller = await auth.as_user()
+    key = await auth.api_keys.CreateApiKey(CreateApiKeyRequest(display_name="Gateway 7"), metadata=caller)
+    made_up = key.secret[:-1] + ("0" if key.secret[-1] != "0" else "1")
+    for _ in range(3):
+        await auth.check(f"Bearer {made_up}")
+    await auth.check(f"Bearer {key.secret}")
+    connection = await asyncpg.connect(auth.database.admin_url)
+    try:
+        assert (
+            await connection.fetchval("SELECT failures FROM auth.address_failures WHERE secret = 'api_key'")
+            == 2
+        )
+    finally:
+        await connection.close()

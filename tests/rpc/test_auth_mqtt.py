@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aiomqtt
+import grpc
 import nats
 import pytest
 from nats.aio.client import Client
@@ -24,6 +25,8 @@ from tests.rpc.auth_app import MESH_SECRET, AuthApp, running_auth, until
 from tests.rpc.auth_devices import FakeDevices, fake_devices
 from twinmesh.auth.v1 import api_key_service_pb2 as key_pb2
 from twinmesh.auth.v1 import tenant_service_pb2 as tenant_pb2
+from twinmesh.ingest.v1 import connection_service_pb2 as connection_pb2
+from twinmesh.ingest.v1 import connection_service_pb2_grpc
 
 SWEEP_S = 0.2
 _NOT_ALLOWED = 0x80
@@ -38,6 +41,7 @@ class Site:
     mqtt_port: int
     devices: FakeDevices
     ingest: Client
+    counted: "FakeCount"
     clients: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def key(self, **fields: Any) -> key_pb2.CreateApiKeyResponse:
@@ -103,24 +107,49 @@ def device_nats(short_home: Path) -> Iterator[tuple[EmbeddedNats, int]]:
     server.remove()
 
 
+class FakeCount(connection_service_pb2_grpc.ConnectionServiceServicer):
+    """ingest_svc as auth_svc asks it how many connections there may be."""
+
+    def __init__(self) -> None:
+        self.limit = 1_000
+        self.wanted: dict[str, int] = {}
+        self.refused: list[str] = []
+
+    async def HoldConnections(
+        self, request: connection_pb2.HoldConnectionsRequest, context: Any
+    ) -> connection_pb2.HoldConnectionsResponse:
+        answer = connection_pb2.HoldConnectionsResponse()
+        for each in request.tenants:
+            self.wanted[each.tenant] = each.connections
+            granted = min(each.connections, self.limit)
+            answer.tenants.add(granted=granted, used=granted, limit=self.limit)
+        self.refused += [each.principal for each in request.refused]
+        return answer
+
+
 @asynccontextmanager
 async def running_site(database: TestDatabase, device_nats: tuple[EmbeddedNats, int]) -> AsyncIterator[Site]:
     server, port = device_nats
+    count, counting = FakeCount(), grpc.aio.server()
+    connection_service_pb2_grpc.add_ConnectionServiceServicer_to_server(count, counting)
+    ingest_address = f"127.0.0.1:{counting.add_insecure_port('127.0.0.1:0')}"
+    await counting.start()
     ingest = await nats.connect(server.url_of(NatsUser.INGEST))
     try:
         async with (
             fake_devices() as (devices, asset_address),
             running_auth(
                 database,
-                peers={"asset_address": asset_address},
+                peers={"asset_address": asset_address, "ingest_address": ingest_address},
                 callout_nats_url=server.url_of(NatsUser.AUTH),
             ) as auth,
         ):
-            site = Site(auth, server, port, devices, ingest)
+            site = Site(auth, server, port, devices, ingest, count)
             async with site.clients:
                 yield site
     finally:
         await ingest.close()
+        await counting.stop(0)
 
 
 @pytest.fixture
@@ -356,3 +385,28 @@ async def test_an_auth_service_that_is_away_lets_nobody_in_and_ends_nobody(
             outer.push_async_exit(site.clients.pop_all())
         assert await site.is_refused("pump-2", key.secret)
         await client.publish("devices/pump-1/telemetry", b"{}", qos=1)
+
+
+async def test_devices_that_are_connected_are_counted_and_one_too_many_is_not_let_in(site: Site) -> None:
+    key = await site.key()
+    site.counted.limit = 2
+    await site.connect("pump-1", key.secret, "one")
+    leaving = await site.connect("pump-2", key.secret, "two")
+    assert await site.is_refused("pump-1", key.secret)
+
+    async def is_told() -> bool:
+        return f"api_key:{key.id}" in site.counted.refused
+
+    await until(is_told)
+    # Its place is free as soon as it is seen that it left.
+    await leaving.__aexit__(None, None, None)
+
+    async def comes_in() -> bool:
+        return not await site.is_refused("pump-2", key.secret)
+
+    await until(comes_in)
+
+    async def are_two() -> bool:
+        return site.counted.wanted["demo"] == 2
+
+    await until(are_two)

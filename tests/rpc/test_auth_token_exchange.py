@@ -363,3 +363,19 @@ async def test_an_issuer_that_is_away_is_told_and_found_again(
     # From now on its keys are known, and it may be away.
     issuer.site.answer = lambda _: Answer(status=500)
     assert (await _exchange(client, issuer.token())).status_code == 200
+
+
+async def test_an_address_that_shows_wrong_tokens_is_made_to_wait(
+    client: httpx.AsyncClient, auth: AuthApp, issuer: OidcIssuer
+) -> None:
+    wrong = issuer.token(aud="elsewhere")
+    known = issuer.token()
+    assert (await _exchange(client, known)).status_code == 200
+    assert await _verdict(client, wrong) == _INVALID
+    await auth.sql("UPDATE auth.address_failures SET failures = 200 WHERE secret = 'subject_token'")
+    assert await _verdict(client, wrong) == _INVALID
+    for token in (wrong, issuer.token(sub="eve")):
+        refused = await _exchange(client, token)
+        assert _reason(refused) == (429, "LOGIN_LIMITED")
+        assert "retryDelay" in refused.json()["details"][1]
+    assert (await _exchange(client, known)).status_code == 200

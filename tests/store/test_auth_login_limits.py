@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from auth_svc.login_limits import ACCOUNT, ADDRESS, FORGOTTEN_AFTER_S, REFRESH_TOKENS, Guess, LoginLimits
+from auth_svc.login_limits import ACCOUNT, ADDRESS, FORGOTTEN_AFTER_S, TOKENS, Guess, LoginLimits, Secret
 from auth_svc.stores.login_limits import FailureStore
 from meshkit import db
 from meshkit.clock import MICROS_PER_SECOND
@@ -138,9 +138,9 @@ async def test_whoever_leaves_before_the_answer_has_guessed(limits: LoginLimits)
 
 
 async def test_refresh_tokens_are_counted_apart(processes: list[LoginLimits], clock: ManualClock) -> None:
-    for n in range(REFRESH_TOKENS.free + 1):
+    for n in range(TOKENS.free + 1):
         await processes[n % 2].require_refresh_allowed(_HOME)
-        await processes[n % 2].refresh_failed(_HOME)
+        await processes[n % 2].failed(Secret.REFRESH_TOKEN, _HOME)
     for each in processes:
         with pytest.raises(ResourceExhausted) as refused:
             await each.require_refresh_allowed(_HOME)
@@ -156,7 +156,7 @@ async def test_what_is_old_is_dropped_in_all_tenants(
 ) -> None:
     await fail(limits)
     await fail(limits, Guess("rival", "ada", _HOME))
-    await limits.refresh_failed(_HOME)
+    await limits.failed(Secret.REFRESH_TOKEN, _HOME)
     store = FailureStore(pool=pools[1])
     connection = await asyncpg.connect(database.admin_url)
 

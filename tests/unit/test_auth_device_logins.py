@@ -8,6 +8,7 @@ from auth_svc.api_keys import ApiKey, KeySecret, StoredKey
 from auth_svc.device_credentials import IssuedCertificate
 from auth_svc.device_logins import MOST_DEVICES, PERMISSION, DeviceLogins, Permitted
 from auth_svc.key_uses import KeyUses
+from auth_svc.login_limits import LoginLimits
 from auth_svc.opaque_tokens import OpaqueToken, Prefix
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import (
@@ -20,7 +21,7 @@ from meshkit.errors import (
 )
 from meshkit.mqtt import Login
 from meshkit.testing.clock import ManualClock
-from tests.unit.test_auth_key_exchange import NoUses
+from tests.unit.test_auth_key_exchange import NoFailures, NoUses
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _NOW = 1_800_000_000 * MICROS_PER_SECOND
@@ -98,8 +99,18 @@ def devices() -> _Devices:
 
 @pytest.fixture
 def logins(keys: _Keys, devices: _Devices, clock: ManualClock) -> DeviceLogins:
-    uses = KeyUses(store=NoUses(), clock=clock)
-    return DeviceLogins(keys=keys, certificates=_Certificates(), devices=devices, uses=uses, clock=clock)
+    return _logins(keys, devices, KeyUses(store=NoUses(), clock=clock), clock)
+
+
+def _logins(keys: _Keys, devices: _Devices, uses: KeyUses, clock: ManualClock) -> DeviceLogins:
+    return DeviceLogins(
+        keys=keys,
+        certificates=_Certificates(),
+        devices=devices,
+        uses=uses,
+        limits=LoginLimits(store=NoFailures(), clock=clock),
+        clock=clock,
+    )
 
 
 async def _refusal(logins: DeviceLogins, user: str, password: str) -> DomainError:
@@ -131,7 +142,7 @@ async def test_a_log_in_that_is_let_in_is_a_use_of_the_key(
             written.append(uses)
 
     uses = KeyUses(store=Store(), clock=clock)
-    logins = DeviceLogins(keys=keys, certificates=_Certificates(), devices=devices, uses=uses, clock=clock)
+    logins = _logins(keys, devices, uses, clock)
     await _refusal(logins, "off", _token().text)
     await uses.write()
     assert written == []

@@ -14,11 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from auth_svc.access_tokens import AccessTokens, Signer
 from auth_svc.issuer_keys import FRESH_US, IssuerKeys
 from auth_svc.issuers import Issuer, IssuersInvalid, read_issuers
+from auth_svc.login_limits import LoginLimits
 from auth_svc.token_exchange import TokenExchange
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated, Unavailable
 from meshkit.testing.clock import ManualClock
 from tests.rpc.oidc_issuer import KEYS, public_jwk
+from tests.unit.test_auth_key_exchange import NoFailures
 from twinmesh.auth.v1.tenant_service_pb2 import Tenant
 
 _GOOD: dict[str, Any] = {
@@ -238,6 +240,7 @@ def _exchange(path: Path | None, jwks: _Jwks, clock: ManualClock) -> TokenExchan
         read_jwks=jwks,
         find_tenant=find_tenant,
         access_tokens=AccessTokens(signers=NoSigner(), clock=clock),
+        limits=LoginLimits(store=NoFailures(), clock=clock),
         clock=clock,
     )
 
@@ -259,7 +262,7 @@ async def test_a_file_that_broke_leaves_the_issuers_as_they_were(
 
 async def test_without_issuers_nothing_is_exchanged(jwks: _Jwks, clock: ManualClock) -> None:
     with pytest.raises(Unauthenticated):
-        await _exchange(None, jwks, clock).exchange("a.b.c")
+        await _exchange(None, jwks, clock).exchange("a.b.c", address="192.0.2.1")
 
 
 async def test_a_weak_key_of_the_issuer_verifies_nothing(
@@ -270,4 +273,4 @@ async def test_a_weak_key_of_the_issuer_verifies_nothing(
     with pytest.warns(match="below"):
         token = jwt.encode(claims, jwks.key, algorithm="RS256", headers={"kid": "one"})
     with pytest.raises(Unauthenticated):
-        await _exchange(_file(tmp_path, _GOOD), jwks, clock).exchange(token)
+        await _exchange(_file(tmp_path, _GOOD), jwks, clock).exchange(token, address="192.0.2.1")

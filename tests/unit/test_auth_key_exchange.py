@@ -1,6 +1,6 @@
 """What is remembered of API keys, and for how long."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import jwt
@@ -12,6 +12,7 @@ from auth_svc.api_keys import ApiKey, KeySecret, StoredKey
 from auth_svc.exchanged_tokens import CACHE_LIFE_S, TOKEN_LIFE_S, ExchangedTokens
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.key_uses import KeyUses
+from auth_svc.login_limits import Failures, Guess, Judgement, LoginLimits, Secret
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_secret
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import Unauthenticated
@@ -33,6 +34,22 @@ class NoUses:
 
     async def write_uses(self, tenant: str, uses: Mapping[str, int]) -> None:
         raise AssertionError("nobody writes here")
+
+
+class NoFailures:
+    """Where no failures are counted."""
+
+    async def change(self, guess: Guess, judge: Judgement) -> None:
+        raise AssertionError("nobody logs in here")
+
+    async def forgive(self, guess: Guess, judge: Callable[[Failures], Failures]) -> None:
+        raise AssertionError("nobody logs in here")
+
+    async def change_of(self, secret: Secret, address: str, judge: Callable[[Failures], Failures]) -> None:
+        pass
+
+    async def of(self, secret: Secret, address: str) -> Failures:
+        return Failures()
 
 
 class _Signers:
@@ -79,7 +96,13 @@ def tokens(clock: ManualClock) -> ExchangedTokens:
 
 @pytest.fixture
 def exchange(keys: _Keys, tokens: ExchangedTokens, clock: ManualClock) -> KeyExchange:
-    return KeyExchange(keys=keys, tokens=tokens, uses=KeyUses(store=NoUses(), clock=clock), clock=clock)
+    return KeyExchange(
+        keys=keys,
+        tokens=tokens,
+        uses=KeyUses(store=NoUses(), clock=clock),
+        limits=LoginLimits(store=NoFailures(), clock=clock),
+        clock=clock,
+    )
 
 
 def _claims(token: str) -> dict[str, object]:

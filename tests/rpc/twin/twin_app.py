@@ -130,6 +130,7 @@ class Neighbours:
             mesh_secret=MESH_SECRET,
             auth_address=self.auth_address,
             asset_address=self.asset_address,
+            ingest_address="127.0.0.1:1",
             feed_poll_ms=feed_poll_ms,
             archive_url=archive_url,
         )

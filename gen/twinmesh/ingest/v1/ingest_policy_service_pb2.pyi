@@ -74,10 +74,13 @@ class IngestPolicy(_message.Message):
     RAW_ENABLED_FIELD_NUMBER: _builtins.int
     RAW_RETENTION_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_RETENTION_FIELD_NUMBER: _builtins.int
+    MAX_CONNECTIONS_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """Version of what was read; changes with every write."""
     raw_enabled: _builtins.bool
     """Whether every message is kept as it came; absent: as the installation is set."""
+    max_connections: _builtins.int
+    """How many connections the installation lets each tenant have open at once."""
     @_builtins.property
     def late_window(self) -> _duration_pb2.Duration:
         """How old live telemetry may be; absent: max_late_window."""
@@ -123,10 +126,11 @@ class IngestPolicy(_message.Message):
         raw_enabled: _builtins.bool | None = ...,
         raw_retention: _duration_pb2.Duration | None = ...,
         dead_letter_retention: _duration_pb2.Duration | None = ...,
+        max_connections: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled", "dead_letter_retention", b"dead_letter_retention", "future_window", b"future_window", "late_window", b"late_window", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "raw_enabled", b"raw_enabled", "raw_retention", b"raw_retention", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled", "dead_letter_retention", b"dead_letter_retention", "etag", b"etag", "future_window", b"future_window", "late_window", b"late_window", "limits", b"limits", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "raw_enabled", b"raw_enabled", "raw_retention", b"raw_retention", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled", "dead_letter_retention", b"dead_letter_retention", "etag", b"etag", "future_window", b"future_window", "late_window", b"late_window", "limits", b"limits", "max_connections", b"max_connections", "max_future_window", b"max_future_window", "max_late_window", b"max_late_window", "raw_enabled", b"raw_enabled", "raw_retention", b"raw_retention", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__raw_enabled: _TypeAlias = _typing.Literal["raw_enabled"]  # noqa: Y015
     _WhichOneofArgType__raw_enabled: _TypeAlias = _typing.Literal["_raw_enabled", b"_raw_enabled"]  # noqa: Y015
@@ -150,6 +154,7 @@ class Limit(_message.Message):
     BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     STREAMS_FIELD_NUMBER: _builtins.int
     INFLIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
     subject_kind: Global___SubjectKind.ValueType
     """What is limited."""
     subject: _builtins.str
@@ -164,6 +169,10 @@ class Limit(_message.Message):
     """Gateway streams open at once."""
     inflight_bytes: _builtins.int
     """Bytes that wait to be durable at once."""
+    connections: _builtins.int
+    """Connections open at once: gateway streams, watches, exports, and devices at MQTT. Whatever is
+    said here, max_connections holds as well.
+    """
     def __init__(
         self,
         *,
@@ -173,10 +182,11 @@ class Limit(_message.Message):
         bytes_per_second: _builtins.int = ...,
         streams: _builtins.int = ...,
         inflight_bytes: _builtins.int = ...,
+        connections: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "inflight_bytes", b"inflight_bytes", "samples_per_second", b"samples_per_second", "streams", b"streams", "subject", b"subject", "subject_kind", b"subject_kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "connections", b"connections", "inflight_bytes", b"inflight_bytes", "samples_per_second", b"samples_per_second", "streams", b"streams", "subject", b"subject", "subject_kind", b"subject_kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
