@@ -31,7 +31,7 @@ from auth_svc.peers import peers
 from auth_svc.revocation_list import RevocationList
 from auth_svc.revocations import Announcer
 from auth_svc.servicers.access_log import AccessLogServicer
-from auth_svc.servicers.api_keys import ApiKeyServicer
+from auth_svc.servicers.api_keys import ApiKeyScopeServicer, ApiKeyServicer
 from auth_svc.servicers.audit import AuditEventServicer, AuditServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
 from auth_svc.servicers.device_certificates import DeviceCertificateServicer
@@ -75,6 +75,7 @@ from meshkit.revocations import RevocationKind, Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from twinmesh.auth.v1 import (
+    api_key_scope_service_pb2_grpc,
     api_key_service_pb2_grpc,
     audit_event_service_pb2_grpc,
     audit_service_pb2_grpc,
@@ -235,6 +236,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 "twinmesh.auth.v1.ApiKeyService",
                 api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server,
                 ApiKeyServicer(api_keys=api_keys),
+            ),
+            Registration(
+                "twinmesh.auth.v1.ApiKeyScopeService",
+                api_key_scope_service_pb2_grpc.add_ApiKeyScopeServiceServicer_to_server,
+                ApiKeyScopeServicer(api_keys=api_keys),
             ),
             Registration(
                 "twinmesh.auth.v1.RevocationService",

@@ -1,7 +1,7 @@
 """Device certificates: issued, renewed, revoked."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -81,8 +81,8 @@ class DeviceCertificateStore(Protocol):
 class Devices(Protocol):
     """Knows the devices of tenants."""
 
-    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> frozenset[str]:
-        """Return those that exist in the tenant and are not disabled.
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Container[str]:
+        """Return the ids of those that exist in the tenant and are not disabled.
 
         Raises:
             Unavailable: nobody can tell now.

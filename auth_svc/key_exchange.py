@@ -80,6 +80,7 @@ class KeyExchange:
             credential_expire_us=found.expire_us,
             read_us=read_us,
             networks=found.api_key.allowed_addresses,
+            scope=found.api_key.scope,
         )
 
 

@@ -1,7 +1,7 @@
 """One place where a batch becomes a request to the writer, whichever door it came through."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -23,14 +23,15 @@ from ingest_svc.device_message import digest as message_digest
 from ingest_svc.event import InvalidEvent, SentEvent
 from ingest_svc.message_intake import MessageIntake, TakenMessages, message_letter, message_letters
 from ingest_svc.outcome import BATCH_REFUSED, VALUE_REFUSED, Outcome, RefusedContent, Why
-from ingest_svc.profile import DeviceProfile, as_seen_by
+from ingest_svc.profile import DeviceProfile, as_seen_in
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
 from ingest_svc.series_table import SeriesTable
 from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit import policy
 from meshkit.errors import InvalidArgument
-from meshkit.identity import Principal, may_write_for
+from meshkit.identity import Principal
+from meshkit.scope import Scope
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import DeadLetter, Event, Replay, RequestIdentity, WriteRequest, WriterIdentity
 
@@ -60,7 +61,7 @@ class Origin:
         door: which way it came.
         replay: the dead letter that it comes from, None from none.
         earliest_us: bounds the live window, where the store has no more room for what is older.
-        replayed_from: name of the principal that sent it first, "" when it is no replay.
+        first_scope: devices that the principal is bound to that sent it first, when it is a replay.
     """
 
     principal: Principal
@@ -69,12 +70,12 @@ class Origin:
     door: Door
     replay: Replay | None = None
     earliest_us: int = 0
-    replayed_from: str = ""
+    first_scope: Scope | None = None
 
     @property
-    def sender(self) -> str:
-        """Return the name of the principal that has sent it, whoever replays it."""
-        return self.replayed_from or self.principal.name
+    def scope(self) -> Scope | None:
+        """Return the devices that whoever has sent it is bound to, whoever replays it; None: to none."""
+        return self.principal.scope if self.replay is None else self.first_scope
 
     @property
     def trace_id(self) -> str:
@@ -293,7 +294,9 @@ class Intake:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         tenant, principal = origin.principal.tenant, origin.principal.name
-        profiles = await self._profiles_of(origin, {message.device_id for message in messages})
+        profiles = await self._profiles_of(
+            origin, {message.device_id for message in messages}, in_messages=True
+        )
         taken = await self._messages.take(
             tenant,
             messages,
@@ -381,13 +384,15 @@ class Intake:
             received_us=received_us,
         )
 
-    async def _profiles_of(self, origin: Origin, device_ids: Collection[str]) -> dict[str, DeviceProfile]:
+    async def _profiles_of(
+        self, origin: Origin, device_ids: Collection[str], *, in_messages: bool = False
+    ) -> Mapping[str, DeviceProfile]:
         found = await self._profiles.find(origin.principal.tenant, device_ids)
-        return as_seen_by(origin.sender, device_ids, found)
+        return as_seen_in(origin.scope, device_ids, found, in_messages=in_messages)
 
     async def _assets_of(self, origin: Origin, asset_ids: Collection[str]) -> Collection[str]:
-        """Return the assets that exist; to a device none does, since none is its own."""
-        if not may_write_for(origin.sender, "", ""):
+        """Return the assets that exist; to whoever is bound to devices none does."""
+        if origin.scope is not None:
             return ()
         return await self._assets.find(origin.principal.tenant, asset_ids)
 

@@ -1,4 +1,4 @@
-"""ApiKeyService."""
+"""ApiKeyService, and what other services ask of keys."""
 
 from ipaddress import ip_network
 
@@ -10,8 +10,13 @@ from meshkit import audit
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import invalid_field
 from meshkit.identity import current_principal
+from meshkit.scope import Scope
+from twinmesh.auth.v1 import (
+    api_key_scope_service_pb2,
+    api_key_scope_service_pb2_grpc,
+    api_key_service_pb2_grpc,
+)
 from twinmesh.auth.v1 import api_key_service_pb2 as pb
-from twinmesh.auth.v1 import api_key_service_pb2_grpc
 
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the end of Timestamp's range
 
@@ -35,6 +40,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
             permissions=request.permissions,
             expire_us=_micros(request.expire_time) if request.HasField("expire_time") else None,
             allowed_addresses=[ip_network(each) for each in request.allowed_addresses],
+            scope=Scope.of(request.device_ids, request.gateway_ids),
         )
         return pb.CreateApiKeyResponse(id=api_key.id, secret=secret, api_key=_message(api_key))
 
@@ -64,6 +70,24 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         return pb.RotateApiKeyResponse(secret=secret, api_key=_message(api_key))
 
 
+class ApiKeyScopeServicer(api_key_scope_service_pb2_grpc.ApiKeyScopeServiceServicer):
+    """Serves twinmesh.auth.v1.ApiKeyScopeService.
+
+    Args:
+        api_keys: the rules.
+    """
+
+    def __init__(self, *, api_keys: ApiKeys) -> None:
+        self._api_keys = api_keys
+
+    async def GetApiKeyScope(
+        self, request: api_key_scope_service_pb2.GetApiKeyScopeRequest, context: object
+    ) -> api_key_scope_service_pb2.ApiKeyScope:
+        """Answer what a key is bound to."""
+        device_ids, gateway_ids = await self._api_keys.scope(request.tenant, request.id)
+        return api_key_scope_service_pb2.ApiKeyScope(device_ids=device_ids, gateway_ids=gateway_ids)
+
+
 def _micros(moment: Timestamp) -> int:
     if not (0 <= moment.seconds <= _LAST_SECOND and 0 <= moment.nanos < 1_000_000_000):
         raise invalid_field("expire_time", "must lie between the years 1970 and 9999")
@@ -78,6 +102,9 @@ def _message(api_key: ApiKey) -> pb.ApiKey:
         creator=api_key.creator,
         allowed_addresses=[str(network) for network in api_key.allowed_addresses],
     )
+    if api_key.scope is not None:
+        message.device_ids.extend(sorted(api_key.scope.device_ids))
+        message.gateway_ids.extend(sorted(api_key.scope.gateway_ids))
     message.create_time.FromMicroseconds(api_key.create_us)
     if api_key.expire_us is not None:
         message.expire_time.FromMicroseconds(api_key.expire_us)

@@ -431,8 +431,8 @@ class ErrorReason(betterproto2.Enum):
 
     DEVICE_NOT_OWN = 168
     """
-    The caller is a device, and writes for one that is neither itself nor its child. The same
-    whether that one exists or not. In a refusal.
+    The caller is bound to devices, by its certificate or by the scope of its API key, and writes
+    for one that is none of these. The same whether that one exists or not. In a refusal.
     """
 
     SUBJECT_TOKEN_INVALID = 175
@@ -480,6 +480,12 @@ class ErrorReason(betterproto2.Enum):
     """
     Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
     was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    """
+
+    OUTSIDE_OF_SCOPE = 191
+    """
+    The caller is bound to devices, by the scope of its API key or by its certificate, and the rpc
+    is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
     """
 
     @classmethod
@@ -567,6 +573,7 @@ class ErrorReason(betterproto2.Enum):
             182: "ERROR_REASON_ADDRESS_NOT_ALLOWED",
             185: "ERROR_REASON_TENANT_SUSPENDED",
             190: "ERROR_REASON_LOGIN_LIMITED",
+            191: "ERROR_REASON_OUTSIDE_OF_SCOPE",
         }
 
     @classmethod
@@ -654,6 +661,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_ADDRESS_NOT_ALLOWED": 182,
             "ERROR_REASON_TENANT_SUSPENDED": 185,
             "ERROR_REASON_LOGIN_LIMITED": 190,
+            "ERROR_REASON_OUTSIDE_OF_SCOPE": 191,
         }
 
 
