@@ -163,6 +163,8 @@ class ApiKeys:
     ) -> tuple[ApiKey, str]:
         """Make a key; returns it and the text to send as Bearer token, told this once.
 
+        Its generation is 1.
+
         Raises:
             InvalidArgument: it would have expired already.
             PermissionDenied: GRANT_EXCEEDS_CALLER.
@@ -203,8 +205,8 @@ class ApiKeys:
         await self._announce()
         _log.info("API key revoked", api_key=key_id)
 
-    async def rotate(self, caller: Principal, key_id: str, *, overlap_us: int) -> tuple[ApiKey, str]:
-        """Give a key another secret; returns the key and the text to send, told this once.
+    async def rotate(self, caller: Principal, key_id: str, *, overlap_us: int) -> tuple[ApiKey, str, int]:
+        """Give a key another secret; returns the key, the text to send, told this once, and its generation.
 
         Args:
             caller: who asks.
@@ -244,8 +246,9 @@ class ApiKeys:
         if rotated is None:
             raise not_found("api_key", key_id)
         await self._announce()
-        _log.info("API key rotated", api_key=key_id, generation=rotated.secrets[0].generation)
-        return rotated.api_key, token.text
+        generation = rotated.secrets[0].generation
+        _log.info("API key rotated", api_key=key_id, generation=generation)
+        return rotated.api_key, token.text, generation
 
     async def scope(self, tenant: str, key_id: str) -> tuple[Sequence[str], Sequence[str]]:
         """Return the device and gateway ids that a key is bound to, also when it was revoked.

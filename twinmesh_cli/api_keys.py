@@ -110,7 +110,7 @@ def create(
         answer: contract.CreateApiKeyResponse = await session.call(_stub(session).CreateApiKey, request)
         return answer
 
-    _tell(run(created).secret)
+    _tell(run(created))
 
 
 @api_keys_app.command()
@@ -129,7 +129,7 @@ def rotate(
         answer: contract.RotateApiKeyResponse = await session.call(_stub(session).RotateApiKey, request)
         return answer
 
-    _tell(run(rotated).secret)
+    _tell(run(rotated))
 
 
 @api_keys_app.command()
@@ -153,5 +153,6 @@ def _time(moment: Any) -> str:
     return shown
 
 
-def _tell(secret: str) -> None:
-    print(f"secret, shown this once: {secret}")
+def _tell(answer: contract.CreateApiKeyResponse | contract.RotateApiKeyResponse) -> None:
+    print(f"secret, shown this once: {answer.secret}")
+    print(f"or, to sign requests with: {answer.signing_secret}")

@@ -6,6 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from auth_svc.api_keys import ApiKey, ApiKeys
 from auth_svc.servicers.pages import next_page_token, position, size
+from auth_svc.signing_secrets import SigningKey
 from meshkit import audit
 from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import invalid_field
@@ -26,10 +27,12 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
 
     Args:
         api_keys: the rules.
+        root: the mesh's root secret, of which signing secrets are derived.
     """
 
-    def __init__(self, *, api_keys: ApiKeys) -> None:
+    def __init__(self, *, api_keys: ApiKeys, root: bytes) -> None:
         self._api_keys = api_keys
+        self._root = root
 
     async def CreateApiKey(self, request: pb.CreateApiKeyRequest, context: object) -> pb.CreateApiKeyResponse:
         """Make a key and tell its secret."""
@@ -42,7 +45,12 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
             allowed_addresses=[ip_network(each) for each in request.allowed_addresses],
             scope=Scope.of(request.device_ids, request.gateway_ids),
         )
-        return pb.CreateApiKeyResponse(id=api_key.id, secret=secret, api_key=_message(api_key))
+        return pb.CreateApiKeyResponse(
+            id=api_key.id,
+            secret=secret,
+            api_key=_message(api_key),
+            signing_secret=SigningKey(api_key.tenant, api_key.id, 1).text(self._root),
+        )
 
     async def ListApiKeys(self, request: pb.ListApiKeysRequest, context: object) -> pb.ListApiKeysResponse:
         """List the tenant's keys."""
@@ -64,10 +72,14 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
     async def RotateApiKey(self, request: pb.RotateApiKeyRequest, context: object) -> pb.RotateApiKeyResponse:
         """Give a key another secret and tell it."""
         audit.changed(["secret", "former_secrets_expire_time"])
-        api_key, secret = await self._api_keys.rotate(
+        api_key, secret, generation = await self._api_keys.rotate(
             current_principal(), request.id, overlap_us=request.overlap.ToMicroseconds()
         )
-        return pb.RotateApiKeyResponse(secret=secret, api_key=_message(api_key))
+        return pb.RotateApiKeyResponse(
+            secret=secret,
+            api_key=_message(api_key),
+            signing_secret=SigningKey(api_key.tenant, api_key.id, generation).text(self._root),
+        )
 
 
 class ApiKeyScopeServicer(api_key_scope_service_pb2_grpc.ApiKeyScopeServiceServicer):

@@ -174,10 +174,15 @@ class CreateApiKeyResponse(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     API_KEY_FIELD_NUMBER: _builtins.int
+    SIGNING_SECRET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The key's id."""
     secret: _builtins.str
     """What to send as Bearer token. Shown this once."""
+    signing_secret: _builtins.str
+    """With what to sign requests instead of sending the secret, `tms_…` (docs/signing.md). Shown this
+    once; it is good for as long as the secret.
+    """
     @_builtins.property
     def api_key(self) -> Global___ApiKey:
         """The key as it will be listed."""
@@ -188,10 +193,11 @@ class CreateApiKeyResponse(_message.Message):
         id: _builtins.str = ...,
         secret: _builtins.str = ...,
         api_key: Global___ApiKey | None = ...,
+        signing_secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "id", b"id", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "id", b"id", "secret", b"secret", "signing_secret", b"signing_secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -328,8 +334,13 @@ class RotateApiKeyResponse(_message.Message):
 
     SECRET_FIELD_NUMBER: _builtins.int
     API_KEY_FIELD_NUMBER: _builtins.int
+    SIGNING_SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
     """What to send as Bearer token. Shown this once."""
+    signing_secret: _builtins.str
+    """With what to sign requests instead of sending the secret, `tms_…`. Shown this once; it is good
+    for as long as the secret.
+    """
     @_builtins.property
     def api_key(self) -> Global___ApiKey:
         """The key as it will be listed."""
@@ -339,10 +350,11 @@ class RotateApiKeyResponse(_message.Message):
         *,
         secret: _builtins.str = ...,
         api_key: Global___ApiKey | None = ...,
+        signing_secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "secret", b"secret", "signing_secret", b"signing_secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

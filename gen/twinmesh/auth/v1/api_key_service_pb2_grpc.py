@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class ApiKeyServiceStub:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     def __init__(self, channel):
@@ -60,7 +61,8 @@ class ApiKeyServiceStub:
 
 class ApiKeyServiceServicer:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     def CreateApiKey(self, request, context):
@@ -131,7 +133,8 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ApiKeyService:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     @staticmethod

@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class ApiKeyServiceStub:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     @_typing.overload
@@ -56,7 +57,8 @@ class ApiKeyServiceStub:
 @_typing.type_check_only
 class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -80,7 +82,8 @@ class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
 
 class ApiKeyServiceServicer:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     def CreateApiKey(

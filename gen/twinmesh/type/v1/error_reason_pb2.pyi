@@ -283,6 +283,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The caller is bound to devices, by the scope of its API key or by its certificate, and the rpc
     is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
     """
+    ERROR_REASON_SIGNATURE_INVALID: _ErrorReason.ValueType  # 192
+    """The signature of the request does not fit: it has another form, is by another secret, of a key
+    that is unknown, expired or revoked, or of another method, path, query, date or body (which of
+    these is not told). UNAUTHENTICATED.
+    """
+    ERROR_REASON_SIGNATURE_DATE_INVALID: _ErrorReason.ValueType  # 193
+    """The date of the signed request lies more than five minutes from the server's; set the clock.
+    UNAUTHENTICATED.
+    """
+    ERROR_REASON_SIGNATURE_REPLAYED: _ErrorReason.ValueType  # 194
+    """A request with this signature has come before; sign anew, with another date. UNAUTHENTICATED."""
+    ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS: _ErrorReason.ValueType  # 195
+    """The rpc is a stream, and a signature is of one whole body; send the API key or an access
+    token. UNAUTHENTICATED.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -550,5 +565,20 @@ was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
 ERROR_REASON_OUTSIDE_OF_SCOPE: ErrorReason.ValueType  # 191
 """The caller is bound to devices, by the scope of its API key or by its certificate, and the rpc
 is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
+"""
+ERROR_REASON_SIGNATURE_INVALID: ErrorReason.ValueType  # 192
+"""The signature of the request does not fit: it has another form, is by another secret, of a key
+that is unknown, expired or revoked, or of another method, path, query, date or body (which of
+these is not told). UNAUTHENTICATED.
+"""
+ERROR_REASON_SIGNATURE_DATE_INVALID: ErrorReason.ValueType  # 193
+"""The date of the signed request lies more than five minutes from the server's; set the clock.
+UNAUTHENTICATED.
+"""
+ERROR_REASON_SIGNATURE_REPLAYED: ErrorReason.ValueType  # 194
+"""A request with this signature has come before; sign anew, with another date. UNAUTHENTICATED."""
+ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS: ErrorReason.ValueType  # 195
+"""The rpc is a stream, and a signature is of one whole body; send the API key or an access
+token. UNAUTHENTICATED.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

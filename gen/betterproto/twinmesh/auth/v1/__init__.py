@@ -538,6 +538,12 @@ class CreateApiKeyResponse(betterproto2.Message):
     The key as it will be listed.
     """
 
+    signing_secret: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    With what to sign requests instead of sending the secret, `tms_…` (docs/signing.md). Shown this
+    once; it is good for as long as the secret.
+    """
+
 
 default_message_pool.register_message("twinmesh.auth.v1", "CreateApiKeyResponse", CreateApiKeyResponse)
 
@@ -1917,6 +1923,12 @@ class RotateApiKeyResponse(betterproto2.Message):
     The key as it will be listed.
     """
 
+    signing_secret: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    With what to sign requests instead of sending the secret, `tms_…`. Shown this once; it is good
+    for as long as the secret.
+    """
+
 
 default_message_pool.register_message("twinmesh.auth.v1", "RotateApiKeyResponse", RotateApiKeyResponse)
 
@@ -2098,7 +2110,8 @@ class ApiKeyScopeServiceStub(betterproto2_grpclib.ServiceStub):
 class ApiKeyServiceStub(betterproto2_grpclib.ServiceStub):
     """
     ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     async def create_api_key(

@@ -488,6 +488,30 @@ class ErrorReason(betterproto2.Enum):
     is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
     """
 
+    SIGNATURE_INVALID = 192
+    """
+    The signature of the request does not fit: it has another form, is by another secret, of a key
+    that is unknown, expired or revoked, or of another method, path, query, date or body (which of
+    these is not told). UNAUTHENTICATED.
+    """
+
+    SIGNATURE_DATE_INVALID = 193
+    """
+    The date of the signed request lies more than five minutes from the server's; set the clock.
+    UNAUTHENTICATED.
+    """
+
+    SIGNATURE_REPLAYED = 194
+    """
+    A request with this signature has come before; sign anew, with another date. UNAUTHENTICATED.
+    """
+
+    SIGNATURE_NOT_FOR_STREAMS = 195
+    """
+    The rpc is a stream, and a signature is of one whole body; send the API key or an access
+    token. UNAUTHENTICATED.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -574,6 +598,10 @@ class ErrorReason(betterproto2.Enum):
             185: "ERROR_REASON_TENANT_SUSPENDED",
             190: "ERROR_REASON_LOGIN_LIMITED",
             191: "ERROR_REASON_OUTSIDE_OF_SCOPE",
+            192: "ERROR_REASON_SIGNATURE_INVALID",
+            193: "ERROR_REASON_SIGNATURE_DATE_INVALID",
+            194: "ERROR_REASON_SIGNATURE_REPLAYED",
+            195: "ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS",
         }
 
     @classmethod
@@ -662,6 +690,10 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_TENANT_SUSPENDED": 185,
             "ERROR_REASON_LOGIN_LIMITED": 190,
             "ERROR_REASON_OUTSIDE_OF_SCOPE": 191,
+            "ERROR_REASON_SIGNATURE_INVALID": 192,
+            "ERROR_REASON_SIGNATURE_DATE_INVALID": 193,
+            "ERROR_REASON_SIGNATURE_REPLAYED": 194,
+            "ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS": 195,
         }
 
 
