@@ -1,11 +1,13 @@
 """Rules of devices and the gateways they sit behind."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from asset_svc.changes import Changes
-from asset_svc.resources import Resources, Rows, Store
+from asset_svc.device_rows import DeviceRows
+from asset_svc.device_scope import ScopedStore
+from asset_svc.resources import Resources, Store
 from meshkit.errors import FailedPrecondition, invalid_field
+from meshkit.scope import Scope
 from twinmesh.asset.v1.device_service_pb2 import (
     DEVICE_ROLE_CHILD,
     DEVICE_ROLE_ENDPOINT,
@@ -15,19 +17,10 @@ from twinmesh.asset.v1.device_service_pb2 import (
     DEVICE_STATUS_ACTIVE,
     DEVICE_STATUS_UNSPECIFIED,
     Device,
-    DeviceRole,
 )
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _GATEWAYS = (DEVICE_ROLE_GATEWAY, DEVICE_ROLE_GATEWAY_CHUNKED)
-
-
-class DeviceRows(Rows[Device], Protocol):
-    """One tenant's devices, inside of a transaction."""
-
-    async def role_of(self, device_id: str) -> DeviceRole.ValueType | None:
-        """Return a device's role, None when it is absent; it stays until the transaction ends."""
-        ...
 
 
 class Devices(Resources[Device, DeviceRows]):
@@ -43,6 +36,16 @@ class Devices(Resources[Device, DeviceRows]):
     def __init__(self, *, store: Store[DeviceRows], changes: Changes) -> None:
         super().__init__(store=store)
         self._changes = changes
+
+    def within(self, scope: Scope | None) -> "Devices":
+        """Return them as somebody sees them who is bound to a scope: others are absent, and none is made.
+
+        Making or moving one beyond the scope raises PermissionDenied OUTSIDE_OF_SCOPE. Without a scope
+        there are all of them.
+        """
+        return (
+            self if scope is None else Devices(store=ScopedStore(self._store, scope), changes=self._changes)
+        )
 
     def _complete(self, resource: Device) -> None:
         if resource.role == DEVICE_ROLE_UNSPECIFIED:

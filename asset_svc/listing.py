@@ -3,6 +3,8 @@
 import re
 from collections.abc import Awaitable, Callable
 
+from google.protobuf import json_format
+
 from asset_svc.kinds import ResourceT
 from meshkit import paging
 from twinmesh.asset.v1.asset_service_pb2 import ListAssetsRequest
@@ -54,5 +56,5 @@ async def read_page(
 
 
 def _filters(request: ListRequest) -> dict[str, object]:
-    paging_fields = ("page_size", "page_token")
-    return {field.name: value for field, value in request.ListFields() if field.name not in paging_fields}
+    fields: dict[str, object] = json_format.MessageToDict(request, preserving_proto_field_name=True)
+    return {name: value for name, value in fields.items() if name not in ("page_size", "page_token")}

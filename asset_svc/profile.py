@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from asset_svc.device_rows import DeviceRows
 from asset_svc.listing import read_page
 from asset_svc.resources import Rows, Store
+from meshkit.scope import Scope
 from twinmesh.asset.v1.asset_service_pb2 import Asset
 from twinmesh.asset.v1.device_service_pb2 import Device, ListDevicesRequest
 from twinmesh.asset.v1.device_type_service_pb2 import DeviceType
@@ -19,7 +21,7 @@ class ProfileRows(Protocol):
     """One tenant's devices and device types, inside of one snapshot."""
 
     @property
-    def devices(self) -> Rows[Device]:
+    def devices(self) -> DeviceRows:
         """The tenant's devices."""
         ...
 
@@ -101,10 +103,13 @@ class Profiles:
             InvalidArgument: PAGE_TOKEN_INVALID.
         """
         filters = ListDevicesRequest(device_type_id=request.device_type_id)
+        scope = None
+        if request.HasField("scope"):
+            scope = Scope(frozenset(request.scope.device_ids), frozenset(request.scope.gateway_ids))
         async with self._store.transaction(request.tenant) as rows:
 
             async def fetch(after: str, limit: int) -> list[Device]:
-                return await rows.devices.page(filters, after=after, limit=limit)
+                return await rows.devices.page(filters, after=after, limit=limit, scope=scope)
 
             devices, next_page_token = await read_page(
                 request,

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from meshkit.addresses import Network
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE, PrincipalKind
+from meshkit.scope import Scope
 
 ACCESS_TOKEN_LIFE_S = 15 * 60
 
@@ -38,7 +39,8 @@ class Grant:
     `credential_expire_us` when that ends (None: never); `role` is empty for API keys and devices.
     Before `read_us` began what all of this
     was read from, so that a later revocation of its user or tenant voids it. `networks` stand in no token:
-    whoever exchanges the credential holds the caller's address against them, none allow any.
+    whoever exchanges the credential holds the caller's address against them, none allow any. `scope` are the
+    devices that an API key is bound to, None: to none; a device's follows from its name.
     """
 
     tenant: str
@@ -50,6 +52,7 @@ class Grant:
     read_us: int
     role: str = ""
     networks: tuple[Network, ...] = ()
+    scope: Scope | None = None
 
 
 class AccessTokens:
@@ -83,6 +86,8 @@ class AccessTokens:
         }
         if grant.role:
             claims["role"] = grant.role
+        if grant.scope is not None:
+            claims |= grant.scope.claims
         if grant.credential_expire_us is not None:
             ends = grant.credential_expire_us // MICROS_PER_SECOND
             claims["cred_exp"] = ends

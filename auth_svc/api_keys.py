@@ -7,13 +7,14 @@ from typing import Protocol
 
 import structlog
 
-from auth_svc.grants import granted_to_key, require_held
+from auth_svc.grants import granted_to_key, require_held, require_scope_held
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret
 from auth_svc.revocations import kept_until
 from meshkit.addresses import Network
 from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, invalid_field, not_found
 from meshkit.identity import Principal, PrincipalKind
+from meshkit.scope import Scope
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
@@ -26,6 +27,7 @@ class ApiKey:
     """An API key without its secrets; times in microseconds since the epoch, None: never.
 
     `allowed_addresses` are the networks that it may be used from, none: from anywhere.
+    `scope` are the devices that it is bound to, None: to none in particular; it never changes.
     At `former_expire_us` the last of the secrets that were rotated away ends, None when there is none.
     """
 
@@ -39,6 +41,7 @@ class ApiKey:
     former_expire_us: int | None = None
     allowed_addresses: tuple[Network, ...] = ()
     last_used_us: int | None = None
+    scope: Scope | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,10 @@ class ApiKeyStore(Protocol):
 
     async def find(self, tenant: str, key_id: str) -> StoredKey | None:
         """Return a key, None when there is none or it is revoked."""
+        ...
+
+    async def scope(self, tenant: str, key_id: str) -> tuple[Sequence[str], Sequence[str]] | None:
+        """Return the device and gateway ids that a key is bound to, None when there never was one."""
         ...
 
     async def rotate(
@@ -152,8 +159,11 @@ class ApiKeys:
         permissions: Sequence[str],
         expire_us: int | None,
         allowed_addresses: Sequence[Network],
+        scope: Scope | None,
     ) -> tuple[ApiKey, str]:
         """Make a key; returns it and the text to send as Bearer token, told this once.
+
+        Its generation is 1.
 
         Raises:
             InvalidArgument: it would have expired already.
@@ -162,6 +172,7 @@ class ApiKeys:
         now_us = self._clock.now_us()
         if expire_us is not None and expire_us <= now_us:
             raise invalid_field("expire_time", "must be in the future")
+        require_scope_held(scope, caller.scope, so="a key of yours is to these or some of them")
         token = OpaqueToken(Prefix.API_KEY, caller.tenant, new_id(), new_secret())
         api_key = ApiKey(
             tenant=caller.tenant,
@@ -172,6 +183,7 @@ class ApiKeys:
             create_us=now_us,
             expire_us=expire_us,
             allowed_addresses=tuple(allowed_addresses),
+            scope=scope,
         )
         await self._store.create(api_key, token.hash)
         _log.info("API key created", api_key=api_key.id)
@@ -193,8 +205,8 @@ class ApiKeys:
         await self._announce()
         _log.info("API key revoked", api_key=key_id)
 
-    async def rotate(self, caller: Principal, key_id: str, *, overlap_us: int) -> tuple[ApiKey, str]:
-        """Give a key another secret; returns the key and the text to send, told this once.
+    async def rotate(self, caller: Principal, key_id: str, *, overlap_us: int) -> tuple[ApiKey, str, int]:
+        """Give a key another secret; returns the key, the text to send, told this once, and its generation.
 
         Args:
             caller: who asks.
@@ -212,6 +224,9 @@ class ApiKeys:
         # Whoever learns a secret can do what the key can.
         require_held(
             found.api_key.permissions, caller.permissions, so="you cannot have a secret of this key either"
+        )
+        require_scope_held(
+            found.api_key.scope, caller.scope, so="you cannot have a secret of this key, which is not"
         )
         now_us = self._clock.now_us()
         expire_us = found.api_key.expire_us
@@ -231,8 +246,20 @@ class ApiKeys:
         if rotated is None:
             raise not_found("api_key", key_id)
         await self._announce()
-        _log.info("API key rotated", api_key=key_id, generation=rotated.secrets[0].generation)
-        return rotated.api_key, token.text
+        generation = rotated.secrets[0].generation
+        _log.info("API key rotated", api_key=key_id, generation=generation)
+        return rotated.api_key, token.text, generation
+
+    async def scope(self, tenant: str, key_id: str) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the device and gateway ids that a key is bound to, also when it was revoked.
+
+        Raises:
+            NotFound: the tenant never had one with this id.
+        """
+        found = await self._store.scope(tenant, key_id)
+        if found is None:
+            raise not_found("api_key", key_id)
+        return found
 
     async def end_secrets(self) -> None:
         """End what was opened with secrets whose overlap is over."""

@@ -33,7 +33,7 @@ from auth_svc.peers import peers
 from auth_svc.revocation_list import RevocationList
 from auth_svc.revocations import Announcer
 from auth_svc.servicers.access_log import AccessLogServicer
-from auth_svc.servicers.api_keys import ApiKeyServicer
+from auth_svc.servicers.api_keys import ApiKeyScopeServicer, ApiKeyServicer
 from auth_svc.servicers.audit import AuditEventServicer, AuditServicer
 from auth_svc.servicers.authorization import AuthorizationServicer
 from auth_svc.servicers.device_certificates import DeviceCertificateServicer
@@ -45,6 +45,7 @@ from auth_svc.servicers.tenants import TenantServicer
 from auth_svc.servicers.tokens import TokenServicer
 from auth_svc.servicers.users import UserServicer
 from auth_svc.sessions import Sessions
+from auth_svc.signed_requests import SignedRequests
 from auth_svc.signing_keys import RELOAD_EVERY_S, KeyRing
 from auth_svc.stores.api_keys import ApiKeyStore
 from auth_svc.stores.audit_events import AuditEventStore
@@ -54,6 +55,7 @@ from auth_svc.stores.login_limits import FailureStore
 from auth_svc.stores.revocations import RevocationStore
 from auth_svc.stores.rights import RightsStore
 from auth_svc.stores.sessions import SessionStore
+from auth_svc.stores.signed_requests import SignedRequestStore
 from auth_svc.stores.signing_keys import SigningKeyStore
 from auth_svc.stores.tenants import TenantStore
 from auth_svc.stores.users import UserStore
@@ -78,6 +80,7 @@ from meshkit.revocations import RevocationKind, Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from twinmesh.auth.v1 import (
+    api_key_scope_service_pb2_grpc,
     api_key_service_pb2_grpc,
     audit_event_service_pb2_grpc,
     audit_service_pb2_grpc,
@@ -97,6 +100,7 @@ _DELETED_EVERY_S = 0.5
 _KEEP_AUDIT_DAYS_EVERY_S = 3600.0
 _READ_JWKS_S = 5.0
 _FORGET_EVERY_S = 60.0
+_FORGET_SIGNATURES_EVERY_S = 1.0
 _SECRETS_EVERY_S = 0.5
 _USES_EVERY_S = 5.0
 _log = structlog.get_logger()
@@ -166,6 +170,15 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         key_uses = KeyUses(store=api_key_store, clock=clock)
         key_exchange = KeyExchange(
             keys=api_key_store, tokens=key_tokens, uses=key_uses, limits=limits, clock=clock
+        )
+        signatures = SignedRequestStore(pool=pool)
+        signed_requests = SignedRequests(
+            root=settings.root_secret,
+            keys=api_key_store,
+            signatures=signatures,
+            tokens=key_tokens,
+            uses=key_uses,
+            clock=clock,
         )
         tenant_store = TenantStore(pool=pool)
         token_exchange = TokenExchange(
@@ -250,7 +263,12 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             Registration(
                 "twinmesh.auth.v1.ApiKeyService",
                 api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server,
-                ApiKeyServicer(api_keys=api_keys),
+                ApiKeyServicer(api_keys=api_keys, root=root),
+            ),
+            Registration(
+                "twinmesh.auth.v1.ApiKeyScopeService",
+                api_key_scope_service_pb2_grpc.add_ApiKeyScopeServiceServicer_to_server,
+                ApiKeyScopeServicer(api_keys=api_keys),
             ),
             Registration(
                 "twinmesh.auth.v1.RevocationService",
@@ -309,6 +327,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
                 AuthorizationServicer(
                     key_exchange=key_exchange,
+                    signed_requests=signed_requests,
                     certificate_exchange=certificate_exchange,
                     gateway_credential=gateway_credential.derive(root),
                 ),
@@ -318,8 +337,12 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         async def forget_failures() -> None:
             await failures.forget(clock.now_us() - FORGOTTEN_AFTER_S * MICROS_PER_SECOND)
 
+        async def forget_signatures() -> None:
+            await signatures.forget(clock.now_us())
+
         async with (
             _repeating("failed log-ins", forget_failures, every_s=_FORGET_EVERY_S),
+            _repeating("signatures", forget_signatures, every_s=_FORGET_SIGNATURES_EVERY_S),
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             _repeating("issuers", token_exchange.refresh, every_s=RELOAD_ISSUERS_EVERY_S),
             revocations.polling(),

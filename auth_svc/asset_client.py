@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 import grpc
 
 from auth_svc.deleted_devices import DeletedDevice
+from auth_svc.enabled_devices import EnabledDevice
 from meshkit.client import call_dependency
+from meshkit.scope import Scope
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
 from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
 
 _PEER = "asset_svc"
+_GATEWAYS = (device_pb2.DEVICE_ROLE_GATEWAY, device_pb2.DEVICE_ROLE_GATEWAY_CHUNKED)
 _MOST_ASKED = 10_000  # by the contract
 _Answer = profile_pb2.BatchGetProfilesResponse | profile_pb2.ListProfilesResponse
 
@@ -25,13 +28,13 @@ class AssetDevices:
     def __init__(self, *, channel: grpc.aio.Channel) -> None:
         self._stub = profile_grpc.ProfileServiceStub(channel)
 
-    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, int]:
-        """Return when those were made that exist in the tenant and are not disabled.
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, EnabledDevice]:
+        """Return those that exist in the tenant and are not disabled, by id.
 
         Raises:
             Unavailable: asset_svc does not answer, or not with devices.
         """
-        found: dict[str, int] = {}
+        found: dict[str, EnabledDevice] = {}
         for first in range(0, len(device_ids), _MOST_ASKED):
             some = device_ids[first : first + _MOST_ASKED]
             request = profile_pb2.BatchGetProfilesRequest(tenant=tenant, device_ids=some)
@@ -51,26 +54,36 @@ class AssetDevices:
             for device in answer.devices
         ]
 
-    async def all_of(self, tenant: str, *, most: int) -> Sequence[str]:
-        """Return the ids of a tenant's devices that are not disabled; more than `most` only by a page.
+    async def all_of(self, tenant: str, *, scope: Scope | None, most: int) -> Sequence[EnabledDevice]:
+        """Return a tenant's devices that are not disabled by id, of a scope if any.
+
+        There are more than `most` only by a page.
 
         Raises:
             Unavailable: asset_svc does not answer, or not with devices.
         """
-        found: set[str] = set()
+        found: dict[str, EnabledDevice] = {}
         request = profile_pb2.ListProfilesRequest(tenant=tenant, page_size=_MOST_ASKED)
+        if scope is not None:
+            request.scope.device_ids.extend(sorted(scope.device_ids))
+            request.scope.gateway_ids.extend(sorted(scope.gateway_ids))
         while len(found) <= most:
             answer = await call_dependency(self._stub.ListProfiles, request, peer=_PEER)
-            found |= _enabled(answer).keys()
+            found |= _enabled(answer)
             request.page_token = answer.next_page_token
             if not request.page_token:
                 break
-        return sorted(found)
+        return [found[device_id] for device_id in sorted(found)]
 
 
-def _enabled(answer: _Answer) -> dict[str, int]:
+def _enabled(answer: _Answer) -> dict[str, EnabledDevice]:
     return {
-        device.id: device.create_time.ToMicroseconds()
+        device.id: EnabledDevice(
+            device.id,
+            device.create_time.ToMicroseconds(),
+            device.parent_id,
+            is_gateway=device.role in _GATEWAYS,
+        )
         for device in answer.devices
         if device.status != device_pb2.DEVICE_STATUS_DISABLED
     }

@@ -11,6 +11,7 @@ import structlog
 from auth_svc.ca.authority import CertificateAuthority
 from auth_svc.ca.requests import public_key_of
 from auth_svc.device_credentials import PERMISSIONS, ShownCertificate
+from auth_svc.enabled_devices import EnabledDevice
 from auth_svc.grants import require_held
 from auth_svc.revocation_list import require_authority
 from auth_svc.revocations import kept_until
@@ -93,8 +94,8 @@ class DeviceCertificateStore(Protocol):
 class Devices(Protocol):
     """Knows the devices of tenants."""
 
-    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, int]:
-        """Return when those were made that exist and are not disabled, in microseconds since the epoch.
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, EnabledDevice]:
+        """Return those that exist in the tenant and are not disabled, by id.
 
         Raises:
             Unavailable: nobody can tell now.
@@ -220,7 +221,8 @@ class DeviceCertificates:
             _log.info("certificates of a deleted device revoked", device_id=device_id, certificates=revoked)
 
     async def _created_us(self, tenant: str, device_id: str) -> int | None:
-        return (await self._devices.enabled(tenant, [device_id])).get(device_id)
+        device = (await self._devices.enabled(tenant, [device_id])).get(device_id)
+        return None if device is None else device.create_us
 
     async def _sign(
         self,

@@ -7,6 +7,7 @@ from typing import Protocol
 from auth_svc import device_credentials
 from auth_svc.api_keys import credential_id
 from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
+from auth_svc.enabled_devices import EnabledDevice
 from auth_svc.key_exchange import KeyLookup, find_good, live_secrets, refused
 from auth_svc.key_networks import require_allowed
 from auth_svc.key_uses import KeyUses
@@ -17,26 +18,29 @@ from meshkit.clock import Clock
 from meshkit.errors import FailedPrecondition, PermissionDenied
 from meshkit.identity import PrincipalKind
 from meshkit.mqtt import Login, key_of
+from meshkit.scope import Scope
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 PERMISSION = "telemetry:write"
 # What NATS is told of a log-in has to fit into one message, and into its memory.
 MOST_DEVICES = 5_000
+# Holds no device.
+_ENDED = Scope()
 
 
 class Devices(Protocol):
     """Knows the devices of tenants."""
 
-    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, int]:
-        """Return when those were made that exist and are not disabled, in microseconds since the epoch.
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, EnabledDevice]:
+        """Return those that exist in the tenant and are not disabled, by id.
 
         Raises:
             Unavailable: nobody can tell now.
         """
         ...
 
-    async def all_of(self, tenant: str, *, most: int) -> Sequence[str]:
-        """Return the ids of a tenant's devices that are not disabled; one more than `most` is enough.
+    async def all_of(self, tenant: str, *, scope: Scope | None, most: int) -> Sequence[EnabledDevice]:
+        """Return a tenant's devices that are not disabled, of a scope if any; few more than `most`.
 
         Raises:
             Unavailable: nobody can tell now.
@@ -65,7 +69,8 @@ class DeviceLogins:
     A device that has shown its certificate publishes for itself. Otherwise the password is an
     API key that holds telemetry:write, and the user is a device of the key's tenant, for which
     alone it may then publish; or the key's own id, for all devices that the tenant has at that
-    moment.
+    moment. A key that is bound to devices logs in these only; what a gateway publishes speaks for its
+    children, so it has to be bound to the gateway as one.
 
     Args:
         keys: where API keys are found.
@@ -125,12 +130,13 @@ class DeviceLogins:
                 metadata={"permission": PERMISSION},
             )
         if user == api_key.id:
-            device_ids = await self._all_devices(api_key.tenant)
+            device_ids = await self._all_devices(api_key.tenant, api_key.scope)
             self._uses.note(api_key.tenant, api_key.id)
             return Permitted(login, device_ids, good.expire_us)
-        if user not in await self._devices.enabled(api_key.tenant, [user]):
+        device = (await self._devices.enabled(api_key.tenant, [user])).get(user)
+        if device is None or not _may_publish(api_key.scope, device):
             raise FailedPrecondition(
-                "the user is neither an enabled device of the API key's tenant nor the key's id",
+                "the user is neither an enabled device that the API key is for nor the key's id",
                 reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
             )
         self._uses.note(api_key.tenant, api_key.id)
@@ -169,7 +175,7 @@ class DeviceLogins:
             Unavailable: nobody can tell now.
         """
         credentials = {(login.tenant, login.credential_id, login.by_certificate) for login in logins}
-        live = {each for each in credentials if await self._is_live(*each)}
+        live = {each: scope for each in credentials if (scope := await self._live(*each)) is not _ENDED}
         devices: dict[str, set[str]] = {}
         for login in logins:
             if login.device_id:
@@ -177,29 +183,41 @@ class DeviceLogins:
         enabled = {
             tenant: await self._devices.enabled(tenant, sorted(ids)) for tenant, ids in devices.items()
         }
-        return [
-            login
-            for login in logins
-            if (login.tenant, login.credential_id, login.by_certificate) not in live
-            or (login.device_id and login.device_id not in enabled[login.tenant])
-        ]
 
-    async def _is_live(self, tenant: str, shown_id: str, by_certificate: bool) -> bool:
+        def is_good(login: Login) -> bool:
+            scope = live.get((login.tenant, login.credential_id, login.by_certificate), _ENDED)
+            if scope is _ENDED or not login.device_id:
+                return scope is not _ENDED
+            device = enabled[login.tenant].get(login.device_id)
+            return device is not None and _may_publish(scope, device)
+
+        return [login for login in logins if not is_good(login)]
+
+    async def _live(self, tenant: str, shown_id: str, by_certificate: bool) -> Scope | None:
+        """Return what a credential is bound to, _ENDED when it has no right any more."""
         if by_certificate:
             certificate = await self._certificates.find(tenant, shown_id)
-            return certificate is not None and not certificate.tenant_suspended
+            return _ENDED if certificate is None or certificate.tenant_suspended else None
         key_id = key_of(shown_id)
         stored = await self._keys.find(tenant, key_id)
         if stored is None or stored.tenant_suspended:
-            return False
+            return _ENDED
         secrets = live_secrets(stored, self._clock)
-        return shown_id in {credential_id(key_id, secret.generation) for secret in secrets}
+        is_live = shown_id in {credential_id(key_id, secret.generation) for secret in secrets}
+        return stored.api_key.scope if is_live else _ENDED
 
-    async def _all_devices(self, tenant: str) -> Sequence[str]:
-        ids = await self._devices.all_of(tenant, most=MOST_DEVICES)
+    async def _all_devices(self, tenant: str, scope: Scope | None) -> Sequence[str]:
+        found = await self._devices.all_of(tenant, scope=scope, most=MOST_DEVICES)
+        ids = [device.id for device in found if _may_publish(scope, device)]
         if len(ids) > MOST_DEVICES:
             raise FailedPrecondition(
                 f"with more than {MOST_DEVICES:,} devices log in by device id",
                 reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
             )
         return ids
+
+
+def _may_publish(scope: Scope | None, device: EnabledDevice) -> bool:
+    if scope is None:
+        return True
+    return device.id in scope.gateway_ids if device.is_gateway else scope.holds(device.id, device.parent_id)

@@ -1,7 +1,7 @@
 """Who may give which permissions to whom, and what a tenant must not lose.
 
-Nobody gives or takes, by key, role or user, a permission that they do not hold. A tenant
-keeps somebody who can let people in.
+Nobody gives or takes, by key, role or user, a permission that they do not hold; who is bound to
+devices gives nothing that is bound to others. A tenant keeps somebody who can let people in.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -11,6 +11,7 @@ from typing import Protocol
 from auth_svc.roles import Role, built_in_roles, carried, permissions_of
 from meshkit.errors import FailedPrecondition, PermissionDenied
 from meshkit.identity import INSTALLATION_PERMISSIONS, SERVICE_PERMISSIONS, SYSTEM_TENANT
+from meshkit.scope import Scope
 from twinmesh.auth.v1.user_service_pb2 import User
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -37,6 +38,29 @@ def require_held(permissions: Iterable[str], caller: frozenset[str], *, so: str)
             reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
             metadata={"permission": ",".join(excess)},
         )
+
+
+def require_scope_held(given: Scope | None, caller: Scope | None, *, so: str) -> None:
+    """Refuse a caller that is bound to devices to give what is bound to others, or to none.
+
+    A device behind a gateway of the caller's is not told from others: give the gateway.
+
+    Args:
+        given: what somebody else will be bound to, None: to no devices.
+        caller: what the caller is bound to, None: to no devices.
+        so: what follows for the caller, to end the sentence "you are bound to …, so".
+
+    Raises:
+        PermissionDenied: GRANT_EXCEEDS_CALLER.
+    """
+    if caller is None or (given is not None and caller.includes(given)):
+        return
+    bound = ", ".join(sorted(caller.device_ids | caller.gateway_ids))
+    raise PermissionDenied(
+        f"you are bound to {bound}, so {so}",
+        reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
+        metadata={"scope": bound},
+    )
 
 
 def granted_to_key(asked: Sequence[str], caller: frozenset[str]) -> frozenset[str]:

@@ -78,18 +78,7 @@ class KeyExchange:
     async def _look_up(self, token: OpaqueToken) -> Grant | None:
         read_us = self._clock.now_us()
         found = await find_good(self._keys, token, self._clock)
-        if found is None:
-            return None
-        return Grant(
-            tenant=found.api_key.tenant,
-            subject=found.api_key.id,
-            kind=PrincipalKind.API_KEY,
-            permissions=found.api_key.permissions,
-            credential_id=found.credential_id,
-            credential_expire_us=found.expire_us,
-            read_us=read_us,
-            networks=found.api_key.allowed_addresses,
-        )
+        return None if found is None else grant_of(found, read_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +96,36 @@ class GoodKey:
     expire_us: int | None
 
 
+def grant_of(found: GoodKey, read_us: int) -> Grant:
+    """Return what a key grants that was read from then on, microseconds since the epoch."""
+    return Grant(
+        tenant=found.api_key.tenant,
+        subject=found.api_key.id,
+        kind=PrincipalKind.API_KEY,
+        permissions=found.api_key.permissions,
+        credential_id=found.credential_id,
+        credential_expire_us=found.expire_us,
+        read_us=read_us,
+        networks=found.api_key.allowed_addresses,
+        scope=found.api_key.scope,
+    )
+
+
+async def good_by_generation(
+    keys: KeyLookup, tenant: str, key_id: str, generation: int, clock: Clock
+) -> GoodKey | None:
+    """Return a key by one of its secrets, whose holder has proved to have it; None when it is not good.
+
+    Raises:
+        PermissionDenied: TENANT_SUSPENDED.
+    """
+    stored = await keys.find(tenant, key_id)
+    secret = next((each for each in live_secrets(stored, clock) if each.generation == generation), None)
+    if stored is None or secret is None:
+        return None
+    return _good(stored, secret)
+
+
 async def find_good(keys: KeyLookup, token: OpaqueToken, clock: Clock) -> GoodKey | None:
     """Return the key that a token is good for, None when there is none.
 
@@ -122,10 +141,14 @@ async def find_good(keys: KeyLookup, token: OpaqueToken, clock: Clock) -> GoodKe
     fits = [hmac.compare_digest(hash_, each) for each in [each.hash for each in secrets] or [_NO_HASH]]
     if stored is None or True not in fits or not secrets:
         return None
+    return _good(stored, secrets[fits.index(True)])
+
+
+def _good(stored: StoredKey, secret: KeySecret) -> GoodKey:
     if stored.tenant_suspended:
         raise tenant_suspended()
-    secret = secrets[fits.index(True)]
-    return GoodKey(stored.api_key, credential_id(token.id, secret.generation), end_of(stored.api_key, secret))
+    api_key = stored.api_key
+    return GoodKey(api_key, credential_id(api_key.id, secret.generation), end_of(api_key, secret))
 
 
 def end_of(api_key: ApiKey, secret: KeySecret) -> int | None:

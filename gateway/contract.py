@@ -38,6 +38,7 @@ class Rpc:
     service: str
     name: str
     permission: str
+    keeps_to_scope: bool
     bindings: tuple[HttpBinding, ...]
     client_streaming: bool
     server_streaming: bool
@@ -135,6 +136,7 @@ def _rpc(package: str, service: str, method: descriptor_pb2.MethodDescriptorProt
         service=f"{package}.{service}",
         name=method.name,
         permission=method.options.Extensions[permission_pb2.permission],
+        keeps_to_scope=method.options.Extensions[permission_pb2.keeps_to_scope],
         bindings=tuple(_bindings(method.options.Extensions[annotations_pb2.http])),
         client_streaming=method.client_streaming,
         server_streaming=method.server_streaming,

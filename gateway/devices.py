@@ -14,7 +14,7 @@ else is sent. The files in its folder:
 from copy import deepcopy
 from pathlib import Path
 
-from gateway import Config, clusters, local_replies, tls
+from gateway import Config, clusters, local_replies, routes, tls
 from gateway.settings import DeviceDoor
 from meshkit import gateway_credential
 
@@ -49,6 +49,10 @@ def listener(edge: Config, door: DeviceDoor) -> Config:
     manager["xff_num_trusted_hops"] = 0
     manager["stat_prefix"] = manager["route_config"]["name"] = "devices"
     manager["local_reply_config"]["mappers"] = local_replies.mappers(for_devices=True)
+    # A certificate is the only credential here.
+    manager["http_filters"] = [
+        each for each in manager["http_filters"] if each["name"] != routes.SIGNED_REQUESTS
+    ]
     for each in manager["http_filters"]:
         if each["name"] == _EXT_AUTHZ:
             # Always, whatever the request carries; public rpcs need no identity here either.

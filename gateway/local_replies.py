@@ -166,6 +166,27 @@ def _unauthenticated() -> Iterator[_Reply]:
         reason="API_KEY_INVALID",
         message="the API key is unknown, expired or revoked",
     )
+    for reason, message in (
+        (
+            "SIGNATURE_DATE_INVALID",
+            "the date of the signed request lies more than five minutes from the server's",
+        ),
+        ("SIGNATURE_REPLAYED", "a request with this signature has come before; sign anew, with another date"),
+        (
+            "SIGNATURE_NOT_FOR_STREAMS",
+            "a stream has no whole body that could be signed; send the API key or an access token",
+        ),
+        (
+            "SIGNATURE_INVALID",
+            "the signature does not fit the request, or its key is unknown, expired or revoked",
+        ),
+    ):
+        yield _Reply(
+            when=(unauthorized, _refused_by_auth(reason)),
+            code=grpc.StatusCode.UNAUTHENTICATED,
+            reason=reason,
+            message=message,
+        )
     yield _Reply(
         when=(unauthorized, _details("Jwt_is_expired")),
         code=grpc.StatusCode.UNAUTHENTICATED,

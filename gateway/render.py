@@ -23,6 +23,8 @@ from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment, GatewaySettings, Upstream
 from gateway.transcoder import as_events, transcoder
 
+# auth_svc takes messages of 4 MiB, in which headers are as well.
+_MAX_SIGNED_BODY_BYTES = 4 * 1024 * 1024 - 64 * 1024
 _TEMPLATE = Path(__file__).with_name("envoy.yaml")
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 # Identity comes from the verified credential, the address from the connection.
@@ -86,6 +88,8 @@ def render(settings: GatewaySettings) -> Config:
         "trusted_hops": settings.trusted_hops,
         "auth_cluster": clusters.unchecked(Upstream.AUTH),
         "refused_here": local_replies.REFUSED_HERE,
+        "signed_requests": routes.SIGNED_REQUESTS,
+        "max_signed_body_bytes": _MAX_SIGNED_BODY_BYTES,
         "jwt_rules": routes.jwt_rules(contract),
         "transcoder": transcoding,
         "max_json_body_bytes": settings.max_json_body_bytes,

@@ -6,6 +6,7 @@ from gateway import Config, transcoder
 from gateway.clusters import NOWHERE, unchecked
 from gateway.contract import Contract, HttpBinding, Rpc
 from gateway.settings import Upstream
+from meshkit import gateway_credential
 from meshkit.config import MAX_STREAM_LIFETIME_SECONDS
 
 _UPSTREAM_OF_PACKAGE = {
@@ -41,10 +42,20 @@ _BUFFERED = {
         "config": {},
     }
 }
+SIGNED_REQUESTS = "envoy.filters.http.ext_authz.signed_requests"
+_PER_ROUTE = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
 _EXT_AUTHZ_OFF = {
-    "envoy.filters.http.ext_authz": {
-        "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
-        "disabled": True,
+    name: {"@type": _PER_ROUTE, "disabled": True}
+    for name in ("envoy.filters.http.ext_authz", SIGNED_REQUESTS)
+}
+# A stream's body has no end to wait for, so auth_svc is asked at once, to refuse it in words.
+_SIGNED_STREAM = {
+    SIGNED_REQUESTS: {
+        "@type": _PER_ROUTE,
+        "check_settings": {
+            "context_extensions": {gateway_credential.STREAM: "true"},
+            "disable_request_body_buffering": True,
+        },
     }
 }
 
@@ -67,12 +78,18 @@ def edge_routes(contract: Contract, *, events: Config, body_timeout_s: int) -> l
     }
     made: list[Config] = []
     for rpc in contract.rpcs:
-        made.append({"match": {"path": rpc.path}, "route": _action(rpc), **_filters(_for_public(rpc))})
-        own = _for_public(rpc) | ({transcoder.FILTER: events} if rpc in contract.streamed else {})
+        made.append({"match": {"path": rpc.path}, "route": _action(rpc), **_filters(_authorization(rpc))})
+        own = _authorization(rpc) | ({transcoder.FILTER: events} if rpc in contract.streamed else {})
         if own:
             made += [{"match": match, **waiting, **_filters(_BUFFERED | own)} for match in _json_matches(rpc)]
     for prefix in ("/grpc.reflection.v1.", "/grpc.reflection.v1alpha."):
-        made.append({"match": {"prefix": prefix}, "route": _stream_action(_REFLECTION_UPSTREAM)})
+        made.append(
+            {
+                "match": {"prefix": prefix},
+                "route": _stream_action(_REFLECTION_UPSTREAM),
+                **_filters(_SIGNED_STREAM),
+            }
+        )
     is_grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
     made.append({"match": {"prefix": "/", "headers": [is_grpc]}, "direct_response": {"status": 404}})
     made.append({"match": {"prefix": "/"}, **waiting, **_filters(_BUFFERED)})
@@ -101,9 +118,11 @@ def _filters(config: Config) -> Config:
     return {"typed_per_filter_config": config} if config else {}
 
 
-def _for_public(rpc: Rpc) -> Config:
+def _authorization(rpc: Rpc) -> Config:
     # A stale key must not keep its owner from logging in.
-    return _EXT_AUTHZ_OFF if rpc.is_public else {}
+    if rpc.is_public:
+        return _EXT_AUTHZ_OFF
+    return _SIGNED_STREAM if rpc.streaming else {}
 
 
 def _action(rpc: Rpc) -> Config:

@@ -14,7 +14,7 @@ from ingest_svc.applied import Applied
 from ingest_svc.assembler import Assembler
 from ingest_svc.asset_cache import AssetCache
 from ingest_svc.asset_client import AssetProfiles
-from ingest_svc.auth_client import AuthCredentials
+from ingest_svc.auth_client import AuthCredentials, AuthKeyScopes
 from ingest_svc.budget import Budgets
 from ingest_svc.child_cache import ChildCache
 from ingest_svc.config import IngestSettings
@@ -290,7 +290,13 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         dead_letter_grpc.add_DeadLetterServiceServicer_to_server,
                         DeadLetterServicer(
                             letters=letters,
-                            replays=Replays(letters=letters, intake=intake, messages=messages, writer=writer),
+                            replays=Replays(
+                                letters=letters,
+                                key_scopes=AuthKeyScopes(channel=auth_channel),
+                                intake=intake,
+                                messages=messages,
+                                writer=writer,
+                            ),
                         ),
                     ),
                     Registration(

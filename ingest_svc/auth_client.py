@@ -1,13 +1,16 @@
-"""auth_svc as ingest sees it: what a credential proves that comes on an open stream."""
+"""auth_svc as ingest sees it: what a credential proves that comes on an open stream, and keys' scopes."""
 
 import grpc
 from google.rpc import code_pb2
 
 from envoy_api import external_auth_pb2 as external_auth
 from envoy_api import external_auth_pb2_grpc as external_auth_grpc
-from meshkit.client import call
-from meshkit.errors import Unauthenticated
+from meshkit.client import call, unavailable
+from meshkit.errors import DomainError, Unauthenticated
 from meshkit.identity import Principal, TokenVerifier
+from meshkit.scope import Scope
+from twinmesh.auth.v1 import api_key_scope_service_pb2 as scope_pb2
+from twinmesh.auth.v1 import api_key_scope_service_pb2_grpc as scope_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _PEER = "auth_svc"
@@ -49,3 +52,31 @@ class AuthCredentials:
             )
         headers = {option.header.key: option.header.value for option in answer.ok_response.headers}
         return headers["authorization"].removeprefix(_SCHEME)
+
+
+class AuthKeyScopes:
+    """Reads the scopes of API keys from auth_svc with this service's own identity.
+
+    Args:
+        channel: to auth_svc.
+    """
+
+    def __init__(self, *, channel: grpc.aio.Channel) -> None:
+        self._stub = scope_grpc.ApiKeyScopeServiceStub(channel)
+
+    async def of_key(self, tenant: str, key_id: str) -> Scope | None:
+        """Return a key's scope, None when it is bound to no devices.
+
+        A key that nobody knows is bound to devices of which there are none.
+
+        Raises:
+            Unavailable: auth_svc does not answer, or not with a scope.
+        """
+        request = scope_pb2.GetApiKeyScopeRequest(tenant=tenant, id=key_id)
+        try:
+            found = await call(self._stub.GetApiKeyScope, request, peer=_PEER)
+        except DomainError as error:
+            if error.reason == ErrorReason.ERROR_REASON_NOT_FOUND:
+                return Scope()
+            raise unavailable(_PEER, error) from error
+        return Scope.of(found.device_ids, found.gateway_ids)

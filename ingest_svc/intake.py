@@ -24,14 +24,15 @@ from ingest_svc.device_message import digest as message_digest
 from ingest_svc.event import InvalidEvent, SentEvent
 from ingest_svc.message_intake import MessageIntake, TakenMessages, message_letter, message_letters
 from ingest_svc.outcome import BATCH_REFUSED, VALUE_REFUSED, Outcome, RefusedContent, Why
-from ingest_svc.profile import DeviceProfile, as_seen_by
+from ingest_svc.profile import DeviceProfile, as_seen_in
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.reading import Reading
 from ingest_svc.series_table import SeriesTable
 from ingest_svc.window import LiveWindow, TimeWindow
 from meshkit import policy
 from meshkit.errors import InvalidArgument
-from meshkit.identity import Principal, may_write_for
+from meshkit.identity import Principal, PrincipalKind
+from meshkit.scope import Scope
 from telemetry_store.columns import KindColumns
 from telemetry_store.requests import DeadLetter, Event, Replay, RequestIdentity, WriteRequest, WriterIdentity
 
@@ -61,7 +62,7 @@ class Origin:
         door: which way it came.
         replay: the dead letter that it comes from, None from none.
         earliest_us: bounds the live window, where the store has no more room for what is older.
-        replayed_from: name of the principal that sent it first, "" when it is no replay.
+        first_scope: devices that the principal is bound to that sent it first, when it is a replay.
     """
 
     principal: Principal
@@ -70,12 +71,12 @@ class Origin:
     door: Door
     replay: Replay | None = None
     earliest_us: int = 0
-    replayed_from: str = ""
+    first_scope: Scope | None = None
 
     @property
-    def sender(self) -> str:
-        """Return the name of the principal that has sent it, whoever replays it."""
-        return self.replayed_from or self.principal.name
+    def scope(self) -> Scope | None:
+        """Return the devices that whoever has sent it is bound to, whoever replays it; None: to none."""
+        return self.principal.scope if self.replay is None else self.first_scope
 
     @property
     def trace_id(self) -> str:
@@ -294,7 +295,9 @@ class Intake:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         tenant, principal = origin.principal.tenant, origin.principal.name
-        profiles = await self._profiles_of(origin, {message.device_id for message in messages})
+        profiles = await self._profiles_of(
+            origin, {message.device_id for message in messages}, in_messages=True
+        )
         taken = await self._messages.take(
             tenant,
             messages,
@@ -385,8 +388,8 @@ class Intake:
     async def charged_devices(self, principal: Principal, samples: Mapping[str, int]) -> Mapping[str, int]:
         """Return samples by the device whose limits they count against.
 
-        Against its own where somebody sends for it who may; otherwise against the device that sends, so that
-        none uses up what another may send.
+        Against its own where somebody sends for it who may; otherwise against the device that sends, if one
+        does, so that none uses up what another may send.
 
         Args:
             principal: who sends.
@@ -395,23 +398,27 @@ class Intake:
         Raises:
             Unavailable: DEPENDENCY_UNAVAILABLE, nobody can tell whose child a device is.
         """
-        if may_write_for(principal.name, "", ""):
+        scope = principal.scope
+        if scope is None:
             return samples
         found = await self._profiles.find(principal.tenant, samples.keys())
         charged = Counter[str]()
         for device_id, count in samples.items():
-            parent_id = found[device_id].parent_id if device_id in found else ""
-            is_own = may_write_for(principal.name, device_id, parent_id)
-            charged[device_id if is_own else principal.subject] += count
+            if scope.holds(device_id, found[device_id].parent_id if device_id in found else ""):
+                charged[device_id] += count
+            elif principal.kind is PrincipalKind.DEVICE:
+                charged[principal.subject] += count
         return charged
 
-    async def _profiles_of(self, origin: Origin, device_ids: Collection[str]) -> dict[str, DeviceProfile]:
+    async def _profiles_of(
+        self, origin: Origin, device_ids: Collection[str], *, in_messages: bool = False
+    ) -> Mapping[str, DeviceProfile]:
         found = await self._profiles.find(origin.principal.tenant, device_ids)
-        return as_seen_by(origin.sender, device_ids, found)
+        return as_seen_in(origin.scope, device_ids, found, in_messages=in_messages)
 
     async def _assets_of(self, origin: Origin, asset_ids: Collection[str]) -> Collection[str]:
-        """Return the assets that exist; to a device none does, since none is its own."""
-        if not may_write_for(origin.sender, "", ""):
+        """Return the assets that exist; to whoever is bound to devices none does."""
+        if origin.scope is not None:
             return ()
         return await self._assets.find(origin.principal.tenant, asset_ids)
 

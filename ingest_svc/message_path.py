@@ -28,7 +28,7 @@ from ingest_svc.message_intake import (
     why_of,
 )
 from ingest_svc.outcome import INTERNAL, VALUE_REFUSED, Outcome, Refusal, Why
-from ingest_svc.profile import DeviceProfile, as_seen_by
+from ingest_svc.profile import DeviceProfile, as_seen_in
 from ingest_svc.profile_cache import ProfileCache
 from ingest_svc.raw_trail import RawTrail
 from ingest_svc.reading import Reading, samples_by_device
@@ -321,7 +321,7 @@ class MessagePath:
         tenant = origin.principal.tenant
         device_ids = [message.device_id]
         found = await self._profiles.find(tenant, device_ids)
-        profiles = as_seen_by(origin.sender, device_ids, found)
+        profiles = as_seen_in(origin.scope, device_ids, found, in_messages=True)
         taken = await self._intake.take(
             tenant, [message], profiles, window=window, now_us=message.arrival_us, unpack=True
         )

@@ -105,10 +105,10 @@ def device_unknown(device_id: str) -> Why:
 
 
 def device_not_own(device_id: str) -> Why:
-    """Say that a device writes for another: in the same words whether that one exists or not."""
+    """Say that a bound sender writes for another device: in the same words whether that one exists."""
     return (
         ErrorReason.ERROR_REASON_DEVICE_NOT_OWN,
-        f"device {device_id!r} is neither the one whose certificate was shown nor a child of it",
+        f"device {device_id!r} is none of those that the sender's credential is bound to",
     )
 
 

@@ -8,7 +8,7 @@ from jsonpointer import JsonPointer
 
 from ingest_svc.detectors import robust
 from meshkit.clock import MICROS_PER_SECOND
-from meshkit.identity import may_write_for
+from meshkit.scope import Scope
 from meshkit.units import Conversion
 from telemetry_store.columns import Kind
 from telemetry_store.series import Point
@@ -146,20 +146,31 @@ class DeviceProfile:
 NOT_OWN = DeviceProfile("", enabled=False, metrics={})
 
 
-def as_seen_by(
-    sender: str, device_ids: Iterable[str], profiles: Mapping[str, DeviceProfile]
-) -> dict[str, DeviceProfile]:
+def as_seen_in(
+    scope: Scope | None,
+    device_ids: Iterable[str],
+    profiles: Mapping[str, DeviceProfile],
+    *,
+    in_messages: bool = False,
+) -> Mapping[str, DeviceProfile]:
     """Return profiles by id, with NOT_OWN for the devices that a sender may not write for.
 
     Args:
-        sender: name of the principal.
+        scope: devices that the sender is bound to, None: to none in particular.
         device_ids: all that it speaks of.
         profiles: of those that exist.
+        in_messages: it sends messages of these devices. Those of a gateway speak for its children.
     """
+    if scope is None:
+        return profiles
     seen = dict(profiles)
     for device_id in device_ids:
         profile = profiles.get(device_id)
-        if not may_write_for(sender, device_id, profile.parent_id if profile is not None else ""):
+        parent_id = profile.parent_id if profile is not None else ""
+        speaks_for_others = in_messages and profile is not None and profile.gateway is not None
+        if not (
+            scope.holds(device_id, parent_id) and (not speaks_for_others or device_id in scope.gateway_ids)
+        ):
             seen[device_id] = NOT_OWN
     return seen
 

@@ -50,7 +50,8 @@ class Receipts:
         """Return what became of a batch, request or message.
 
         Raises:
-            PermissionDenied: it asks for what others sent, without dead_letter:read.
+            PermissionDenied: it asks for what others sent, without dead_letter:read or as one who is
+                bound to devices.
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         if asked.writer_id:
@@ -59,10 +60,10 @@ class Receipts:
         if asked.request_id:
             sender = asked.principal or principal.name
             if sender != principal.name:
-                policy.require(_OTHERS, principal, method="the receipt of another principal's request")
+                _require_others(principal, "the receipt of another principal's request")
             receipt = await self._store.of_request(tenant, sender, asked.request_id)
         else:
-            policy.require(_OTHERS, principal, method="the receipt of a device's message")
+            _require_others(principal, "the receipt of a device's message")
             sender = chunks.PRINCIPAL if "/" in asked.message_id else PRINCIPAL
             receipt = await self._store.of_message(tenant, sender, asked.message_id)
         if receipt is not None:
@@ -75,7 +76,8 @@ class Receipts:
 
     async def _of_batch(self, principal: Principal, writer_id: str, sequence: int) -> LookupReceiptResponse:
         known = await self._store.of_batch(principal.tenant, writer_id, sequence)
-        if known is None or not (known.principal == principal.name or _OTHERS in principal.permissions):
+        sees_others = _OTHERS in principal.permissions and principal.scope is None
+        if known is None or not (known.principal == principal.name or sees_others):
             return LookupReceiptResponse(
                 state=RECEIPT_STATE_UNKNOWN, message="no writer of this name has committed anything"
             )
@@ -90,6 +92,11 @@ class Receipts:
             state=RECEIPT_STATE_EXPIRED_OUTCOME,
             message="it was committed; its outcome is no longer kept",
         )
+
+
+def _require_others(principal: Principal, what: str) -> None:
+    policy.require(_OTHERS, principal, method=what)
+    policy.require_unbound(principal, method=what)
 
 
 def _committed(receipt: Receipt) -> LookupReceiptResponse:

@@ -1,7 +1,7 @@
 """Dead letters on their way back: each through the path that live telemetry takes, and out of its letter."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +16,8 @@ from ingest_svc.message_path import MessagePath, MessageWriter
 from ingest_svc.outcome import INTERNAL, Outcome, RefusedContent, Why, reason_name
 from ingest_svc.series_table import SeriesTable
 from meshkit.errors import FailedPrecondition, PermissionDenied, ResourceExhausted, Unavailable
-from meshkit.identity import Principal
+from meshkit.identity import Principal, PrincipalKind, scope_of_device
+from meshkit.scope import Scope
 from telemetry_store.dead_letter_store import KeptLetter, LetterContent
 from telemetry_store.requests import DeadLetter, PayloadFormat, Replay, WriteRequest, WriteResult
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -67,20 +68,42 @@ class Letters(Protocol):
         ...
 
 
+class KeyScopes(Protocol):
+    """Knows which devices API keys are bound to."""
+
+    async def of_key(self, tenant: str, key_id: str) -> Scope | None:
+        """Return a key's scope, None when it is bound to no devices.
+
+        Raises:
+            Unavailable: nobody can tell now.
+        """
+        ...
+
+
 class Replays:
     """Replays dead letters.
 
+    Whoever replays has more rights than those who sent: what a sender was bound to holds all the same.
+
     Args:
         letters: reads them.
+        key_scopes: tells what senders were bound to.
         intake: makes of batches what the writer takes.
         messages: likewise of messages of devices.
         writer: commits.
     """
 
     def __init__(
-        self, *, letters: Letters, intake: Intake, messages: MessagePath, writer: MessageWriter
+        self,
+        *,
+        letters: Letters,
+        key_scopes: KeyScopes,
+        intake: Intake,
+        messages: MessagePath,
+        writer: MessageWriter,
     ) -> None:
         self._letters = letters
+        self._key_scopes = key_scopes
         self._intake = intake
         self._messages = messages
         self._writer = writer
@@ -110,6 +133,7 @@ class Replays:
             await self._intake.window(Origin(principal, None, span, Door.REPLAY), backfill_id, 0)
         earliest_us = await self._letters.room_since_us()
         replayed = Replayed()
+        scopes = await self._scopes(principal.tenant, {letter.principal for letter in letters})
         for some in _chunks(letters):
             contents = await self._letters.contents(
                 principal.tenant, [letter.dead_letter_id for letter in some]
@@ -121,13 +145,24 @@ class Replays:
                     replayed.skipped += 1
                     continue
                 replay = Replay(letter.dead_letter_id, content.replay_count)
-                origin = Origin(principal, None, span, Door.REPLAY, replay, earliest_us, letter.principal)
+                scope = scopes[letter.principal]
+                origin = Origin(principal, None, span, Door.REPLAY, replay, earliest_us, scope)
                 request = await self._request(origin, letter, content, backfill_id or letter.backfill_id)
                 written.append((letter, self._writer.submit(request)))
             results = await asyncio.gather(*(answer for _, answer in written))
             for (letter, _), result in zip(written, results, strict=True):
                 _count(replayed, letter, result)
         return replayed
+
+    async def _scopes(self, tenant: str, senders: Iterable[str]) -> dict[str, Scope | None]:
+        """Return what senders are bound to, by the names of their principals."""
+        scopes: dict[str, Scope | None] = {}
+        for sender in senders:
+            kind, _, subject = sender.partition(":")
+            scopes[sender] = scope_of_device(subject) if kind == PrincipalKind.DEVICE else None
+            if kind == PrincipalKind.API_KEY:
+                scopes[sender] = await self._key_scopes.of_key(tenant, subject)
+        return scopes
 
     async def _request(
         self, origin: Origin, letter: KeptLetter, content: LetterContent, backfill_id: str

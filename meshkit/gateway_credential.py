@@ -1,8 +1,10 @@
-"""How auth_svc knows that it is Envoy who tells it of a device's certificate."""
+"""What Envoy and auth_svc agree on: how it is known, and how it tells of streams."""
 
 from meshkit import secrets
 
 HEADER = "x-gateway-credential"
+# With a request whose rpc is a stream, among what its route says of itself.
+STREAM = "stream"
 
 
 def derive(root: bytes) -> str:

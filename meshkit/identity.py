@@ -14,6 +14,7 @@ from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import Unauthenticated
 from meshkit.lookups import Lookups
 from meshkit.revocations import Revocation, Revocations
+from meshkit.scope import Scope
 from meshkit.secrets import derive
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -29,7 +30,14 @@ _CLOCK_SKEW_S = 5  # as Envoy allows between auth_svc's clock and its own
 _KEY_REFETCH_S = 1.0
 # What a service may do in another service; on top it names the tenant it acts for.
 SERVICE_PERMISSIONS = frozenset(
-    {"profile:read", "profile:register", "revocation:read", "audit:record", "connection:hold"}
+    {
+        "profile:read",
+        "profile:register",
+        "revocation:read",
+        "audit:record",
+        "connection:hold",
+        "api_key_scope:read",
+    }
 )
 # Those who operate the installation are users of this tenant, and nobody else holds these.
 SYSTEM_TENANT = "system"
@@ -54,6 +62,7 @@ class Principal:
     exchanged token; `tenant` is empty for services; `credential_expires` is in seconds since the
     epoch, infinite when never.
     `issue_us` says when what the credential grants was read, in microseconds since the epoch.
+    `scope` are the devices that the caller is bound to, None: to none in particular.
     """
 
     tenant: str
@@ -64,6 +73,7 @@ class Principal:
     credential_id: str = ""
     credential_expires: float = float("inf")
     issue_us: int = 0
+    scope: Scope | None = None
 
     @property
     def user(self) -> str:
@@ -76,16 +86,9 @@ class Principal:
         return f"{self.kind}:{self.subject}"
 
 
-def may_write_for(principal: str, device_id: str, parent_id: str) -> bool:
-    """Say whether a principal may write for a device: a device only for itself and its children.
-
-    Args:
-        principal: its name.
-        device_id: the device.
-        parent_id: its gateway, "" for none.
-    """
-    kind, _, subject = principal.partition(":")
-    return kind != PrincipalKind.DEVICE or subject in (device_id, parent_id)
+def scope_of_device(device_id: str) -> Scope:
+    """Return what a device is bound to: itself, and its children."""
+    return Scope(gateway_ids=frozenset({device_id}))
 
 
 _current: ContextVar[Principal | None] = ContextVar("twinmesh_principal", default=None)
@@ -267,15 +270,18 @@ class TokenVerifier:
             tenant = str(claims["tenant"])
             is_of_installation = (tenant, kind) == (SYSTEM_TENANT, PrincipalKind.USER)
             never = SERVICE_PERMISSIONS | (frozenset() if is_of_installation else INSTALLATION_PERMISSIONS)
+            subject = str(claims["sub"])
+            is_device = kind == PrincipalKind.DEVICE
             principal = Principal(
                 tenant=tenant,
-                subject=str(claims["sub"]),
+                subject=subject,
                 kind=kind,
                 permissions=frozenset(claims["perms"]) - never,
                 role=str(claims.get("role", "")),
                 credential_id=str(claims.get("cred_id", "")),
                 credential_expires=float(claims.get("cred_exp", "inf")),
                 issue_us=int(claims["iat"] * MICROS_PER_SECOND),
+                scope=scope_of_device(subject) if is_device else Scope.from_claims(claims),
             )
         except jwt.ExpiredSignatureError:
             raise _invalid_token("it has expired; log in or refresh") from None

@@ -94,6 +94,7 @@ class _Call:
     ) -> None:
         self._method = method
         self._permission = policy.permission_of(method)
+        self._is_for_bound = self._permission == policy.PUBLIC or policy.keeps_to_scope(method)
         self._verifier = verifier
         self._open_calls = open_calls
         self._endings: set[asyncio.Task[None]] = set()
@@ -176,6 +177,8 @@ class _Call:
         call.address = caller_address(context)
         call.principal = await self._identify(metadata)
         policy.require(self._permission, call.principal, method=self._method)
+        if not self._is_for_bound:
+            policy.require_unbound(call.principal, method=self._method)
 
     async def _hold(self, call: AuditedCall, context: Context) -> None:
         """Count a stream, and have it end with its caller's credential; public rpcs let in nobody as well."""

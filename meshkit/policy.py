@@ -41,6 +41,20 @@ def permission_of(method: str) -> str | None:
     return declared or None
 
 
+def keeps_to_scope(method: str) -> bool:
+    """Say whether an rpc declares that it shows and changes nothing outside of its caller's scope.
+
+    Args:
+        method: full rpc path, "/package.Service/Method".
+    """
+    try:
+        descriptor = descriptor_pool.Default().FindMethodByName(method.lstrip("/").replace("/", "."))
+    except KeyError:
+        return False
+    kept: bool = descriptor.GetOptions().Extensions[permission_pb2.keeps_to_scope]
+    return kept
+
+
 def require(permission: str | None, principal: Principal | None, *, method: str) -> None:
     """Refuse a caller that lacks the permission an rpc declares.
 
@@ -63,4 +77,18 @@ def require(permission: str | None, principal: Principal | None, *, method: str)
             f"{method} needs permission {wanted}, which {principal.name} does not hold",
             reason=ErrorReason.ERROR_REASON_PERMISSION_MISSING,
             metadata={"permission": wanted},
+        )
+
+
+def require_unbound(principal: Principal | None, *, method: str) -> None:
+    """Refuse a caller that is bound to devices what is not about its devices only.
+
+    Raises:
+        PermissionDenied: OUTSIDE_OF_SCOPE.
+    """
+    if principal is not None and principal.scope is not None:
+        raise PermissionDenied(
+            f"{method} is not about single devices, and {principal.name} is bound to some; "
+            "use a credential that is bound to none",
+            reason=ErrorReason.ERROR_REASON_OUTSIDE_OF_SCOPE,
         )

@@ -36,8 +36,9 @@ WHERE tenant_id = $1 AND (time, event_id) < ($2, $3) AND time >= $4 AND severity
     ))
     AND ($7::text IS NULL OR device_id = $7)
     AND ($8::text[] IS NULL OR asset_id = ANY ($8))
+    AND ($9::text[] IS NULL OR device_id = ANY ($9))
 ORDER BY time DESC, event_id DESC
-LIMIT $9
+LIMIT $10
 """
 
 
@@ -51,6 +52,7 @@ class EventFilter:
         types: of one of these types or of those below them; None: of any.
         severity: of this one or a higher one.
         start_us: from then on, microseconds since the epoch.
+        device_ids: of one of these devices; None: of any, or of none.
     """
 
     device_id: str | None
@@ -58,6 +60,7 @@ class EventFilter:
     types: Sequence[str] | None
     severity: int
     start_us: int
+    device_ids: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ async def read_newest(
         wanted.types,
         wanted.device_id,
         wanted.asset_ids,
+        wanted.device_ids,
         limit,
     )
     return [StoredEvent(row["event_id"], _event(row)) for row in rows]

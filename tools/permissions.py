@@ -13,6 +13,9 @@ Generated from the contract and `auth_svc/roles.py` by `make generate`; not to b
 permission that it needs; whoever lacks it is answered PERMISSION_DENIED `PERMISSION_MISSING`. A tenant adds
 roles of its own ([API](api.md#credentials)). *installation_admin* exists in tenant `system` only, and
 what that role alone holds counts for users of that tenant only.
+
+*Bound*: API keys that are bound to devices, and devices by their certificates, may call it when they hold
+the permission; other rpcs are refused to them, PERMISSION_DENIED `OUTSIDE_OF_SCOPE`.
 """
 _WORDS = {PUBLIC: "public: no credential", AUTHENTICATED: "any credential"}
 _SERVICES_ONLY = "services only"
@@ -31,14 +34,14 @@ def page(descriptor_set: Path) -> str:
         [f"`{permission}`", *("yes" if permission in permissions_of(role) else "" for role in Role)]
         for permission in sorted(declared | held)
     ]
-    by_rpc = [[f"`{rpc.service}/{rpc.name}`", _routes(rpc), _needs(rpc)] for rpc in rpcs]
+    by_rpc = [[f"`{rpc.service}/{rpc.name}`", _routes(rpc), _needs(rpc), _bound(rpc)] for rpc in rpcs]
     return "\n".join(
         [
             _NOTE,
             "## Built-in roles\n",
             *_table(["permission", *(f"*{role}*" for role in Role)], by_role),
             "\n## Rpcs\n",
-            *_table(["rpc", "JSON", "permission"], by_rpc),
+            *_table(["rpc", "JSON", "permission", "bound"], by_rpc),
             "",
         ]
     )
@@ -52,6 +55,10 @@ def _needs(rpc: Rpc) -> str:
     if rpc.permission in _WORDS:
         return _WORDS[rpc.permission]
     return f"`{rpc.permission}`" + (f", {_SERVICES_ONLY}" if rpc.permission in SERVICE_PERMISSIONS else "")
+
+
+def _bound(rpc: Rpc) -> str:
+    return "yes" if rpc.keeps_to_scope or rpc.permission == PUBLIC else ""
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> list[str]:

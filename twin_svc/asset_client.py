@@ -6,6 +6,7 @@ import grpc
 
 from meshkit.client import call, call_dependency, unavailable
 from meshkit.errors import DomainError
+from meshkit.scope import Scope
 from twin_svc.registry import DevicePage
 from twin_svc.twins import Device
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
@@ -33,8 +34,10 @@ class AssetDevices:
         answer = await call_dependency(self._stub.BatchGetProfiles, request, peer=_PEER)
         return {device.id: device for device in _devices(answer.devices, answer.device_types)}
 
-    async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
-        """Return one page of a tenant's devices by id.
+    async def page(
+        self, tenant: str, *, device_type_id: str, page_size: int, page_token: str, scope: Scope | None = None
+    ) -> DevicePage:
+        """Return one page of a tenant's devices by id, of one type unless that is "", of a scope if any.
 
         Raises:
             InvalidArgument: PAGE_TOKEN_INVALID.
@@ -43,6 +46,9 @@ class AssetDevices:
         request = profile_pb2.ListProfilesRequest(
             tenant=tenant, device_type_id=device_type_id, page_size=page_size, page_token=page_token
         )
+        if scope is not None:
+            request.scope.device_ids.extend(sorted(scope.device_ids))
+            request.scope.gateway_ids.extend(sorted(scope.gateway_ids))
         try:
             answer = await call(self._stub.ListProfiles, request, peer=_PEER)
         except DomainError as error:
@@ -84,4 +90,5 @@ def _devices(
             units.get(type_id, {}),
             frozenset(device.tags),
             types[type_id].heartbeat.ToMicroseconds() if type_id in types else 0,
+            device.parent_id,
         )

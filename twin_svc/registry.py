@@ -7,12 +7,15 @@ from typing import Protocol
 
 from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import not_found
+from meshkit.identity import Principal
 from meshkit.lookups import Lookups
+from meshkit.scope import Scope
 from twin_svc.twins import Device
 
 # A change is announced on the bus; this bounds what a lost announcement can do.
 _FRESH_US = 10 * MICROS_PER_SECOND
 _CAPACITY = 50_000
+_WHOLE_PAGE = 10_000
 
 _Key = tuple[str, str]  # tenant, device id
 
@@ -32,8 +35,10 @@ class DeviceSource(Protocol):
         """Return those of the devices that exist in the tenant, by id."""
         ...
 
-    async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
-        """Return one page of a tenant's devices, of one type unless that is ""."""
+    async def page(
+        self, tenant: str, *, device_type_id: str, page_size: int, page_token: str, scope: Scope | None = None
+    ) -> DevicePage:
+        """Return one page of a tenant's devices, of one type unless that is "", of a scope if any."""
         ...
 
 
@@ -44,7 +49,9 @@ class _Entry:
 
 
 class DeviceRegistry:
-    """Finds devices. That a device does not exist is never remembered: a new one appears at once.
+    """Finds devices for callers. That one does not exist is never remembered: a new one appears at once.
+
+    To a caller that is bound to devices there are no others.
 
     Args:
         source: answers what is not remembered.
@@ -62,24 +69,48 @@ class DeviceRegistry:
         self._changes = 0
         self.lookups = Lookups()
 
-    async def get(self, tenant: str, device_id: str) -> Device:
+    async def get(self, caller: Principal, device_id: str) -> Device:
         """Return a device.
 
         Raises:
-            NotFound: the tenant has no such device.
+            NotFound: the caller sees no such device.
             Unavailable: nobody can tell now.
         """
-        found = await self.find(tenant, [device_id])
+        found = await self.find(caller, [device_id])
         if device_id not in found:
             raise not_found("device", device_id)
         return found[device_id]
 
-    async def find(self, tenant: str, device_ids: Collection[str]) -> dict[str, Device]:
-        """Return those of the devices that exist in the tenant, by id.
+    async def find(self, caller: Principal, device_ids: Collection[str]) -> dict[str, Device]:
+        """Return those of the devices that the caller sees, by id.
 
         Raises:
             Unavailable: nobody can tell now.
         """
+        found = await self._find(caller.tenant, device_ids)
+        scope = caller.scope
+        if scope is None:
+            return found
+        return {id_: device for id_, device in found.items() if scope.holds(id_, device.parent_id)}
+
+    async def all_bound(self, caller: Principal) -> list[str] | None:
+        """Return the ids of all devices that a caller is bound to, None when it is bound to none.
+
+        Raises:
+            Unavailable: nobody can tell now.
+        """
+        if caller.scope is None:
+            return None
+        ids: list[str] = []
+        token = ""
+        while True:
+            page = await self.page(caller, device_type_id="", page_size=_WHOLE_PAGE, page_token=token)
+            ids += (device.id for device in page.devices)
+            token = page.after
+            if not token:
+                return ids
+
+    async def _find(self, tenant: str, device_ids: Collection[str]) -> dict[str, Device]:
         now_us = self._clock.now_us()
         found: dict[str, Device] = {}
         missing = []
@@ -100,14 +131,20 @@ class DeviceRegistry:
         return found
 
     async def choose(
-        self, tenant: str, *, device_ids: Collection[str], device_type_id: str, page_size: int, after: str
+        self,
+        caller: Principal,
+        *,
+        device_ids: Collection[str],
+        device_type_id: str,
+        page_size: int,
+        after: str,
     ) -> DevicePage:
-        """Return one page of those of the devices that exist, of one type unless that is "".
+        """Return one page of those of the devices that the caller sees, of one type unless that is "".
 
         Raises:
             Unavailable: nobody can tell now.
         """
-        found = await self.find(tenant, {device_id for device_id in device_ids if device_id > after})
+        found = await self.find(caller, {device_id for device_id in device_ids if device_id > after})
         fitting = [
             found[device_id]
             for device_id in sorted(found)
@@ -116,15 +153,21 @@ class DeviceRegistry:
         more = len(fitting) > page_size
         return DevicePage(fitting[:page_size], fitting[page_size - 1].id if more else "")
 
-    async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
-        """Return one page of a tenant's devices, always asked for anew.
+    async def page(
+        self, caller: Principal, *, device_type_id: str, page_size: int, page_token: str
+    ) -> DevicePage:
+        """Return one page of the devices that the caller sees, always asked for anew.
 
         Raises:
             InvalidArgument: PAGE_TOKEN_INVALID.
             Unavailable: nobody can tell now.
         """
         return await self._source.page(
-            tenant, device_type_id=device_type_id, page_size=page_size, page_token=page_token
+            caller.tenant,
+            device_type_id=device_type_id,
+            page_size=page_size,
+            page_token=page_token,
+            scope=caller.scope,
         )
 
     def forget(self, tenant: str, *, device_ids: Collection[str], device_type_ids: Collection[str]) -> None:

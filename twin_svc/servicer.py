@@ -66,18 +66,18 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
         self._watch_messages = watch_messages.WatchMessages()
 
     async def GetTwin(self, request: contract.GetTwinRequest, context: Any) -> contract.Twin:
-        tenant = current_principal().tenant
-        device = await self._registry.get(tenant, request.id)
-        return messages.twin_message(self._fleet.twin(tenant, device), self._clock.now_us())
+        caller = current_principal()
+        device = await self._registry.get(caller, request.id)
+        return messages.twin_message(self._fleet.twin(caller.tenant, device), self._clock.now_us())
 
     async def ListTwins(self, request: contract.ListTwinsRequest, context: Any) -> contract.ListTwinsResponse:
-        tenant = current_principal().tenant
+        caller = current_principal()
         question = [sorted(set(request.ids)), request.device_type_id]
         size = paging.page_size(request.page_size, default=_TWINS_PER_PAGE, maximum=_MOST_TWINS)
         after = paging.decode(question, request.page_token)
         if request.ids:
             page = await self._registry.choose(
-                tenant,
+                caller,
                 device_ids=request.ids,
                 device_type_id=request.device_type_id,
                 page_size=size,
@@ -85,10 +85,10 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
             )
         else:
             page = await self._registry.page(
-                tenant, device_type_id=request.device_type_id, page_size=size, page_token=str(after or "")
+                caller, device_type_id=request.device_type_id, page_size=size, page_token=str(after or "")
             )
         now_us = self._clock.now_us()
-        twins = [self._fleet.twin(tenant, device) for device in page.devices]
+        twins = [self._fleet.twin(caller.tenant, device) for device in page.devices]
         return contract.ListTwinsResponse(
             twins=[messages.twin_message(twin, now_us) for twin in twins],
             next_page_token=paging.encode(question, page.after) if page.after else "",
@@ -97,7 +97,8 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
     async def QueryHistory(
         self, request: contract.QueryHistoryRequest, context: Any
     ) -> contract.QueryHistoryResponse:
-        tenant = current_principal().tenant
+        caller = current_principal()
+        tenant = caller.tenant
         start, end = time_bound(request, "start_time"), time_bound(request, "end_time")
         question = [request.id, sorted(request.metrics), start, end, request.include_quality]
         after = paging.decode(question, request.page_token)
@@ -107,7 +108,7 @@ class TwinServicer(contract_grpc.TwinServiceServicer):
             if bookmark is None
             else bookmark.range
         )
-        await self._registry.get(tenant, request.id)
+        await self._registry.get(caller, request.id)
         async with self._tenant_snapshot(tenant) as connection:
             series = await find_series(
                 connection, tenant=tenant, device_ids=[request.id], metrics=request.metrics
@@ -187,7 +188,8 @@ class EventServicer(event_contract_grpc.EventServiceServicer):
     async def ListEvents(
         self, request: event_contract.ListEventsRequest, context: Any
     ) -> event_contract.ListEventsResponse:
-        tenant = current_principal().tenant
+        caller = current_principal()
+        tenant = caller.tenant
         start, end = time_bound(request, "start_time"), time_bound(request, "end_time")
         span = event_range(start, end)
         question = [
@@ -203,7 +205,7 @@ class EventServicer(event_contract_grpc.EventServiceServicer):
         place = first_place(span) if after is None else place_from_json(after)
         size = paging.page_size(request.page_size, default=_EVENTS_PER_PAGE, maximum=_MOST_EVENTS)
         if request.device_id:
-            await self._registry.get(tenant, request.device_id)
+            await self._registry.get(caller, request.device_id)
         wanted = EventFilter(
             device_id=request.device_id or None,
             asset_ids=await wanted_assets(
@@ -212,6 +214,7 @@ class EventServicer(event_contract_grpc.EventServiceServicer):
             types=request.types or None,
             severity=request.minimum_severity,
             start_us=span.start_us,
+            device_ids=None if request.device_id else await self._registry.all_bound(caller),
         )
         async with self._tenant_snapshot(tenant) as connection:
             found = await read_newest(

@@ -18,6 +18,7 @@ class Device:
         device_type_id: its type.
         units: of its type, by metric.
         tags: it has.
+        parent_id: its gateway, "" for none.
         heartbeat_us: after so many microseconds without a sample it is offline; 0: nobody can tell.
     """
 
@@ -27,6 +28,7 @@ class Device:
     units: Mapping[str, str]
     tags: frozenset[str] = frozenset()
     heartbeat_us: int = 0
+    parent_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

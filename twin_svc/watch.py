@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meshkit.clock import Clock
+from meshkit.scope import Scope
 from telemetry_store.commit_numbers import Coverage
 from twin_svc.fleet import Fleet, Slots
 from twin_svc.tokens import ResumePoint
@@ -44,13 +45,17 @@ class Area:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which twins a watch holds, and which of their metrics; what is empty selects all."""
+    """Which twins a watch holds, and which of their metrics; what is empty selects all.
+
+    `scope` are the devices that the caller is bound to.
+    """
 
     ids: frozenset[str] = frozenset()
     device_type_id: str = ""
     tag: str = ""
     area: Area | None = None
     metrics: frozenset[str] = frozenset()
+    scope: Scope | None = None
 
     def fits(self, device: Device) -> bool:
         """Say whether a device fits, wherever it is."""
@@ -58,6 +63,7 @@ class Selection:
             (not self.ids or device.id in self.ids)
             and self.device_type_id in ("", device.device_type_id)
             and (not self.tag or self.tag in device.tags)
+            and (self.scope is None or self.scope.holds(device.id, device.parent_id))
         )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 
 from meshkit.clock import Clock
 from meshkit.errors import dependency_unavailable
@@ -86,7 +87,7 @@ class Watches:
             async with self._devices.of(tenant) as devices:
                 watch = Watch(
                     tenant=tenant,
-                    selection=selection,
+                    selection=replace(selection, scope=call.principal.scope),
                     fleet=self._fleet,
                     devices=devices,
                     clock=self._clock,

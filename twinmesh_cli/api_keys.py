@@ -37,7 +37,15 @@ def api_keys(context: typer.Context) -> None:
 
     found, is_all = run(listed)
     table = Table(
-        "id", "name", "creator", "expires", "last used", "former secrets until", "networks", "permissions"
+        "id",
+        "name",
+        "creator",
+        "expires",
+        "last used",
+        "former secrets until",
+        "networks",
+        "bound to",
+        "permissions",
     )
     for key in found:
         expires = _time(key.expire_time) if key.HasField("expire_time") else ""
@@ -51,6 +59,7 @@ def api_keys(context: typer.Context) -> None:
             used,
             former,
             " ".join(key.allowed_addresses),
+            " ".join([*key.device_ids, *(f"{gateway_id}/*" for gateway_id in key.gateway_ids)]),
             " ".join(key.permissions),
         )
         table.add_row(*(Text(visible(cell)) for cell in cells))
@@ -75,10 +84,24 @@ def create(
             metavar="CIDR", help="Network that it may be used from, repeatable; without: from anywhere."
         ),
     ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="Device to bind it to, repeatable; without one or a gateway: it is for all."
+        ),
+    ] = None,
+    gateway: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Gateway to bind it to, with its children, repeatable."),
+    ] = None,
 ) -> None:
     """Make a key and print its secret, this once; it can only carry what you hold."""
     request = contract.CreateApiKeyRequest(
-        display_name=display_name, permissions=permission or [], allowed_addresses=allow or []
+        display_name=display_name,
+        permissions=permission or [],
+        allowed_addresses=allow or [],
+        device_ids=device or [],
+        gateway_ids=gateway or [],
     )
     if expire is not None:
         request.expire_time.FromDatetime(expire)
@@ -87,7 +110,7 @@ def create(
         answer: contract.CreateApiKeyResponse = await session.call(_stub(session).CreateApiKey, request)
         return answer
 
-    _tell(run(created).secret)
+    _tell(run(created))
 
 
 @api_keys_app.command()
@@ -106,7 +129,7 @@ def rotate(
         answer: contract.RotateApiKeyResponse = await session.call(_stub(session).RotateApiKey, request)
         return answer
 
-    _tell(run(rotated).secret)
+    _tell(run(rotated))
 
 
 @api_keys_app.command()
@@ -130,5 +153,6 @@ def _time(moment: Any) -> str:
     return shown
 
 
-def _tell(secret: str) -> None:
-    print(f"secret, shown this once: {secret}")
+def _tell(answer: contract.CreateApiKeyResponse | contract.RotateApiKeyResponse) -> None:
+    print(f"secret, shown this once: {answer.secret}")
+    print(f"or, to sign requests with: {answer.signing_secret}")

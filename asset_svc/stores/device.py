@@ -8,6 +8,7 @@ from asset_svc.stores.columns import EnumText, containing
 from asset_svc.stores.deleted_devices import insert_deleted
 from asset_svc.stores.rows import Table, TableRows
 from meshkit.db import Connection
+from meshkit.scope import Scope
 from twinmesh.asset.v1.device_service_pb2 import Device, DeviceRole, DeviceStatus, ListDevicesRequest
 
 _ROLE = EnumText(DeviceRole, "DEVICE_ROLE_")
@@ -88,6 +89,7 @@ _TABLE = Table(
             AND ($7::text = '' OR role = $7)
             AND ($8::text = '' OR $8 = ANY (tags))
             AND ($9::text = '' OR asset_id = $9)
+            AND ($10::text[] IS NULL OR id = ANY ($10) OR parent_id = ANY ($11))
         ORDER BY id
         LIMIT $3
     """,
@@ -105,6 +107,20 @@ class DeviceRows(TableRows[Device]):
 
     def __init__(self, connection: Connection, tenant: str) -> None:
         super().__init__(connection, tenant, _TABLE)
+
+    async def page(
+        self, request: ListDevicesRequest, *, after: str, limit: int, scope: Scope | None = None
+    ) -> list[Device]:
+        """Read those that match a list request's filters, by id, the first after an id.
+
+        Args:
+            request: whose page size and token do not count.
+            after: the id.
+            limit: most devices.
+            scope: only its devices; None: any.
+        """
+        bound = (None, None) if scope is None else (scope.device_ids | scope.gateway_ids, scope.gateway_ids)
+        return await self._page(after, limit, (*_filters(request), *bound))
 
     async def delete(self, resource_id: str) -> None:
         """Remove a locked row, and note that it is gone.

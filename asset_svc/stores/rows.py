@@ -1,6 +1,6 @@
 """Reads and writes one tenant's rows of one resource; the SQL stands with each resource."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -84,9 +84,7 @@ class TableRows(Generic[ResourceT]):
 
     async def page(self, request: Any, *, after: str, limit: int) -> list[ResourceT]:
         """Read those that match a list request's filters, by id, the first after an id."""
-        filters = self._table.filters(request)
-        rows = await self._connection.fetch(self._table.page, self._tenant, after, limit, *filters)
-        return [self._read(row) for row in rows]
+        return await self._page(after, limit, self._table.filters(request))
 
     async def delete(self, resource_id: str) -> None:
         """Remove a locked row.
@@ -96,6 +94,10 @@ class TableRows(Generic[ResourceT]):
         """
         with violations_of_delete(self._table.resource, resource_id):
             await self._connection.execute(self._table.delete, self._tenant, resource_id)
+
+    async def _page(self, after: str, limit: int, filters: Iterable[object]) -> list[ResourceT]:
+        rows = await self._connection.fetch(self._table.page, self._tenant, after, limit, *filters)
+        return [self._read(row) for row in rows]
 
     async def _write(self, statement: str, resource: ResourceT) -> ResourceT:
         values = self._table.values(resource)

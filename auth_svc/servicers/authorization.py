@@ -1,4 +1,4 @@
-"""Envoy's Authorization service: API keys and device certificates become access tokens on their way in."""
+"""Envoy's Authorization service: keys, signatures and device certificates become access tokens."""
 
 import hmac
 from collections.abc import Iterable
@@ -11,14 +11,15 @@ from google.protobuf import json_format, struct_pb2
 from google.rpc import code_pb2, status_pb2
 
 from auth_svc import device_credentials
-from auth_svc import key_exchange as key_exchange_rules
 from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.key_exchange import KeyExchange
+from auth_svc.signed_requests import SCHEME, SignedRequest, SignedRequests
 from envoy_api import external_auth_pb2 as pb
 from envoy_api import external_auth_pb2_grpc
 from meshkit import audit, gateway_credential, status
 from meshkit.caller_address import ADDRESS_HEADER
 from meshkit.errors import DomainError, PermissionDenied, ResourceExhausted, Unauthenticated
+from meshkit.gateway_credential import STREAM
 
 _log = structlog.get_logger()
 _SCHEME = "Bearer "
@@ -35,13 +36,14 @@ class CallContext(Protocol):
 
 
 class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
-    """Serves envoy.service.auth.v3.Authorization for requests that carry an API key or come from a device.
+    """Serves envoy.service.auth.v3.Authorization: for requests with API keys, signed ones, and devices'.
 
-    A key is a secret and proves itself. A certificate is none: that its holder has its key only Envoy
-    knows, and only Envoy is believed.
+    A key is a secret and proves itself, as a signature does. A certificate is none: that its holder has
+    its key only Envoy knows, and only Envoy is believed.
 
     Args:
         key_exchange: the rules for keys.
+        signed_requests: the rules for signatures.
         certificate_exchange: the rules for certificates.
         gateway_credential: by which Envoy is known.
     """
@@ -50,14 +52,14 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
         self,
         *,
         key_exchange: KeyExchange,
+        signed_requests: SignedRequests,
         certificate_exchange: CertificateExchange,
         gateway_credential: str,
     ) -> None:
         self._key_exchange = key_exchange
+        self._signed_requests = signed_requests
         self._certificate_exchange = certificate_exchange
         self._gateway_credential = gateway_credential.encode()
-        self._key_denied = _denied(key_exchange_rules.refused())
-        self._certificate_denied = _denied(device_credentials.refused())
 
     async def Check(self, request: pb.CheckRequest, context: CallContext) -> pb.CheckResponse:
         """Replace the credential by a token, or refuse the request."""
@@ -68,17 +70,29 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
                 self._require_gateway(context)
                 token = await self._certificate_exchange.exchange(unquote(certificate))
             else:
-                key = http.headers.get("authorization", "").removeprefix(_SCHEME)
-                token = await self._key_exchange.exchange(key, address=http.headers.get(ADDRESS_HEADER, ""))
-        except Unauthenticated as error:
-            _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
-            return _whose(self._certificate_denied if certificate else self._key_denied)
-        except (PermissionDenied, ResourceExhausted) as error:
+                token = await self._of_header(request)
+        except (Unauthenticated, PermissionDenied, ResourceExhausted) as error:
             _log.info("credential refused", path=http.path.partition("?")[0], detail=error.message)
             return _whose(_denied(error))
         return pb.CheckResponse(
             status=status_pb2.Status(code=code_pb2.OK),
             ok_response=pb.OkHttpResponse(headers=[_header("authorization", _SCHEME + token)]),
+        )
+
+    async def _of_header(self, request: pb.CheckRequest) -> str:
+        http = request.attributes.request.http
+        authorization, address = http.headers.get("authorization", ""), http.headers.get(ADDRESS_HEADER, "")
+        if not authorization.startswith(f"{SCHEME} "):
+            return await self._key_exchange.exchange(authorization.removeprefix(_SCHEME), address=address)
+        return await self._signed_requests.exchange(
+            SignedRequest(
+                authorization,
+                http.method,
+                http.path,
+                http.raw_body,
+                address,
+                is_stream=STREAM in request.attributes.context_extensions,
+            )
         )
 
     def _require_gateway(self, context: CallContext) -> None:

@@ -11,17 +11,19 @@ from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import Connection, tenant_transaction
 from meshkit.errors import FailedPrecondition
 from meshkit.revocations import RevocationKind
+from meshkit.scope import Scope
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _INSERT = """
 INSERT INTO auth.api_key
-    (tenant_id, id, hash, display_name, permissions, creator, create_time, expire_time, allowed_addresses)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+    (tenant_id, id, hash, display_name, permissions, creator, create_time, expire_time, allowed_addresses,
+    device_ids, gateway_ids)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 """
 
 _PAGE = """
 SELECT tenant_id, id, display_name, permissions, creator, create_time, expire_time, allowed_addresses,
-    last_used_time,
+    last_used_time, device_ids, gateway_ids,
     (
         SELECT max(former.expire_time)
         FROM auth.api_key_former_secret AS former
@@ -35,7 +37,8 @@ LIMIT $3
 
 _FIND = """
 SELECT tenant_id, id, hash, generation, display_name, permissions, creator, api_key.create_time, expire_time,
-    allowed_addresses, last_used_time, tenant.suspend_time IS NOT NULL AS tenant_suspended,
+    allowed_addresses, last_used_time, device_ids, gateway_ids,
+    tenant.suspend_time IS NOT NULL AS tenant_suspended,
     former_generations, former_hashes, former_expire_times, former_expire_time
 FROM auth.api_key
 JOIN auth.tenant USING (tenant_id)
@@ -49,6 +52,9 @@ CROSS JOIN LATERAL (
 ) AS former
 WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
 """
+
+# Of revoked ones as well.
+_SCOPE = "SELECT device_ids, gateway_ids FROM auth.api_key WHERE tenant_id = $1 AND id = $2"
 
 _LOCK = """
 SELECT true FROM auth.api_key
@@ -130,6 +136,7 @@ class ApiKeyStore:
                 to_datetime(api_key.create_us),
                 None if api_key.expire_us is None else to_datetime(api_key.expire_us),
                 api_key.allowed_addresses,
+                *_ids(api_key.scope),
             )
 
     async def page(self, tenant: str, *, after: str, limit: int) -> Sequence[ApiKey]:
@@ -142,6 +149,12 @@ class ApiKeyStore:
         async with tenant_transaction(self._pool, tenant) as connection:
             row = await connection.fetchrow(_FIND, tenant, key_id)
         return None if row is None else _stored_key(row)
+
+    async def scope(self, tenant: str, key_id: str) -> tuple[Sequence[str], Sequence[str]] | None:
+        """Return the device and gateway ids that a key is bound to, None when there never was one."""
+        async with tenant_transaction(self._pool, tenant) as connection:
+            row = await connection.fetchrow(_SCOPE, tenant, key_id)
+        return None if row is None else (row["device_ids"], row["gateway_ids"])
 
     async def revoke(self, tenant: str, key_id: str, *, until: datetime) -> bool:
         """Revoke a key, and its tokens until they have ended; False when there is none to revoke."""
@@ -274,7 +287,13 @@ def _api_key(row: asyncpg.Record) -> ApiKey:
         former_expire_us=_micros_or_none(row["former_expire_time"]),
         allowed_addresses=tuple(row["allowed_addresses"]),
         last_used_us=_micros_or_none(row["last_used_time"]),
+        scope=Scope.of(row["device_ids"], row["gateway_ids"]),
     )
+
+
+def _ids(scope: Scope | None) -> tuple[list[str], list[str]]:
+    bound = scope or Scope()
+    return sorted(bound.device_ids), sorted(bound.gateway_ids)
 
 
 def _micros_or_none(moment: datetime | None) -> int | None:

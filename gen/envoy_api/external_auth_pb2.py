@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65nvoy_api/external_auth.proto\x12\x15\x65nvoy.service.auth.v3\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"W\n\x0c\x43heckRequest\x12G\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContextR\nattributes\"\xf5\x03\n\x10\x41ttributeContext\x12\x44\n\x06source\x18\x01 \x01(\x0b\x32,.envoy.service.auth.v3.AttributeContext.PeerR\x06source\x12I\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.RequestR\x07request\x1a\xd1\x01\n\x0bHttpRequest\x12\x16\n\x06method\x18\x02 \x01(\tR\x06method\x12Z\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntryR\x07headers\x12\x12\n\x04path\x18\x04 \x01(\tR\x04path\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a(\n\x04Peer\x12 \n\x0b\x63\x65rtificate\x18\x05 \x01(\tR\x0b\x63\x65rtificate\x1aR\n\x07Request\x12G\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequestR\x04http\"5\n\x0bHeaderValue\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value\"\xb0\x02\n\x11HeaderValueOption\x12:\n\x06header\x18\x01 \x01(\x0b\x32\".envoy.service.auth.v3.HeaderValueR\x06header\x12`\n\rappend_action\x18\x03 \x01(\x0e\x32;.envoy.service.auth.v3.HeaderValueOption.HeaderAppendActionR\x0c\x61ppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\" \n\nHttpStatus\x12\x12\n\x04\x63ode\x18\x01 \x01(\x05R\x04\x63ode\"\xa7\x01\n\x12\x44\x65niedHttpResponse\x12\x39\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatusR\x06status\x12\x42\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOptionR\x07headers\x12\x12\n\x04\x62ody\x18\x03 \x01(\tR\x04\x62ody\"\x80\x01\n\x0eOkHttpResponse\x12\x42\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOptionR\x07headers\x12*\n\x11headers_to_remove\x18\x05 \x03(\tR\x0fheadersToRemove\"\xb0\x02\n\rCheckResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.StatusR\x06status\x12T\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00R\x0e\x64\x65niedResponse\x12H\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00R\nokResponse\x12\x42\n\x10\x64ynamic_metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructR\x0f\x64ynamicMetadataB\x0f\n\rhttp_response2c\n\rAuthorization\x12R\n\x05\x43heck\x12#.envoy.service.auth.v3.CheckRequest\x1a$.envoy.service.auth.v3.CheckResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65nvoy_api/external_auth.proto\x12\x15\x65nvoy.service.auth.v3\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"W\n\x0c\x43heckRequest\x12G\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContextR\nattributes\"\xc5\x05\n\x10\x41ttributeContext\x12\x44\n\x06source\x18\x01 \x01(\x0b\x32,.envoy.service.auth.v3.AttributeContext.PeerR\x06source\x12I\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.RequestR\x07request\x12m\n\x12\x63ontext_extensions\x18\n \x03(\x0b\x32>.envoy.service.auth.v3.AttributeContext.ContextExtensionsEntryR\x11\x63ontextExtensions\x1a\xec\x01\n\x0bHttpRequest\x12\x16\n\x06method\x18\x02 \x01(\tR\x06method\x12Z\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntryR\x07headers\x12\x12\n\x04path\x18\x04 \x01(\tR\x04path\x12\x19\n\x08raw_body\x18\x0c \x01(\x0cR\x07rawBody\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a(\n\x04Peer\x12 \n\x0b\x63\x65rtificate\x18\x05 \x01(\tR\x0b\x63\x65rtificate\x1aR\n\x07Request\x12G\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequestR\x04http\x1a\x44\n\x16\x43ontextExtensionsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"5\n\x0bHeaderValue\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value\"\xb0\x02\n\x11HeaderValueOption\x12:\n\x06header\x18\x01 \x01(\x0b\x32\".envoy.service.auth.v3.HeaderValueR\x06header\x12`\n\rappend_action\x18\x03 \x01(\x0e\x32;.envoy.service.auth.v3.HeaderValueOption.HeaderAppendActionR\x0c\x61ppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\" \n\nHttpStatus\x12\x12\n\x04\x63ode\x18\x01 \x01(\x05R\x04\x63ode\"\xa7\x01\n\x12\x44\x65niedHttpResponse\x12\x39\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatusR\x06status\x12\x42\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOptionR\x07headers\x12\x12\n\x04\x62ody\x18\x03 \x01(\tR\x04\x62ody\"\x80\x01\n\x0eOkHttpResponse\x12\x42\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOptionR\x07headers\x12*\n\x11headers_to_remove\x18\x05 \x03(\tR\x0fheadersToRemove\"\xb0\x02\n\rCheckResponse\x12*\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.StatusR\x06status\x12T\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00R\x0e\x64\x65niedResponse\x12H\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00R\nokResponse\x12\x42\n\x10\x64ynamic_metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructR\x0f\x64ynamicMetadataB\x0f\n\rhttp_response2c\n\rAuthorization\x12R\n\x05\x43heck\x12#.envoy.service.auth.v3.CheckRequest\x1a$.envoy.service.auth.v3.CheckResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,32 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._loaded_options = None
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_options = b'8\001'
+  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._loaded_options = None
+  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKREQUEST']._serialized_start=111
   _globals['_CHECKREQUEST']._serialized_end=198
   _globals['_ATTRIBUTECONTEXT']._serialized_start=201
-  _globals['_ATTRIBUTECONTEXT']._serialized_end=702
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=367
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=576
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=518
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=576
-  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_start=578
-  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_end=618
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=620
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=702
-  _globals['_HEADERVALUE']._serialized_start=704
-  _globals['_HEADERVALUE']._serialized_end=757
-  _globals['_HEADERVALUEOPTION']._serialized_start=760
-  _globals['_HEADERVALUEOPTION']._serialized_end=1064
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=939
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=1064
-  _globals['_HTTPSTATUS']._serialized_start=1066
-  _globals['_HTTPSTATUS']._serialized_end=1098
-  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1101
-  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1268
-  _globals['_OKHTTPRESPONSE']._serialized_start=1271
-  _globals['_OKHTTPRESPONSE']._serialized_end=1399
-  _globals['_CHECKRESPONSE']._serialized_start=1402
-  _globals['_CHECKRESPONSE']._serialized_end=1706
-  _globals['_AUTHORIZATION']._serialized_start=1708
-  _globals['_AUTHORIZATION']._serialized_end=1807
+  _globals['_ATTRIBUTECONTEXT']._serialized_end=910
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=478
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=714
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=656
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=714
+  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_start=716
+  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_end=756
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=758
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=840
+  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_start=842
+  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_end=910
+  _globals['_HEADERVALUE']._serialized_start=912
+  _globals['_HEADERVALUE']._serialized_end=965
+  _globals['_HEADERVALUEOPTION']._serialized_start=968
+  _globals['_HEADERVALUEOPTION']._serialized_end=1272
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=1147
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=1272
+  _globals['_HTTPSTATUS']._serialized_start=1274
+  _globals['_HTTPSTATUS']._serialized_end=1306
+  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1309
+  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1476
+  _globals['_OKHTTPRESPONSE']._serialized_start=1479
+  _globals['_OKHTTPRESPONSE']._serialized_end=1607
+  _globals['_CHECKRESPONSE']._serialized_start=1610
+  _globals['_CHECKRESPONSE']._serialized_end=1914
+  _globals['_AUTHORIZATION']._serialized_start=1916
+  _globals['_AUTHORIZATION']._serialized_end=2015
 # @@protoc_insertion_point(module_scope)

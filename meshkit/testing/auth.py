@@ -15,7 +15,10 @@ from google.rpc import code_pb2
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
 from meshkit.revocations import KEPT_S, RevocationKind
+from meshkit.scope import Scope
 from twinmesh.auth.v1 import (
+    api_key_scope_service_pb2,
+    api_key_scope_service_pb2_grpc,
     audit_event_service_pb2,
     audit_service_pb2,
     audit_service_pb2_grpc,
@@ -36,6 +39,7 @@ class TokenMint:
         self._kid = kid
         self.audit_events: list[audit_event_service_pb2.AuditEvent] = []  # as services have recorded them
         self.api_keys: dict[str, str] = {}  # access tokens by the API key that is exchanged for them
+        self.key_scopes: dict[str, Scope] = {}  # by the id of the API key; others are bound to no devices
         self.revocations: list[revocation_service_pb2.Revocation] = []
 
     def jwk(self) -> dict[str, str]:
@@ -109,6 +113,15 @@ class _FakeAudit(audit_service_pb2_grpc.AuditServiceServicer):
         return audit_service_pb2.RecordAuditEventsResponse()
 
 
+class _FakeKeyScopes(api_key_scope_service_pb2_grpc.ApiKeyScopeServiceServicer):
+    def __init__(self, mint: TokenMint) -> None:
+        self._mint = mint
+
+    async def GetApiKeyScope(self, request: Any, context: Any) -> Any:  # noqa: N802
+        scope = self._mint.key_scopes.get(request.id, Scope())
+        return api_key_scope_service_pb2.ApiKeyScope(**scope.claims)
+
+
 class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
     def __init__(self, mint: TokenMint) -> None:
         self._mint = mint
@@ -127,12 +140,13 @@ class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
 
 @asynccontextmanager
 async def fake_auth(mint: TokenMint) -> AsyncIterator[str]:
-    """Serve a mint's key, its revocations, its audit, and Check for its API keys; yields the address."""
+    """Serve a mint's key, revocations, audit, scopes of keys, and Check for its keys; yields the address."""
     server = grpc.aio.server()
     external_auth_pb2_grpc.add_AuthorizationServicer_to_server(_FakeAuthorization(mint), server)
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(_FakeSessions(mint), server)
     revocation_service_pb2_grpc.add_RevocationServiceServicer_to_server(_FakeRevocations(mint), server)
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(_FakeAudit(mint), server)
+    api_key_scope_service_pb2_grpc.add_ApiKeyScopeServiceServicer_to_server(_FakeKeyScopes(mint), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

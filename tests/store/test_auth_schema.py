@@ -21,6 +21,7 @@ _TENANT_TABLES = [
     "device_certificate",
     "audit_event",
     "account_failures",
+    "signed_request",
 ]
 
 
@@ -51,6 +52,7 @@ async def filled(database: TestDatabase) -> TestDatabase:
                 VALUES ('{tenant}', now(), 'e1', 'auth_svc', 'user:ada', 's1', '', '/a.b/C',
                         '{{}}', 0, '0', '', '{{}}', 0, 0);
                 INSERT INTO auth.account_failures VALUES ('{tenant}', 'ada', 1, now(), now());
+                INSERT INTO auth.signed_request VALUES ('{tenant}', sha256('x'), now());
                 """
             )
     finally:
@@ -108,6 +110,7 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
         VALUES ('other', now(), 'e', '', '', '', '', '', '{}', 0, '0', '', '{}', 0, 0)
         """,
         "INSERT INTO auth.account_failures VALUES ('other', 'eve', 0, now(), now())",
+        "INSERT INTO auth.signed_request VALUES ('other', sha256('y'), now())",
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
@@ -122,6 +125,10 @@ async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Conn
         "UPDATE auth.tenant SET tenant_id = 'other'",
         "UPDATE auth.account_failures SET tenant_id = 'other'",
         "UPDATE auth.api_key SET permissions = '{}'",
+        "UPDATE auth.api_key SET device_ids = '{}'",
+        "UPDATE auth.api_key SET gateway_ids = '{}'",
+        "UPDATE auth.signed_request SET expire_time = now()",
+        "DELETE FROM auth.signed_request",
         "UPDATE auth.api_key_former_secret SET hash = sha256('z')",
         "UPDATE auth.device_certificate SET device_id = 'e'",
         "DELETE FROM auth.device_certificate",

@@ -40,8 +40,9 @@ _SEES_PAST_POLICIES = {
     # They make and drop days of all tenants' events, none of the last 30 days, and answer how many days.
     "auth.ensure_audit_days",
     "auth.drop_audit_days",
-    # It deletes what is old of all tenants, and answers nothing.
+    # They delete what is old of all tenants, and answer nothing.
     "auth.forget_account_failures",
+    "auth.forget_signed_requests",
 }
 _OF_TENANT = "NULLIF(current_setting('twinmesh.tenant'::text, true), ''::text)"
 _OWN_ROWS = {

@@ -7,6 +7,7 @@ import pytest
 from auth_svc.api_keys import ApiKey, KeySecret, StoredKey
 from auth_svc.device_credentials import IssuedCertificate
 from auth_svc.device_logins import MOST_DEVICES, PERMISSION, DeviceLogins, Permitted
+from auth_svc.enabled_devices import EnabledDevice
 from auth_svc.key_uses import KeyUses
 from auth_svc.login_limits import LoginLimits
 from auth_svc.opaque_tokens import OpaqueToken, Prefix
@@ -20,6 +21,7 @@ from meshkit.errors import (
     dependency_unavailable,
 )
 from meshkit.mqtt import Login
+from meshkit.scope import Scope
 from meshkit.testing.clock import ManualClock
 from tests.unit.test_auth_key_exchange import NoFailures, NoUses
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -42,8 +44,9 @@ class _Keys:
         *,
         permissions: Collection[str] = (PERMISSION,),
         expire_us: int | None = None,
+        scope: Scope | None = None,
     ) -> None:
-        key = ApiKey(tenant, key_id, "", frozenset(permissions), "ada", _NOW, expire_us)
+        key = ApiKey(tenant, key_id, "", frozenset(permissions), "ada", _NOW, expire_us, scope=scope)
         secrets = (KeySecret(_token(tenant, key_id).hash, 1),)
         self.stored[tenant, key_id] = StoredKey(key, secrets, tenant_suspended=False)
 
@@ -65,19 +68,26 @@ class _Devices:
             "demo": {"pump-1": True, "off": False},
             "other": {"foreign": True},
         }
+        self.parents: dict[str, str] = {}
         self.away = False
         self.asked: list[tuple[str, Sequence[str]]] = []
 
-    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, int]:
+    async def enabled(self, tenant: str, device_ids: Sequence[str]) -> Mapping[str, EnabledDevice]:
         self.asked.append((tenant, device_ids))
         if self.away:
             raise dependency_unavailable("asset_svc")
-        return {device: 1 for device in device_ids if self.of.get(tenant, {}).get(device)}
+        return {device: self._device(device) for device in device_ids if self.of.get(tenant, {}).get(device)}
 
-    async def all_of(self, tenant: str, *, most: int) -> Sequence[str]:
+    async def all_of(self, tenant: str, *, scope: Scope | None, most: int) -> Sequence[EnabledDevice]:
         if self.away:
             raise dependency_unavailable("asset_svc")
-        return sorted(device for device, enabled in self.of[tenant].items() if enabled)[: most + 1]
+        found = [self._device(device) for device, enabled in sorted(self.of[tenant].items()) if enabled]
+        return [each for each in found if scope is None or scope.holds(each.id, each.parent_id)][: most + 1]
+
+    def _device(self, device_id: str) -> EnabledDevice:
+        return EnabledDevice(
+            device_id, 1, self.parents.get(device_id, ""), device_id in self.parents.values()
+        )
 
 
 @pytest.fixture
@@ -256,3 +266,30 @@ async def test_while_nobody_can_tell_nobody_is_called_outdated(
     devices.away = True
     with pytest.raises(Unavailable):
         await logins.outdated([Login("demo", "revoked", "pump-1")])
+
+
+async def test_a_bound_key_logs_in_its_devices_only(
+    logins: DeviceLogins, keys: _Keys, devices: _Devices
+) -> None:
+    devices.of["demo"] |= {"hub": True, "beacon": True, "lone": True, "child": True}
+    devices.parents = {"beacon": "hub", "child": "lone"}
+    keys.add(scope=Scope(frozenset({"pump-1", "lone"}), frozenset({"hub"})))
+    for own in ("pump-1", "hub", "beacon"):
+        assert (await logins.log_in(own, _token().text, address="")).device_ids == [own]
+    # What the gateway publishes would be its child's, to which the key is not bound.
+    for other in ("child", "lone", "foreign", "absent"):
+        error = await _refusal(logins, other, _token().text)
+        assert str(error) == str(await _refusal(logins, "unheard", _token().text))
+    assert (await logins.log_in("key7", _token().text, address="")).device_ids == ["beacon", "hub", "pump-1"]
+
+
+async def test_a_device_that_left_a_bound_keys_gateway_is_outdated(
+    logins: DeviceLogins, keys: _Keys, devices: _Devices
+) -> None:
+    devices.of["demo"] |= {"hub": True, "beacon": True}
+    devices.parents = {"beacon": "hub"}
+    keys.add(scope=Scope(gateway_ids=frozenset({"hub"})))
+    login = Login("demo", "key7", "beacon")
+    assert await logins.outdated([login]) == []
+    devices.parents = {}
+    assert await logins.outdated([login]) == [login]

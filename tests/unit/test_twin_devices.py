@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from meshkit.errors import Unavailable, dependency_unavailable
+from meshkit.scope import Scope
 from tests.rpc.ingest.neighbours import until
 from twin_svc import devices as twin_devices
 from twin_svc.devices import WatchedDevices
@@ -28,7 +29,9 @@ class Source:
         self.fetched.append(device_ids)
         return {id_: self.devices[id_] for id_ in device_ids if id_ in self.devices}
 
-    async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
+    async def page(
+        self, tenant: str, *, device_type_id: str, page_size: int, page_token: str, scope: Scope | None = None
+    ) -> DevicePage:
         self._answer(tenant)
         self.pages += 1
         ids = sorted(id_ for id_ in self.devices if id_ > page_token)

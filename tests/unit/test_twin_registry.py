@@ -2,16 +2,20 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
 from meshkit.errors import NotFound, dependency_unavailable
+from meshkit.identity import Principal, PrincipalKind
 from meshkit.lookups import Lookups
+from meshkit.scope import Scope
 from meshkit.testing.clock import ManualClock
 from twin_svc.registry import DevicePage, DeviceRegistry
 from twin_svc.twins import Device
 
 TENANT = "demo"
+CALLER = Principal(TENANT, "ada", PrincipalKind.USER, frozenset())
 
 
 def device(device_id: str, *, name: str = "", device_type_id: str = "pump") -> Device:
@@ -40,7 +44,9 @@ class Source:
         await self.hold.wait()
         return found
 
-    async def page(self, tenant: str, *, device_type_id: str, page_size: int, page_token: str) -> DevicePage:
+    async def page(
+        self, tenant: str, *, device_type_id: str, page_size: int, page_token: str, scope: Scope | None = None
+    ) -> DevicePage:
         return DevicePage([], "")
 
 
@@ -53,30 +59,30 @@ async def test_a_device_is_asked_for_once_until_it_is_old(clock: ManualClock) ->
     source = Source(device("pump-1"))
     registry = DeviceRegistry(source=source, clock=clock)
     for _ in range(3):
-        assert (await registry.get(TENANT, "pump-1")).id == "pump-1"
+        assert (await registry.get(CALLER, "pump-1")).id == "pump-1"
     assert source.asked == [["pump-1"]]
     assert registry.lookups == Lookups(hits=2, misses=1)
 
     clock.advance(11)
     del source.devices["pump-1"]
     with pytest.raises(NotFound):
-        await registry.get(TENANT, "pump-1")
+        await registry.get(CALLER, "pump-1")
 
 
 async def test_a_new_device_appears_at_once(clock: ManualClock) -> None:
     source = Source()
     registry = DeviceRegistry(source=source, clock=clock)
     with pytest.raises(NotFound):
-        await registry.get(TENANT, "pump-1")
+        await registry.get(CALLER, "pump-1")
     source.devices["pump-1"] = device("pump-1")
-    assert (await registry.get(TENANT, "pump-1")).id == "pump-1"
+    assert (await registry.get(CALLER, "pump-1")).id == "pump-1"
 
 
 async def test_another_tenants_device_is_not_found(clock: ManualClock) -> None:
     registry = DeviceRegistry(source=Source(device("pump-1")), clock=clock)
-    await registry.get(TENANT, "pump-1")
+    await registry.get(CALLER, "pump-1")
     with pytest.raises(NotFound):
-        await registry.get("other", "pump-1")
+        await registry.get(replace(CALLER, tenant="other"), "pump-1")
 
 
 @pytest.mark.parametrize(
@@ -89,10 +95,10 @@ async def test_what_changed_is_asked_for_again(
     source = Source(device("pump-1"), device("pump-2"), device("valve-1", device_type_id="valve"))
     registry = DeviceRegistry(source=source, clock=clock)
     everything = sorted(source.devices)
-    await registry.find(TENANT, everything)
+    await registry.find(CALLER, everything)
     registry.forget("other", device_ids=everything, device_type_ids=["pump", "valve"])
     registry.forget(TENANT, device_ids=device_ids, device_type_ids=device_type_ids)
-    assert sorted(await registry.find(TENANT, everything)) == everything
+    assert sorted(await registry.find(CALLER, everything)) == everything
     assert source.asked[1:] == ([] if asked_again is None else [asked_again])
 
 
@@ -100,13 +106,13 @@ async def test_an_answer_from_before_a_change_is_not_remembered(clock: ManualClo
     source = Source(device("pump-1", name="old"))
     registry = DeviceRegistry(source=source, clock=clock)
     source.hold.clear()
-    asking = asyncio.create_task(registry.get(TENANT, "pump-1"))
+    asking = asyncio.create_task(registry.get(CALLER, "pump-1"))
     await source.was_asked.wait()
     source.devices["pump-1"] = device("pump-1", name="new")
     registry.forget(TENANT, device_ids=["pump-1"], device_type_ids=[])
     source.hold.set()
     await asking
-    assert (await registry.get(TENANT, "pump-1")).display_name == "new"
+    assert (await registry.get(CALLER, "pump-1")).display_name == "new"
 
 
 async def test_nobody_claims_to_know_while_the_source_is_away(clock: ManualClock) -> None:
@@ -114,7 +120,7 @@ async def test_nobody_claims_to_know_while_the_source_is_away(clock: ManualClock
     registry = DeviceRegistry(source=source, clock=clock)
     source.away = True
     with pytest.raises(type(dependency_unavailable("")), match="asset_svc"):
-        await registry.get(TENANT, "pump-1")
+        await registry.get(CALLER, "pump-1")
 
 
 async def test_chosen_devices_come_by_id_page_by_page(clock: ManualClock) -> None:
@@ -123,7 +129,7 @@ async def test_chosen_devices_come_by_id_page_by_page(clock: ManualClock) -> Non
 
     async def page(after: str, device_type_id: str = "") -> tuple[list[str], str]:
         found = await registry.choose(
-            TENANT,
+            CALLER,
             device_ids=["v", "c", "a", "b", "z"],
             device_type_id=device_type_id,
             page_size=2,

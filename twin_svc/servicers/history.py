@@ -59,7 +59,8 @@ class HistoryServicer(contract_grpc.HistoryServiceServicer):
     async def QuerySeries(
         self, request: contract.QuerySeriesRequest, context: Any
     ) -> contract.QuerySeriesResponse:
-        tenant = current_principal().tenant
+        caller = current_principal()
+        tenant = caller.tenant
         asked = history_messages.asked_json(request)
         after = paging.decode(asked, request.page_token)
         bookmark = None if after is None else bookmark_from_json(after)
@@ -67,7 +68,7 @@ class HistoryServicer(contract_grpc.HistoryServiceServicer):
         question = history_messages.question(
             request, span, now_us=self._clock.now_us(), future_us=self._future_us
         )
-        known = await self._registry.find(tenant, request.ids)
+        known = await self._registry.find(caller, request.ids)
         if not known:
             raise not_found("device", request.ids[0])
         async with self._tenant_snapshot(tenant) as connection:
@@ -89,9 +90,10 @@ class HistoryServicer(contract_grpc.HistoryServiceServicer):
     async def ExportHistory(
         self, request: contract.ExportHistoryRequest, context: Any
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
-        tenant = current_principal().tenant
+        caller = current_principal()
+        tenant = caller.tenant
         span = self._range(request)
-        known = await self._registry.find(tenant, request.ids)
+        known = await self._registry.find(caller, request.ids)
         for device_id in request.ids:
             if device_id not in known:
                 raise not_found("device", device_id)

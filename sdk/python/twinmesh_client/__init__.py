@@ -26,6 +26,7 @@ from twinmesh_client.errors import (
 )
 from twinmesh_client.refusals import Refusal, RefusedBatch
 from twinmesh_client.series import Series
+from twinmesh_client.signing import RequestSigner, SigningInterceptor
 from twinmesh_client.stats import Stats
 from twinmesh_client.values import Kind
 
@@ -38,11 +39,13 @@ __all__ = [
     "PermissionDenied",
     "Refusal",
     "RefusedBatch",
+    "RequestSigner",
     "SequenceGap",
     "SequenceReused",
     "Series",
     "ServerAhead",
     "ServerBehind",
+    "SigningInterceptor",
     "SpoolDamaged",
     "SpoolError",
     "SpoolFull",

@@ -18,6 +18,7 @@ from ingest_svc.app import app
 from ingest_svc.config import IngestSettings
 from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind, ServiceTokens
+from meshkit.scope import Scope
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
 from meshkit.testing.database import TestDatabase
@@ -188,9 +189,12 @@ class Ingest:
         subject: str = "tester",
         permissions: Iterable[str] = ("telemetry:write", "telemetry:backfill"),
         kind: PrincipalKind = PrincipalKind.USER,
+        scope: Scope | None = None,
     ) -> tuple[tuple[str, str], ...]:
         """Return call metadata with a token."""
-        return bearer(self.mint.token(tenant=tenant, subject=subject, permissions=permissions, kind=kind))
+        claims = {} if scope is None else scope.claims
+        token = self.mint.token(tenant=tenant, subject=subject, permissions=permissions, kind=kind, **claims)
+        return bearer(token)
 
     async def send(
         self,

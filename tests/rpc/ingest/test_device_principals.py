@@ -1,13 +1,15 @@
-"""Devices that have shown a certificate write for themselves and their children, whichever way they send."""
+"""Devices and API keys that are bound to devices write for these only, whichever way they send."""
 
 import json
 
 import pytest
 
+from meshkit.asset_changes import AssetChange
 from meshkit.clock import SystemClock
 from meshkit.identity import PrincipalKind
+from meshkit.scope import Scope
 from tests.rpc.ingest.gateway_site import HUB, add_gateways
-from tests.rpc.ingest.neighbours import Ingest, reading
+from tests.rpc.ingest.neighbours import TENANT, Ingest, reading, until
 from tests.rpc.ingest.streaming import columns, streaming
 from tests.rpc.ingest.test_dead_letters import Letters
 from tests.rpc.ingest.test_ingest_events import event
@@ -21,11 +23,20 @@ _CHILD, _NEIGHBOUR = f"{HUB}-b1", "pump-1"
 _OTHERS = [_NEIGHBOUR, "ble-1-b1", "foreign", "absent"]
 
 
-@pytest.fixture
-def hub(ingest: Ingest) -> _Metadata:
-    """Call metadata of the hub."""
+@pytest.fixture(params=["certificate", "key"])
+def hub(ingest: Ingest, request: pytest.FixtureRequest) -> _Metadata:
+    """Call metadata of the hub, or of a key that is bound to it."""
     add_gateways(ingest.assets)
-    return ingest.caller(subject=HUB, permissions=["telemetry:write"], kind=PrincipalKind.DEVICE)
+    if request.param == "certificate":
+        return ingest.caller(subject=HUB, permissions=["telemetry:write"], kind=PrincipalKind.DEVICE)
+    return _key(ingest, Scope(gateway_ids=frozenset({HUB})))
+
+
+def _key(ingest: Ingest, scope: Scope) -> _Metadata:
+    ingest.mint.key_scopes["k7"] = scope
+    return ingest.caller(
+        subject="k7", permissions=["telemetry:write"], kind=PrincipalKind.API_KEY, scope=scope
+    )
 
 
 def _told(answer: ingest_pb2.IngestTelemetryResponse) -> list[tuple[str, int, str]]:
@@ -37,7 +48,7 @@ async def _devices(ingest: Ingest) -> set[str]:
 
 
 def _words(device_id: str) -> str:
-    return f"device {device_id!r} is neither the one whose certificate was shown nor a child of it"
+    return f"device {device_id!r} is none of those that the sender's credential is bound to"
 
 
 async def test_readings_of_others_are_refused_whether_they_exist_or_not(
@@ -108,3 +119,41 @@ async def test_replaying_what_a_device_was_refused_does_not_store_it(ingest: Ing
     answer = await letters.replay()
     assert (answer.failed, answer.stored_samples) == (3, 0)
     assert not await ingest.samples()
+
+
+async def test_a_key_that_is_bound_to_a_gateway_as_a_device_does_not_speak_for_its_children(
+    ingest: Ingest,
+) -> None:
+    add_gateways(ingest.assets)
+    key = _key(ingest, Scope(frozenset({HUB, _NEIGHBOUR})))
+    answer = await ingest.send(
+        reading(HUB, count=1), reading(_NEIGHBOUR, temperature=1.0), reading(_CHILD, count=1), caller=key
+    )
+    assert (answer.stored_samples, [each.device_id for each in answer.refusals]) == (2, [_CHILD])
+    payload = json.dumps([{"tag": {"mac": "b1"}, "time": SystemClock().now_us() / 1e6, "count": 7}]).encode()
+    request = ingest_pb2.IngestMessageRequest(device_id=HUB, payload=payload)
+    told = await ingest.stub.IngestMessage(request, metadata=key)
+    assert [each.reason for each in told.refusals] == [_NOT_OWN]
+    assert await _devices(ingest) == {HUB, _NEIGHBOUR}
+    assert (await Letters(ingest).replay()).stored_samples == 0
+
+
+async def test_a_child_that_is_moved_to_another_gateway_is_its_keys_no_more(
+    ingest: Ingest, hub: _Metadata
+) -> None:
+    async with streaming(ingest, caller=hub) as stream:
+        await stream.open()
+        await stream.define((_CHILD, "temperature"))
+        await stream.batch(1, columns(1.0))
+        assert await stream.durable(1) == []
+        ingest.assets.add_child(_CHILD, "ble-1", "b1")
+        await ingest.announce(AssetChange(TENANT, [_CHILD]).payload)
+
+        async def is_known() -> bool:
+            answer = await ingest.send(reading(_CHILD, temperature=1.0), caller=hub)
+            return bool(answer.refusals)
+
+        await until(is_known)
+        await stream.batch(2, columns(2.0))
+        (result,) = await stream.durable(2)
+    assert [each.reason for each in result.refusals] == [_NOT_OWN]

@@ -30,7 +30,7 @@ from twinmesh.asset.v1 import device_type_service_pb2 as twinmesh_dot_asset_dot_
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinmesh/asset/v1/profile_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%twinmesh/asset/v1/asset_service.proto\x1a&twinmesh/asset/v1/device_service.proto\x1a+twinmesh/asset/v1/device_type_service.proto\x1a!twinmesh/auth/v1/permission.proto\"\x80\x01\n\x17\x42\x61tchGetProfilesRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12\x38\n\ndevice_ids\x18\x02 \x03(\tB\x19\xbaH\x16\x92\x01\x13\x10\x90N\"\x0er\x0c\x32\n^[^\\x00]*$R\tdeviceIds\"\xc3\x01\n\x18\x42\x61tchGetProfilesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices\x12@\n\x0c\x64\x65vice_types\x18\x02 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeR\x0b\x64\x65viceTypes\x12\x30\n\x06\x61ssets\x18\x03 \x03(\x0b\x32\x18.twinmesh.asset.v1.AssetR\x06\x61ssets\"\xcc\x01\n\x13ListProfilesRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12$\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12\x39\n\x0e\x64\x65vice_type_id\x18\x04 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$R\x0c\x64\x65viceTypeId\"\xb5\x01\n\x14ListProfilesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices\x12@\n\x0c\x64\x65vice_types\x18\x02 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeR\x0b\x64\x65viceTypes\x12&\n\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"G\n\x19ListDeletedDevicesRequest\x12*\n\x0c\x61\x66ter_number\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x0b\x61\x66terNumber\"X\n\x1aListDeletedDevicesResponse\x12:\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32 .twinmesh.asset.v1.DeletedDeviceR\x07\x64\x65vices\"\x8c\x01\n\rDeletedDevice\x12\x16\n\x06number\x18\x01 \x01(\x03R\x06number\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x0e\n\x02id\x18\x03 \x01(\tR\x02id\x12;\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\"R\n\x16\x42\x61tchGetTenantsRequest\x12\x38\n\ndevice_ids\x18\x01 \x03(\tB\x19\xbaH\x16\x92\x01\x13\x10\x90N\"\x0er\x0c\x32\n^[^\\x00]*$R\tdeviceIds\"\xa8\x01\n\x17\x42\x61tchGetTenantsResponse\x12Q\n\x07tenants\x18\x01 \x03(\x0b\x32\x37.twinmesh.asset.v1.BatchGetTenantsResponse.TenantsEntryR\x07tenants\x1a:\n\x0cTenantsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"~\n\x17\x42\x61tchCheckAssetsRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12\x36\n\tasset_ids\x18\x02 \x03(\tB\x19\xbaH\x16\x92\x01\x13\x10\x90N\"\x0er\x0c\x32\n^[^\\x00]*$R\x08\x61ssetIds\"7\n\x18\x42\x61tchCheckAssetsResponse\x12\x1b\n\tasset_ids\x18\x01 \x03(\tR\x08\x61ssetIds\"p\n\x11GetSubtreeRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12.\n\x08\x61sset_id\x18\x02 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x07\x61ssetId\"1\n\x12GetSubtreeResponse\x12\x1b\n\tasset_ids\x18\x01 \x03(\tR\x08\x61ssetIds\"\xe4\x01\n\x17\x42\x61tchGetChildrenRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12J\n\ngateway_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\tgatewayId\x12\x34\n\x05names\x18\x03 \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x10\x90N\"\x13r\x11\x10\x01\x18\x80\x01\x32\n^[^\\x00]*$R\x05names\x12\x1a\n\x08register\x18\x04 \x01(\x08R\x08register\"\xb3\x01\n\x18\x42\x61tchGetChildrenResponse\x12Y\n\ndevice_ids\x18\x01 \x03(\x0b\x32:.twinmesh.asset.v1.BatchGetChildrenResponse.DeviceIdsEntryR\tdeviceIds\x1a<\n\x0e\x44\x65viceIdsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x32\x88\x07\n\x0eProfileService\x12\x80\x01\n\x10\x42\x61tchGetProfiles\x12*.twinmesh.asset.v1.BatchGetProfilesRequest\x1a+.twinmesh.asset.v1.BatchGetProfilesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12t\n\x0cListProfiles\x12&.twinmesh.asset.v1.ListProfilesRequest\x1a\'.twinmesh.asset.v1.ListProfilesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12\x86\x01\n\x12ListDeletedDevices\x12,.twinmesh.asset.v1.ListDeletedDevicesRequest\x1a-.twinmesh.asset.v1.ListDeletedDevicesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12}\n\x0f\x42\x61tchGetTenants\x12).twinmesh.asset.v1.BatchGetTenantsRequest\x1a*.twinmesh.asset.v1.BatchGetTenantsResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12\x80\x01\n\x10\x42\x61tchCheckAssets\x12*.twinmesh.asset.v1.BatchCheckAssetsRequest\x1a+.twinmesh.asset.v1.BatchCheckAssetsResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12n\n\nGetSubtree\x12$.twinmesh.asset.v1.GetSubtreeRequest\x1a%.twinmesh.asset.v1.GetSubtreeResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12\x81\x01\n\x10\x42\x61tchGetChildren\x12*.twinmesh.asset.v1.BatchGetChildrenRequest\x1a+.twinmesh.asset.v1.BatchGetChildrenResponse\"\x14\xd2\xe7\x18\x10profile:registerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinmesh/asset/v1/profile_service.proto\x12\x11twinmesh.asset.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%twinmesh/asset/v1/asset_service.proto\x1a&twinmesh/asset/v1/device_service.proto\x1a+twinmesh/asset/v1/device_type_service.proto\x1a!twinmesh/auth/v1/permission.proto\"\x80\x01\n\x17\x42\x61tchGetProfilesRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12\x38\n\ndevice_ids\x18\x02 \x03(\tB\x19\xbaH\x16\x92\x01\x13\x10\x90N\"\x0er\x0c\x32\n^[^\\x00]*$R\tdeviceIds\"\xc3\x01\n\x18\x42\x61tchGetProfilesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices\x12@\n\x0c\x64\x65vice_types\x18\x02 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeR\x0b\x64\x65viceTypes\x12\x30\n\x06\x61ssets\x18\x03 \x03(\x0b\x32\x18.twinmesh.asset.v1.AssetR\x06\x61ssets\"\x82\x02\n\x13ListProfilesRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12$\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12\x39\n\x0e\x64\x65vice_type_id\x18\x04 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$R\x0c\x64\x65viceTypeId\x12\x34\n\x05scope\x18\x05 \x01(\x0b\x32\x1e.twinmesh.asset.v1.DeviceScopeR\x05scope\"\x81\x01\n\x0b\x44\x65viceScope\x12\x37\n\ndevice_ids\x18\x01 \x03(\tB\x18\xbaH\x15\x92\x01\x12\x10 \"\x0er\x0c\x32\n^[^\\x00]*$R\tdeviceIds\x12\x39\n\x0bgateway_ids\x18\x02 \x03(\tB\x18\xbaH\x15\x92\x01\x12\x10 \"\x0er\x0c\x32\n^[^\\x00]*$R\ngatewayIds\"\xb5\x01\n\x14ListProfilesResponse\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x19.twinmesh.asset.v1.DeviceR\x07\x64\x65vices\x12@\n\x0c\x64\x65vice_types\x18\x02 \x03(\x0b\x32\x1d.twinmesh.asset.v1.DeviceTypeR\x0b\x64\x65viceTypes\x12&\n\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"G\n\x19ListDeletedDevicesRequest\x12*\n\x0c\x61\x66ter_number\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x0b\x61\x66terNumber\"X\n\x1aListDeletedDevicesResponse\x12:\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32 .twinmesh.asset.v1.DeletedDeviceR\x07\x64\x65vices\"\x8c\x01\n\rDeletedDevice\x12\x16\n\x06number\x18\x01 \x01(\x03R\x06number\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x0e\n\x02id\x18\x03 \x01(\tR\x02id\x12;\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\"R\n\x16\x42\x61tchGetTenantsRequest\x12\x38\n\ndevice_ids\x18\x01 \x03(\tB\x19\xbaH\x16\x92\x01\x13\x10\x90N\"\x0er\x0c\x32\n^[^\\x00]*$R\tdeviceIds\"\xa8\x01\n\x17\x42\x61tchGetTenantsResponse\x12Q\n\x07tenants\x18\x01 \x03(\x0b\x32\x37.twinmesh.asset.v1.BatchGetTenantsResponse.TenantsEntryR\x07tenants\x1a:\n\x0cTenantsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"~\n\x17\x42\x61tchCheckAssetsRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12\x36\n\tasset_ids\x18\x02 \x03(\tB\x19\xbaH\x16\x92\x01\x13\x10\x90N\"\x0er\x0c\x32\n^[^\\x00]*$R\x08\x61ssetIds\"7\n\x18\x42\x61tchCheckAssetsResponse\x12\x1b\n\tasset_ids\x18\x01 \x03(\tR\x08\x61ssetIds\"p\n\x11GetSubtreeRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12.\n\x08\x61sset_id\x18\x02 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x07\x61ssetId\"1\n\x12GetSubtreeResponse\x12\x1b\n\tasset_ids\x18\x01 \x03(\tR\x08\x61ssetIds\"\xe4\x01\n\x17\x42\x61tchGetChildrenRequest\x12+\n\x06tenant\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e\x10\x01\x32\n^[^\\x00]*$R\x06tenant\x12J\n\ngateway_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\tgatewayId\x12\x34\n\x05names\x18\x03 \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x10\x90N\"\x13r\x11\x10\x01\x18\x80\x01\x32\n^[^\\x00]*$R\x05names\x12\x1a\n\x08register\x18\x04 \x01(\x08R\x08register\"\xb3\x01\n\x18\x42\x61tchGetChildrenResponse\x12Y\n\ndevice_ids\x18\x01 \x03(\x0b\x32:.twinmesh.asset.v1.BatchGetChildrenResponse.DeviceIdsEntryR\tdeviceIds\x1a<\n\x0e\x44\x65viceIdsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x32\x88\x07\n\x0eProfileService\x12\x80\x01\n\x10\x42\x61tchGetProfiles\x12*.twinmesh.asset.v1.BatchGetProfilesRequest\x1a+.twinmesh.asset.v1.BatchGetProfilesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12t\n\x0cListProfiles\x12&.twinmesh.asset.v1.ListProfilesRequest\x1a\'.twinmesh.asset.v1.ListProfilesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12\x86\x01\n\x12ListDeletedDevices\x12,.twinmesh.asset.v1.ListDeletedDevicesRequest\x1a-.twinmesh.asset.v1.ListDeletedDevicesResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12}\n\x0f\x42\x61tchGetTenants\x12).twinmesh.asset.v1.BatchGetTenantsRequest\x1a*.twinmesh.asset.v1.BatchGetTenantsResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12\x80\x01\n\x10\x42\x61tchCheckAssets\x12*.twinmesh.asset.v1.BatchCheckAssetsRequest\x1a+.twinmesh.asset.v1.BatchCheckAssetsResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12n\n\nGetSubtree\x12$.twinmesh.asset.v1.GetSubtreeRequest\x1a%.twinmesh.asset.v1.GetSubtreeResponse\"\x13\x90\x02\x01\xd2\xe7\x18\x0cprofile:read\x12\x81\x01\n\x10\x42\x61tchGetChildren\x12*.twinmesh.asset.v1.BatchGetChildrenRequest\x1a+.twinmesh.asset.v1.BatchGetChildrenResponse\"\x14\xd2\xe7\x18\x10profile:registerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +49,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTPROFILESREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_LISTPROFILESREQUEST'].fields_by_name['device_type_id']._loaded_options = None
   _globals['_LISTPROFILESREQUEST'].fields_by_name['device_type_id']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_DEVICESCOPE'].fields_by_name['device_ids']._loaded_options = None
+  _globals['_DEVICESCOPE'].fields_by_name['device_ids']._serialized_options = b'\272H\025\222\001\022\020 \"\016r\0142\n^[^\\x00]*$'
+  _globals['_DEVICESCOPE'].fields_by_name['gateway_ids']._loaded_options = None
+  _globals['_DEVICESCOPE'].fields_by_name['gateway_ids']._serialized_options = b'\272H\025\222\001\022\020 \"\016r\0142\n^[^\\x00]*$'
   _globals['_LISTDELETEDDEVICESREQUEST'].fields_by_name['after_number']._loaded_options = None
   _globals['_LISTDELETEDDEVICESREQUEST'].fields_by_name['after_number']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_BATCHGETTENANTSREQUEST'].fields_by_name['device_ids']._loaded_options = None
@@ -90,35 +94,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHGETPROFILESRESPONSE']._serialized_start=415
   _globals['_BATCHGETPROFILESRESPONSE']._serialized_end=610
   _globals['_LISTPROFILESREQUEST']._serialized_start=613
-  _globals['_LISTPROFILESREQUEST']._serialized_end=817
-  _globals['_LISTPROFILESRESPONSE']._serialized_start=820
-  _globals['_LISTPROFILESRESPONSE']._serialized_end=1001
-  _globals['_LISTDELETEDDEVICESREQUEST']._serialized_start=1003
-  _globals['_LISTDELETEDDEVICESREQUEST']._serialized_end=1074
-  _globals['_LISTDELETEDDEVICESRESPONSE']._serialized_start=1076
-  _globals['_LISTDELETEDDEVICESRESPONSE']._serialized_end=1164
-  _globals['_DELETEDDEVICE']._serialized_start=1167
-  _globals['_DELETEDDEVICE']._serialized_end=1307
-  _globals['_BATCHGETTENANTSREQUEST']._serialized_start=1309
-  _globals['_BATCHGETTENANTSREQUEST']._serialized_end=1391
-  _globals['_BATCHGETTENANTSRESPONSE']._serialized_start=1394
-  _globals['_BATCHGETTENANTSRESPONSE']._serialized_end=1562
-  _globals['_BATCHGETTENANTSRESPONSE_TENANTSENTRY']._serialized_start=1504
-  _globals['_BATCHGETTENANTSRESPONSE_TENANTSENTRY']._serialized_end=1562
-  _globals['_BATCHCHECKASSETSREQUEST']._serialized_start=1564
-  _globals['_BATCHCHECKASSETSREQUEST']._serialized_end=1690
-  _globals['_BATCHCHECKASSETSRESPONSE']._serialized_start=1692
-  _globals['_BATCHCHECKASSETSRESPONSE']._serialized_end=1747
-  _globals['_GETSUBTREEREQUEST']._serialized_start=1749
-  _globals['_GETSUBTREEREQUEST']._serialized_end=1861
-  _globals['_GETSUBTREERESPONSE']._serialized_start=1863
-  _globals['_GETSUBTREERESPONSE']._serialized_end=1912
-  _globals['_BATCHGETCHILDRENREQUEST']._serialized_start=1915
-  _globals['_BATCHGETCHILDRENREQUEST']._serialized_end=2143
-  _globals['_BATCHGETCHILDRENRESPONSE']._serialized_start=2146
-  _globals['_BATCHGETCHILDRENRESPONSE']._serialized_end=2325
-  _globals['_BATCHGETCHILDRENRESPONSE_DEVICEIDSENTRY']._serialized_start=2265
-  _globals['_BATCHGETCHILDRENRESPONSE_DEVICEIDSENTRY']._serialized_end=2325
-  _globals['_PROFILESERVICE']._serialized_start=2328
-  _globals['_PROFILESERVICE']._serialized_end=3232
+  _globals['_LISTPROFILESREQUEST']._serialized_end=871
+  _globals['_DEVICESCOPE']._serialized_start=874
+  _globals['_DEVICESCOPE']._serialized_end=1003
+  _globals['_LISTPROFILESRESPONSE']._serialized_start=1006
+  _globals['_LISTPROFILESRESPONSE']._serialized_end=1187
+  _globals['_LISTDELETEDDEVICESREQUEST']._serialized_start=1189
+  _globals['_LISTDELETEDDEVICESREQUEST']._serialized_end=1260
+  _globals['_LISTDELETEDDEVICESRESPONSE']._serialized_start=1262
+  _globals['_LISTDELETEDDEVICESRESPONSE']._serialized_end=1350
+  _globals['_DELETEDDEVICE']._serialized_start=1353
+  _globals['_DELETEDDEVICE']._serialized_end=1493
+  _globals['_BATCHGETTENANTSREQUEST']._serialized_start=1495
+  _globals['_BATCHGETTENANTSREQUEST']._serialized_end=1577
+  _globals['_BATCHGETTENANTSRESPONSE']._serialized_start=1580
+  _globals['_BATCHGETTENANTSRESPONSE']._serialized_end=1748
+  _globals['_BATCHGETTENANTSRESPONSE_TENANTSENTRY']._serialized_start=1690
+  _globals['_BATCHGETTENANTSRESPONSE_TENANTSENTRY']._serialized_end=1748
+  _globals['_BATCHCHECKASSETSREQUEST']._serialized_start=1750
+  _globals['_BATCHCHECKASSETSREQUEST']._serialized_end=1876
+  _globals['_BATCHCHECKASSETSRESPONSE']._serialized_start=1878
+  _globals['_BATCHCHECKASSETSRESPONSE']._serialized_end=1933
+  _globals['_GETSUBTREEREQUEST']._serialized_start=1935
+  _globals['_GETSUBTREEREQUEST']._serialized_end=2047
+  _globals['_GETSUBTREERESPONSE']._serialized_start=2049
+  _globals['_GETSUBTREERESPONSE']._serialized_end=2098
+  _globals['_BATCHGETCHILDRENREQUEST']._serialized_start=2101
+  _globals['_BATCHGETCHILDRENREQUEST']._serialized_end=2329
+  _globals['_BATCHGETCHILDRENRESPONSE']._serialized_start=2332
+  _globals['_BATCHGETCHILDRENRESPONSE']._serialized_end=2511
+  _globals['_BATCHGETCHILDRENRESPONSE_DEVICEIDSENTRY']._serialized_start=2451
+  _globals['_BATCHGETCHILDRENRESPONSE_DEVICEIDSENTRY']._serialized_end=2511
+  _globals['_PROFILESERVICE']._serialized_start=2514
+  _globals['_PROFILESERVICE']._serialized_end=3418
 # @@protoc_insertion_point(module_scope)

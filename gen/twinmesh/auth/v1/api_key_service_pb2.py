@@ -30,7 +30,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&twinmesh/auth/v1/api_key_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xd7\x03\n\x06\x41piKey\x12\x14\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x02id\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12 \n\x0bpermissions\x18\x03 \x03(\tR\x0bpermissions\x12\x41\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1e\n\x07\x63reator\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03R\x07\x63reator\x12]\n\x1a\x66ormer_secrets_expire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x17\x66ormerSecretsExpireTime\x12+\n\x11\x61llowed_addresses\x18\x08 \x03(\tR\x10\x61llowedAddresses\x12\x46\n\x0elast_used_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0clastUsedTime\"\xa2\x02\n\x13\x43reateApiKeyRequest\x12=\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x10\x01\x18\x80\x01\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12M\n\x0bpermissions\x18\x02 \x03(\tB+\xbaH(\x92\x01%\x10@\x18\x01\"\x1fr\x1d\x32\x1b^[a-z_]{1,32}:[a-z_]{1,32}$R\x0bpermissions\x12;\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12@\n\x11\x61llowed_addresses\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10@\x18\x01\"\x07r\x05\x18@\xe8\x01\x01R\x10\x61llowedAddresses\"q\n\x14\x43reateApiKeyResponse\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret\x12\x31\n\x07\x61pi_key\x18\x03 \x01(\x0b\x32\x18.twinmesh.auth.v1.ApiKeyR\x06\x61piKey\"c\n\x12ListApiKeysRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"r\n\x13ListApiKeysResponse\x12\x33\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x18.twinmesh.auth.v1.ApiKeyR\x07\x61piKeys\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"B\n\x13\x44\x65leteApiKeyRequest\x12+\n\x02id\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,64}$R\x02id\"\x16\n\x14\x44\x65leteApiKeyResponse\"\x8e\x01\n\x13RotateApiKeyRequest\x12+\n\x02id\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,64}$R\x02id\x12J\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x15\xe2\x41\x01\x02\xbaH\x0e\xaa\x01\x08\"\x04\x08\x80\xf5$2\x00\xc8\x01\x01R\x07overlap\"a\n\x14RotateApiKeyResponse\x12\x16\n\x06secret\x18\x01 \x01(\tR\x06secret\x12\x31\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x18.twinmesh.auth.v1.ApiKeyR\x06\x61piKey2\xbd\x04\n\rApiKeyService\x12\x86\x01\n\x0c\x43reateApiKey\x12%.twinmesh.auth.v1.CreateApiKeyRequest\x1a&.twinmesh.auth.v1.CreateApiKeyResponse\"\'\xd2\xe7\x18\rapi_key:write\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/apiKeys:\x01*\x12\x82\x01\n\x0bListApiKeys\x12$.twinmesh.auth.v1.ListApiKeysRequest\x1a%.twinmesh.auth.v1.ListApiKeysResponse\"&\x90\x02\x01\xd2\xe7\x18\x0c\x61pi_key:read\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/apiKeys\x12\x88\x01\n\x0c\x44\x65leteApiKey\x12%.twinmesh.auth.v1.DeleteApiKeyRequest\x1a&.twinmesh.auth.v1.DeleteApiKeyResponse\")\xd2\xe7\x18\rapi_key:write\x82\xd3\xe4\x93\x02\x12*\x10/v1/apiKeys/{id}\x12\x92\x01\n\x0cRotateApiKey\x12%.twinmesh.auth.v1.RotateApiKeyRequest\x1a&.twinmesh.auth.v1.RotateApiKeyResponse\"3\xd2\xe7\x18\rapi_key:write\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/apiKeys/{id}:rotate:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&twinmesh/auth/v1/api_key_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\x97\x04\n\x06\x41piKey\x12\x14\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x02id\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tR\x0b\x64isplayName\x12 \n\x0bpermissions\x18\x03 \x03(\tR\x0bpermissions\x12\x41\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1e\n\x07\x63reator\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03R\x07\x63reator\x12]\n\x1a\x66ormer_secrets_expire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x17\x66ormerSecretsExpireTime\x12+\n\x11\x61llowed_addresses\x18\x08 \x03(\tR\x10\x61llowedAddresses\x12\x46\n\x0elast_used_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0clastUsedTime\x12\x1d\n\ndevice_ids\x18\n \x03(\tR\tdeviceIds\x12\x1f\n\x0bgateway_ids\x18\x0b \x03(\tR\ngatewayIds\"\xce\x03\n\x13\x43reateApiKeyRequest\x12=\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1a\xe2\x41\x01\x02\xbaH\x13r\x11\x10\x01\x18\x80\x01\x32\n^[^\\x00]*$R\x0b\x64isplayName\x12M\n\x0bpermissions\x18\x02 \x03(\tB+\xbaH(\x92\x01%\x10@\x18\x01\"\x1fr\x1d\x32\x1b^[a-z_]{1,32}:[a-z_]{1,32}$R\x0bpermissions\x12;\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12@\n\x11\x61llowed_addresses\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10@\x18\x01\"\x07r\x05\x18@\xe8\x01\x01R\x10\x61llowedAddresses\x12S\n\ndevice_ids\x18\x05 \x03(\tB4\xbaH1\x92\x01.\x10 \x18\x01\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\tdeviceIds\x12U\n\x0bgateway_ids\x18\x06 \x03(\tB4\xbaH1\x92\x01.\x10 \x18\x01\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$R\ngatewayIds\"\x98\x01\n\x14\x43reateApiKeyResponse\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret\x12\x31\n\x07\x61pi_key\x18\x03 \x01(\x0b\x32\x18.twinmesh.auth.v1.ApiKeyR\x06\x61piKey\x12%\n\x0esigning_secret\x18\x04 \x01(\tR\rsigningSecret\"c\n\x12ListApiKeysRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"r\n\x13ListApiKeysResponse\x12\x33\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x18.twinmesh.auth.v1.ApiKeyR\x07\x61piKeys\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"B\n\x13\x44\x65leteApiKeyRequest\x12+\n\x02id\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,64}$R\x02id\"\x16\n\x14\x44\x65leteApiKeyResponse\"\x8e\x01\n\x13RotateApiKeyRequest\x12+\n\x02id\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xbaH\x14r\x12\x32\x10^[a-z0-9]{1,64}$R\x02id\x12J\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x15\xe2\x41\x01\x02\xbaH\x0e\xaa\x01\x08\"\x04\x08\x80\xf5$2\x00\xc8\x01\x01R\x07overlap\"\x88\x01\n\x14RotateApiKeyResponse\x12\x16\n\x06secret\x18\x01 \x01(\tR\x06secret\x12\x31\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x18.twinmesh.auth.v1.ApiKeyR\x06\x61piKey\x12%\n\x0esigning_secret\x18\x03 \x01(\tR\rsigningSecret2\xc5\x04\n\rApiKeyService\x12\x8a\x01\n\x0c\x43reateApiKey\x12%.twinmesh.auth.v1.CreateApiKeyRequest\x1a&.twinmesh.auth.v1.CreateApiKeyResponse\"+\xd2\xe7\x18\rapi_key:write\xd8\xe7\x18\x01\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/apiKeys:\x01*\x12\x82\x01\n\x0bListApiKeys\x12$.twinmesh.auth.v1.ListApiKeysRequest\x1a%.twinmesh.auth.v1.ListApiKeysResponse\"&\x90\x02\x01\xd2\xe7\x18\x0c\x61pi_key:read\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/apiKeys\x12\x88\x01\n\x0c\x44\x65leteApiKey\x12%.twinmesh.auth.v1.DeleteApiKeyRequest\x1a&.twinmesh.auth.v1.DeleteApiKeyResponse\")\xd2\xe7\x18\rapi_key:write\x82\xd3\xe4\x93\x02\x12*\x10/v1/apiKeys/{id}\x12\x96\x01\n\x0cRotateApiKey\x12%.twinmesh.auth.v1.RotateApiKeyRequest\x1a&.twinmesh.auth.v1.RotateApiKeyResponse\"7\xd2\xe7\x18\rapi_key:write\xd8\xe7\x18\x01\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/apiKeys/{id}:rotate:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,6 +53,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['permissions']._serialized_options = b'\272H(\222\001%\020@\030\001\"\037r\0352\033^[a-z_]{1,32}:[a-z_]{1,32}$'
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['allowed_addresses']._loaded_options = None
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['allowed_addresses']._serialized_options = b'\272H\020\222\001\r\020@\030\001\"\007r\005\030@\350\001\001'
+  _globals['_CREATEAPIKEYREQUEST'].fields_by_name['device_ids']._loaded_options = None
+  _globals['_CREATEAPIKEYREQUEST'].fields_by_name['device_ids']._serialized_options = b'\272H1\222\001.\020 \030\001\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$'
+  _globals['_CREATEAPIKEYREQUEST'].fields_by_name['gateway_ids']._loaded_options = None
+  _globals['_CREATEAPIKEYREQUEST'].fields_by_name['gateway_ids']._serialized_options = b'\272H1\222\001.\020 \030\001\"(r&2$^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$'
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -64,31 +68,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROTATEAPIKEYREQUEST'].fields_by_name['overlap']._loaded_options = None
   _globals['_ROTATEAPIKEYREQUEST'].fields_by_name['overlap']._serialized_options = b'\342A\001\002\272H\016\252\001\010\"\004\010\200\365$2\000\310\001\001'
   _globals['_APIKEYSERVICE'].methods_by_name['CreateApiKey']._loaded_options = None
-  _globals['_APIKEYSERVICE'].methods_by_name['CreateApiKey']._serialized_options = b'\322\347\030\rapi_key:write\202\323\344\223\002\020\"\013/v1/apiKeys:\001*'
+  _globals['_APIKEYSERVICE'].methods_by_name['CreateApiKey']._serialized_options = b'\322\347\030\rapi_key:write\330\347\030\001\202\323\344\223\002\020\"\013/v1/apiKeys:\001*'
   _globals['_APIKEYSERVICE'].methods_by_name['ListApiKeys']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['ListApiKeys']._serialized_options = b'\220\002\001\322\347\030\014api_key:read\202\323\344\223\002\r\022\013/v1/apiKeys'
   _globals['_APIKEYSERVICE'].methods_by_name['DeleteApiKey']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['DeleteApiKey']._serialized_options = b'\322\347\030\rapi_key:write\202\323\344\223\002\022*\020/v1/apiKeys/{id}'
   _globals['_APIKEYSERVICE'].methods_by_name['RotateApiKey']._loaded_options = None
-  _globals['_APIKEYSERVICE'].methods_by_name['RotateApiKey']._serialized_options = b'\322\347\030\rapi_key:write\202\323\344\223\002\034\"\027/v1/apiKeys/{id}:rotate:\001*'
+  _globals['_APIKEYSERVICE'].methods_by_name['RotateApiKey']._serialized_options = b'\322\347\030\rapi_key:write\330\347\030\001\202\323\344\223\002\034\"\027/v1/apiKeys/{id}:rotate:\001*'
   _globals['_APIKEY']._serialized_start=253
-  _globals['_APIKEY']._serialized_end=724
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=727
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1017
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1019
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1132
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1134
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1233
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1235
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1349
-  _globals['_DELETEAPIKEYREQUEST']._serialized_start=1351
-  _globals['_DELETEAPIKEYREQUEST']._serialized_end=1417
-  _globals['_DELETEAPIKEYRESPONSE']._serialized_start=1419
-  _globals['_DELETEAPIKEYRESPONSE']._serialized_end=1441
-  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=1444
-  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=1586
-  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=1588
-  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=1685
-  _globals['_APIKEYSERVICE']._serialized_start=1688
-  _globals['_APIKEYSERVICE']._serialized_end=2261
+  _globals['_APIKEY']._serialized_end=788
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=791
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1253
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1256
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1408
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1410
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1509
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1511
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1625
+  _globals['_DELETEAPIKEYREQUEST']._serialized_start=1627
+  _globals['_DELETEAPIKEYREQUEST']._serialized_end=1693
+  _globals['_DELETEAPIKEYRESPONSE']._serialized_start=1695
+  _globals['_DELETEAPIKEYRESPONSE']._serialized_end=1717
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=1720
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=1862
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=1865
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=2001
+  _globals['_APIKEYSERVICE']._serialized_start=2004
+  _globals['_APIKEYSERVICE']._serialized_end=2585
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,8 @@ class ApiKey(_message.Message):
     FORMER_SECRETS_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ALLOWED_ADDRESSES_FIELD_NUMBER: _builtins.int
     LAST_USED_TIME_FIELD_NUMBER: _builtins.int
+    DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    GATEWAY_IDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, unique in the installation."""
     display_name: _builtins.str
@@ -67,6 +69,16 @@ class ApiKey(_message.Message):
         connection by MQTT when it logs in. Absent: never.
         """
 
+    @_builtins.property
+    def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Devices that it is bound to, sorted."""
+
+    @_builtins.property
+    def gateway_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Gateways that it is bound to, sorted, each with the children that it has at the time. When
+        this and device_ids are empty it is bound to none: it is for all devices of the tenant.
+        """
+
     def __init__(
         self,
         *,
@@ -79,10 +91,12 @@ class ApiKey(_message.Message):
         former_secrets_expire_time: _timestamp_pb2.Timestamp | None = ...,
         allowed_addresses: _abc.Iterable[_builtins.str] | None = ...,
         last_used_time: _timestamp_pb2.Timestamp | None = ...,
+        device_ids: _abc.Iterable[_builtins.str] | None = ...,
+        gateway_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time", "last_used_time", b"last_used_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_addresses", b"allowed_addresses", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time", "id", b"id", "last_used_time", b"last_used_time", "permissions", b"permissions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_addresses", b"allowed_addresses", "create_time", b"create_time", "creator", b"creator", "device_ids", b"device_ids", "display_name", b"display_name", "expire_time", b"expire_time", "former_secrets_expire_time", b"former_secrets_expire_time", "gateway_ids", b"gateway_ids", "id", b"id", "last_used_time", b"last_used_time", "permissions", b"permissions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -98,6 +112,8 @@ class CreateApiKeyRequest(_message.Message):
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ALLOWED_ADDRESSES_FIELD_NUMBER: _builtins.int
+    DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    GATEWAY_IDS_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """What a person calls it."""
     @_builtins.property
@@ -116,6 +132,21 @@ class CreateApiKeyRequest(_message.Message):
         say of theirs; at MQTT it is the broker's peer.
         """
 
+    @_builtins.property
+    def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Devices to bind the key to, at most 32; they need not exist. A key that is bound reads and
+        writes these, and those of gateway_ids, only: others are answered like absent ones, and
+        samples for them are refused (DEVICE_NOT_OWN). Rpcs that are not about single devices are refused:
+        PERMISSION_DENIED OUTSIDE_OF_SCOPE. Messages of a gateway speak for its children, so to send them
+        the gateway must stand in gateway_ids.
+        """
+
+    @_builtins.property
+    def gateway_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Gateways to bind the key to, at most 32, each with the children that it has at the time. When
+        this and device_ids are empty the key is for all devices of the tenant.
+        """
+
     def __init__(
         self,
         *,
@@ -123,10 +154,12 @@ class CreateApiKeyRequest(_message.Message):
         permissions: _abc.Iterable[_builtins.str] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         allowed_addresses: _abc.Iterable[_builtins.str] | None = ...,
+        device_ids: _abc.Iterable[_builtins.str] | None = ...,
+        gateway_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_addresses", b"allowed_addresses", "display_name", b"display_name", "expire_time", b"expire_time", "permissions", b"permissions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_addresses", b"allowed_addresses", "device_ids", b"device_ids", "display_name", b"display_name", "expire_time", b"expire_time", "gateway_ids", b"gateway_ids", "permissions", b"permissions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,10 +174,15 @@ class CreateApiKeyResponse(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     API_KEY_FIELD_NUMBER: _builtins.int
+    SIGNING_SECRET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The key's id."""
     secret: _builtins.str
     """What to send as Bearer token. Shown this once."""
+    signing_secret: _builtins.str
+    """With what to sign requests instead of sending the secret, `tms_…` (docs/signing.md). Shown this
+    once; it is good for as long as the secret.
+    """
     @_builtins.property
     def api_key(self) -> Global___ApiKey:
         """The key as it will be listed."""
@@ -155,10 +193,11 @@ class CreateApiKeyResponse(_message.Message):
         id: _builtins.str = ...,
         secret: _builtins.str = ...,
         api_key: Global___ApiKey | None = ...,
+        signing_secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "id", b"id", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "id", b"id", "secret", b"secret", "signing_secret", b"signing_secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -295,8 +334,13 @@ class RotateApiKeyResponse(_message.Message):
 
     SECRET_FIELD_NUMBER: _builtins.int
     API_KEY_FIELD_NUMBER: _builtins.int
+    SIGNING_SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
     """What to send as Bearer token. Shown this once."""
+    signing_secret: _builtins.str
+    """With what to sign requests instead of sending the secret, `tms_…`. Shown this once; it is good
+    for as long as the secret.
+    """
     @_builtins.property
     def api_key(self) -> Global___ApiKey:
         """The key as it will be listed."""
@@ -306,10 +350,11 @@ class RotateApiKeyResponse(_message.Message):
         *,
         secret: _builtins.str = ...,
         api_key: Global___ApiKey | None = ...,
+        signing_secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "secret", b"secret", "signing_secret", b"signing_secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

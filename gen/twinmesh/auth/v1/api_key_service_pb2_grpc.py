@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class ApiKeyServiceStub:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     def __init__(self, channel):
@@ -60,13 +61,15 @@ class ApiKeyServiceStub:
 
 class ApiKeyServiceServicer:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     def CreateApiKey(self, request, context):
         """CreateApiKey makes a key and answers its secret, once; only a hash is kept.
         PERMISSION_DENIED GRANT_EXCEEDS_CALLER when a permission asked for is not the
-        caller's own. Not safe to retry: a lost answer leaves a key to delete.
+        caller's own, or the caller is bound to devices and the key would be to more.
+        Not safe to retry: a lost answer leaves a key to delete.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,7 +93,7 @@ class ApiKeyServiceServicer:
         """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
         good for the overlap, or until an earlier rotation has them end; then what they opened
         ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
-        what the caller does not hold; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+        what the caller does not hold, or is bound to fewer devices than the caller or to others; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
         NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -130,7 +133,8 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ApiKeyService:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     @staticmethod

@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class ApiKeyServiceStub:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     @_typing.overload
@@ -38,7 +39,8 @@ class ApiKeyServiceStub:
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateApiKeyRequest, _api_key_service_pb2.CreateApiKeyResponse]
     """CreateApiKey makes a key and answers its secret, once; only a hash is kept.
     PERMISSION_DENIED GRANT_EXCEEDS_CALLER when a permission asked for is not the
-    caller's own. Not safe to retry: a lost answer leaves a key to delete.
+    caller's own, or the caller is bound to devices and the key would be to more.
+    Not safe to retry: a lost answer leaves a key to delete.
     """
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.ListApiKeysRequest, _api_key_service_pb2.ListApiKeysResponse]
     """ListApiKeys lists the tenant's keys by id, without secrets."""
@@ -48,21 +50,23 @@ class ApiKeyServiceStub:
     """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
     good for the overlap, or until an earlier rotation has them end; then what they opened
     ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
-    what the caller does not hold; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+    what the caller does not hold, or is bound to fewer devices than the caller or to others; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
     NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
     """
 
 @_typing.type_check_only
 class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateApiKeyRequest, _api_key_service_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
     """CreateApiKey makes a key and answers its secret, once; only a hash is kept.
     PERMISSION_DENIED GRANT_EXCEEDS_CALLER when a permission asked for is not the
-    caller's own. Not safe to retry: a lost answer leaves a key to delete.
+    caller's own, or the caller is bound to devices and the key would be to more.
+    Not safe to retry: a lost answer leaves a key to delete.
     """
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.ListApiKeysRequest, _api_key_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """ListApiKeys lists the tenant's keys by id, without secrets."""
@@ -72,13 +76,14 @@ class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
     """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
     good for the overlap, or until an earlier rotation has them end; then what they opened
     ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
-    what the caller does not hold; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+    what the caller does not hold, or is bound to fewer devices than the caller or to others; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
     NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
     """
 
 class ApiKeyServiceServicer:
     """ApiKeyService keeps the credentials of machines: scripts, gateways, devices.
-    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON.
+    A key is sent like a token, `authorization: Bearer tmk_…`, on gRPC and JSON; or it is not sent, and
+    requests are signed with its signing secret.
     """
 
     def CreateApiKey(
@@ -88,7 +93,8 @@ class ApiKeyServiceServicer:
     ) -> _typing.Union[_api_key_service_pb2.CreateApiKeyResponse, _abc.Awaitable[_api_key_service_pb2.CreateApiKeyResponse]]:
         """CreateApiKey makes a key and answers its secret, once; only a hash is kept.
         PERMISSION_DENIED GRANT_EXCEEDS_CALLER when a permission asked for is not the
-        caller's own. Not safe to retry: a lost answer leaves a key to delete.
+        caller's own, or the caller is bound to devices and the key would be to more.
+        Not safe to retry: a lost answer leaves a key to delete.
         """
 
     def ListApiKeys(
@@ -113,7 +119,7 @@ class ApiKeyServiceServicer:
         """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
         good for the overlap, or until an earlier rotation has them end; then what they opened
         ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
-        what the caller does not hold; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+        what the caller does not hold, or is bound to fewer devices than the caller or to others; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
         NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
         """
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinmesh/auth/v1/permission.proto\x12\x10twinmesh.auth.v1\x1a google/protobuf/descriptor.proto:@\n\npermission\x12\x1e.google.protobuf.MethodOptions\x18\xfa\x8c\x03 \x01(\tR\npermissionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinmesh/auth/v1/permission.proto\x12\x10twinmesh.auth.v1\x1a google/protobuf/descriptor.proto:@\n\npermission\x12\x1e.google.protobuf.MethodOptions\x18\xfa\x8c\x03 \x01(\tR\npermission:F\n\x0ekeeps_to_scope\x12\x1e.google.protobuf.MethodOptions\x18\xfb\x8c\x03 \x01(\x08R\x0ckeepsToScopeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)

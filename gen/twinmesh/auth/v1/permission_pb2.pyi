@@ -11,8 +11,14 @@ import builtins as _builtins
 DESCRIPTOR: _descriptor.FileDescriptor
 
 PERMISSION_FIELD_NUMBER: _builtins.int
+KEEPS_TO_SCOPE_FIELD_NUMBER: _builtins.int
 permission: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.str]
 """The permission that a caller must hold, in the form "area:verb", or
 "public" (no credential needed), or "authenticated" (any credential).
 An rpc without it is refused to everybody.
+"""
+keeps_to_scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""Callers that are bound to devices, by the scope of an API key or by a device's certificate, may
+call it: it shows and changes nothing of other devices. Every other rpc that is not public is
+refused to them.
 """

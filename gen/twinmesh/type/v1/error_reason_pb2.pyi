@@ -246,8 +246,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CERTIFICATE_REQUIRED: _ErrorReason.ValueType  # 167
     """Only a device that shows its certificate may do this. PERMISSION_DENIED."""
     ERROR_REASON_DEVICE_NOT_OWN: _ErrorReason.ValueType  # 168
-    """The caller is a device, and writes for one that is neither itself nor its child. The same
-    whether that one exists or not. In a refusal.
+    """The caller is bound to devices, by its certificate or by the scope of its API key, and writes
+    for one that is none of these. The same whether that one exists or not. In a refusal.
     """
     ERROR_REASON_SUBJECT_TOKEN_INVALID: _ErrorReason.ValueType  # 175
     """The token to exchange is malformed, forged, expired, not yet valid, for another audience, or
@@ -278,6 +278,25 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_LOGIN_LIMITED: _ErrorReason.ValueType  # 190
     """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
     was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    """
+    ERROR_REASON_OUTSIDE_OF_SCOPE: _ErrorReason.ValueType  # 191
+    """The caller is bound to devices, by the scope of its API key or by its certificate, and the rpc
+    is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
+    """
+    ERROR_REASON_SIGNATURE_INVALID: _ErrorReason.ValueType  # 192
+    """The signature of the request does not fit: it has another form, is by another secret, of a key
+    that is unknown, expired or revoked, or of another method, path, query, date or body (which of
+    these is not told). UNAUTHENTICATED.
+    """
+    ERROR_REASON_SIGNATURE_DATE_INVALID: _ErrorReason.ValueType  # 193
+    """The date of the signed request lies more than five minutes from the server's; set the clock.
+    UNAUTHENTICATED.
+    """
+    ERROR_REASON_SIGNATURE_REPLAYED: _ErrorReason.ValueType  # 194
+    """A request with this signature has come before; sign anew, with another date. UNAUTHENTICATED."""
+    ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS: _ErrorReason.ValueType  # 195
+    """The rpc is a stream, and a signature is of one whole body; send the API key or an access
+    token. UNAUTHENTICATED.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -510,8 +529,8 @@ ERROR_REASON_CERTIFICATE_INVALID: ErrorReason.ValueType  # 166
 ERROR_REASON_CERTIFICATE_REQUIRED: ErrorReason.ValueType  # 167
 """Only a device that shows its certificate may do this. PERMISSION_DENIED."""
 ERROR_REASON_DEVICE_NOT_OWN: ErrorReason.ValueType  # 168
-"""The caller is a device, and writes for one that is neither itself nor its child. The same
-whether that one exists or not. In a refusal.
+"""The caller is bound to devices, by its certificate or by the scope of its API key, and writes
+for one that is none of these. The same whether that one exists or not. In a refusal.
 """
 ERROR_REASON_SUBJECT_TOKEN_INVALID: ErrorReason.ValueType  # 175
 """The token to exchange is malformed, forged, expired, not yet valid, for another audience, or
@@ -542,5 +561,24 @@ counts again when they resume it. PERMISSION_DENIED.
 ERROR_REASON_LOGIN_LIMITED: ErrorReason.ValueType  # 190
 """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
 was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+"""
+ERROR_REASON_OUTSIDE_OF_SCOPE: ErrorReason.ValueType  # 191
+"""The caller is bound to devices, by the scope of its API key or by its certificate, and the rpc
+is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
+"""
+ERROR_REASON_SIGNATURE_INVALID: ErrorReason.ValueType  # 192
+"""The signature of the request does not fit: it has another form, is by another secret, of a key
+that is unknown, expired or revoked, or of another method, path, query, date or body (which of
+these is not told). UNAUTHENTICATED.
+"""
+ERROR_REASON_SIGNATURE_DATE_INVALID: ErrorReason.ValueType  # 193
+"""The date of the signed request lies more than five minutes from the server's; set the clock.
+UNAUTHENTICATED.
+"""
+ERROR_REASON_SIGNATURE_REPLAYED: ErrorReason.ValueType  # 194
+"""A request with this signature has come before; sign anew, with another date. UNAUTHENTICATED."""
+ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS: ErrorReason.ValueType  # 195
+"""The rpc is a stream, and a signature is of one whole body; send the API key or an access
+token. UNAUTHENTICATED.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -34,6 +34,7 @@ __all__ = (
     "DeletedDevice",
     "Device",
     "DeviceRole",
+    "DeviceScope",
     "DeviceServiceStub",
     "DeviceStatus",
     "DeviceType",
@@ -1109,6 +1110,26 @@ default_message_pool.register_message("twinmesh.asset.v1", "Device", Device)
 
 
 @dataclass(eq=False, repr=False)
+class DeviceScope(betterproto2.Message):
+    """
+    Devices that a caller is bound to.
+    """
+
+    device_ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Single devices.
+    """
+
+    gateway_ids: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Gateways, each with its children.
+    """
+
+
+default_message_pool.register_message("twinmesh.asset.v1", "DeviceScope", DeviceScope)
+
+
+@dataclass(eq=False, repr=False)
 class DeviceType(betterproto2.Message):
     """
     DeviceType says what devices of one make report and how that is read.
@@ -1668,6 +1689,11 @@ class ListProfilesRequest(betterproto2.Message):
     device_type_id: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
     """
     Of this type only, when set.
+    """
+
+    scope: "DeviceScope | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Of this scope only, when set.
     """
 
 

@@ -431,8 +431,8 @@ class ErrorReason(betterproto2.Enum):
 
     DEVICE_NOT_OWN = 168
     """
-    The caller is a device, and writes for one that is neither itself nor its child. The same
-    whether that one exists or not. In a refusal.
+    The caller is bound to devices, by its certificate or by the scope of its API key, and writes
+    for one that is none of these. The same whether that one exists or not. In a refusal.
     """
 
     SUBJECT_TOKEN_INVALID = 175
@@ -480,6 +480,36 @@ class ErrorReason(betterproto2.Enum):
     """
     Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
     was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+    """
+
+    OUTSIDE_OF_SCOPE = 191
+    """
+    The caller is bound to devices, by the scope of its API key or by its certificate, and the rpc
+    is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
+    """
+
+    SIGNATURE_INVALID = 192
+    """
+    The signature of the request does not fit: it has another form, is by another secret, of a key
+    that is unknown, expired or revoked, or of another method, path, query, date or body (which of
+    these is not told). UNAUTHENTICATED.
+    """
+
+    SIGNATURE_DATE_INVALID = 193
+    """
+    The date of the signed request lies more than five minutes from the server's; set the clock.
+    UNAUTHENTICATED.
+    """
+
+    SIGNATURE_REPLAYED = 194
+    """
+    A request with this signature has come before; sign anew, with another date. UNAUTHENTICATED.
+    """
+
+    SIGNATURE_NOT_FOR_STREAMS = 195
+    """
+    The rpc is a stream, and a signature is of one whole body; send the API key or an access
+    token. UNAUTHENTICATED.
     """
 
     @classmethod
@@ -567,6 +597,11 @@ class ErrorReason(betterproto2.Enum):
             182: "ERROR_REASON_ADDRESS_NOT_ALLOWED",
             185: "ERROR_REASON_TENANT_SUSPENDED",
             190: "ERROR_REASON_LOGIN_LIMITED",
+            191: "ERROR_REASON_OUTSIDE_OF_SCOPE",
+            192: "ERROR_REASON_SIGNATURE_INVALID",
+            193: "ERROR_REASON_SIGNATURE_DATE_INVALID",
+            194: "ERROR_REASON_SIGNATURE_REPLAYED",
+            195: "ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS",
         }
 
     @classmethod
@@ -654,6 +689,11 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_ADDRESS_NOT_ALLOWED": 182,
             "ERROR_REASON_TENANT_SUSPENDED": 185,
             "ERROR_REASON_LOGIN_LIMITED": 190,
+            "ERROR_REASON_OUTSIDE_OF_SCOPE": 191,
+            "ERROR_REASON_SIGNATURE_INVALID": 192,
+            "ERROR_REASON_SIGNATURE_DATE_INVALID": 193,
+            "ERROR_REASON_SIGNATURE_REPLAYED": 194,
+            "ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS": 195,
         }
 
 
