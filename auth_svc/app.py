@@ -20,8 +20,7 @@ from auth_svc.deleted_devices import DeletedDevices
 from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.exchanged_tokens import ExchangedTokens
-from auth_svc.issuer_keys import ReadJwks
-from auth_svc.issuers import Issuer
+from auth_svc.jwks_reader import jwks_reader
 from auth_svc.key_exchange import KeyExchange
 from auth_svc.key_uses import KeyUses
 from auth_svc.login_limits import FORGOTTEN_AFTER_S, LoginLimits
@@ -73,7 +72,7 @@ from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.exports import ExportSlots
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches, observe_connections
-from meshkit.outbound import Outbound, OutboundError, outbound
+from meshkit.outbound import outbound
 from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import RevocationKind, Revocations
@@ -98,7 +97,6 @@ SERVICE = "auth_svc"
 _CRL_EVERY_S = 0.5
 _DELETED_EVERY_S = 0.5
 _KEEP_AUDIT_DAYS_EVERY_S = 3600.0
-_READ_JWKS_S = 5.0
 _FORGET_EVERY_S = 60.0
 _FORGET_SIGNATURES_EVERY_S = 1.0
 _SECRETS_EVERY_S = 0.5
@@ -171,7 +169,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         key_exchange = KeyExchange(
             keys=api_key_store, tokens=key_tokens, uses=key_uses, limits=limits, clock=clock
         )
-        signatures = SignedRequestStore(pool=pool)
+        signatures = SignedRequestStore(pool=pool, clock=clock)
         signed_requests = SignedRequests(
             root=settings.root_secret,
             keys=api_key_store,
@@ -183,7 +181,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         tenant_store = TenantStore(pool=pool)
         token_exchange = TokenExchange(
             path=settings.issuers,
-            read_jwks=_jwks_reader(outside),
+            read_jwks=jwks_reader(outside),
             find_tenant=tenant_store.get,
             access_tokens=access_tokens,
             limits=limits,
@@ -337,12 +335,9 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         async def forget_failures() -> None:
             await failures.forget(clock.now_us() - FORGOTTEN_AFTER_S * MICROS_PER_SECOND)
 
-        async def forget_signatures() -> None:
-            await signatures.forget(clock.now_us())
-
         async with (
             _repeating("failed log-ins", forget_failures, every_s=_FORGET_EVERY_S),
-            _repeating("signatures", forget_signatures, every_s=_FORGET_SIGNATURES_EVERY_S),
+            _repeating("signatures", signatures.forget, every_s=_FORGET_SIGNATURES_EVERY_S),
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             _repeating("issuers", token_exchange.refresh, every_s=RELOAD_ISSUERS_EVERY_S),
             revocations.polling(),
@@ -366,20 +361,6 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             ) as port,
         ):
             yield port
-
-
-def _jwks_reader(outside: Outbound) -> ReadJwks:
-    """Return what reads issuers' keys, from files and from outside."""
-
-    async def read(issuer: Issuer) -> bytes:
-        if issuer.jwks_file is not None:
-            return await asyncio.to_thread(issuer.jwks_file.read_bytes)
-        try:
-            return (await outside.request("GET", issuer.jwks_url, timeout_s=_READ_JWKS_S)).content
-        except OutboundError as error:
-            raise OSError(str(error)) from error
-
-    return read
 
 
 @asynccontextmanager

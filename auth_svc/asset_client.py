@@ -65,8 +65,7 @@ class AssetDevices:
         found: dict[str, EnabledDevice] = {}
         request = profile_pb2.ListProfilesRequest(tenant=tenant, page_size=_MOST_ASKED)
         if scope is not None:
-            request.scope.device_ids.extend(sorted(scope.device_ids))
-            request.scope.gateway_ids.extend(sorted(scope.gateway_ids))
+            request.scope.CopyFrom(profile_pb2.DeviceScope(**scope.claims))
         while len(found) <= most:
             answer = await call_dependency(self._stub.ListProfiles, request, peer=_PEER)
             found |= _enabled(answer)

@@ -47,8 +47,7 @@ class AssetDevices:
             tenant=tenant, device_type_id=device_type_id, page_size=page_size, page_token=page_token
         )
         if scope is not None:
-            request.scope.device_ids.extend(sorted(scope.device_ids))
-            request.scope.gateway_ids.extend(sorted(scope.gateway_ids))
+            request.scope.CopyFrom(profile_pb2.DeviceScope(**scope.claims))
         try:
             answer = await call(self._stub.ListProfiles, request, peer=_PEER)
         except DomainError as error:

@@ -2,7 +2,7 @@
 
 import asyncpg
 
-from meshkit.clock import to_datetime
+from meshkit.clock import Clock, to_datetime
 from meshkit.db import tenant_transaction
 
 _INSERT = """
@@ -18,10 +18,12 @@ class SignedRequestStore:
 
     Args:
         pool: as role twinmesh_auth.
+        clock: tells what has expired.
     """
 
-    def __init__(self, *, pool: asyncpg.Pool) -> None:
+    def __init__(self, *, pool: asyncpg.Pool, clock: Clock) -> None:
         self._pool = pool
+        self._clock = clock
 
     async def take(self, tenant: str, signature: bytes, *, expire_us: int) -> bool:
         """Remember a signature until then, microseconds since the epoch; False when it is known."""
@@ -29,6 +31,6 @@ class SignedRequestStore:
             row = await connection.fetchrow(_INSERT, tenant, signature, to_datetime(expire_us))
         return row is not None
 
-    async def forget(self, before_us: int) -> None:
-        """Drop what expired before then, microseconds since the epoch."""
-        await self._pool.execute("SELECT auth.forget_signed_requests($1)", to_datetime(before_us))
+    async def forget(self) -> None:
+        """Drop those that have expired, the first 10,000."""
+        await self._pool.execute("SELECT auth.forget_signed_requests($1)", to_datetime(self._clock.now_us()))

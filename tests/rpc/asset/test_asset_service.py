@@ -106,6 +106,7 @@ async def test_reflection_lists_every_public_service(mint: TokenMint, asset_addr
         listed = {each.name for each in answers[0].list_services_response.service}
         assert {name for name in listed if name.startswith("twinmesh.")} == declared - {
             "twinmesh.asset.v1.ProfileService",
+            "twinmesh.auth.v1.ApiKeyScopeService",
             "twinmesh.auth.v1.AuditService",
             "twinmesh.auth.v1.RevocationService",
         }
