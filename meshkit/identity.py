@@ -28,7 +28,9 @@ _CACHED_TOKENS = 10_000
 _CLOCK_SKEW_S = 5  # as Envoy allows between auth_svc's clock and its own
 _KEY_REFETCH_S = 1.0
 # What a service may do in another service; on top it names the tenant it acts for.
-SERVICE_PERMISSIONS = frozenset({"profile:read", "profile:register", "revocation:read", "audit:record"})
+SERVICE_PERMISSIONS = frozenset(
+    {"profile:read", "profile:register", "revocation:read", "audit:record", "tenant:delete"}
+)
 # Those who operate the installation are users of this tenant, and nobody else holds these.
 SYSTEM_TENANT = "system"
 INSTALLATION_PERMISSIONS = frozenset({"tenant:admin"})

@@ -161,7 +161,13 @@ async def test_a_service_is_known_but_has_no_session(auth: AuthApp) -> None:
     service = bearer(ServiceTokens(service="twin_svc", mesh_secret=MESH_SECRET, clock=SystemClock()).token())
     me = await auth.sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=service)
     assert (me.kind, me.subject) == ("service", "twin_svc")
-    assert list(me.permissions) == ["audit:record", "profile:read", "profile:register", "revocation:read"]
+    assert list(me.permissions) == [
+        "audit:record",
+        "profile:read",
+        "profile:register",
+        "revocation:read",
+        "tenant:delete",
+    ]
     assert not me.HasField("expire_time")
     call = auth.sessions.Logout(session_service_pb2.LogoutRequest(), metadata=service)
     assert await refusal(call) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")

@@ -16,14 +16,16 @@ from auth_svc.stores.revocations import insert_revocation
 from auth_svc.stores.signing_keys import SigningKeyStore
 from meshkit import db
 from meshkit.clock import SystemClock
-from meshkit.identity import PrincipalKind
+from meshkit.identity import PrincipalKind, ServiceTokens
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
-from tests.rpc.auth_app import MESH_SECRET, PASSWORD, AuthApp, refusal, running_auth
+from tests.rpc.auth_app import MESH_SECRET, PASSWORD, AuthApp, refusal, running_auth, until
 from twinmesh.auth.v1 import (
     api_key_service_pb2,
     role_service_pb2,
     session_service_pb2,
+    tenant_deletion_service_pb2,
+    tenant_deletion_service_pb2_grpc,
     user_service_pb2,
 )
 from twinmesh.auth.v1 import tenant_service_pb2 as pb
@@ -36,6 +38,10 @@ _FAILED = (grpc.StatusCode.UNAUTHENTICATED, "LOGIN_FAILED")
 _ENDED = (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
 _ABSENT = (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
 _BAD = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+_DIGEST = "0f" * 32
+_NOT_SUSPENDED = (grpc.StatusCode.FAILED_PRECONDITION, "TENANT_NOT_SUSPENDED")
+_DELETED = (grpc.StatusCode.FAILED_PRECONDITION, "TENANT_DELETED")
+_TAKEN = (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
 _NO_ROLE = (grpc.StatusCode.FAILED_PRECONDITION, "REFERENCE_NOT_FOUND")
 
 
@@ -69,6 +75,43 @@ async def _suspend(auth: AuthApp, caller: _Metadata, tenant: str = "demo") -> pb
 async def _resume(auth: AuthApp, caller: _Metadata, tenant: str = "demo") -> pb.Tenant:
     answer: pb.Tenant = await auth.tenants.ResumeTenant(pb.ResumeTenantRequest(id=tenant), metadata=caller)
     return answer
+
+
+async def _delete(auth: AuthApp, caller: _Metadata, tenant: str = "demo", digest: str = _DIGEST) -> pb.Tenant:
+    request = pb.DeleteTenantRequest(id=tenant, export_digest=digest)
+    answer: pb.Tenant = await auth.tenants.DeleteTenant(request, metadata=caller)
+    return answer
+
+
+def _service(name: str) -> _Metadata:
+    return bearer(ServiceTokens(service=name, mesh_secret=MESH_SECRET, clock=SystemClock()).token())
+
+
+async def _closed(auth: AuthApp, name: str = "asset_svc") -> list[tuple[str, bool, bool]]:
+    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(auth.channel)
+    found: list[tuple[str, bool, bool]] = []
+    request = tenant_deletion_service_pb2.ListClosedTenantsRequest(page_size=1)
+    while True:
+        page = await stub.ListClosedTenants(request, metadata=_service(name))
+        assert len(page.tenants) <= 1
+        found += [(each.id, each.deletion_due, each.reported) for each in page.tenants]
+        request.page_token = page.next_page_token
+        if not request.page_token:
+            return found
+
+
+async def _report(auth: AuthApp, name: str, tenant: str) -> None:
+    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(auth.channel)
+    request = tenant_deletion_service_pb2.ReportTenantDeletedRequest(id=tenant)
+    await stub.ReportTenantDeleted(request, metadata=_service(name))
+
+
+async def _age(auth: AuthApp, tenant: str) -> None:
+    """Make a suspension so old that no token of before it is left."""
+    await auth.sql(
+        "UPDATE auth.tenant SET suspend_time = suspend_time - interval '18 minutes' WHERE tenant_id = $1",
+        tenant,
+    )
 
 
 async def _login(auth: AuthApp, tenant: str, username: str, password: str) -> Any:
@@ -158,9 +201,11 @@ async def test_nobody_else_keeps_tenants(auth: AuthApp, operator: _Metadata) -> 
         assert await refusal(auth.tenants.ListTenants(pb.ListTenantsRequest(), metadata=caller)) == _MISSING
         assert await refusal(_suspend(auth, caller)) == _MISSING
         assert await refusal(_resume(auth, caller)) == _MISSING
+        assert await refusal(_delete(auth, caller)) == _MISSING
     assert await refusal(_get(auth, operator, "nothing")) == _ABSENT
     assert await refusal(_suspend(auth, operator, "nothing")) == _ABSENT
     assert await refusal(_resume(auth, operator, "nothing")) == _ABSENT
+    assert await refusal(_delete(auth, operator, "nothing")) == _ABSENT
 
 
 async def test_only_operators_make_operators_and_only_in_tenant_system(
@@ -343,3 +388,87 @@ async def test_a_token_that_was_issued_while_it_was_being_suspended_does_not_cou
     (session,) = came_in
     assert await refusal(_me(auth, bearer(session.access_token))) == _ENDED
     assert await refusal(_refresh(auth, session.refresh_token)) == _SUSPENDED
+
+
+async def test_a_retried_request_gives_another_password_until_somebody_has_logged_in(
+    auth: AuthApp, operator: _Metadata
+) -> None:
+    async def create(request_id: str, administrator: str = "root") -> Any:
+        request = pb.CreateTenantRequest(
+            tenant=pb.Tenant(id="acme"), administrator=administrator, request_id=request_id
+        )
+        return await auth.tenants.CreateTenant(request, metadata=operator)
+
+    lost = await create("r1")
+    for request_id, administrator in (("", "root"), ("r2", "root"), ("r1", "mallory")):
+        assert await refusal(create(request_id, administrator)) == _TAKEN
+    retried = await create("r1")
+    assert retried.tenant == lost.tenant
+    assert await refusal(_login(auth, "acme", "root", lost.one_time_password)) == _FAILED
+    await _login(auth, "acme", "root", retried.one_time_password)
+    assert await refusal(create("r1")) == _TAKEN
+
+
+async def test_only_a_suspended_tenant_is_deleted_and_it_does_not_come_back(
+    auth: AuthApp, operator: _Metadata
+) -> None:
+    await _create(auth, operator, "acme")
+    assert await refusal(_delete(auth, operator, "acme")) == _NOT_SUSPENDED
+    assert await refusal(_delete(auth, operator, "system")) == _NOT_SUSPENDED
+    await _suspend(auth, operator, "acme")
+    for bad in ("", "0f", "0F" * 32):
+        assert await refusal(_delete(auth, operator, "acme", bad)) == _BAD
+    deleted = await _delete(auth, operator, "acme")
+    assert deleted.HasField("delete_time")
+    assert deleted == await _delete(auth, operator, "acme", "ff" * 32)
+    connection = await asyncpg.connect(auth.database.admin_url)
+    try:
+        kept = await connection.fetchval("SELECT export_digest FROM auth.tenant WHERE tenant_id = 'acme'")
+    finally:
+        await connection.close()
+    assert kept == _DIGEST
+    assert await refusal(_resume(auth, operator, "acme")) == _DELETED
+    assert await refusal(_create(auth, operator, "acme")) == _TAKEN
+    assert deleted == await _get(auth, operator, "acme")
+
+
+async def test_services_are_told_what_is_closed_and_tell_what_is_gone(
+    auth: AuthApp, operator: _Metadata
+) -> None:
+    made = {}
+    for tenant in ("acme", "shut", "zeta"):
+        made[tenant] = await _create(auth, operator, tenant)
+        await _suspend(auth, operator, tenant)
+    for tenant in ("acme", "zeta"):
+        await _delete(auth, operator, tenant)
+    await _age(auth, "zeta")
+    # Of acme a token may be left.
+    assert await _closed(auth) == [("acme", False, False), ("shut", False, False), ("zeta", True, False)]
+    assert await refusal(_report(auth, "asset_svc", "shut")) == _ABSENT
+    for _ in range(2):
+        await _report(auth, "asset_svc", "zeta")
+    assert (await _closed(auth))[-1] == ("zeta", True, True)
+    assert (await _closed(auth, "maintenance"))[-1] == ("zeta", True, False)
+    await _report(auth, "maintenance", "zeta")
+
+    async def is_purged() -> bool:
+        return (await _get(auth, operator, "zeta")).HasField("purge_time")
+
+    # auth_svc's own part follows by itself.
+    await until(is_purged, within_s=60)
+    assert (
+        await refusal(_login(auth, "zeta", "root", made["zeta"].one_time_password))
+        == await refusal(_login(auth, "never-was", "root", PASSWORD))
+        == _FAILED
+    )
+    assert await refusal(_login(auth, "acme", "root", made["acme"].one_time_password)) == _SUSPENDED
+    assert await refusal(_create(auth, operator, "zeta")) == _TAKEN
+
+
+async def test_closed_tenants_are_for_services_only(auth: AuthApp, operator: _Metadata) -> None:
+    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(auth.channel)
+    for method, request in (
+        (stub.ListClosedTenants, tenant_deletion_service_pb2.ListClosedTenantsRequest()),
+        (stub.ReportTenantDeleted, tenant_deletion_service_pb2.ReportTenantDeletedRequest(id="demo")),
+    ):
+        assert await refusal(method(request, metadata=operator)) == _MISSING
