@@ -21,6 +21,8 @@ from tests.mesh.mqtt_site import until
 from tests.store.archive import SealedDays, samples_of
 from tests.store.tenant_rows import tenant_rows
 
+# It waits for turns of several services, and for a worker that starts again.
+pytestmark = pytest.mark.timeout(300)
 GONE, STAYS = "tenant-gone", "tenant-stays"
 # More series than go in one batch.
 SERIES = 1_500
@@ -87,7 +89,7 @@ async def make(mesh: Mesh, operator: httpx.AsyncClient, tenant: str) -> Made:
     password = f"right horse of {tenant}"
     async with mesh.client(first["accessToken"]) as client:
         change = {"oldPassword": made["oneTimePassword"], "newPassword": password}
-        await done(client.post("/v1/auth/password", json=change))
+        await done(client.post("/v1/users:changePassword", json=change))
     admin = mesh.client((await log_in(mesh, tenant, "root", password))["accessToken"])
     device = f"{tenant}-pump"
     metric = {"name": "level", "kind": "VALUE_KIND_DOUBLE"}
@@ -96,7 +98,7 @@ async def make(mesh: Mesh, operator: httpx.AsyncClient, tenant: str) -> Made:
     await done(admin.post("/v1/assets", json={"id": "works", "assetTypeId": "site"}))
     await done(admin.post("/v1/devices", json={"id": device, "deviceTypeId": "pump", "assetId": "works"}))
     role = {"id": "guard", "permissions": ["twin:read"]}
-    await done(admin.post("/v1/roles", json={"role": role}))
+    await done(admin.post("/v1/roles", json=role))
     user = {"user": {"username": "ada", "role": "guard"}, "password": password}
     await done(admin.post("/v1/users", json=user))
     key = (await done(admin.post("/v1/apiKeys", json={"displayName": "key"})))["secret"]
@@ -117,7 +119,7 @@ async def make(mesh: Mesh, operator: httpx.AsyncClient, tenant: str) -> Made:
 
 async def exported(mesh: Mesh, tenant: str, made: Made, folder: Path) -> str:
     """Export a tenant by command line, and return the digest that it tells."""
-    login = ("login", "--tenant", tenant, "--user", "root", "--password-stdin")
+    login = ("login", "--tenant", tenant, "--username", "root", "--password-stdin")
     await asyncio.to_thread(mesh.twinmesh, *login, stdin=f"{made.password}\n")
     answer = await asyncio.to_thread(mesh.twinmesh, "tenants", "export", str(folder))
     digest = answer.stdout.splitlines()[-1]
@@ -134,8 +136,15 @@ async def exported(mesh: Mesh, tenant: str, made: Made, folder: Path) -> str:
     for path, file in files.items():
         assert hashlib.sha256((folder / path).read_bytes()).hexdigest() == file["sha256"]
     ids = {
-        name: {item.get("id") or item.get("username") or item["type"] for item in _lines(folder, name)}
-        for name in ("assets", "asset_types", "devices", "device_types", "users", "events")
+        name: {item[field] for item in _lines(folder, name)}
+        for name, field in (
+            ("assets", "id"),
+            ("asset_types", "id"),
+            ("devices", "id"),
+            ("device_types", "id"),
+            ("users", "username"),
+            ("events", "type"),
+        )
     }
     assert ids == {
         "assets": {"works"},
