@@ -165,8 +165,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         key_uses = KeyUses(store=api_key_store, clock=clock)
         key_exchange = KeyExchange(keys=api_key_store, tokens=key_tokens, uses=key_uses, clock=clock)
         tenant_store = TenantStore(pool=pool)
-        deletion_store = TenantDeletionStore(pool=pool)
-        deletions = TenantDeletions(store=deletion_store, clock=clock)
+        deletions = TenantDeletions(store=(deletion_store := TenantDeletionStore(pool=pool)), clock=clock)
         sweep = TenantSweep(
             closed=partial(deletions.all, SERVICE),
             delete=deletion_store.delete_rows,

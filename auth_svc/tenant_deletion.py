@@ -63,7 +63,7 @@ class TenantDeletions:
         self._clock = clock
 
     async def page(self, service: str, *, after: str, limit: int) -> tuple[Sequence[ClosedTenant], bool]:
-        """Return closed tenants by id after an id, as a service is to see them, and whether there are more."""
+        """Return closed tenants by id after an id, for a service, and whether there are more."""
         found = await self._store.closed(after=after, limit=limit + 1)
         return [self._as_seen_by(service, closing) for closing in found[:limit]], len(found) > limit
 

@@ -1,8 +1,8 @@
 """How each service deletes what it has of deleted tenants.
 
-auth_svc keeps the tenants, and tells which are closed: suspended, or deleted for good. A service that has rows of
-tenants asks every ten seconds, deletes what is due, a batch in each transaction, and reports. Whoever dies
-half-way begins again with what is left.
+auth_svc keeps the tenants, and tells which are closed: suspended, or deleted for good. A service that has
+rows of tenants asks every ten seconds, deletes what is due, a batch in each transaction, and reports. Whoever
+dies half-way begins again with what is left.
 """
 
 import asyncio

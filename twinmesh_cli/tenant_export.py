@@ -44,7 +44,7 @@ _CHUNK = 1 << 20
 
 
 async def export_tenant(session: Session, folder: Path) -> str:
-    """Write all that the caller's tenant has into a folder: lists as JSON lines, samples as Parquet by device.
+    """Write what the caller's tenant has into a folder: lists as JSON lines, samples as Parquet by device.
 
     The manifest comes last, so a folder without it is not whole.
 

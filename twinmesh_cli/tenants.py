@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
@@ -153,7 +154,9 @@ def delete(
 ) -> None:
     """Have all deleted that a suspended tenant has, for good; it begins 17 minutes after the suspension."""
     if not yes:
-        typer.confirm(f"Everything of tenant {tenant} will be gone, and nothing brings it back. Go on?", abort=True)
+        typer.confirm(
+            f"Everything of tenant {tenant} will be gone, and nothing brings it back. Go on?", abort=True
+        )
     request = tenant_service_pb2.DeleteTenantRequest(id=tenant, export_digest=export_digest)
 
     async def deleted(session: Session) -> tenant_service_pb2.Tenant:
@@ -168,11 +171,12 @@ def _stub(session: Session) -> Any:
 
 
 def _state(tenant: tenant_service_pb2.Tenant) -> str:
-    for field, state in (
-        ("purge_time", "deleted"),
-        ("delete_time", "being deleted"),
-        ("suspend_time", "suspended"),
-    ):
-        if tenant.HasField(field):
-            return f"{state} since {getattr(tenant, field).ToDatetime():%F %T} UTC"
-    return ""
+    if tenant.HasField("purge_time"):
+        return _since("deleted", tenant.purge_time)
+    if tenant.HasField("delete_time"):
+        return _since("being deleted", tenant.delete_time)
+    return _since("suspended", tenant.suspend_time) if tenant.HasField("suspend_time") else ""
+
+
+def _since(state: str, time: Timestamp) -> str:
+    return f"{state} since {time.ToDatetime():%F %T} UTC"

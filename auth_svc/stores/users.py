@@ -123,7 +123,7 @@ class UserStore:
     async def create(
         self, tenant: str, username: str, password_hash: str, role: Role, create_us: int
     ) -> bool:
-        """Store a user, and its tenant when that is new; False when it exists already or is of a deleted one."""
+        """Store a user, and its tenant when that is new; False when it exists, or is of a deleted tenant."""
         create_time = to_datetime(create_us)
         async with tenant_transaction(self._pool, tenant) as connection:
             await connection.execute(_INSERT_TENANT, tenant, create_time)

@@ -79,15 +79,19 @@ async def delete_tenant(pool: asyncpg.Pool, store: ArchiveStore | None, tenant: 
 
 
 async def _delete_objects(pool: asyncpg.Pool, store: ArchiveStore | None, tenant: str) -> int:
-    """Delete archive objects at once: whoever may read them has been shut out for longer than any answer takes."""
+    """Delete archive objects at once: who may read them is shut out for longer than any answer takes."""
     rows = await pool.fetch("SELECT day, path FROM telemetry.archive_object WHERE tenant_id = $1", tenant)
     if rows and store is None:
-        raise RuntimeError(f"TWINMESH_ARCHIVE_URL is not set, and tenant {tenant} has {len(rows)} objects there")
+        raise RuntimeError(
+            f"TWINMESH_ARCHIVE_URL is not set, and tenant {tenant} has {len(rows)} objects there"
+        )
     for row in rows:
         assert store is not None  # noqa: S101 - told above
         # The row goes last: who dies in between finds it again.
         await store.remove(row["path"])
         await pool.execute(
-            "DELETE FROM telemetry.archive_object WHERE tenant_id = $1 AND day = $2 AND path = $3", tenant, *row
+            "DELETE FROM telemetry.archive_object WHERE tenant_id = $1 AND day = $2 AND path = $3",
+            tenant,
+            *row,
         )
     return len(rows)

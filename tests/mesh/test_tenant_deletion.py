@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
@@ -20,9 +20,10 @@ from telemetry_store.columns import Kind
 from tests.mesh.mqtt_site import until
 from tests.store.archive import SealedDays, samples_of
 from tests.store.tenant_rows import tenant_rows
+from twinmesh_cli import sql_roles
 
 # It waits for turns of several services, and for a worker that starts again.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 GONE, STAYS = "tenant-gone", "tenant-stays"
 # More series than go in one batch.
 SERIES = 1_500
@@ -80,11 +81,9 @@ async def refused(call: Awaitable[httpx.Response]) -> tuple[int, str]:
     )
 
 
-async def make(mesh: Mesh, operator: httpx.AsyncClient, tenant: str) -> Made:
+async def make(mesh: Mesh, operator: httpx.AsyncClient, database_url: str, tenant: str) -> Made:
     """Make a tenant by rpc, and give it something of everything."""
-    made = await done(
-        operator.post("/v1/tenants", json={"tenant": {"id": tenant}, "administrator": "root"})
-    )
+    made = await done(operator.post("/v1/tenants", json={"tenant": {"id": tenant}, "administrator": "root"}))
     first = await log_in(mesh, tenant, "root", made["oneTimePassword"])
     password = f"right horse of {tenant}"
     async with mesh.client(first["accessToken"]) as client:
@@ -106,15 +105,21 @@ async def make(mesh: Mesh, operator: httpx.AsyncClient, tenant: str) -> Made:
     await done(admin.post("/v1/telemetry", json={"readings": [reading]}))
     event = {"deviceId": device, "type": "door.opened", "severity": "SEVERITY_INFO"}
     await done(admin.post("/v1/events", json={"events": [event]}))
-    name = tenant.replace("-", "_")
-    entry = dict(
-        line.split(maxsplit=1)
-        for line in (
-            await asyncio.to_thread(mesh.twinmesh, "sql-user", "create", name, "--tenant", tenant)
-        ).stdout.splitlines()[:5]
-    )
-    sql = f"postgresql://{entry['user']}:{quote(entry['password'])}@{entry['host']}:{entry['port']}/{entry['database']}"
+    sql = await sql_user(database_url, tenant)
     return Made(admin, password, key, device, sql)
+
+
+async def sql_user(database_url: str, tenant: str) -> str:
+    """Make somebody who may ask in SQL, and return the URL by which they connect."""
+    name = tenant.replace("-", "_")
+    connection = await asyncpg.connect(database_url)
+    try:
+        password = await sql_roles.create_user(connection, name, tenant=tenant, most_connections=2)
+    finally:
+        await connection.close()
+    parts = urlsplit(database_url)
+    netloc = f"{sql_roles.role_name(name)}:{password}@{parts.hostname}:{parts.port}"
+    return urlunsplit(parts._replace(netloc=netloc))
 
 
 async def exported(mesh: Mesh, tenant: str, made: Made, folder: Path) -> str:
@@ -122,7 +127,11 @@ async def exported(mesh: Mesh, tenant: str, made: Made, folder: Path) -> str:
     login = ("login", "--tenant", tenant, "--username", "root", "--password-stdin")
     await asyncio.to_thread(mesh.twinmesh, *login, stdin=f"{made.password}\n")
     answer = await asyncio.to_thread(mesh.twinmesh, "tenants", "export", str(folder))
-    digest = answer.stdout.splitlines()[-1]
+    return checked_export(folder, tenant, made, answer.stdout.splitlines()[-1])
+
+
+def checked_export(folder: Path, tenant: str, made: Made, digest: str) -> str:
+    """Compare an export with what the tenant has, and return its digest."""
     content = (folder / "manifest.json").read_bytes()
     assert digest == hashlib.sha256(content).hexdigest()
     manifest = json.loads(content)
@@ -155,7 +164,9 @@ async def exported(mesh: Mesh, tenant: str, made: Made, folder: Path) -> str:
         "events": {"door.opened"},
     }
     assert "guard" in {role["id"] for role in _lines(folder, "roles")}
-    assert not any("assword" in field or "hash" in field for user in _lines(folder, "users") for field in user)
+    assert not any(
+        "assword" in field or "hash" in field for user in _lines(folder, "users") for field in user
+    )
     samples = pq.read_table(folder / "samples" / f"{made.device}.parquet")
     assert 81.5 in samples.to_pydict()["double_value"]
     return digest
@@ -173,7 +184,8 @@ async def kill_half_way(mesh: Mesh, admin: asyncpg.Connection, blocked: asyncpg.
     await blocked.fetch("SELECT 1 FROM telemetry.event WHERE tenant_id = $1 FOR UPDATE", GONE)
     # The suspension is so old that no token of before it is left.
     await admin.execute(
-        "UPDATE auth.tenant SET suspend_time = suspend_time - interval '18 minutes' WHERE tenant_id = $1", GONE
+        "UPDATE auth.tenant SET suspend_time = suspend_time - interval '18 minutes' WHERE tenant_id = $1",
+        GONE,
     )
 
     async def waits() -> bool:
@@ -195,9 +207,10 @@ async def test_nothing_of_a_deleted_tenant_is_left(
     fragile_mesh: Mesh, operator: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     mesh = fragile_mesh
-    admin = await asyncpg.connect(mesh.database_url())
-    blocked = await asyncpg.connect(mesh.database_url())
-    gone, stays = await make(mesh, operator, GONE), await make(mesh, operator, STAYS)
+    # Only the server's owner sees what others wait for.
+    owner, migrator = mesh.database_url("postgres"), mesh.database_url()
+    admin, blocked = await asyncpg.connect(owner), await asyncpg.connect(owner)
+    gone, stays = [await make(mesh, operator, migrator, tenant) for tenant in (GONE, STAYS)]
     sql = await asyncpg.connect(gone.sql)
     try:
         digest = await exported(mesh, GONE, gone, tmp_path / "export")

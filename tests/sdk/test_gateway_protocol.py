@@ -199,7 +199,6 @@ async def test_a_revoked_credential_stops_the_client_when_another_stream_is_refu
         model.is_revoked = True
         await until(lambda: model.ended >= 2)
         with pytest.raises(Unauthenticated):
-            await series.add(1.0, 2)
             await gateway.flush()
         with pytest.raises(Unauthenticated):
             await gateway.__aexit__(None, None, None)

@@ -75,10 +75,11 @@ async def test_assets_go_from_the_leaves_up(database: TestDatabase, connection: 
             SELECT '{tenant}', 'site-' || n, '', 'site', '', '{{}}', CASE WHEN n > 1 THEN 'site-' || n - 1 END
             FROM generate_series(1, 5) AS n;
             INSERT INTO asset.device
-                (tenant_id, id, display_name, device_type_id, role, logical_id, status, network_metadata, tags,
-                 asset_id, parent_id)
-            SELECT '{tenant}', '{tenant}-' || n, '', 'sensor', CASE WHEN n > 1 THEN 'child' ELSE 'gateway' END,
-                'l' || n, 'active', '{{}}', '{{}}', 'site-5', CASE WHEN n > 1 THEN '{tenant}-1' END
+                (tenant_id, id, display_name, device_type_id, role, logical_id, status, network_metadata,
+                 tags, asset_id, parent_id)
+            SELECT '{tenant}', '{tenant}-' || n, '', 'sensor',
+                CASE WHEN n > 1 THEN 'child' ELSE 'gateway' END, 'l' || n,
+                'active', '{{}}', '{{}}', 'site-5', CASE WHEN n > 1 THEN '{tenant}-1' END
             FROM generate_series(1, 1_200) AS n
             """
         )

@@ -182,16 +182,11 @@ def from_rpc_error(
         for target in (info, retry):
             if detail.Is(target.DESCRIPTOR):
                 detail.Unpack(target)
-    if info.domain == _DOMAIN and info.reason == "TOKEN_REVOKED" and was_open:
-        return Disconnected(told, retry_after_s=_REVOKED_RETRY_S)
-    if info.domain == _DOMAIN and info.reason == "TENANT_SUSPENDED":
-        return Disconnected(f"{told}; until then the spool keeps all", retry_after_s=_SUSPENDED_RETRY_S)
+    reason = info.reason if info.domain == _DOMAIN else ""
+    if passing := _passing(reason, told, was_open=was_open, is_resuming=is_resuming, met_gap=met_gap):
+        return passing
     if code is grpc.StatusCode.UNAUTHENTICATED and not renews_token:
         return Unauthenticated(f"{told}: give the client a token that is valid", reason=info.reason)
-    if info.domain == _DOMAIN and info.reason == "FENCED" and not is_resuming:
-        return TakenOver(told)
-    if info.domain == _DOMAIN and info.reason == "SEQUENCE_GAP" and not met_gap:
-        return Gap(told)
     if info.domain == _DOMAIN and info.reason in _REFUSALS:
         kind, advice = _REFUSALS[info.reason]
         return kind(f"{told}: {advice}", reason=info.reason)
@@ -201,6 +196,22 @@ def from_rpc_error(
             f"{told} ({info.reason}): this client and the server do not fit", reason=info.reason
         )
     return Disconnected(f"{code.name}: {told}", retry_after_s=retry.retry_delay.ToTimedelta().total_seconds())
+
+
+def _passing(
+    reason: str, told: str, *, was_open: bool, is_resuming: bool, met_gap: bool
+) -> Disconnected | None:
+    """Return what the contract's own reason means if it may pass by itself, else None."""
+    match reason:
+        case "TOKEN_REVOKED" if was_open:
+            return Disconnected(told, retry_after_s=_REVOKED_RETRY_S)
+        case "TENANT_SUSPENDED":
+            return Disconnected(f"{told}; until then the spool keeps all", retry_after_s=_SUSPENDED_RETRY_S)
+        case "FENCED" if not is_resuming:
+            return TakenOver(told)
+        case "SEQUENCE_GAP" if not met_gap:
+            return Gap(told)
+    return None
 
 
 _FINAL = {
