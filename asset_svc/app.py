@@ -24,6 +24,7 @@ from asset_svc.servicers.profile import ProfileServicer
 from asset_svc.stores.asset import AssetRows
 from asset_svc.stores.asset_type import AssetTypeRows
 from asset_svc.stores.deleted_devices import DeletedDevices
+from asset_svc.stores.deleted_tenants import DeletedTenants
 from asset_svc.stores.device import DeviceRows
 from asset_svc.stores.device_type import DeviceTypeRows
 from asset_svc.stores.profile import ChildRows, ProfileRows
@@ -31,7 +32,14 @@ from asset_svc.stores.rows import TenantStore
 from asset_svc.stores.tenants import DeviceTenants
 from meshkit import bus, db
 from meshkit.audit import AuditTrail
-from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
+from meshkit.client import (
+    fetch_closed_tenants_from,
+    fetch_keys_from,
+    fetch_revocations_from,
+    report_deleted_tenants_to,
+    send_audit_to,
+    service_channel,
+)
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
@@ -39,6 +47,7 @@ from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
 from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
+from meshkit.tenant_deletion import TenantSweep
 from twinmesh.asset.v1 import (
     asset_service_pb2_grpc,
     asset_type_service_pb2_grpc,
@@ -75,15 +84,23 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
         )
         observe_caches(meter(), tokens=verifier.lookups)
         observe_audit(meter(), audit)
-        async with running_server(
-            listen=settings.listen,
-            registrations=_registrations(pool, client),
-            verifier=verifier,
-            audit=audit,
-            checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
-            hints={"nats": bus.connected(client)},
-            reflected=PUBLIC_SERVICES,
-        ) as port:
+        sweep = TenantSweep(
+            closed=fetch_closed_tenants_from(auth_channel),
+            delete=DeletedTenants(pool=pool).delete_rows,
+            report=report_deleted_tenants_to(auth_channel),
+        )
+        async with (
+            sweep.sweeping(),
+            running_server(
+                listen=settings.listen,
+                registrations=_registrations(pool, client),
+                verifier=verifier,
+                audit=audit,
+                checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
+                hints={"nats": bus.connected(client)},
+                reflected=PUBLIC_SERVICES,
+            ) as port,
+        ):
             yield port
 
 

@@ -40,6 +40,7 @@ from auth_svc.servicers.health import HealthServicer
 from auth_svc.servicers.revocations import RevocationServicer
 from auth_svc.servicers.roles import RoleServicer
 from auth_svc.servicers.sessions import SessionServicer
+from auth_svc.servicers.tenant_deletion import TenantDeletionServicer
 from auth_svc.servicers.tenants import TenantServicer
 from auth_svc.servicers.tokens import TokenServicer
 from auth_svc.servicers.users import UserServicer
@@ -56,8 +57,10 @@ from auth_svc.stores.rights import RightsStore
 from auth_svc.stores.sessions import SessionStore
 from auth_svc.stores.signed_requests import SignedRequestStore
 from auth_svc.stores.signing_keys import SigningKeyStore
+from auth_svc.stores.tenant_deletion import TenantDeletionStore
 from auth_svc.stores.tenants import TenantStore
 from auth_svc.stores.users import UserStore
+from auth_svc.tenant_deletion import TenantDeletions
 from auth_svc.tenant_roles import TenantRoles
 from auth_svc.tenants import Tenants
 from auth_svc.token_exchange import RELOAD_EVERY_S as RELOAD_ISSUERS_EVERY_S
@@ -78,6 +81,7 @@ from meshkit.revocation_announcements import listen
 from meshkit.revocations import RevocationKind, Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
+from meshkit.tenant_deletion import TenantSweep
 from twinmesh.auth.v1 import (
     api_key_scope_service_pb2_grpc,
     api_key_service_pb2_grpc,
@@ -87,6 +91,7 @@ from twinmesh.auth.v1 import (
     revocation_service_pb2_grpc,
     role_service_pb2_grpc,
     session_service_pb2_grpc,
+    tenant_deletion_service_pb2_grpc,
     tenant_service_pb2_grpc,
     token_service_pb2_grpc,
     user_service_pb2_grpc,
@@ -179,6 +184,12 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             clock=clock,
         )
         tenant_store = TenantStore(pool=pool)
+        deletions = TenantDeletions(store=(deletion_store := TenantDeletionStore(pool=pool)), clock=clock)
+        sweep = TenantSweep(
+            closed=partial(deletions.all, SERVICE),
+            delete=deletion_store.delete_rows,
+            report=partial(deletions.report, SERVICE),
+        )
         token_exchange = TokenExchange(
             path=settings.issuers,
             read_jwks=jwks_reader(outside),
@@ -296,6 +307,11 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                 ),
             ),
             Registration(
+                "twinmesh.auth.v1.TenantDeletionService",
+                tenant_deletion_service_pb2_grpc.add_TenantDeletionServiceServicer_to_server,
+                TenantDeletionServicer(deletions=deletions),
+            ),
+            Registration(
                 "twinmesh.auth.v1.DeviceCertificateService",
                 device_certificate_service_pb2_grpc.add_DeviceCertificateServiceServicer_to_server,
                 DeviceCertificateServicer(certificates=certificates, revocation_list=revocation_list),
@@ -341,6 +357,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             _repeating("signing keys", key_ring.refresh, every_s=RELOAD_EVERY_S),
             _repeating("issuers", token_exchange.refresh, every_s=RELOAD_ISSUERS_EVERY_S),
             revocations.polling(),
+            sweep.sweeping(),
             _repeating("uses of API keys", key_uses.write, every_s=_USES_EVERY_S),
             _repeating("secrets of API keys", api_keys.end_secrets, every_s=_SECRETS_EVERY_S),
             _repeating("certificates of deleted devices", deleted.refresh, every_s=_DELETED_EVERY_S),

@@ -1,4 +1,4 @@
-"""Tenants: made, suspended and resumed by the operators of the installation."""
+"""Tenants: made, suspended, resumed and deleted by the operators of the installation."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -10,10 +10,11 @@ from auth_svc.rights import NewPassword
 from auth_svc.roles import Role
 from meshkit import audit
 from meshkit.clock import Clock
-from meshkit.errors import invalid_field, not_found
+from meshkit.errors import FailedPrecondition, invalid_field, not_found
 from meshkit.identity import SYSTEM_TENANT
 from twinmesh.auth.v1.tenant_service_pb2 import Tenant
 from twinmesh.auth.v1.user_service_pb2 import User
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _log = structlog.get_logger()
 # The field that says so.
@@ -23,11 +24,13 @@ _SUSPENDED = "suspend_time"
 class TenantStore(Protocol):
     """Where tenants are kept."""
 
-    async def create(self, tenant_id: str, administrator: User, password: NewPassword, now_us: int) -> Tenant:
-        """Add one with its first user.
+    async def create(
+        self, tenant_id: str, administrator: User, password: NewPassword, now_us: int, *, request_id: str
+    ) -> Tenant:
+        """Add one with its first user; again with the same request id it gives that user the password.
 
         Raises:
-            AlreadyExists: the id is taken.
+            AlreadyExists: the id is taken, by another request or by a user who has logged in.
         """
         ...
 
@@ -44,12 +47,16 @@ class TenantStore(Protocol):
         ...
 
     async def resume(self, tenant_id: str) -> Tenant | None:
-        """Resume one, None when there is none."""
+        """Resume one that is not deleted, None when there is none."""
+        ...
+
+    async def delete(self, tenant_id: str, export_digest: str) -> Tenant | None:
+        """Have all deleted that a suspended one has, None when there is none."""
         ...
 
 
 class Tenants:
-    """Makes, lists, suspends and resumes tenants.
+    """Makes, lists, suspends, resumes and deletes tenants.
 
     Args:
         store: where they are kept.
@@ -71,8 +78,13 @@ class Tenants:
         self._announce = announce
         self._clock = clock
 
-    async def create(self, tenant_id: str, administrator: str) -> tuple[Tenant, str]:
+    async def create(self, tenant_id: str, administrator: str, *, request_id: str) -> tuple[Tenant, str]:
         """Add a tenant; returns it and its administrator's one-time password.
+
+        Args:
+            tenant_id: its id.
+            administrator: name of its first user.
+            request_id: the same for a retry, which gives another password; "": a retry is refused.
 
         Raises:
             AlreadyExists: the id is taken.
@@ -81,7 +93,8 @@ class Tenants:
         audit.changed(["id", "administrator"])
         password, one_time = await self._new_passwords.one_time()
         user = User(username=administrator, role=Role.ADMIN)
-        tenant = await self._store.create(tenant_id, user, password, self._clock.now_us())
+        now_us = self._clock.now_us()
+        tenant = await self._store.create(tenant_id, user, password, now_us, request_id=request_id)
         _log.info("tenant created", tenant=tenant_id, administrator=administrator)
         return tenant, one_time
 
@@ -118,10 +131,39 @@ class Tenants:
 
         Raises:
             NotFound: it is absent.
+            FailedPrecondition: TENANT_DELETED.
         """
         audit.changed([_SUSPENDED])
-        tenant = _found(await self._store.resume(tenant_id), tenant_id)
+        tenant = await self._store.resume(tenant_id)
+        if tenant is None:
+            await self.get(tenant_id)
+            raise FailedPrecondition(
+                f"tenant {tenant_id!r} was deleted, and does not come back",
+                reason=ErrorReason.ERROR_REASON_TENANT_DELETED,
+            )
         _log.info("tenant resumed", tenant=tenant_id)
+        return tenant
+
+    async def delete(self, tenant_id: str, export_digest: str) -> Tenant:
+        """Have all deleted that a suspended tenant has; nothing brings it back.
+
+        Args:
+            tenant_id: its id.
+            export_digest: of the export that was made of it; the first one that is named is kept.
+
+        Raises:
+            NotFound: it is absent.
+            FailedPrecondition: TENANT_NOT_SUSPENDED.
+        """
+        audit.changed(["delete_time", "export_digest"])
+        tenant = await self._store.delete(tenant_id, export_digest)
+        if tenant is None:
+            await self.get(tenant_id)
+            raise FailedPrecondition(
+                f"tenant {tenant_id!r} is not suspended; export it, suspend it, and delete it then",
+                reason=ErrorReason.ERROR_REASON_TENANT_NOT_SUSPENDED,
+            )
+        _log.info("tenant is to be deleted", tenant=tenant_id, export_digest=export_digest)
         return tenant
 
 

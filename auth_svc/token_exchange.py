@@ -118,7 +118,7 @@ class TokenExchange:
         except NotMapped as unmapped:
             raise _not_mapped(unmapped.claim) from None
         found = await self._find_tenant(tenant)
-        if found is None:
+        if found is None or found.HasField("delete_time"):
             raise _not_mapped(issuer.tenant.claim)
         audit.concerns(tenant, f"{PrincipalKind.FEDERATED}:{issuer.name}/{subject}")
         now_s = self._clock.now_us() // MICROS_PER_SECOND

@@ -17,12 +17,15 @@ from meshkit.connections import Connections, Held, Refused, Wanted
 from meshkit.errors import DomainError, dependency_unavailable
 from meshkit.identity import KeyFetch, ServiceTokens
 from meshkit.revocations import Fetch, Revocation, RevocationKind
+from meshkit.tenant_deletion import ClosedTenant
 from twinmesh.auth.v1 import (
     audit_service_pb2_grpc,
     revocation_service_pb2,
     revocation_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
+    tenant_deletion_service_pb2,
+    tenant_deletion_service_pb2_grpc,
 )
 from twinmesh.ingest.v1 import connection_service_pb2, connection_service_pb2_grpc
 
@@ -213,3 +216,31 @@ def send_audit_to(channel: grpc.aio.Channel) -> Callable[[Sequence[AuditEvent]],
         await call(stub.RecordAuditEvents, request, peer="auth_svc")
 
     return send
+
+
+def fetch_closed_tenants_from(channel: grpc.aio.Channel) -> Callable[[], Awaitable[list[ClosedTenant]]]:
+    """Return a function that asks auth_svc which tenants are closed."""
+    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(channel)
+
+    async def fetch() -> list[ClosedTenant]:
+        found: list[ClosedTenant] = []
+        request = tenant_deletion_service_pb2.ListClosedTenantsRequest()
+        while True:
+            answer = await call(stub.ListClosedTenants, request, peer="auth_svc")
+            found += [ClosedTenant(each.id, each.deletion_due, each.reported) for each in answer.tenants]
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return found
+
+    return fetch
+
+
+def report_deleted_tenants_to(channel: grpc.aio.Channel) -> Callable[[str], Awaitable[None]]:
+    """Return a function that tells auth_svc that nothing of a deleted tenant is left here."""
+    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(channel)
+
+    async def report(tenant_id: str) -> None:
+        request = tenant_deletion_service_pb2.ReportTenantDeletedRequest(id=tenant_id)
+        await call(stub.ReportTenantDeleted, request, peer="auth_svc")
+
+    return report

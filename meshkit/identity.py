@@ -37,6 +37,7 @@ SERVICE_PERMISSIONS = frozenset(
         "audit:record",
         "connection:hold",
         "api_key_scope:read",
+        "tenant:delete",
     }
 )
 # Those who operate the installation are users of this tenant, and nobody else holds these.

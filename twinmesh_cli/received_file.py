@@ -23,15 +23,19 @@ def receive(file: Path, method: Callable[[Session], Any], request: Any) -> None:
         request: of it.
     """
     try:
-        with _whole(file) as out:
-            size = run(lambda session: _receive(session, method(session), request, out))
+        with whole_file(file) as out:
+            size = run(lambda session: received(session, method(session), request, out))
     except OSError as error:
         fail(f"{file} cannot be written: {error.strerror or error}")
     print(f"{size:,} bytes in {file}", file=sys.stderr)
 
 
-async def _receive(session: Session, method: Any, request: Any, out: IO[bytes]) -> int:
-    """Write the file as it comes and return its size in bytes."""
+async def received(session: Session, method: Any, request: Any, out: IO[bytes]) -> int:
+    """Write what an rpc streams as it comes and return its size in bytes.
+
+    Raises:
+        grpc.aio.AioRpcError: as the gateway or the service answered.
+    """
     metadata = (("authorization", f"Bearer {await session.credential()}"),)
     size = 0
     columns = (TextColumn("exporting"), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
@@ -46,8 +50,8 @@ async def _receive(session: Session, method: Any, request: Any, out: IO[bytes]) 
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[IO[bytes]]:
-    """A file beside it that takes its name when all is written, and else is gone."""
+def whole_file(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file beside it that takes its name when all is written, and else is gone."""
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
     fresh = Path(name)
     try:

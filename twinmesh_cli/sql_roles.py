@@ -65,12 +65,15 @@ async def create_user(
         most_connections: at a time.
 
     Raises:
-        SqlUserError: there is such a user, or no such tenant.
+        SqlUserError: there is such a user, or no such tenant, or it is suspended.
     """
     role = role_name(name)
     password = secrets.token_urlsafe(32)
-    if not await connection.fetchval("SELECT true FROM auth.tenant WHERE tenant_id = $1", tenant):
+    found = await connection.fetchrow("SELECT suspend_time FROM auth.tenant WHERE tenant_id = $1", tenant)
+    if found is None:
         raise SqlUserError(f"there is no tenant {tenant!r}")
+    if found["suspend_time"] is not None:
+        raise SqlUserError(f"tenant {tenant!r} is suspended: its SQL users see nothing")
     database = await connection.fetchval("SELECT current_database()")
     # Temporary tables are written on disk.
     await _execute(connection, "REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC", database)
@@ -86,6 +89,8 @@ async def create_user(
         )
         # Its own rights are the group's, and it can become nobody else, the group neither.
         await _execute(connection, f"GRANT {GROUP} TO %I WITH INHERIT TRUE, SET FALSE, ADMIN FALSE", role)
+        # Only who has its rights may end its connections and remove what it owns.
+        await _execute(connection, "GRANT %I TO CURRENT_USER", role)
         for setting, value in SETTINGS.items():
             await _execute(connection, "ALTER ROLE %I SET %I = %L", role, setting, value)
         await connection.execute(
@@ -117,8 +122,6 @@ async def drop_user(connection: asyncpg.Connection, name: str) -> None:
         await _execute(connection, "ALTER ROLE %I NOLOGIN", role)
         # From now on its open connections see nothing.
         await connection.execute("DELETE FROM telemetry.sql_user WHERE role_name = $1", role)
-    # Only who has its rights may end its connections and remove what it owns.
-    await _execute(connection, "GRANT %I TO CURRENT_USER", role)
     await connection.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = $1", role
     )

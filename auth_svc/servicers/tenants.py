@@ -20,7 +20,9 @@ class TenantServicer(tenant_service_pb2_grpc.TenantServiceServicer):
 
     async def CreateTenant(self, request: pb.CreateTenantRequest, context: object) -> pb.CreateTenantResponse:
         """Add a tenant."""
-        tenant, one_time = await self._tenants.create(request.tenant.id, request.administrator)
+        tenant, one_time = await self._tenants.create(
+            request.tenant.id, request.administrator, request_id=request.request_id
+        )
         return pb.CreateTenantResponse(tenant=tenant, one_time_password=one_time)
 
     async def GetTenant(self, request: pb.GetTenantRequest, context: object) -> pb.Tenant:
@@ -43,3 +45,7 @@ class TenantServicer(tenant_service_pb2_grpc.TenantServiceServicer):
     async def ResumeTenant(self, request: pb.ResumeTenantRequest, context: object) -> pb.Tenant:
         """Let them in again."""
         return await self._tenants.resume(request.id)
+
+    async def DeleteTenant(self, request: pb.DeleteTenantRequest, context: object) -> pb.Tenant:
+        """Have all deleted that a suspended one has."""
+        return await self._tenants.delete(request.id, request.export_digest)

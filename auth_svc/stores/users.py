@@ -32,7 +32,8 @@ ON CONFLICT DO NOTHING
 
 _INSERT_ABSENT = """
 INSERT INTO auth.user_account (tenant_id, username, password_hash, role, create_time, update_time)
-VALUES ($1, $2, $3, $4, $5, $5)
+SELECT $1, $2, $3, $4, $5, $5
+WHERE NOT EXISTS (SELECT FROM auth.tenant WHERE tenant_id = $1 AND delete_time IS NOT NULL)
 ON CONFLICT DO NOTHING
 RETURNING true
 """
@@ -122,7 +123,7 @@ class UserStore:
     async def create(
         self, tenant: str, username: str, password_hash: str, role: Role, create_us: int
     ) -> bool:
-        """Store a user, and its tenant when that is new; False when the user exists already."""
+        """Store a user, and its tenant when that is new; False when it exists, or is of a deleted tenant."""
         create_time = to_datetime(create_us)
         async with tenant_transaction(self._pool, tenant) as connection:
             await connection.execute(_INSERT_TENANT, tenant, create_time)

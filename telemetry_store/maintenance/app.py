@@ -8,14 +8,23 @@ import asyncpg
 
 from meshkit import db
 from meshkit.audit import AuditTrail
-from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
+from meshkit.client import (
+    fetch_closed_tenants_from,
+    fetch_keys_from,
+    fetch_revocations_from,
+    report_deleted_tenants_to,
+    send_audit_to,
+    service_channel,
+)
 from meshkit.clock import SystemClock
 from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit
 from meshkit.present_settings import PresentSettings
 from meshkit.revocations import Revocations
 from meshkit.server import running_server
+from meshkit.tenant_deletion import TenantSweep
 from telemetry_store.maintenance.backfills import expire_backfills
+from telemetry_store.maintenance.closed_tenants import SqlUserDoor, delete_tenant
 from telemetry_store.maintenance.config import MaintenanceSettings
 from telemetry_store.maintenance.dead_letters import expire_dead_letters
 from telemetry_store.maintenance.instances import close_dead_instances
@@ -170,6 +179,12 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
             lock_key=_ARCHIVE_LOCK_KEY,
         )
         storage = Worker(pool=pool, steps=storage_steps(pool, settings), lock_key=_STORAGE_LOCK_KEY)
+        closed = fetch_closed_tenants_from(auth_channel)
+        sweep = TenantSweep(
+            closed=closed,
+            delete=partial(delete_tenant, pool, store),
+            report=report_deleted_tenants_to(auth_channel),
+        )
         guard = RoomGuard(
             pool=pool,
             data_dir=settings.database_data_dir,
@@ -183,6 +198,8 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
             archiver.running(),
             storage.running(),
             guard.looking(),
+            SqlUserDoor(pool=pool, closed=closed).kept(),
+            sweep.sweeping(),
             running_server(
                 listen=settings.listen,
                 registrations=(),

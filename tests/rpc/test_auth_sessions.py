@@ -162,11 +162,13 @@ async def test_a_service_is_known_but_has_no_session(auth: AuthApp) -> None:
     me = await auth.sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=service)
     assert (me.kind, me.subject) == ("service", "twin_svc")
     assert list(me.permissions) == [
+        "api_key_scope:read",
         "audit:record",
         "connection:hold",
         "profile:read",
         "profile:register",
         "revocation:read",
+        "tenant:delete",
     ]
     assert not me.HasField("expire_time")
     call = auth.sessions.Logout(session_service_pb2.LogoutRequest(), metadata=service)

@@ -20,6 +20,7 @@ from meshkit.identity import PrincipalKind
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import MESH_SECRET, PASSWORD, AuthApp, refusal, running_auth
+from tests.rpc.tenant_calls import Metadata, create, delete, get, login, resume, suspend
 from twinmesh.auth.v1 import (
     api_key_service_pb2,
     role_service_pb2,
@@ -28,7 +29,6 @@ from twinmesh.auth.v1 import (
 )
 from twinmesh.auth.v1 import tenant_service_pb2 as pb
 
-_Metadata = tuple[tuple[str, str], ...]
 _MISSING = (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
 _EXCEEDS = (grpc.StatusCode.PERMISSION_DENIED, "GRANT_EXCEEDS_CALLER")
 _SUSPENDED = (grpc.StatusCode.PERMISSION_DENIED, "TENANT_SUSPENDED")
@@ -46,62 +46,37 @@ async def auth(database: TestDatabase) -> AsyncIterator[AuthApp]:
 
 
 @pytest.fixture
-async def operator(auth: AuthApp) -> _Metadata:
+async def operator(auth: AuthApp) -> Metadata:
     await auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
     return await auth.as_user("system", "operator")
-
-
-async def _create(auth: AuthApp, caller: _Metadata, tenant: str, administrator: str = "root") -> Any:
-    request = pb.CreateTenantRequest(tenant=pb.Tenant(id=tenant), administrator=administrator)
-    return await auth.tenants.CreateTenant(request, metadata=caller)
-
-
-async def _get(auth: AuthApp, caller: _Metadata, tenant: str) -> pb.Tenant:
-    answer: pb.Tenant = await auth.tenants.GetTenant(pb.GetTenantRequest(id=tenant), metadata=caller)
-    return answer
-
-
-async def _suspend(auth: AuthApp, caller: _Metadata, tenant: str = "demo") -> pb.Tenant:
-    answer: pb.Tenant = await auth.tenants.SuspendTenant(pb.SuspendTenantRequest(id=tenant), metadata=caller)
-    return answer
-
-
-async def _resume(auth: AuthApp, caller: _Metadata, tenant: str = "demo") -> pb.Tenant:
-    answer: pb.Tenant = await auth.tenants.ResumeTenant(pb.ResumeTenantRequest(id=tenant), metadata=caller)
-    return answer
-
-
-async def _login(auth: AuthApp, tenant: str, username: str, password: str) -> Any:
-    request = session_service_pb2.LoginRequest(tenant=tenant, username=username, password=password)
-    return await auth.sessions.Login(request)
 
 
 async def _refresh(auth: AuthApp, refresh_token: str) -> Any:
     return await auth.sessions.Refresh(session_service_pb2.RefreshRequest(refresh_token=refresh_token))
 
 
-async def _me(auth: AuthApp, caller: _Metadata) -> Any:
+async def _me(auth: AuthApp, caller: Metadata) -> Any:
     return await auth.sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=caller)
 
 
-async def _key(auth: AuthApp, caller: _Metadata) -> str:
+async def _key(auth: AuthApp, caller: Metadata) -> str:
     request = api_key_service_pb2.CreateApiKeyRequest(display_name="key", permissions=["twin:read"])
     return str((await auth.api_keys.CreateApiKey(request, metadata=caller)).secret)
 
 
-async def _add_user(auth: AuthApp, caller: _Metadata, username: str, role: str) -> Any:
+async def _add_user(auth: AuthApp, caller: Metadata, username: str, role: str) -> Any:
     user = user_service_pb2.User(username=username, role=role)
     request = user_service_pb2.CreateUserRequest(user=user, password=PASSWORD)
     return await auth.users.CreateUser(request, metadata=caller)
 
 
 async def test_a_new_tenants_administrator_chooses_a_password_and_lets_people_in(
-    auth: AuthApp, operator: _Metadata
+    auth: AuthApp, operator: Metadata
 ) -> None:
-    made = await _create(auth, operator, "acme", "root")
-    assert made.tenant == await _get(auth, operator, "acme")
+    made = await create(auth, operator, "acme", "root")
+    assert made.tenant == await get(auth, operator, "acme")
     assert not made.tenant.HasField("suspend_time")
-    session = await _login(auth, "acme", "root", made.one_time_password)
+    session = await login(auth, "acme", "root", made.one_time_password)
     assert session.password_change_required
     await auth.users.ChangePassword(
         user_service_pb2.ChangePasswordRequest(old_password=made.one_time_password, new_password=PASSWORD),
@@ -117,23 +92,23 @@ async def test_a_new_tenants_administrator_chooses_a_password_and_lets_people_in
     assert [user.username for user in listed.users] == ["ada", "root"]
 
 
-async def test_an_id_is_given_once(auth: AuthApp, operator: _Metadata) -> None:
+async def test_an_id_is_given_once(auth: AuthApp, operator: Metadata) -> None:
     for taken in ("demo", "system"):
-        code, reason = await refusal(_create(auth, operator, taken, "mallory"))
+        code, reason = await refusal(create(auth, operator, taken, "mallory"))
         assert (code, reason) == (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
-        assert await refusal(_login(auth, taken, "mallory", PASSWORD)) == _FAILED
+        assert await refusal(login(auth, taken, "mallory", PASSWORD)) == _FAILED
 
 
 @pytest.mark.parametrize("bad", ["", "Acme", "a_b", "-a", "a" * 33])
-async def test_an_id_has_a_form(auth: AuthApp, operator: _Metadata, bad: str) -> None:
-    assert await refusal(_create(auth, operator, bad)) == _BAD
-    assert await refusal(_create(auth, operator, "acme", "")) == _BAD
+async def test_an_id_has_a_form(auth: AuthApp, operator: Metadata, bad: str) -> None:
+    assert await refusal(create(auth, operator, bad)) == _BAD
+    assert await refusal(create(auth, operator, "acme", "")) == _BAD
 
 
-async def test_all_tenants_are_listed_page_by_page(auth: AuthApp, operator: _Metadata) -> None:
+async def test_all_tenants_are_listed_page_by_page(auth: AuthApp, operator: Metadata) -> None:
     for tenant in ("acme", "zeta"):
-        await _create(auth, operator, tenant)
-    await _suspend(auth, operator, "zeta")
+        await create(auth, operator, tenant)
+    await suspend(auth, operator, "zeta")
     found: list[pb.Tenant] = []
     token = ""
     while True:
@@ -146,25 +121,27 @@ async def test_all_tenants_are_listed_page_by_page(auth: AuthApp, operator: _Met
         assert len(page.tenants) == 3
     assert [tenant.id for tenant in found] == ["acme", "demo", "system", "zeta"]
     assert [tenant.id for tenant in found if tenant.HasField("suspend_time")] == ["zeta"]
-    assert found == [await _get(auth, operator, tenant.id) for tenant in found]
+    assert found == [await get(auth, operator, tenant.id) for tenant in found]
 
 
-async def test_nobody_else_keeps_tenants(auth: AuthApp, operator: _Metadata) -> None:
+async def test_nobody_else_keeps_tenants(auth: AuthApp, operator: Metadata) -> None:
     await auth.add_user("system", "guest", Role.ADMIN)
     await auth.add_user("system", "boss", Role.INSTALLATION_ADMIN)
     for caller in (await auth.as_user(), await auth.as_user("system", "guest")):
-        assert await refusal(_create(auth, caller, "acme")) == _MISSING
-        assert await refusal(_get(auth, caller, "demo")) == _MISSING
+        assert await refusal(create(auth, caller, "acme")) == _MISSING
+        assert await refusal(get(auth, caller, "demo")) == _MISSING
         assert await refusal(auth.tenants.ListTenants(pb.ListTenantsRequest(), metadata=caller)) == _MISSING
-        assert await refusal(_suspend(auth, caller)) == _MISSING
-        assert await refusal(_resume(auth, caller)) == _MISSING
-    assert await refusal(_get(auth, operator, "nothing")) == _ABSENT
-    assert await refusal(_suspend(auth, operator, "nothing")) == _ABSENT
-    assert await refusal(_resume(auth, operator, "nothing")) == _ABSENT
+        assert await refusal(suspend(auth, caller)) == _MISSING
+        assert await refusal(resume(auth, caller)) == _MISSING
+        assert await refusal(delete(auth, caller)) == _MISSING
+    assert await refusal(get(auth, operator, "nothing")) == _ABSENT
+    assert await refusal(suspend(auth, operator, "nothing")) == _ABSENT
+    assert await refusal(resume(auth, operator, "nothing")) == _ABSENT
+    assert await refusal(delete(auth, operator, "nothing")) == _ABSENT
 
 
 async def test_only_operators_make_operators_and_only_in_tenant_system(
-    auth: AuthApp, operator: _Metadata
+    auth: AuthApp, operator: Metadata
 ) -> None:
     await auth.add_user("system", "guest", Role.ADMIN)
     admin, guest = await auth.as_user(), await auth.as_user("system", "guest")
@@ -184,7 +161,7 @@ async def test_only_operators_make_operators_and_only_in_tenant_system(
     reset = user_service_pb2.ResetPasswordRequest(username="operator")
     assert await refusal(auth.users.ResetPassword(reset, metadata=guest)) == _EXCEEDS
     await _add_user(auth, operator, "second", "installation_admin")
-    await _get(auth, await auth.as_user("system", "second"), "demo")
+    await get(auth, await auth.as_user("system", "second"), "demo")
     listed = {}
     for tenant, caller in (("demo", admin), ("system", operator)):
         roles = await auth.roles.ListRoles(role_service_pb2.ListRolesRequest(), metadata=caller)
@@ -192,7 +169,7 @@ async def test_only_operators_make_operators_and_only_in_tenant_system(
     assert listed == {"demo": set(Role) - {Role.INSTALLATION_ADMIN}, "system": set(Role)}
 
 
-async def test_the_last_operator_stays(auth: AuthApp, operator: _Metadata) -> None:
+async def test_the_last_operator_stays(auth: AuthApp, operator: Metadata) -> None:
     await auth.add_user("system", "guest", Role.ADMIN)
     request = user_service_pb2.UpdateUserRequest(
         user=user_service_pb2.User(username="operator", disabled=True),
@@ -203,13 +180,13 @@ async def test_the_last_operator_stays(auth: AuthApp, operator: _Metadata) -> No
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "LAST_ADMINISTRATOR")
 
 
-async def test_no_key_keeps_tenants(auth: AuthApp, operator: _Metadata) -> None:
+async def test_no_key_keeps_tenants(auth: AuthApp, operator: Metadata) -> None:
     role = role_service_pb2.Role(id="maker", permissions=["tenant:admin"])
     await auth.roles.CreateRole(role_service_pb2.CreateRoleRequest(role=role), metadata=operator)
     await _add_user(auth, operator, "maker", "maker")
     await auth.sql("UPDATE auth.role SET permissions = permissions || '{api_key:write}'")
     maker = await auth.as_user("system", "maker")
-    await _get(auth, maker, "demo")
+    await get(auth, maker, "demo")
     request = api_key_service_pb2.CreateApiKeyRequest(display_name="key", permissions=["tenant:admin"])
     assert await refusal(auth.api_keys.CreateApiKey(request, metadata=maker)) == _EXCEEDS
 
@@ -224,14 +201,14 @@ async def test_no_key_keeps_tenants(auth: AuthApp, operator: _Metadata) -> None:
     ],
 )
 async def test_a_token_of_anybody_else_does_not_count_whatever_it_says(
-    auth: AuthApp, operator: _Metadata, tenant: str, kind: PrincipalKind
+    auth: AuthApp, operator: Metadata, tenant: str, kind: PrincipalKind
 ) -> None:
     clock = SystemClock()
     async with db.pool(auth.database.url("twinmesh_auth"), application="test", max_size=1) as pool:
         ring = KeyRing(store=SigningKeyStore(pool=pool), mesh_secret=MESH_SECRET, life_days=30, clock=clock)
         await ring.refresh()
 
-        def token(whose: str, what: PrincipalKind) -> _Metadata:
+        def token(whose: str, what: PrincipalKind) -> Metadata:
             grant = Grant(
                 tenant=whose,
                 subject="operator",
@@ -243,11 +220,11 @@ async def test_a_token_of_anybody_else_does_not_count_whatever_it_says(
             )
             return bearer(AccessTokens(signers=ring, clock=clock).issue(grant, life_s=60))
 
-        await _get(auth, token("system", PrincipalKind.USER), "demo")
-        assert await refusal(_get(auth, token(tenant, kind), "demo")) == _MISSING
+        await get(auth, token("system", PrincipalKind.USER), "demo")
+        assert await refusal(get(auth, token(tenant, kind), "demo")) == _MISSING
 
 
-async def test_the_database_knows_no_operator_of_another_tenant(auth: AuthApp, operator: _Metadata) -> None:
+async def test_the_database_knows_no_operator_of_another_tenant(auth: AuthApp, operator: Metadata) -> None:
     with pytest.raises(asyncpg.ForeignKeyViolationError):
         await auth.sql("UPDATE auth.user_account SET role = 'installation_admin' WHERE tenant_id = 'demo'")
     with pytest.raises(asyncpg.CheckViolationError):
@@ -257,14 +234,14 @@ async def test_the_database_knows_no_operator_of_another_tenant(auth: AuthApp, o
 
 
 async def test_a_suspended_tenant_is_shut_and_says_so_to_who_proves_a_credential(
-    auth: AuthApp, operator: _Metadata
+    auth: AuthApp, operator: Metadata
 ) -> None:
     session = await auth.login()
     key = await _key(auth, bearer(session.access_token))
     assert (await auth.check(f"Bearer {key}")).status.code == code_pb2.OK  # It is remembered.
-    suspended = await _suspend(auth, operator)
+    suspended = await suspend(auth, operator)
     assert suspended.HasField("suspend_time")
-    assert suspended == await _get(auth, operator, "demo")
+    assert suspended == await get(auth, operator, "demo")
 
     assert await refusal(_me(auth, bearer(session.access_token))) == _ENDED
     assert await refusal(_refresh(auth, session.refresh_token)) == _SUSPENDED
@@ -275,35 +252,35 @@ async def test_a_suspended_tenant_is_shut_and_says_so_to_who_proves_a_credential
     assert "TENANT_SUSPENDED" in refused.denied_response.body
     assert dict(refused.dynamic_metadata) == {"reason": "TENANT_SUSPENDED"}
     # To nobody else.
-    assert await refusal(_login(auth, "demo", "admin", "wrong")) == _FAILED
-    assert await refusal(_login(auth, "demo", "nobody", PASSWORD)) == _FAILED
+    assert await refusal(login(auth, "demo", "admin", "wrong")) == _FAILED
+    assert await refusal(login(auth, "demo", "nobody", PASSWORD)) == _FAILED
     unknown = await auth.check(f"Bearer {key[:-1]}{'0' if key[-1] != '0' else '1'}")
     assert "API_KEY_INVALID" in unknown.denied_response.body
     code, reason = await refusal(_refresh(auth, session.refresh_token[:-4] + "0000"))
     assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "REFRESH_TOKEN_INVALID")
 
 
-async def test_who_could_not_come_in_anyway_is_told_nothing(auth: AuthApp, operator: _Metadata) -> None:
+async def test_who_could_not_come_in_anyway_is_told_nothing(auth: AuthApp, operator: Metadata) -> None:
     admin = await auth.as_user()
     await _add_user(auth, admin, "gone", "viewer")
     request = user_service_pb2.UpdateUserRequest(
         user=user_service_pb2.User(username="gone", disabled=True), update_mask=FieldMask(paths=["disabled"])
     )
     await auth.users.UpdateUser(request, metadata=admin)
-    await _suspend(auth, operator)
-    assert await refusal(_login(auth, "demo", "gone", PASSWORD)) == _FAILED
+    await suspend(auth, operator)
+    assert await refusal(login(auth, "demo", "gone", PASSWORD)) == _FAILED
 
 
-async def test_a_resumed_tenant_goes_on_where_it_was(auth: AuthApp, operator: _Metadata) -> None:
+async def test_a_resumed_tenant_goes_on_where_it_was(auth: AuthApp, operator: Metadata) -> None:
     session = await auth.login()
     key = await _key(auth, bearer(session.access_token))
-    since = (await _suspend(auth, operator)).suspend_time
-    assert (await _suspend(auth, operator)).suspend_time == since
+    since = (await suspend(auth, operator)).suspend_time
+    assert (await suspend(auth, operator)).suspend_time == since
     for _ in range(2):
         # What is refused is not used up.
         assert await refusal(_refresh(auth, session.refresh_token)) == _SUSPENDED
     for _ in range(2):
-        assert not (await _resume(auth, operator)).HasField("suspend_time")
+        assert not (await resume(auth, operator)).HasField("suspend_time")
     assert await refusal(_me(auth, bearer(session.access_token))) == _ENDED
     again = await _refresh(auth, session.refresh_token)
     assert (await _me(auth, bearer(again.access_token))).subject == "admin"
@@ -311,24 +288,24 @@ async def test_a_resumed_tenant_goes_on_where_it_was(auth: AuthApp, operator: _M
     await auth.login()
 
 
-async def test_other_tenants_notice_nothing(auth: AuthApp, operator: _Metadata) -> None:
+async def test_other_tenants_notice_nothing(auth: AuthApp, operator: Metadata) -> None:
     await auth.add_user("other", "ada", Role.ADMIN)
     session = await auth.login("other", "ada")
     key = await _key(auth, bearer(session.access_token))
-    await _suspend(auth, operator)
+    await suspend(auth, operator)
     assert await _me(auth, bearer(session.access_token))
     assert await _refresh(auth, session.refresh_token)
     assert (await auth.check(f"Bearer {key}")).status.code == code_pb2.OK
     await auth.login("other", "ada")
 
 
-async def test_the_operators_own_tenant_is_not_suspended(auth: AuthApp, operator: _Metadata) -> None:
-    assert await refusal(_suspend(auth, operator, "system")) == _BAD
+async def test_the_operators_own_tenant_is_not_suspended(auth: AuthApp, operator: Metadata) -> None:
+    assert await refusal(suspend(auth, operator, "system")) == _BAD
     assert await _me(auth, operator)
 
 
 async def test_a_token_that_was_issued_while_it_was_being_suspended_does_not_count(
-    auth: AuthApp, operator: _Metadata, monkeypatch: pytest.MonkeyPatch
+    auth: AuthApp, operator: Metadata, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     came_in: list[session_service_pb2.LoginResponse] = []
 
@@ -339,7 +316,7 @@ async def test_a_token_that_was_issued_while_it_was_being_suspended_does_not_cou
             came_in.append(await auth.login())
 
     monkeypatch.setattr("auth_svc.stores.tenants.insert_revocation", slowly)
-    await _suspend(auth, operator)
+    await suspend(auth, operator)
     (session,) = came_in
     assert await refusal(_me(auth, bearer(session.access_token))) == _ENDED
     assert await refusal(_refresh(auth, session.refresh_token)) == _SUSPENDED

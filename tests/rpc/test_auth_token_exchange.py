@@ -138,6 +138,11 @@ async def test_nothing_is_exchanged_into_a_suspended_tenant(
     assert await _verdict(client, issuer.token(key=STRANGER)) == _INVALID
     assert (await client.post("/v1/tenants/demo:resume", headers=operator, json={})).status_code == 200
     assert (await _exchange(client, issuer.token())).status_code == 200
+    assert (await client.post("/v1/tenants/demo:suspend", headers=operator, json={})).status_code == 200
+    deletion = f"/v1/tenants/demo?exportDigest={'0' * 64}"
+    assert (await client.delete(deletion, headers=operator)).status_code == 200
+    # As when there is no such tenant.
+    assert await _verdict(client, issuer.token()) == (403, "SUBJECT_NOT_MAPPED")
 
 
 async def test_the_account_of_it_is_the_subject_s(

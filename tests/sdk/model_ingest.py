@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
@@ -31,6 +31,8 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
         faults: how likely each is at a batch: "busy", "unknown_alias", "go_away", "unavailable",
             "ended", "silent" (the commit happens, its Ack is lost).
         is_away: whether all streams end as UNAVAILABLE.
+        is_suspended: whether the tenant is: streams end as TOKEN_REVOKED, and Open is refused.
+        is_revoked: whether the credential is: streams end as TOKEN_REVOKED, and Open is refused so.
         answers_open: whether Opened is sent.
         acknowledges: whether Acks are sent.
         gaps: at so many batches from now on, streams end as SEQUENCE_GAP.
@@ -40,6 +42,7 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
     Attributes:
         opens: those that were taken; the last one has the writer.
         ended: how many streams have ended.
+        refused: how many streams were refused because the tenant is suspended.
     """
 
     chance: random.Random
@@ -47,7 +50,10 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
     batches: dict[int, ingest_pb2.Batch] = field(default_factory=dict)
     opens: list[ingest_pb2.Open] = field(default_factory=list)
     ended: int = 0
+    refused: int = 0
     is_away: bool = False
+    is_suspended: bool = False
+    is_revoked: bool = False
     answers_open: bool = True
     acknowledges: bool = True
     gaps: int = 0
@@ -94,6 +100,13 @@ class ModelIngest(ingest_grpc.IngestServiceServicer):
     async def _end_if_over(self, stream: "_Stream", context: Any) -> None:
         if self.is_away:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        if self.is_suspended and not stream.is_open:
+            self.refused += 1
+            await _abort(
+                context, "TENANT_SUSPENDED", "it is suspended", code=grpc.StatusCode.PERMISSION_DENIED
+            )
+        if self.is_suspended or self.is_revoked:
+            await _abort(context, "TOKEN_REVOKED", "revoked", code=grpc.StatusCode.UNAUTHENTICATED)
         if not stream.is_fenced:
             return
         if self.is_masked:
@@ -148,6 +161,10 @@ class _Stream:
             yield self._model.opened()
 
     @property
+    def is_open(self) -> bool:
+        return self._epoch is not None
+
+    @property
     def is_fenced(self) -> bool:
         return self._epoch is not None and self._epoch < len(self._model.opens)
 
@@ -192,11 +209,17 @@ class _Stream:
             yield _Response(ack=ingest_pb2.Ack(accepted_through=through, durable_through=through))
 
 
-async def _abort(context: Any, reason: str, message: str) -> None:
-    status = status_pb2.Status(code=code_pb2.FAILED_PRECONDITION, message=message)
+async def _abort(
+    context: Any,
+    reason: str,
+    message: str,
+    *,
+    code: grpc.StatusCode = grpc.StatusCode.FAILED_PRECONDITION,
+) -> None:
+    status = status_pb2.Status(code=code.value[0], message=message)
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="twinmesh"))
     await context.abort(
-        grpc.StatusCode.FAILED_PRECONDITION,
+        code,
         status.message,
         trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
     )

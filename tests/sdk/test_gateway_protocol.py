@@ -11,7 +11,7 @@ import uvloop
 from tests.rpc.ingest.neighbours import until
 from tests.sdk import model_ingest
 from tests.sdk.model_ingest import ModelIngest, serving
-from twinmesh_client import GatewayClient, SequenceGap, connection
+from twinmesh_client import GatewayClient, SequenceGap, Unauthenticated, connection, errors
 
 _SEEDS = 50 if os.environ.get("TWINMESH_TEST_SCALE") == "soak" else 4
 _SERIES = 7
@@ -156,6 +156,52 @@ async def test_a_gap_twice_in_a_row_stops_the_client(tmp_path: Path) -> None:
         async with GatewayClient(address, token="t", name="gw", spool=tmp_path):
             pass
     assert times_of(model, 0) == [1], "nothing was given up"
+
+
+async def test_a_suspended_tenants_gateway_keeps_its_spool_and_goes_on_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(errors, "_SUSPENDED_RETRY_S", 0.001)
+    monkeypatch.setattr(errors, "_REVOKED_RETRY_S", 0.001)
+    model = ModelIngest(random.Random(0))
+    async with (
+        serving(model) as address,
+        GatewayClient(
+            address, token="tmk_key", name="gw", spool=tmp_path, max_age=0.001, drain_timeout=60
+        ) as gateway,
+    ):
+        series = gateway.series("pump-1", "flow")
+        await series.add(0.0, 1)
+        await gateway.flush()
+        model.is_suspended = True
+        await until(lambda: model.refused > 2)
+        await series.add(1.0, 2)
+        await gateway.persist()
+        assert gateway.stats().durable_samples == 1
+        assert "it is suspended; until then the spool keeps all" in caplog.text
+        model.is_suspended = False
+        await gateway.flush()
+    assert times_of(model, 0) == [1, 2]
+    assert model.wrong == []
+
+
+async def test_a_revoked_credential_stops_the_client_when_another_stream_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "_REVOKED_RETRY_S", 0.001)
+    model = ModelIngest(random.Random(0))
+    async with serving(model) as address:
+        gateway = GatewayClient(address, token="t", name="gw", spool=tmp_path, max_age=0.001)
+        await gateway.__aenter__()
+        series = gateway.series("pump-1", "flow")
+        await series.add(0.0, 1)
+        await gateway.flush()
+        model.is_revoked = True
+        await until(lambda: model.ended >= 2)
+        with pytest.raises(Unauthenticated):
+            await gateway.flush()
+        with pytest.raises(Unauthenticated):
+            await gateway.__aexit__(None, None, None)
 
 
 async def test_the_next_server_may_remember_fewer_outcomes(

@@ -87,3 +87,19 @@ async def test_wrong_settings_are_named_and_nothing_is_made(
     assert told in err
     assert "short" not in err.replace("shorter", "")
     assert await _users(database) == []
+
+
+async def test_nobody_is_made_in_a_deleted_tenant(database: TestDatabase) -> None:
+    connection = await asyncpg.connect(database.admin_url)
+    try:
+        await connection.execute(
+            "INSERT INTO auth.tenant (tenant_id, create_time, suspend_time, delete_time, export_digest) "
+            "VALUES ('demo', now(), now(), now(), repeat('0', 64))"
+        )
+    finally:
+        await connection.close()
+    done = await _run(
+        TWINMESH_SERVICE_DATABASE_URL=database.url("twinmesh_auth"), TWINMESH_ADMIN_PASSWORD="correct horse"
+    )
+    assert (done[0], json.loads(done[1])) == (0, {"created": False}), done
+    assert not await _users(database)

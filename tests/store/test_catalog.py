@@ -33,6 +33,7 @@ _ABROAD = {("twinmesh_sql", "twinmesh")}
 _SEES_PAST_POLICIES = {
     "asset.device_tenants",
     "asset.deleted_devices_after",
+    "auth.closed_tenants_after",
     "auth.device_certificates_on_crl",
     "auth.revocations_after",
     "auth.tenants_after",
@@ -40,6 +41,8 @@ _SEES_PAST_POLICIES = {
     # They make and drop days of all tenants' events, none of the last 30 days, and answer how many days.
     "auth.ensure_audit_days",
     "auth.drop_audit_days",
+    # It deletes what a tenant has, but only one that is marked as deleted, and answers how many rows.
+    "auth.delete_tenant_rows",
     # They delete what is old of all tenants, and answer nothing.
     "auth.forget_account_failures",
     "auth.forget_signed_requests",
@@ -50,7 +53,7 @@ _OWN_ROWS = {
     f'(tenant_id = ( SELECT {_OF_TENANT} AS "nullif"))',
     # A person's role is of one tenant, and reads only which.
     "(tenant_id = ( SELECT u.tenant_id\n   FROM telemetry.sql_user u\n  WHERE (u.role_name = CURRENT_USER)))",
-    "(role_name = CURRENT_USER)",
+    "((role_name = CURRENT_USER) AND (NOT is_closed))",
 }
 # Rows of no tenant are all tenants'.
 _OWN_ROWS_OR_ALL = f"((tenant_id = ''::text) OR (tenant_id = ( SELECT {_OF_TENANT} AS \"nullif\")))"

@@ -184,6 +184,8 @@ FUNCTION_RIGHTS = {
     ("twinmesh_ingest", "ensure_sealed_months"),
     ("twinmesh_ingest", "hold_capacity"),
     ("twinmesh_ingest", "take_tokens"),
+    ("twinmesh_maintenance", "close_sql_users"),
+    ("twinmesh_maintenance", "delete_tenant_rows"),
     ("twinmesh_maintenance", "drop_raw_days"),
     ("twinmesh_maintenance", "drop_request_windows"),
     ("twinmesh_maintenance", "drop_rollup_days"),
@@ -210,7 +212,7 @@ TENANT_OR_ALL = (
     "''::text) AS \"nullif\")))"
 )
 POLICIES = {
-    ("sql_user", "twinmesh_sql"): ("SELECT", "(role_name = CURRENT_USER)"),
+    ("sql_user", "twinmesh_sql"): ("SELECT", "((role_name = CURRENT_USER) AND (NOT is_closed))"),
     **{(table, "twinmesh_sql"): ("SELECT", OF_SQL_USER) for table in SQL_COLUMNS if table != "sql_user"},
     **{
         (table, "twinmesh_twin_query"): ("SELECT", TENANT)

@@ -15,7 +15,10 @@ import asyncpg
 import pytest
 import yaml
 
+from meshkit import db
+from meshkit.tenant_deletion import ClosedTenant
 from meshkit.testing.database import TestDatabase
+from telemetry_store.maintenance.closed_tenants import SqlUserDoor, delete_tenant
 from telemetry_store.series import Point
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import T0, admin
@@ -398,6 +401,49 @@ async def test_a_dropped_user_loses_access_at_once(people: People) -> None:
             await asyncpg.connect(people.url(people.ada))
         with pytest.raises(SqlUserError, match="there is no SQL user"):
             await sql_roles.drop_user(connection, people.ada)
+
+
+async def test_users_of_a_closed_tenant_see_nothing_until_it_is_opened(people: People) -> None:
+    async def close(*tenants: str) -> None:
+        url = people.database.url("twinmesh_maintenance")
+        async with db.pool(url, application="test", max_size=1) as pool:
+
+            async def closed() -> list[ClosedTenant]:
+                return [ClosedTenant(tenant, deletion_due=False, reported=False) for tenant in tenants]
+
+            await SqlUserDoor(pool=pool, closed=closed).turn()
+
+    async with people.connected(people.ada) as snapshot, people.connected(people.bob) as other:
+        # What such a transaction sees, no change of rights takes away: its connection has to end.
+        await snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        assert await snapshot.fetchval("SELECT count(*) FROM series")
+        await close("demo", "nobody")
+        with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresError)):
+            await snapshot.fetchval("SELECT count(*) FROM series")
+        snapshot.terminate()
+        async with people.connected(people.ada) as renewed:
+            assert await seen(renewed) == {view: set() for view in VIEWS}
+        assert await seen(other) == dict.fromkeys(VIEWS, frozenset(["acme"]))
+        await close()
+        async with people.connected(people.ada) as resumed:
+            assert await seen(resumed) == DEMO_ONLY
+        assert await seen(other) == dict.fromkeys(VIEWS, frozenset(["acme"]))
+
+
+async def test_no_user_is_made_in_a_suspended_tenant(people: People) -> None:
+    async with admin(people.database) as connection:
+        await connection.execute("UPDATE auth.tenant SET suspend_time = now() WHERE tenant_id = 'acme'")
+        with pytest.raises(SqlUserError, match="tenant 'acme' is suspended"):
+            await sql_roles.create_user(connection, "eve", tenant="acme", most_connections=1)
+
+
+async def test_users_go_with_their_tenant(people: People) -> None:
+    async with db.pool(people.database.url("twinmesh_maintenance"), application="test", max_size=1) as pool:
+        await delete_tenant(pool, None, "acme")
+    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+        await asyncpg.connect(people.url(people.bob))
+    async with people.connected(people.ada) as connection:
+        assert await seen(connection) == DEMO_ONLY
 
 
 async def test_a_rotated_password_replaces_the_one_before(people: People) -> None:

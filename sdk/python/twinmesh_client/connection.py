@@ -137,6 +137,7 @@ class Connection:
             failure = from_rpc_error(
                 error,
                 renews_token=self._tokens.renews,
+                was_open=stream.is_open,
                 is_resuming=resumes and not stream.is_open,
                 met_gap=self._met_gap and not stream.progressed,
             )

@@ -18,7 +18,7 @@
 
 Each is final for this client: it neither sends nor deletes anything any more, and the
 spool keeps what was not acknowledged. Whatever may pass by itself (a lost connection, a
-server that restarts or is busy) is no error here; the client tries again.
+server that restarts or is busy, a suspended tenant) is no error here; the client tries again.
 """
 
 from pathlib import Path
@@ -27,6 +27,10 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 _DOMAIN = "twinmesh"
+# Operators resume a tenant after hours, not seconds.
+_SUSPENDED_RETRY_S = 60.0
+# Within a second all of the server knows what was revoked.
+_REVOKED_RETRY_S = 2.0
 _STATUS_TRAILER = "grpc-status-details-bin"
 
 
@@ -158,13 +162,15 @@ _REFUSALS: dict[str, tuple[type[StreamRefused], str]] = {
 
 
 def from_rpc_error(
-    error: grpc.aio.AioRpcError, *, renews_token: bool, is_resuming: bool, met_gap: bool
+    error: grpc.aio.AioRpcError, *, renews_token: bool, was_open: bool, is_resuming: bool, met_gap: bool
 ) -> StreamRefused | Disconnected:
     """Return what a failed stream means: final, or to be tried again.
 
     Args:
         error: what the call raised.
         renews_token: whether the next call comes with a new token, so that a refused one is not final.
+        was_open: whether the server had taken the stream: then TOKEN_REVOKED does not tell whether the API
+            key was revoked or its tenant suspended, which the next Open is told.
         is_resuming: whether it answers an Open with resume, so that FENCED is final.
         met_gap: whether an earlier stream ended as SEQUENCE_GAP and nothing became durable since, so
             that another one is final.
@@ -176,12 +182,11 @@ def from_rpc_error(
         for target in (info, retry):
             if detail.Is(target.DESCRIPTOR):
                 detail.Unpack(target)
+    reason = info.reason if info.domain == _DOMAIN else ""
+    if passing := _passing(reason, told, was_open=was_open, is_resuming=is_resuming, met_gap=met_gap):
+        return passing
     if code is grpc.StatusCode.UNAUTHENTICATED and not renews_token:
         return Unauthenticated(f"{told}: give the client a token that is valid", reason=info.reason)
-    if info.domain == _DOMAIN and info.reason == "FENCED" and not is_resuming:
-        return TakenOver(told)
-    if info.domain == _DOMAIN and info.reason == "SEQUENCE_GAP" and not met_gap:
-        return Gap(told)
     if info.domain == _DOMAIN and info.reason in _REFUSALS:
         kind, advice = _REFUSALS[info.reason]
         return kind(f"{told}: {advice}", reason=info.reason)
@@ -191,6 +196,22 @@ def from_rpc_error(
             f"{told} ({info.reason}): this client and the server do not fit", reason=info.reason
         )
     return Disconnected(f"{code.name}: {told}", retry_after_s=retry.retry_delay.ToTimedelta().total_seconds())
+
+
+def _passing(
+    reason: str, told: str, *, was_open: bool, is_resuming: bool, met_gap: bool
+) -> Disconnected | None:
+    """Return what the contract's own reason means if it may pass by itself, else None."""
+    match reason:
+        case "TOKEN_REVOKED" if was_open:
+            return Disconnected(told, retry_after_s=_REVOKED_RETRY_S)
+        case "TENANT_SUSPENDED":
+            return Disconnected(f"{told}; until then the spool keeps all", retry_after_s=_SUSPENDED_RETRY_S)
+        case "FENCED" if not is_resuming:
+            return TakenOver(told)
+        case "SEQUENCE_GAP" if not met_gap:
+            return Gap(told)
+    return None
 
 
 _FINAL = {

@@ -29,7 +29,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twinmesh.auth.v1 import permission_pb2 as twinmesh_dot_auth_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/auth/v1/tenant_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xd1\x01\n\x06Tenant\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x08\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x02id\x12\x41\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x43\n\x0csuspend_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0bsuspendTime\"\xb8\x01\n\x13\x43reateTenantRequest\x12<\n\x06tenant\x18\x01 \x01(\x0b\x32\x18.twinmesh.auth.v1.TenantB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\x06tenant\x12\x63\n\radministrator\x18\x02 \x01(\tB=\xe2\x41\x01\x02\xbaH6r422^[A-Za-z0-9]([A-Za-z0-9._@+-]{0,126}[A-Za-z0-9])?$R\radministrator\"t\n\x14\x43reateTenantResponse\x12\x30\n\x06tenant\x18\x01 \x01(\x0b\x32\x18.twinmesh.auth.v1.TenantR\x06tenant\x12*\n\x11one_time_password\x18\x02 \x01(\tR\x0foneTimePassword\"S\n\x10GetTenantRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x02id\"c\n\x12ListTenantsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"q\n\x13ListTenantsResponse\x12\x32\n\x07tenants\x18\x01 \x03(\x0b\x32\x18.twinmesh.auth.v1.TenantR\x07tenants\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"W\n\x14SuspendTenantRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x02id\"V\n\x13ResumeTenantRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x02id2\xa9\x05\n\rTenantService\x12\x85\x01\n\x0c\x43reateTenant\x12%.twinmesh.auth.v1.CreateTenantRequest\x1a&.twinmesh.auth.v1.CreateTenantResponse\"&\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/tenants:\x01*\x12v\n\tGetTenant\x12\".twinmesh.auth.v1.GetTenantRequest\x1a\x18.twinmesh.auth.v1.Tenant\"+\x90\x02\x01\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/tenants/{id}\x12\x82\x01\n\x0bListTenants\x12$.twinmesh.auth.v1.ListTenantsRequest\x1a%.twinmesh.auth.v1.ListTenantsResponse\"&\x90\x02\x01\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/tenants\x12\x89\x01\n\rSuspendTenant\x12&.twinmesh.auth.v1.SuspendTenantRequest\x1a\x18.twinmesh.auth.v1.Tenant\"6\x90\x02\x02\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/tenants/{id}:suspend:\x01*\x12\x86\x01\n\x0cResumeTenant\x12%.twinmesh.auth.v1.ResumeTenantRequest\x1a\x18.twinmesh.auth.v1.Tenant\"5\x90\x02\x02\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/tenants/{id}:resume:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%twinmesh/auth/v1/tenant_service.proto\x12\x10twinmesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!twinmesh/auth/v1/permission.proto\"\xd5\x02\n\x06Tenant\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x08\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x02id\x12\x41\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x43\n\x0csuspend_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\x0bsuspendTime\x12\x41\n\x0b\x64\x65lete_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x12?\n\npurge_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tpurgeTime\"\xf4\x01\n\x13\x43reateTenantRequest\x12<\n\x06tenant\x18\x01 \x01(\x0b\x32\x18.twinmesh.auth.v1.TenantB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\x06tenant\x12\x63\n\radministrator\x18\x02 \x01(\tB=\xe2\x41\x01\x02\xbaH6r422^[A-Za-z0-9]([A-Za-z0-9._@+-]{0,126}[A-Za-z0-9])?$R\radministrator\x12:\n\nrequest_id\x18\x03 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^[\\x21-\\x7e]{0,128}$R\trequestId\"t\n\x14\x43reateTenantResponse\x12\x30\n\x06tenant\x18\x01 \x01(\x0b\x32\x18.twinmesh.auth.v1.TenantR\x06tenant\x12*\n\x11one_time_password\x18\x02 \x01(\tR\x0foneTimePassword\"S\n\x10GetTenantRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x02id\"c\n\x12ListTenantsRequest\x12$\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"q\n\x13ListTenantsResponse\x12\x32\n\x07tenants\x18\x01 \x03(\x0b\x32\x18.twinmesh.auth.v1.TenantR\x07tenants\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"W\n\x14SuspendTenantRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x02id\"V\n\x13ResumeTenantRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x02id\"\x96\x01\n\x13\x44\x65leteTenantRequest\x12?\n\x02id\x18\x01 \x01(\tB/\xe2\x41\x01\x02\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$R\x02id\x12>\n\rexport_digest\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$R\x0c\x65xportDigest2\xa7\x06\n\rTenantService\x12\x85\x01\n\x0c\x43reateTenant\x12%.twinmesh.auth.v1.CreateTenantRequest\x1a&.twinmesh.auth.v1.CreateTenantResponse\"&\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/tenants:\x01*\x12v\n\tGetTenant\x12\".twinmesh.auth.v1.GetTenantRequest\x1a\x18.twinmesh.auth.v1.Tenant\"+\x90\x02\x01\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/tenants/{id}\x12\x82\x01\n\x0bListTenants\x12$.twinmesh.auth.v1.ListTenantsRequest\x1a%.twinmesh.auth.v1.ListTenantsResponse\"&\x90\x02\x01\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/tenants\x12\x89\x01\n\rSuspendTenant\x12&.twinmesh.auth.v1.SuspendTenantRequest\x1a\x18.twinmesh.auth.v1.Tenant\"6\x90\x02\x02\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/tenants/{id}:suspend:\x01*\x12\x86\x01\n\x0cResumeTenant\x12%.twinmesh.auth.v1.ResumeTenantRequest\x1a\x18.twinmesh.auth.v1.Tenant\"5\x90\x02\x02\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/tenants/{id}:resume:\x01*\x12|\n\x0c\x44\x65leteTenant\x12%.twinmesh.auth.v1.DeleteTenantRequest\x1a\x18.twinmesh.auth.v1.Tenant\"+\x90\x02\x02\xd2\xe7\x18\x0ctenant:admin\x82\xd3\xe4\x93\x02\x12*\x10/v1/tenants/{id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,10 +42,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_TENANT'].fields_by_name['suspend_time']._loaded_options = None
   _globals['_TENANT'].fields_by_name['suspend_time']._serialized_options = b'\342A\001\003'
+  _globals['_TENANT'].fields_by_name['delete_time']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['delete_time']._serialized_options = b'\342A\001\003'
+  _globals['_TENANT'].fields_by_name['purge_time']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['purge_time']._serialized_options = b'\342A\001\003'
   _globals['_CREATETENANTREQUEST'].fields_by_name['tenant']._loaded_options = None
   _globals['_CREATETENANTREQUEST'].fields_by_name['tenant']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
   _globals['_CREATETENANTREQUEST'].fields_by_name['administrator']._loaded_options = None
   _globals['_CREATETENANTREQUEST'].fields_by_name['administrator']._serialized_options = b'\342A\001\002\272H6r422^[A-Za-z0-9]([A-Za-z0-9._@+-]{0,126}[A-Za-z0-9])?$'
+  _globals['_CREATETENANTREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CREATETENANTREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\030r\0262\024^[\\x21-\\x7e]{0,128}$'
   _globals['_GETTENANTREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_GETTENANTREQUEST'].fields_by_name['id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$'
   _globals['_LISTTENANTSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -56,6 +62,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUSPENDTENANTREQUEST'].fields_by_name['id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$'
   _globals['_RESUMETENANTREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_RESUMETENANTREQUEST'].fields_by_name['id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$'
+  _globals['_DELETETENANTREQUEST'].fields_by_name['id']._loaded_options = None
+  _globals['_DELETETENANTREQUEST'].fields_by_name['id']._serialized_options = b'\342A\001\002\272H(r&2$^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$'
+  _globals['_DELETETENANTREQUEST'].fields_by_name['export_digest']._loaded_options = None
+  _globals['_DELETETENANTREQUEST'].fields_by_name['export_digest']._serialized_options = b'\342A\001\002\272H\022r\0202\016^[0-9a-f]{64}$'
   _globals['_TENANTSERVICE'].methods_by_name['CreateTenant']._loaded_options = None
   _globals['_TENANTSERVICE'].methods_by_name['CreateTenant']._serialized_options = b'\322\347\030\014tenant:admin\202\323\344\223\002\020\"\013/v1/tenants:\001*'
   _globals['_TENANTSERVICE'].methods_by_name['GetTenant']._loaded_options = None
@@ -66,22 +76,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANTSERVICE'].methods_by_name['SuspendTenant']._serialized_options = b'\220\002\002\322\347\030\014tenant:admin\202\323\344\223\002\035\"\030/v1/tenants/{id}:suspend:\001*'
   _globals['_TENANTSERVICE'].methods_by_name['ResumeTenant']._loaded_options = None
   _globals['_TENANTSERVICE'].methods_by_name['ResumeTenant']._serialized_options = b'\220\002\002\322\347\030\014tenant:admin\202\323\344\223\002\034\"\027/v1/tenants/{id}:resume:\001*'
+  _globals['_TENANTSERVICE'].methods_by_name['DeleteTenant']._loaded_options = None
+  _globals['_TENANTSERVICE'].methods_by_name['DeleteTenant']._serialized_options = b'\220\002\002\322\347\030\014tenant:admin\202\323\344\223\002\022*\020/v1/tenants/{id}'
   _globals['_TENANT']._serialized_start=220
-  _globals['_TENANT']._serialized_end=429
-  _globals['_CREATETENANTREQUEST']._serialized_start=432
-  _globals['_CREATETENANTREQUEST']._serialized_end=616
-  _globals['_CREATETENANTRESPONSE']._serialized_start=618
-  _globals['_CREATETENANTRESPONSE']._serialized_end=734
-  _globals['_GETTENANTREQUEST']._serialized_start=736
-  _globals['_GETTENANTREQUEST']._serialized_end=819
-  _globals['_LISTTENANTSREQUEST']._serialized_start=821
-  _globals['_LISTTENANTSREQUEST']._serialized_end=920
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=922
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=1035
-  _globals['_SUSPENDTENANTREQUEST']._serialized_start=1037
-  _globals['_SUSPENDTENANTREQUEST']._serialized_end=1124
-  _globals['_RESUMETENANTREQUEST']._serialized_start=1126
-  _globals['_RESUMETENANTREQUEST']._serialized_end=1212
-  _globals['_TENANTSERVICE']._serialized_start=1215
-  _globals['_TENANTSERVICE']._serialized_end=1896
+  _globals['_TENANT']._serialized_end=561
+  _globals['_CREATETENANTREQUEST']._serialized_start=564
+  _globals['_CREATETENANTREQUEST']._serialized_end=808
+  _globals['_CREATETENANTRESPONSE']._serialized_start=810
+  _globals['_CREATETENANTRESPONSE']._serialized_end=926
+  _globals['_GETTENANTREQUEST']._serialized_start=928
+  _globals['_GETTENANTREQUEST']._serialized_end=1011
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1013
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1112
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1114
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1227
+  _globals['_SUSPENDTENANTREQUEST']._serialized_start=1229
+  _globals['_SUSPENDTENANTREQUEST']._serialized_end=1316
+  _globals['_RESUMETENANTREQUEST']._serialized_start=1318
+  _globals['_RESUMETENANTREQUEST']._serialized_end=1404
+  _globals['_DELETETENANTREQUEST']._serialized_start=1407
+  _globals['_DELETETENANTREQUEST']._serialized_end=1557
+  _globals['_TENANTSERVICE']._serialized_start=1560
+  _globals['_TENANTSERVICE']._serialized_end=2367
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,8 @@ class Tenant(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     SUSPEND_TIME_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by the creator; unique in the installation; never given to another."""
     @_builtins.property
@@ -38,16 +40,26 @@ class Tenant(_message.Message):
     def suspend_time(self) -> _timestamp_pb2.Timestamp:
         """Since when it is suspended; absent when it is not."""
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When its deletion was asked for; absent when it was not."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When all that it had was deleted; absent before."""
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         suspend_time: _timestamp_pb2.Timestamp | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "suspend_time", b"suspend_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "purge_time", b"purge_time", "suspend_time", b"suspend_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "suspend_time", b"suspend_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "id", b"id", "purge_time", b"purge_time", "suspend_time", b"suspend_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -61,8 +73,11 @@ class CreateTenantRequest(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     ADMINISTRATOR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     administrator: _builtins.str
     """Name of its first user."""
+    request_id: _builtins.str
+    """Chosen at random by the caller, such as a UUID, and sent again with a retry; empty: none."""
     @_builtins.property
     def tenant(self) -> Global___Tenant:
         """With its id."""
@@ -72,10 +87,11 @@ class CreateTenantRequest(_message.Message):
         *,
         tenant: Global___Tenant | None = ...,
         administrator: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,3 +244,31 @@ class ResumeTenantRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeTenantRequest: _TypeAlias = ResumeTenantRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTenantRequest(_message.Message):
+    """Which one, and what was kept of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    EXPORT_DIGEST_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    export_digest: _builtins.str
+    """Digest of the export that was made before the suspension, as `twinmesh tenants export` told it: SHA-256
+    of its manifest, in hex. It is kept with the tenant's id.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        export_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_digest", b"export_digest", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTenantRequest: _TypeAlias = DeleteTenantRequest  # noqa: Y015

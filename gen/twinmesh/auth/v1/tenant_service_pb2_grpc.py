@@ -62,6 +62,11 @@ class TenantServiceStub:
                 request_serializer=twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.ResumeTenantRequest.SerializeToString,
                 response_deserializer=twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.Tenant.FromString,
                 _registered_method=True)
+        self.DeleteTenant = channel.unary_unary(
+                '/twinmesh.auth.v1.TenantService/DeleteTenant',
+                request_serializer=twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.DeleteTenantRequest.SerializeToString,
+                response_deserializer=twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.Tenant.FromString,
+                _registered_method=True)
 
 
 class TenantServiceServicer:
@@ -72,8 +77,10 @@ class TenantServiceServicer:
 
     def CreateTenant(self, request, context):
         """CreateTenant adds a tenant and its first user, of role admin, with a one-time password that is
-        told this once. ALREADY_EXISTS when the id is taken; RESOURCE_EXHAUSTED LOGIN_BUSY.
-        Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
+        told this once. ALREADY_EXISTS when the id is taken, for good: also by a tenant that was
+        deleted; RESOURCE_EXHAUSTED LOGIN_BUSY. Safe to retry with the same request_id until the
+        first user has logged in: each answer has another one-time password, and only the last counts.
+        Without request_id a retry after a lost answer gets ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +112,19 @@ class TenantServiceServicer:
 
     def ResumeTenant(self, request, context):
         """ResumeTenant lets them in again: sessions that have not ended meanwhile go on with their
-        refresh tokens, API keys and certificates count again. NOT_FOUND. Safe to retry.
+        refresh tokens, API keys and certificates count again. NOT_FOUND; FAILED_PRECONDITION
+        TENANT_DELETED. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTenant(self, request, context):
+        """DeleteTenant has all deleted that a suspended tenant has: devices and assets, samples and events
+        in every tier, users, keys and certificates, SQL users; not the account of calls (audit), which is
+        kept as long as everybody's, and certificates that are revoked and have not expired. Nothing brings it
+        back. It begins 17 minutes after the suspension, when no token is left; purge_time tells when it is
+        done. NOT_FOUND; FAILED_PRECONDITION TENANT_NOT_SUSPENDED. Safe to retry: the first digest stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +156,11 @@ def add_TenantServiceServicer_to_server(servicer, server):
             'ResumeTenant': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeTenant,
                     request_deserializer=twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.ResumeTenantRequest.FromString,
+                    response_serializer=twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.Tenant.SerializeToString,
+            ),
+            'DeleteTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTenant,
+                    request_deserializer=twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.DeleteTenantRequest.FromString,
                     response_serializer=twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.Tenant.SerializeToString,
             ),
     }
@@ -277,6 +301,33 @@ class TenantService:
             target,
             '/twinmesh.auth.v1.TenantService/ResumeTenant',
             twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.ResumeTenantRequest.SerializeToString,
+            twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.Tenant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinmesh.auth.v1.TenantService/DeleteTenant',
+            twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.DeleteTenantRequest.SerializeToString,
             twinmesh_dot_auth_dot_v1_dot_tenant__service__pb2.Tenant.FromString,
             options,
             channel_credentials,

@@ -38,8 +38,10 @@ class TenantServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TenantServiceAsyncStub: ...
     CreateTenant: _grpc.UnaryUnaryMultiCallable[_tenant_service_pb2.CreateTenantRequest, _tenant_service_pb2.CreateTenantResponse]
     """CreateTenant adds a tenant and its first user, of role admin, with a one-time password that is
-    told this once. ALREADY_EXISTS when the id is taken; RESOURCE_EXHAUSTED LOGIN_BUSY.
-    Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
+    told this once. ALREADY_EXISTS when the id is taken, for good: also by a tenant that was
+    deleted; RESOURCE_EXHAUSTED LOGIN_BUSY. Safe to retry with the same request_id until the
+    first user has logged in: each answer has another one-time password, and only the last counts.
+    Without request_id a retry after a lost answer gets ALREADY_EXISTS.
     """
     GetTenant: _grpc.UnaryUnaryMultiCallable[_tenant_service_pb2.GetTenantRequest, _tenant_service_pb2.Tenant]
     """GetTenant reads one. NOT_FOUND."""
@@ -53,7 +55,15 @@ class TenantServiceStub:
     """
     ResumeTenant: _grpc.UnaryUnaryMultiCallable[_tenant_service_pb2.ResumeTenantRequest, _tenant_service_pb2.Tenant]
     """ResumeTenant lets them in again: sessions that have not ended meanwhile go on with their
-    refresh tokens, API keys and certificates count again. NOT_FOUND. Safe to retry.
+    refresh tokens, API keys and certificates count again. NOT_FOUND; FAILED_PRECONDITION
+    TENANT_DELETED. Safe to retry.
+    """
+    DeleteTenant: _grpc.UnaryUnaryMultiCallable[_tenant_service_pb2.DeleteTenantRequest, _tenant_service_pb2.Tenant]
+    """DeleteTenant has all deleted that a suspended tenant has: devices and assets, samples and events
+    in every tier, users, keys and certificates, SQL users; not the account of calls (audit), which is
+    kept as long as everybody's, and certificates that are revoked and have not expired. Nothing brings it
+    back. It begins 17 minutes after the suspension, when no token is left; purge_time tells when it is
+    done. NOT_FOUND; FAILED_PRECONDITION TENANT_NOT_SUSPENDED. Safe to retry: the first digest stays.
     """
 
 @_typing.type_check_only
@@ -66,8 +76,10 @@ class TenantServiceAsyncStub(TenantServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.CreateTenantRequest, _tenant_service_pb2.CreateTenantResponse]  # type: ignore[assignment]
     """CreateTenant adds a tenant and its first user, of role admin, with a one-time password that is
-    told this once. ALREADY_EXISTS when the id is taken; RESOURCE_EXHAUSTED LOGIN_BUSY.
-    Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
+    told this once. ALREADY_EXISTS when the id is taken, for good: also by a tenant that was
+    deleted; RESOURCE_EXHAUSTED LOGIN_BUSY. Safe to retry with the same request_id until the
+    first user has logged in: each answer has another one-time password, and only the last counts.
+    Without request_id a retry after a lost answer gets ALREADY_EXISTS.
     """
     GetTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.GetTenantRequest, _tenant_service_pb2.Tenant]  # type: ignore[assignment]
     """GetTenant reads one. NOT_FOUND."""
@@ -81,7 +93,15 @@ class TenantServiceAsyncStub(TenantServiceStub):
     """
     ResumeTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.ResumeTenantRequest, _tenant_service_pb2.Tenant]  # type: ignore[assignment]
     """ResumeTenant lets them in again: sessions that have not ended meanwhile go on with their
-    refresh tokens, API keys and certificates count again. NOT_FOUND. Safe to retry.
+    refresh tokens, API keys and certificates count again. NOT_FOUND; FAILED_PRECONDITION
+    TENANT_DELETED. Safe to retry.
+    """
+    DeleteTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.DeleteTenantRequest, _tenant_service_pb2.Tenant]  # type: ignore[assignment]
+    """DeleteTenant has all deleted that a suspended tenant has: devices and assets, samples and events
+    in every tier, users, keys and certificates, SQL users; not the account of calls (audit), which is
+    kept as long as everybody's, and certificates that are revoked and have not expired. Nothing brings it
+    back. It begins 17 minutes after the suspension, when no token is left; purge_time tells when it is
+    done. NOT_FOUND; FAILED_PRECONDITION TENANT_NOT_SUSPENDED. Safe to retry: the first digest stays.
     """
 
 class TenantServiceServicer:
@@ -96,8 +116,10 @@ class TenantServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_tenant_service_pb2.CreateTenantResponse, _abc.Awaitable[_tenant_service_pb2.CreateTenantResponse]]:
         """CreateTenant adds a tenant and its first user, of role admin, with a one-time password that is
-        told this once. ALREADY_EXISTS when the id is taken; RESOURCE_EXHAUSTED LOGIN_BUSY.
-        Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
+        told this once. ALREADY_EXISTS when the id is taken, for good: also by a tenant that was
+        deleted; RESOURCE_EXHAUSTED LOGIN_BUSY. Safe to retry with the same request_id until the
+        first user has logged in: each answer has another one-time password, and only the last counts.
+        Without request_id a retry after a lost answer gets ALREADY_EXISTS.
         """
 
     def GetTenant(
@@ -131,7 +153,20 @@ class TenantServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_tenant_service_pb2.Tenant, _abc.Awaitable[_tenant_service_pb2.Tenant]]:
         """ResumeTenant lets them in again: sessions that have not ended meanwhile go on with their
-        refresh tokens, API keys and certificates count again. NOT_FOUND. Safe to retry.
+        refresh tokens, API keys and certificates count again. NOT_FOUND; FAILED_PRECONDITION
+        TENANT_DELETED. Safe to retry.
+        """
+
+    def DeleteTenant(
+        self,
+        request: _tenant_service_pb2.DeleteTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tenant_service_pb2.Tenant, _abc.Awaitable[_tenant_service_pb2.Tenant]]:
+        """DeleteTenant has all deleted that a suspended tenant has: devices and assets, samples and events
+        in every tier, users, keys and certificates, SQL users; not the account of calls (audit), which is
+        kept as long as everybody's, and certificates that are revoked and have not expired. Nothing brings it
+        back. It begins 17 minutes after the suspension, when no token is left; purge_time tells when it is
+        done. NOT_FOUND; FAILED_PRECONDITION TENANT_NOT_SUSPENDED. Safe to retry: the first digest stays.
         """
 
 def add_TenantServiceServicer_to_server(servicer: TenantServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

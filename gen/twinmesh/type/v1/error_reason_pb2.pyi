@@ -275,6 +275,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The credential is good, and its tenant is suspended by the operators of the installation; it
     counts again when they resume it. PERMISSION_DENIED.
     """
+    ERROR_REASON_TENANT_NOT_SUSPENDED: _ErrorReason.ValueType  # 186
+    """Only a suspended tenant can be deleted; suspend it, after its export. FAILED_PRECONDITION."""
+    ERROR_REASON_TENANT_DELETED: _ErrorReason.ValueType  # 187
+    """The tenant was deleted, or is being deleted, and does not come back. FAILED_PRECONDITION."""
     ERROR_REASON_LOGIN_LIMITED: _ErrorReason.ValueType  # 190
     """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
     was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
@@ -558,6 +562,10 @@ ERROR_REASON_TENANT_SUSPENDED: ErrorReason.ValueType  # 185
 """The credential is good, and its tenant is suspended by the operators of the installation; it
 counts again when they resume it. PERMISSION_DENIED.
 """
+ERROR_REASON_TENANT_NOT_SUSPENDED: ErrorReason.ValueType  # 186
+"""Only a suspended tenant can be deleted; suspend it, after its export. FAILED_PRECONDITION."""
+ERROR_REASON_TENANT_DELETED: ErrorReason.ValueType  # 187
+"""The tenant was deleted, or is being deleted, and does not come back. FAILED_PRECONDITION."""
 ERROR_REASON_LOGIN_LIMITED: ErrorReason.ValueType  # 190
 """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
 was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.

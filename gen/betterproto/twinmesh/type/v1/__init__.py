@@ -476,6 +476,16 @@ class ErrorReason(betterproto2.Enum):
     counts again when they resume it. PERMISSION_DENIED.
     """
 
+    TENANT_NOT_SUSPENDED = 186
+    """
+    Only a suspended tenant can be deleted; suspend it, after its export. FAILED_PRECONDITION.
+    """
+
+    TENANT_DELETED = 187
+    """
+    The tenant was deleted, or is being deleted, and does not come back. FAILED_PRECONDITION.
+    """
+
     LOGIN_LIMITED = 190
     """
     Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
@@ -596,6 +606,8 @@ class ErrorReason(betterproto2.Enum):
             181: "ERROR_REASON_TOO_MANY_SECRETS",
             182: "ERROR_REASON_ADDRESS_NOT_ALLOWED",
             185: "ERROR_REASON_TENANT_SUSPENDED",
+            186: "ERROR_REASON_TENANT_NOT_SUSPENDED",
+            187: "ERROR_REASON_TENANT_DELETED",
             190: "ERROR_REASON_LOGIN_LIMITED",
             191: "ERROR_REASON_OUTSIDE_OF_SCOPE",
             192: "ERROR_REASON_SIGNATURE_INVALID",
@@ -688,6 +700,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_TOO_MANY_SECRETS": 181,
             "ERROR_REASON_ADDRESS_NOT_ALLOWED": 182,
             "ERROR_REASON_TENANT_SUSPENDED": 185,
+            "ERROR_REASON_TENANT_NOT_SUSPENDED": 186,
+            "ERROR_REASON_TENANT_DELETED": 187,
             "ERROR_REASON_LOGIN_LIMITED": 190,
             "ERROR_REASON_OUTSIDE_OF_SCOPE": 191,
             "ERROR_REASON_SIGNATURE_INVALID": 192,

@@ -1,0 +1,157 @@
+"""Tenants that are made by a request that comes again, and deleted; services that are told of closed ones."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+
+from auth_svc.roles import Role
+from meshkit.clock import SystemClock
+from meshkit.identity import ServiceTokens
+from meshkit.testing.auth import bearer
+from meshkit.testing.database import TestDatabase
+from tests.rpc.auth_app import MESH_SECRET, PASSWORD, AuthApp, refusal, running_auth, until
+from tests.rpc.tenant_calls import DIGEST, Metadata, create, delete, get, login, resume, suspend
+from twinmesh.auth.v1 import tenant_deletion_service_pb2, tenant_deletion_service_pb2_grpc
+from twinmesh.auth.v1 import tenant_service_pb2 as pb
+
+_MISSING = (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+_SUSPENDED = (grpc.StatusCode.PERMISSION_DENIED, "TENANT_SUSPENDED")
+_FAILED = (grpc.StatusCode.UNAUTHENTICATED, "LOGIN_FAILED")
+_ABSENT = (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+_BAD = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+_NOT_SUSPENDED = (grpc.StatusCode.FAILED_PRECONDITION, "TENANT_NOT_SUSPENDED")
+_DELETED = (grpc.StatusCode.FAILED_PRECONDITION, "TENANT_DELETED")
+_TAKEN = (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
+
+
+@pytest.fixture
+async def auth(database: TestDatabase) -> AsyncIterator[AuthApp]:
+    async with running_auth(database) as running:
+        yield running
+
+
+@pytest.fixture
+async def operator(auth: AuthApp) -> Metadata:
+    await auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
+    return await auth.as_user("system", "operator")
+
+
+def _service(name: str) -> Metadata:
+    return bearer(ServiceTokens(service=name, mesh_secret=MESH_SECRET, clock=SystemClock()).token())
+
+
+async def _closed(auth: AuthApp, name: str = "asset_svc") -> list[tuple[str, bool, bool]]:
+    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(auth.channel)
+    found: list[tuple[str, bool, bool]] = []
+    request = tenant_deletion_service_pb2.ListClosedTenantsRequest(page_size=1)
+    while True:
+        page = await stub.ListClosedTenants(request, metadata=_service(name))
+        assert len(page.tenants) <= 1
+        found += [(each.id, each.deletion_due, each.reported) for each in page.tenants]
+        request.page_token = page.next_page_token
+        if not request.page_token:
+            return found
+
+
+async def _report(auth: AuthApp, name: str, tenant: str) -> None:
+    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(auth.channel)
+    request = tenant_deletion_service_pb2.ReportTenantDeletedRequest(id=tenant)
+    await stub.ReportTenantDeleted(request, metadata=_service(name))
+
+
+async def _age(auth: AuthApp, tenant: str) -> None:
+    """Make a suspension so old that no token of before it is left."""
+    await auth.sql(
+        "UPDATE auth.tenant SET suspend_time = suspend_time - interval '18 minutes' WHERE tenant_id = $1",
+        tenant,
+    )
+
+
+async def test_a_retried_request_gives_another_password_until_somebody_has_logged_in(
+    auth: AuthApp, operator: Metadata
+) -> None:
+    async def ask(request_id: str, administrator: str = "root") -> Any:
+        request = pb.CreateTenantRequest(
+            tenant=pb.Tenant(id="acme"), administrator=administrator, request_id=request_id
+        )
+        return await auth.tenants.CreateTenant(request, metadata=operator)
+
+    lost = await ask("r1")
+    for request_id, administrator in (("", "root"), ("r2", "root"), ("r1", "mallory")):
+        assert await refusal(ask(request_id, administrator)) == _TAKEN
+    retried = await ask("r1")
+    assert retried.tenant == lost.tenant
+    assert await refusal(login(auth, "acme", "root", lost.one_time_password)) == _FAILED
+    await login(auth, "acme", "root", retried.one_time_password)
+    assert await refusal(ask("r1")) == _TAKEN
+
+
+async def test_only_a_suspended_tenant_is_deleted_and_it_does_not_come_back(
+    auth: AuthApp, operator: Metadata
+) -> None:
+    await create(auth, operator, "acme")
+    assert await refusal(delete(auth, operator, "acme")) == _NOT_SUSPENDED
+    assert await refusal(delete(auth, operator, "system")) == _NOT_SUSPENDED
+    await suspend(auth, operator, "acme")
+    for bad in ("", "0f", "0F" * 32):
+        assert await refusal(delete(auth, operator, "acme", bad)) == _BAD
+    deleted = await delete(auth, operator, "acme")
+    assert deleted.HasField("delete_time")
+    assert deleted == await delete(auth, operator, "acme", "ff" * 32)
+    connection = await asyncpg.connect(auth.database.admin_url)
+    try:
+        kept = await connection.fetchval("SELECT export_digest FROM auth.tenant WHERE tenant_id = 'acme'")
+    finally:
+        await connection.close()
+    assert kept == DIGEST
+    assert await refusal(resume(auth, operator, "acme")) == _DELETED
+    assert await refusal(create(auth, operator, "acme")) == _TAKEN
+    assert deleted == await get(auth, operator, "acme")
+
+
+async def test_services_are_told_what_is_closed_and_tell_what_is_gone(
+    auth: AuthApp, operator: Metadata
+) -> None:
+    made = {}
+    for tenant in ("acme", "shut", "zeta"):
+        made[tenant] = await create(auth, operator, tenant)
+        await suspend(auth, operator, tenant)
+    for tenant in ("acme", "zeta"):
+        await delete(auth, operator, tenant)
+    await _age(auth, "zeta")
+    # Of acme a token may be left.
+    assert await _closed(auth) == [("acme", False, False), ("shut", False, False), ("zeta", True, False)]
+    assert await refusal(_report(auth, "asset_svc", "shut")) == _ABSENT
+    for _ in range(2):
+        await _report(auth, "asset_svc", "zeta")
+    assert (await _closed(auth))[-1] == ("zeta", True, True)
+    assert (await _closed(auth, "maintenance"))[-1] == ("zeta", True, False)
+    await _report(auth, "maintenance", "zeta")
+
+    async def is_purged() -> bool:
+        return (await get(auth, operator, "zeta")).HasField("purge_time")
+
+    # auth_svc's own part follows by itself.
+    await until(is_purged, within_s=60)
+    assert (
+        await refusal(login(auth, "zeta", "root", made["zeta"].one_time_password))
+        == await refusal(login(auth, "never-was", "root", PASSWORD))
+        == _FAILED
+    )
+    assert await refusal(login(auth, "acme", "root", made["acme"].one_time_password)) == _SUSPENDED
+    assert await refusal(create(auth, operator, "zeta")) == _TAKEN
+
+
+async def test_closed_tenants_are_for_services_only(auth: AuthApp, operator: Metadata) -> None:
+    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(auth.channel)
+    listing = stub.ListClosedTenants(
+        tenant_deletion_service_pb2.ListClosedTenantsRequest(), metadata=operator
+    )
+    assert await refusal(listing) == _MISSING
+    reporting = stub.ReportTenantDeleted(
+        tenant_deletion_service_pb2.ReportTenantDeletedRequest(id="demo"), metadata=operator
+    )
+    assert await refusal(reporting) == _MISSING
