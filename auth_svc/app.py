@@ -12,9 +12,9 @@ from auth_svc.access_tokens import AccessTokens
 from auth_svc.api_keys import ApiKeys
 from auth_svc.asset_client import AssetDevices
 from auth_svc.audit import AuditEvents
-from auth_svc.ca.folder import read_authority
 from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.config import AuthSettings
+from auth_svc.contract import CALLERS
 from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.exchanged_tokens import ExchangedTokens
@@ -60,13 +60,15 @@ from auth_svc.token_exchange import RELOAD_EVERY_S as RELOAD_ISSUERS_EVERY_S
 from auth_svc.token_exchange import TokenExchange
 from auth_svc.users import Users
 from envoy_api import access_log_pb2_grpc, external_auth_pb2_grpc
-from meshkit import bus, db, gateway_credential, nats_server
+from meshkit import bus, db, nats_server
+from meshkit.access import Door, own_identity
 from meshkit.addresses import Allowed
 from meshkit.audit import AuditTrail
+from meshkit.ca.folder import read_authority
 from meshkit.client import service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.exports import ExportSlots
-from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.identity import TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.outbound import Outbound, OutboundError, outbound
 from meshkit.present_settings import PresentSettings
@@ -102,7 +104,7 @@ _log = structlog.get_logger()
 async def app(settings: AuthSettings) -> AsyncIterator[int]:
     """Run auth_svc while the context is open; yields its port."""
     clock = SystemClock()
-    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    identity = own_identity(settings, SERVICE)
     present = PresentSettings(settings, clock=clock)
     addresses = {
         SERVICE: settings.auth_address,
@@ -113,8 +115,8 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
     async with (
         db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
         PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
-        peers(addresses) as mesh,
-        service_channel(settings.asset_address, tokens=tokens) as asset_channel,
+        peers(addresses, identity=identity) as mesh,
+        service_channel(settings.asset_address, service="asset_svc", identity=identity) as asset_channel,
         _bus(
             settings,
             revocations := Revocations(
@@ -202,9 +204,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             valid_days=settings.device_certificate_days,
         )
         api_keys = ApiKeys(store=api_key_store, announce=announce, clock=clock)
-        verifier = TokenVerifier(
-            fetch_keys=key_ring.jwks, service_tokens=tokens, revocations=revocations, clock=clock
-        )
+        verifier = TokenVerifier(fetch_keys=key_ring.jwks, revocations=revocations, clock=clock)
         audit_events = AuditEvents(
             store=AuditEventStore(pool=pool), kept_days=settings.audit_kept_days, clock=clock
         )
@@ -291,11 +291,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             Registration(
                 "envoy.service.auth.v3.Authorization",
                 external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
-                AuthorizationServicer(
-                    key_exchange=key_exchange,
-                    certificate_exchange=certificate_exchange,
-                    gateway_credential=gateway_credential.derive(root),
-                ),
+                AuthorizationServicer(key_exchange=key_exchange, certificate_exchange=certificate_exchange),
             ),
         ]
 
@@ -317,8 +313,8 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             running_server(
                 listen=settings.listen,
                 registrations=registrations,
-                verifier=verifier,
-                audit=audit,
+                door=Door(identity, verifier, audit),
+                callers=CALLERS,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints=hints,
                 drain=access_log.drain,

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from gateway import Config, clusters, devices, local_replies, routes
+from gateway import Config, clusters, devices, local_replies, mesh_tls, routes
 from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment, GatewaySettings, Upstream
 from gateway.transcoder import as_events, transcoder
@@ -100,8 +100,6 @@ def render(settings: GatewaySettings) -> Config:
     if settings.devices is not None:
         static = filled["static_resources"]
         static["listeners"].append(devices.listener(static["listeners"][0], settings.devices))
-        static["clusters"].append(clusters.device_authorization(settings, devices.credential_injector()))
-        static["secrets"] = [devices.credential_secret(settings.devices.trust)]
     return filled
 
 
@@ -134,7 +132,11 @@ def main() -> None:
         sys.exit(f"gateway: {error}")
     contract = folder / "contract.binpb"
     shutil.copyfile(CONTRACT, contract)
-    config = render(environment.settings(descriptor_path=contract))
+    try:
+        config = render(environment.settings(descriptor_path=contract))
+        mesh_tls.write_secrets(environment.identity_dir)
+    except (OSError, ValueError) as error:
+        sys.exit(f"gateway: TWINMESH_IDENTITY_DIR={environment.identity_dir}: {error}")
     (folder / "envoy.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from meshkit.config import Settings
+from meshkit.service_identity import ServiceIdentity
 
 REQUESTS_PER_SECOND = 10_000
 RequestsPerSecond = Annotated[
@@ -69,18 +70,29 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayIdentity:
+    """Who Envoy is to the services.
+
+    Attributes:
+        folder: of its certificate, as Envoy sees it (gateway/mesh_tls.py).
+        trust_domain: of its certificate and the services'.
+    """
+
+    folder: Path
+    trust_domain: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceDoor:
     """A second listener, where devices show their certificates.
 
     Attributes:
         port: port for gRPC and JSON over TLS 1.3.
         trust: folder of its files, as Envoy sees it (gateway/devices.py).
-        trust_domain: of the certificates.
     """
 
     port: int
     trust: Path
-    trust_domain: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +122,7 @@ class GatewaySettings:
         admin_port: port of Envoy's admin interface, always on loopback.
         jwks_port: port, always on loopback, where Envoy fetches auth_svc's keys from itself.
         upstreams: the processes of each service; one endpoint per process.
+        identity: who Envoy is to them.
         descriptor_path: the contract's FileDescriptorSet, as this process and Envoy see it.
         devices: where devices show their certificates; None: nowhere.
         otlp: OTLP/gRPC receiver of spans; None exports none.
@@ -127,6 +140,7 @@ class GatewaySettings:
     admin_port: int
     jwks_port: int
     upstreams: Mapping[Upstream, Sequence[Endpoint]]
+    identity: GatewayIdentity
     descriptor_path: Path
     devices: DeviceDoor | None = None
     otlp: Endpoint | None = None
@@ -151,6 +165,10 @@ class GatewayEnvironment(Settings):
     gateway_port: int = Field(8080, gt=0, lt=65536, description="Port for gRPC, gRPC-Web and JSON.")
     gateway_admin_port: int = Field(9901, gt=0, lt=65536, description="Envoy's admin port, on loopback.")
     gateway_jwks_port: int = Field(9902, gt=0, lt=65536, description="Port of the key fetch, on loopback.")
+    identity_dir: Path = Field(
+        description="Folder of the gateway's certificate and key (identity.pem) and of the CA's certificates"
+        " (authorities.pem), at the path where Envoy sees it."
+    )
     auth_address: str = Field(description="Processes of auth_svc, host:port with commas between them.")
     asset_address: str = Field(description="Processes of asset_svc, likewise.")
     ingest_address: str = Field(description="Processes of ingest_svc, likewise.")
@@ -179,7 +197,13 @@ class GatewayEnvironment(Settings):
         return value
 
     def settings(self, *, descriptor_path: Path) -> GatewaySettings:
-        """Return what to render, with the contract where Envoy will find it."""
+        """Return what to render, with the contract where Envoy will find it.
+
+        Raises:
+            OSError: the identity cannot be read.
+            ValueError: it is none.
+        """
+        name = ServiceIdentity(self.identity_dir).name
         return GatewaySettings(
             bind=self.bind,
             port=self.gateway_port,
@@ -191,6 +215,7 @@ class GatewayEnvironment(Settings):
                 Upstream.INGEST: Endpoint.parse_list(self.ingest_address),
                 Upstream.TWIN: Endpoint.parse_list(self.twin_address),
             },
+            identity=GatewayIdentity(folder=self.identity_dir, trust_domain=name.trust_domain),
             descriptor_path=descriptor_path,
             otlp=Endpoint.parse(self.otlp_endpoint) if self.otlp_endpoint else None,
             trace_sample_ratio=self.trace_sample_ratio,

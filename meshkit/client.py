@@ -1,9 +1,9 @@
-"""Channels to other services, carrying this service's own identity."""
+"""Calls to other services."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 import structlog
@@ -12,9 +12,11 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from meshkit import audit_messages, status
 from meshkit.audit import AuditEvent
+from meshkit.channels import mutual_channel
 from meshkit.errors import DomainError, dependency_unavailable
-from meshkit.identity import KeyFetch, ServiceTokens
+from meshkit.identity import KeyFetch
 from meshkit.revocations import Fetch, Revocation, RevocationKind
+from meshkit.service_identity import ServiceIdentity
 from twinmesh.auth.v1 import (
     audit_service_pb2_grpc,
     revocation_service_pb2,
@@ -52,37 +54,24 @@ _OPTIONS = [
 ]
 
 
-class _Identity(grpc.aio.UnaryUnaryClientInterceptor):
-    """Adds the service's token to every call."""
-
-    def __init__(self, tokens: ServiceTokens) -> None:
-        self._tokens = tokens
-
-    async def intercept_unary_unary(
-        self,
-        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]],
-        client_call_details: grpc.aio.ClientCallDetails,
-        request: Any,
-    ) -> Any:
-        details = client_call_details
-        metadata = details.metadata or grpc.aio.Metadata()
-        metadata.add("authorization", f"Bearer {self._tokens.token()}")
-        with_token = grpc.aio.ClientCallDetails(
-            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
-        )
-        return await continuation(with_token, request)
-
-
 @asynccontextmanager
-async def service_channel(address: str, *, tokens: ServiceTokens) -> AsyncIterator[grpc.aio.Channel]:
+async def service_channel(
+    address: str, *, service: str, identity: ServiceIdentity
+) -> AsyncIterator[grpc.aio.Channel]:
     """Open a channel to a peer service and close it in the end.
 
     Args:
         address: host:port of the peer.
-        tokens: prove who calls.
+        service: its name, which its certificate must prove.
+        identity: who calls.
     """
-    interceptors = [_Identity(tokens), *aio_client_interceptors()]
-    async with grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors) as channel:
+    async with mutual_channel(
+        address,
+        service=service,
+        identity=identity,
+        options=_OPTIONS,
+        interceptors=aio_client_interceptors(),
+    ) as channel:
         yield channel
 
 

@@ -12,8 +12,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
-from meshkit.audit import AuditTrail
-from meshkit.identity import TokenVerifier
+from meshkit.access import Door
+from meshkit.callers import Callers
 from meshkit.interceptors import CallInterceptor
 from meshkit.open_calls import OpenCalls
 from meshkit.tasks import background
@@ -62,9 +62,9 @@ class Registration:
 async def running_server(
     *,
     listen: str,
+    door: Door,
+    callers: Callers,
     registrations: Sequence[Registration],
-    verifier: TokenVerifier,
-    audit: AuditTrail,
     checks: Mapping[str, Check],
     hints: Mapping[str, Check] | None = None,
     reflected: Sequence[str] | None = None,
@@ -78,9 +78,9 @@ async def running_server(
 
     Args:
         listen: host:port, port 0 for any.
+        door: how callers are known, and who accounts for them.
+        callers: which services may call which rpcs.
         registrations: what is served.
-        verifier: proves callers.
-        audit: takes the account of each call.
         checks: by dependency name.
         hints: likewise, of dependencies that the service can do without.
         reflected: full names of the services that reflection lists, of which others may
@@ -88,11 +88,17 @@ async def running_server(
         drain: asks the clients of long streams to leave, and returns when they have; awaited
             when health says NOT_SERVING already and calls are still served.
     """
-    open_calls = OpenCalls(verifier=verifier)
+    open_calls = OpenCalls(verifier=door.verifier)
     server = grpc.aio.server(
         interceptors=[
             aio_server_interceptor(filter_=deserves_span),
-            CallInterceptor(verifier=verifier, open_calls=open_calls, audit=audit),
+            CallInterceptor(
+                identity=door.identity,
+                callers=callers,
+                verifier=door.verifier,
+                open_calls=open_calls,
+                audit=door.audit,
+            ),
         ],
         options=_OPTIONS,
     )
@@ -103,7 +109,7 @@ async def running_server(
     names = [registration.name for registration in registrations]
     listed = names if reflected is None else reflected
     reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME, health.SERVICE_NAME], server)
-    port = server.add_insecure_port(listen)
+    port = server.add_secure_port(listen, door.identity.server_credentials())
     monitor = _HealthMonitor(servicer=health_servicer, services=names, checks=checks, hints=hints or {})
     await monitor.check()
     await server.start()

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import grpc
 import httpx
 import nats
 import nats.errors
@@ -14,7 +16,14 @@ from pydantic import SecretStr
 
 from gateway.contract import CONTRACT
 from gateway.render import render
-from gateway.settings import DeviceDoor, Endpoint, GatewaySettings, Upstream, parse_origins
+from gateway.settings import (
+    DeviceDoor,
+    Endpoint,
+    GatewayIdentity,
+    GatewaySettings,
+    Upstream,
+    parse_origins,
+)
 from meshkit import secrets
 from meshkit.embedded import (
     EmbeddedEnvoy,
@@ -26,9 +35,11 @@ from meshkit.embedded import (
     is_port_free,
 )
 from meshkit.migrate import MigrationError
+from meshkit.service_identity import ServiceIdentity
 from twinmesh_cli.ca import authority_for
 from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate
 from twinmesh_cli.home import Home, mesh_secret
+from twinmesh_cli.identities import LAUNCHER, issued_identities
 from twinmesh_cli.processes import Surroundings, service_ports, service_processes
 from twinmesh_cli.progress import Reporter
 from twinmesh_cli.seeding import Seeded, issue_simulator_key, seed
@@ -66,6 +77,7 @@ class Stack:
         self._supervisor = Supervisor(changed=self._on_change, tell=reporter.notice)
         self._notices: list[str] = []
         self._ready = False
+        self._renewal = AsyncExitStack()
         self._launcher = ProcessIdentity.own()
 
     async def start(self) -> Started:
@@ -78,9 +90,11 @@ class Stack:
         self._write_state()
         await self._look_before()
         authority = authority_for(self._settings, self._home)
-        trust = make_trust(self._settings, self._home.root, authority, root=secrets.decode_root(self._secret))
-        door = self._device_door(trust, authority.trust_domain)
-        facts = await self._start_servers(trust)
+        trust = make_trust(self._settings, self._home.root, authority)
+        issued = issued_identities(authority, self._home, gateway=trust, tell=self._reporter.notice)
+        await self._renewal.enter_async_context(issued)
+        door = self._device_door(trust.folder)
+        facts = await self._start_servers(trust.folder)
         migrated = await self._migrate(facts)
         seeded = await self._seed(facts, migrated)
         ports = await self._start_services(facts)
@@ -102,6 +116,7 @@ class Stack:
         """Stops everything, what was started last first: the gateway early, the database last."""
         self._ready = False
         await self._supervisor.stop()
+        await self._renewal.aclose()
         self._home.state.unlink(missing_ok=True)
 
     def _end_predecessor(self) -> None:
@@ -132,11 +147,11 @@ class Stack:
         port = self._settings.mqtt_port
         return (self._settings.bind, port) if self._is_open(port, "mqtt_port", "nats", "MQTT") else None
 
-    def _device_door(self, trust: Path, trust_domain: str) -> DeviceDoor | None:
+    def _device_door(self, trust: Path) -> DeviceDoor | None:
         port = self._settings.device_port
         if not self._is_open(port, "device_port", "envoy", "the listener for devices"):
             return None
-        return DeviceDoor(port=port, trust=trust, trust_domain=trust_domain)
+        return DeviceDoor(port=port, trust=trust)
 
     def _is_open(self, port: int, setting: str, part: str, what: str) -> bool:
         """Whether one of the ports is free that the mesh does without unless somebody has set it."""
@@ -184,6 +199,7 @@ class Stack:
                     "TWINMESH_LOG_LEVEL": settings.log_level,
                 },
                 log_path=home.log(_OTLP),
+                connect=grpc.insecure_channel,
             )
             otlp_endpoint = f"http://127.0.0.1:{receiver.port}"
             parts.append(receiver)
@@ -195,6 +211,7 @@ class Stack:
             data_dir=postgres.data_dir if postgres else settings.database_data_dir,
             otlp_endpoint=otlp_endpoint,
             trust=trust,
+            identity=ServiceIdentity(home.identities / LAUNCHER),
         )
 
     async def _migrate(self, facts: Surroundings) -> Migrated:
@@ -263,6 +280,9 @@ class Stack:
                     upstreams={
                         each: [Endpoint("127.0.0.1", port) for port in ports[each.value]] for each in Upstream
                     },
+                    identity=GatewayIdentity(
+                        folder=facts.trust, trust_domain=facts.identity.name.trust_domain
+                    ),
                     descriptor_path=descriptor,
                     devices=door,
                     otlp=Endpoint.parse(facts.otlp_endpoint),

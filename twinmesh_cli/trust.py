@@ -1,4 +1,4 @@
-"""The folder of what Envoy's listener for devices goes by: whom it trusts, and who it is."""
+"""The folder of what Envoy goes by: whom it trusts at its listener for devices, and who it is."""
 
 import json
 import socket
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from auth_svc.ca.authority import CertificateAuthority
-from auth_svc.ca.folder import publish
-from auth_svc.ca.keys import private_pem
-from gateway import devices
-from meshkit import gateway_credential
+from gateway import devices, mesh_tls
+from meshkit.ca.authority import CertificateAuthority
+from meshkit.ca.folder import publish
+from meshkit.ca.identities import Place
+from meshkit.ca.keys import private_pem
 from meshkit.embedded.account import unprivileged_account
 from meshkit.embedded.placement import data_folder, write_private
 from meshkit.nats_server import Tls
@@ -22,10 +22,8 @@ from twinmesh_cli.settings import LauncherSettings
 _SERVER_LIFE = timedelta(days=825)
 
 
-def make_trust(
-    settings: LauncherSettings, home: Path, authority: CertificateAuthority, *, root: bytes
-) -> Path:
-    """Fill the folder with all but the CRL, which auth_svc keeps there; return where it is.
+def make_trust(settings: LauncherSettings, home: Path, authority: CertificateAuthority) -> Place:
+    """Fill the folder with all but the CRL, which auth_svc keeps there, and Envoy's identity.
 
     Raises:
         OSError: it cannot be written.
@@ -36,10 +34,10 @@ def make_trust(
     publish(folder / devices.CA, authority.bundle)
     publish(folder / devices.SERVER_CERTIFICATE, certificate)
     write_private(folder / devices.SERVER_KEY, key, account)
-    write_private(folder / devices.CREDENTIAL, gateway_credential.derive(root), account)
+    mesh_tls.write_secrets(folder)
     secret = devices.trust_secret(folder, authority.trust_domain)
     publish(folder / devices.TRUST, json.dumps(secret, indent=1).encode())
-    return folder
+    return Place(folder, account)
 
 
 def mqtt_tls(settings: LauncherSettings, trust: Path) -> Tls | None:

@@ -1,8 +1,6 @@
 """Envoy's Authorization service: API keys and device certificates become access tokens on their way in."""
 
-import hmac
-from collections.abc import Iterable
-from typing import Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import structlog
@@ -15,22 +13,15 @@ from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.key_exchange import KeyExchange
 from envoy_api import external_auth_pb2 as pb
 from envoy_api import external_auth_pb2_grpc
-from meshkit import gateway_credential, status
+from meshkit import status
 from meshkit.caller_address import ADDRESS_HEADER
+from meshkit.callers import GATEWAY, current_caller
 from meshkit.errors import PermissionDenied, Unauthenticated
 
 _log = structlog.get_logger()
 _SCHEME = "Bearer "
 _CHALLENGE = ("www-authenticate", 'Bearer error="invalid_token"')
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
-
-
-class CallContext(Protocol):
-    """What is asked of a call."""
-
-    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
-        """Return the metadata that came with it."""
-        ...
 
 
 class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
@@ -42,29 +33,21 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
     Args:
         key_exchange: the rules for keys.
         certificate_exchange: the rules for certificates.
-        gateway_credential: by which Envoy is known.
     """
 
-    def __init__(
-        self,
-        *,
-        key_exchange: KeyExchange,
-        certificate_exchange: CertificateExchange,
-        gateway_credential: str,
-    ) -> None:
+    def __init__(self, *, key_exchange: KeyExchange, certificate_exchange: CertificateExchange) -> None:
         self._key_exchange = key_exchange
         self._certificate_exchange = certificate_exchange
-        self._gateway_credential = gateway_credential.encode()
         self._key_denied = _denied(key_exchange_rules.refused())
         self._certificate_denied = _denied(device_credentials.refused())
 
-    async def Check(self, request: pb.CheckRequest, context: CallContext) -> pb.CheckResponse:
+    async def Check(self, request: pb.CheckRequest, context: Any) -> pb.CheckResponse:
         """Replace the credential by a token, or refuse the request."""
         certificate = request.attributes.source.certificate
         http = request.attributes.request.http
         try:
             if certificate:
-                self._require_gateway(context)
+                _require_gateway()
                 token = await self._certificate_exchange.exchange(unquote(certificate))
             else:
                 key = http.headers.get("authorization", "").removeprefix(_SCHEME)
@@ -80,12 +63,12 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
             ok_response=pb.OkHttpResponse(headers=[_header("authorization", _SCHEME + token)]),
         )
 
-    def _require_gateway(self, context: CallContext) -> None:
-        shown = dict(context.invocation_metadata()).get(gateway_credential.HEADER, "")
-        sent = shown if isinstance(shown, bytes) else shown.encode()
-        if not hmac.compare_digest(sent, self._gateway_credential):
-            _log.warning("somebody who is not the gateway shows a device certificate")
-            raise device_credentials.refused()
+
+def _require_gateway() -> None:
+    caller = current_caller()
+    if caller != GATEWAY:
+        _log.warning("somebody who is not the gateway shows a device certificate", caller=caller)
+        raise device_credentials.refused()
 
 
 def _header(key: str, value: str) -> pb.HeaderValueOption:

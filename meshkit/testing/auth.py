@@ -15,6 +15,7 @@ from google.rpc import code_pb2
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
 from meshkit.revocations import KEPT_S, RevocationKind
+from meshkit.testing import identities
 from twinmesh.auth.v1 import (
     audit_event_service_pb2,
     audit_service_pb2,
@@ -133,7 +134,7 @@ async def fake_auth(mint: TokenMint) -> AsyncIterator[str]:
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(_FakeSessions(mint), server)
     revocation_service_pb2_grpc.add_RevocationServiceServicer_to_server(_FakeRevocations(mint), server)
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(_FakeAudit(mint), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port("127.0.0.1:0", identities.identity("auth_svc").server_credentials())
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

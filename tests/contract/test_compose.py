@@ -16,6 +16,8 @@ from gateway.contract import CONTRACT, read_contract
 from meshkit import secrets
 from meshkit.embedded import binaries
 from meshkit.nats_server import NatsUser
+from meshkit.testing import identities
+from twinmesh_cli.ca import MEMBERS
 from twinmesh_cli.database import role_password
 from twinmesh_cli.owners import OWNERS
 
@@ -129,12 +131,34 @@ def test_a_service_is_run_with_its_roles_url(tmp_path: Path) -> None:
     assert shown.stdout.strip() == f"postgresql://twinmesh_auth:{password}@postgres:5432/twinmesh"
 
 
+def test_everybody_gets_the_identity_that_is_issued_for_them_and_no_other() -> None:
+    issuer = SERVICES["identities"]
+    folder = issuer["command"][-1]
+    issued = {}
+    for volume in issuer["volumes"]:
+        source, _, target = volume.partition(":")
+        if target.startswith(f"{folder}/"):
+            issued[source] = target.removeprefix(f"{folder}/")
+    assert set(issued.values()) == set(MEMBERS)
+    for name, service in SERVICES.items():
+        mounted = {volume.split(":")[0]: volume.split(":")[1] for volume in service.get("volumes", [])}
+        own = {issued[source] for source in mounted if source in issued}
+        if name != "identities":
+            assert own == ({name.removesuffix("-config")} & set(MEMBERS)), name
+            assert all(mounted[source] == "/identity" for source in mounted if source in issued), name
+    # A volume takes the owner of what is there where it is mounted first.
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    for path in ("/ca", "/identity", *(f"{folder}/{name}" for name in MEMBERS)):
+        assert re.search(rf" {path}\b", dockerfile), path
+
+
 @pytest.fixture
 def rendered(short_home: Path) -> Path:
     """The folder that the step `gateway-config` fills."""
     step = SERVICES["gateway-config"]
     environment = {name: interpolated(str(value)) for name, value in step["environment"].items()}
     assert step["command"][1:] == ["-m", "gateway.render", "/gateway"]
+    environment["TWINMESH_IDENTITY_DIR"] = str(identities.identity_dir("gateway"))
     subprocess.run(
         [sys.executable, "-m", "gateway.render", short_home],
         cwd=ROOT,

@@ -279,6 +279,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
     was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
     """
+    ERROR_REASON_CALLER_UNKNOWN: _ErrorReason.ValueType  # 200
+    """A service is called by somebody whose certificate is of no service of the mesh, though of its CA:
+    a device's, say. UNAUTHENTICATED.
+    """
+    ERROR_REASON_CALLER_NOT_LISTED: _ErrorReason.ValueType  # 201
+    """The service that calls is not among those that may call this rpc. PERMISSION_DENIED.
+    Metadata: caller.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -542,5 +550,13 @@ counts again when they resume it. PERMISSION_DENIED.
 ERROR_REASON_LOGIN_LIMITED: ErrorReason.ValueType  # 190
 """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
 was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
+"""
+ERROR_REASON_CALLER_UNKNOWN: ErrorReason.ValueType  # 200
+"""A service is called by somebody whose certificate is of no service of the mesh, though of its CA:
+a device's, say. UNAUTHENTICATED.
+"""
+ERROR_REASON_CALLER_NOT_LISTED: ErrorReason.ValueType  # 201
+"""The service that calls is not among those that may call this rpc. PERMISSION_DENIED.
+Metadata: caller.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

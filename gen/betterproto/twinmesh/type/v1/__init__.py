@@ -482,6 +482,18 @@ class ErrorReason(betterproto2.Enum):
     was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
     """
 
+    CALLER_UNKNOWN = 200
+    """
+    A service is called by somebody whose certificate is of no service of the mesh, though of its CA:
+    a device's, say. UNAUTHENTICATED.
+    """
+
+    CALLER_NOT_LISTED = 201
+    """
+    The service that calls is not among those that may call this rpc. PERMISSION_DENIED.
+    Metadata: caller.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -567,6 +579,8 @@ class ErrorReason(betterproto2.Enum):
             182: "ERROR_REASON_ADDRESS_NOT_ALLOWED",
             185: "ERROR_REASON_TENANT_SUSPENDED",
             190: "ERROR_REASON_LOGIN_LIMITED",
+            200: "ERROR_REASON_CALLER_UNKNOWN",
+            201: "ERROR_REASON_CALLER_NOT_LISTED",
         }
 
     @classmethod
@@ -654,6 +668,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_ADDRESS_NOT_ALLOWED": 182,
             "ERROR_REASON_TENANT_SUSPENDED": 185,
             "ERROR_REASON_LOGIN_LIMITED": 190,
+            "ERROR_REASON_CALLER_UNKNOWN": 200,
+            "ERROR_REASON_CALLER_NOT_LISTED": 201,
         }
 
 
