@@ -12,7 +12,7 @@ from asset_svc.asset_type import AssetTypes
 from asset_svc.changes import BusChanges
 from asset_svc.children import Children
 from asset_svc.config import AssetSettings
-from asset_svc.contract import PUBLIC_SERVICES
+from asset_svc.contract import CALLERS, PUBLIC_SERVICES
 from asset_svc.device import Devices
 from asset_svc.device_type import DeviceTypes
 from asset_svc.profile import Profiles
@@ -31,21 +31,12 @@ from asset_svc.stores.profile import ChildRows, ProfileRows
 from asset_svc.stores.rows import TenantStore
 from asset_svc.stores.tenants import DeviceTenants
 from meshkit import bus, db
-from meshkit.audit import AuditTrail
-from meshkit.client import (
-    fetch_closed_tenants_from,
-    fetch_keys_from,
-    fetch_revocations_from,
-    report_deleted_tenants_to,
-    send_audit_to,
-    service_channel,
-)
+from meshkit.access import access
+from meshkit.client import fetch_closed_tenants_from, report_deleted_tenants_to
 from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches
 from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
-from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tenant_deletion import TenantSweep
 from twinmesh.asset.v1 import (
@@ -63,39 +54,30 @@ SERVICE = "asset_svc"
 async def app(settings: AssetSettings) -> AsyncIterator[int]:
     """Run asset_svc while the context is open; yields its port."""
     clock = SystemClock()
-    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     present = PresentSettings(settings, clock=clock)
     async with (
         db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
-        service_channel(settings.auth_address, tokens=tokens) as auth_channel,
-        (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
+        access(settings, service=SERVICE, clock=clock) as door,
         bus.connection(
             settings.nats_url.get_secret_value(),
             name=SERVICE,
-            on_connect=partial(listen, revocations=revocations),
+            on_connect=partial(listen, revocations=door.revocations),
         ) as client,
-        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
     ):
-        verifier = TokenVerifier(
-            fetch_keys=fetch_keys_from(auth_channel),
-            service_tokens=tokens,
-            revocations=revocations,
-            clock=clock,
-        )
-        observe_caches(meter(), tokens=verifier.lookups)
-        observe_audit(meter(), audit)
+        observe_caches(meter(), tokens=door.verifier.lookups)
+        observe_audit(meter(), door.audit)
         sweep = TenantSweep(
-            closed=fetch_closed_tenants_from(auth_channel),
+            closed=fetch_closed_tenants_from(door.auth_channel),
             delete=DeletedTenants(pool=pool).delete_rows,
-            report=report_deleted_tenants_to(auth_channel),
+            report=report_deleted_tenants_to(door.auth_channel),
         )
         async with (
             sweep.sweeping(),
             running_server(
                 listen=settings.listen,
                 registrations=_registrations(pool, client),
-                verifier=verifier,
-                audit=audit,
+                door=door,
+                callers=CALLERS,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints={"nats": bus.connected(client)},
                 reflected=PUBLIC_SERVICES,

@@ -1,9 +1,10 @@
-"""The services that callers reach through the gateway, whichever process serves them.
+"""Who may call asset_svc, and the services that callers reach through the gateway, whoever serves them.
 
 The gateway asks asset_svc for reflection, so asset_svc describes all of them.
 ProfileService and AuditService are absent: they are for services only.
 """
 
+from meshkit.callers import GATEWAY, Callers
 from twinmesh.asset.v1 import (
     asset_service_pb2,
     asset_type_service_pb2,
@@ -69,3 +70,19 @@ _FILES = (
 PUBLIC_SERVICES = tuple(
     sorted(service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values())
 )
+
+_PROFILES = "twinmesh.asset.v1.ProfileService"
+
+CALLERS: Callers = {
+    "twinmesh.asset.v1.DeviceTypeService": (GATEWAY,),
+    "twinmesh.asset.v1.DeviceService": (GATEWAY,),
+    "twinmesh.asset.v1.AssetTypeService": (GATEWAY,),
+    "twinmesh.asset.v1.AssetService": (GATEWAY,),
+    f"{_PROFILES}/BatchGetProfiles": ("ingest_svc", "twin_svc", "auth_svc"),
+    f"{_PROFILES}/ListProfiles": ("twin_svc", "auth_svc"),
+    f"{_PROFILES}/ListDeletedDevices": ("auth_svc",),
+    f"{_PROFILES}/GetSubtree": ("twin_svc",),
+    f"{_PROFILES}/BatchGetTenants": ("ingest_svc",),
+    f"{_PROFILES}/BatchCheckAssets": ("ingest_svc",),
+    f"{_PROFILES}/BatchGetChildren": ("ingest_svc",),
+}

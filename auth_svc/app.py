@@ -13,9 +13,9 @@ from auth_svc.access_tokens import AccessTokens
 from auth_svc.api_keys import ApiKeys
 from auth_svc.asset_client import AssetDevices
 from auth_svc.audit import AuditEvents
-from auth_svc.ca.folder import read_authority
 from auth_svc.certificate_exchange import CertificateExchange
 from auth_svc.config import AuthSettings
+from auth_svc.contract import CALLERS
 from auth_svc.deleted_devices import DeletedDevices
 from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
@@ -67,13 +67,15 @@ from auth_svc.token_exchange import RELOAD_EVERY_S as RELOAD_ISSUERS_EVERY_S
 from auth_svc.token_exchange import TokenExchange
 from auth_svc.users import Users
 from envoy_api import access_log_pb2_grpc, external_auth_pb2_grpc
-from meshkit import bus, db, gateway_credential, nats_server
+from meshkit import bus, db, nats_server
+from meshkit.access import Door, own_identity
 from meshkit.addresses import Allowed
 from meshkit.audit import AuditTrail
+from meshkit.ca.folder import read_authority
 from meshkit.client import counting_connections, service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.exports import ExportSlots
-from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.identity import TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches, observe_connections
 from meshkit.outbound import outbound
 from meshkit.present_settings import PresentSettings
@@ -113,7 +115,7 @@ _log = structlog.get_logger()
 async def app(settings: AuthSettings) -> AsyncIterator[int]:
     """Run auth_svc while the context is open; yields its port."""
     clock = SystemClock()
-    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
+    identity = own_identity(settings, SERVICE)
     present = PresentSettings(settings, clock=clock)
     addresses = {
         SERVICE: settings.auth_address,
@@ -124,8 +126,8 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
     async with (
         db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
         PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
-        peers(addresses) as mesh,
-        service_channel(settings.asset_address, tokens=tokens) as asset_channel,
+        peers(addresses, identity=identity) as mesh,
+        service_channel(settings.asset_address, service="asset_svc", identity=identity) as asset_channel,
         _bus(
             settings,
             revocations := Revocations(
@@ -133,8 +135,10 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             ),
         ) as bus_client,
         outbound(Allowed.parse(settings.outbound_allowed)) as outside,
-        counting_connections(settings.ingest_address, tokens=tokens, holder=uuid.uuid4()) as connections,
-        counting_connections(settings.ingest_address, tokens=tokens, holder=MQTT_HOLDER) as mqtt_connections,
+        counting_connections(settings.ingest_address, identity=identity, holder=uuid.uuid4()) as connections,
+        counting_connections(
+            settings.ingest_address, identity=identity, holder=MQTT_HOLDER
+        ) as mqtt_connections,
     ):
         announce = Announcer(revocations=revocations, client=bus_client)
         api_key_store = ApiKeyStore(pool=pool)
@@ -246,9 +250,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             listed=devices, place=DeletedDevicesRead(pool=pool), certificates=certificates
         )
         api_keys = ApiKeys(store=api_key_store, announce=announce, clock=clock)
-        verifier = TokenVerifier(
-            fetch_keys=key_ring.jwks, service_tokens=tokens, revocations=revocations, clock=clock
-        )
+        verifier = TokenVerifier(fetch_keys=key_ring.jwks, revocations=revocations, clock=clock)
         access_log = AccessLogServicer(trail=refused)
         observe_audit(meter(), audit, refused)
         observe_connections(meter(), connections, mqtt_connections)
@@ -343,7 +345,6 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
                     key_exchange=key_exchange,
                     signed_requests=signed_requests,
                     certificate_exchange=certificate_exchange,
-                    gateway_credential=gateway_credential.derive(root),
                 ),
             ),
         ]
@@ -369,8 +370,8 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             running_server(
                 listen=settings.listen,
                 registrations=registrations,
-                verifier=verifier,
-                audit=audit,
+                door=Door(identity, verifier, audit),
+                callers=CALLERS,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints=hints,
                 drain=access_log.drain,

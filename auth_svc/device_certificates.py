@@ -8,13 +8,13 @@ from typing import Protocol
 
 import structlog
 
-from auth_svc.ca.authority import CertificateAuthority
-from auth_svc.ca.requests import public_key_of
 from auth_svc.device_credentials import PERMISSIONS, ShownCertificate
 from auth_svc.enabled_devices import EnabledDevice
 from auth_svc.grants import require_held
 from auth_svc.revocation_list import require_authority
 from auth_svc.revocations import kept_until
+from meshkit.ca.authority import CertificateAuthority
+from meshkit.ca.requests import public_key_of
 from meshkit.clock import Clock, to_datetime
 from meshkit.errors import FailedPrecondition, PermissionDenied, invalid_field, not_found
 from meshkit.identity import Principal, PrincipalKind

@@ -7,9 +7,9 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from auth_svc.ca.authority import uris
-from auth_svc.ca.names import DeviceName
 from auth_svc.suspension import tenant_suspended
+from meshkit.ca.authority import uris
+from meshkit.ca.names import DeviceName
 from meshkit.errors import Unauthenticated
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 

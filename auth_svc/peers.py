@@ -9,18 +9,29 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from auth_svc.readiness import DEPENDENCIES, WHOLE
+from meshkit.channels import mutual_channel
+from meshkit.service_identity import ServiceIdentity
 
 _TIMEOUT_S = 1.0
-_OPTIONS = [
+# To one process of those that a target stands for, whatever its health.
+TO_ONE = [
     # A service that comes back is seen at once.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-# Of a name that stands for several processes gRPC would otherwise ask just one, whatever its health.
-_TO_A_SERVING_ONE = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "healthCheckConfig": {"serviceName": WHOLE},
-}
+# To those that serve; where none does, calls fail as if there were no process.
+TO_A_SERVING_ONE = [
+    *TO_ONE,
+    (
+        "grpc.service_config",
+        json.dumps(
+            {
+                "loadBalancingConfig": [{"round_robin": {}}],
+                "healthCheckConfig": {"serviceName": WHOLE},
+            }
+        ),
+    ),
+]
 
 Answer = Mapping[str, bool | None]
 
@@ -70,34 +81,23 @@ def best(answers: Iterable[Answer]) -> Answer:
     return max(answers, key=lambda answer: (answer[WHOLE] is True, answer[WHOLE] is not None))
 
 
-def channel(target: str) -> grpc.aio.Channel:
-    """Return a channel to one process of those that a target stands for, whatever its health."""
-    return grpc.aio.insecure_channel(target, options=_OPTIONS)
-
-
-def serving_channel(target: str) -> grpc.aio.Channel:
-    """Return a channel to the processes that a target stands for, as far as they serve.
-
-    Where none does, its calls fail as if there were no process.
-    """
-    config = ("grpc.service_config", json.dumps(_TO_A_SERVING_ONE))
-    return grpc.aio.insecure_channel(target, options=[*_OPTIONS, config])
-
-
 @asynccontextmanager
-async def peers(addresses: Mapping[str, str]) -> AsyncIterator[Peers]:
+async def peers(addresses: Mapping[str, str], *, identity: ServiceIdentity) -> AsyncIterator[Peers]:
     """Open channels to services and close them in the end.
 
     Args:
         addresses: by service name; host:port with commas between processes, and a name may
             stand for several.
+        identity: who asks.
     """
     async with AsyncExitStack() as stack:
         channels = {
             service: [
-                await stack.enter_async_context(opened(address.strip()))
+                await stack.enter_async_context(
+                    mutual_channel(address.strip(), service=service, identity=identity, options=options)
+                )
                 for address in listed.split(",")
-                for opened in (channel, serving_channel)
+                for options in (TO_ONE, TO_A_SERVING_ONE)
             ]
             for service, listed in addresses.items()
         }

@@ -9,8 +9,8 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from auth_svc.ca.authority import CertificateAuthority, Revoked
-from auth_svc.ca.folder import publish
+from meshkit.ca.authority import CertificateAuthority, Revoked
+from meshkit.ca.folder import publish
 from meshkit.clock import Clock, to_datetime
 from meshkit.errors import FailedPrecondition
 from meshkit.revocations import Revocation, RevocationKind

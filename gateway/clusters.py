@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from gateway import Config
+from gateway import Config, mesh_tls
 from gateway.settings import Endpoint, GatewaySettings, Upstream
 
 JWKS = "jwks"
 OTLP = "otlp"
 NOWHERE = "nowhere"
-# Processes of auth_svc, to which Envoy proves itself when it asks about a device's certificate.
-DEVICE_AUTHORIZATION = "device_authorization"
 
-_UPSTREAM_CODEC = "type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
 _HTTP = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 # Envoy's own limit of 1,024 requests per cluster is passed by a fleet of long streams.
 _CIRCUIT_BREAKERS = {
@@ -63,31 +60,13 @@ def unchecked(upstream: Upstream) -> str:
 
 def clusters(settings: GatewaySettings) -> list[Config]:
     """Return every cluster of the gateway."""
-    made = [_service(upstream, settings.upstreams[upstream]) for upstream in Upstream]
+    made = [_checked(upstream, settings) for upstream in Upstream]
     made += [
-        _grpc(unchecked(upstream), settings.upstreams[upstream])
-        for upstream in (Upstream.AUTH, Upstream.ASSET)
+        _service(unchecked(upstream), upstream, settings) for upstream in (Upstream.AUTH, Upstream.ASSET)
     ]
     made.append(_jwks(settings))
     made.append(_grpc(NOWHERE, []))
     made.append(_grpc(OTLP, [] if settings.otlp is None else [settings.otlp]))
-    return made
-
-
-def device_authorization(settings: GatewaySettings, injector: Config) -> Config:
-    """Return the cluster that is asked about certificates of devices.
-
-    Args:
-        settings: where auth_svc is.
-        injector: the filter by which Envoy proves itself.
-    """
-    made = _grpc(DEVICE_AUTHORIZATION, settings.upstreams[Upstream.AUTH])
-    (name, options), *_ = _HTTP2.items()
-    codec = {
-        "name": "envoy.filters.http.upstream_codec",
-        "typed_config": {"@type": _UPSTREAM_CODEC},
-    }
-    made["typed_extension_protocol_options"] = {name: {**options, "http_filters": [injector, codec]}}
     return made
 
 
@@ -103,9 +82,16 @@ def _grpc(name: str, endpoints: Sequence[Endpoint]) -> Config:
     }
 
 
-def _service(upstream: Upstream, endpoints: Sequence[Endpoint]) -> Config:
+def _service(name: str, upstream: Upstream, settings: GatewaySettings) -> Config:
     return {
-        **_grpc(upstream.value, endpoints),
+        **_grpc(name, settings.upstreams[upstream]),
+        "transport_socket": mesh_tls.transport_socket(upstream, settings.identity),
+    }
+
+
+def _checked(upstream: Upstream, settings: GatewaySettings) -> Config:
+    return {
+        **_service(upstream.value, upstream, settings),
         "lb_policy": "LEAST_REQUEST",
         # No healthy process means 503 at once; Envoy would try the unhealthy ones otherwise.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},

@@ -8,19 +8,16 @@ else is sent. The files in its folder:
     trust.json                the two as a secret, whose files Envoy watches
     server.pem, server.key.pem   the listener's own certificate chain and key
     server.json               the two as a secret, whose files Envoy watches
-    gateway.credential        by which auth_svc knows Envoy, when it speaks of a certificate
 """
 
 from copy import deepcopy
 from pathlib import Path
 
-from gateway import Config, clusters, local_replies, routes, tls
+from gateway import Config, local_replies, routes, tls
 from gateway.settings import DeviceDoor
-from meshkit import gateway_credential
 
 CA, CRL, TRUST = "ca.pem", "crl.pem", "trust.json"
 SERVER_CERTIFICATE, SERVER_KEY, SERVER = "server.pem", "server.key.pem", "server.json"
-CREDENTIAL = "gateway.credential"
 LISTENER = "devices"
 _SECRET = "devices"  # noqa: S105 - a name
 _SERVER_SECRET = "server"  # noqa: S105 - a name
@@ -59,7 +56,6 @@ def listener(edge: Config, door: DeviceDoor) -> Config:
             config = each["typed_config"]["extension_config"]["typed_config"]
             config["include_peer_certificate"] = True
             config["allowed_headers"] = {"patterns": [{"exact": ":path"}]}
-            config["grpc_service"]["envoy_grpc"]["cluster_name"] = clusters.DEVICE_AUTHORIZATION
             each["typed_config"] = config
     return made
 
@@ -93,35 +89,6 @@ def server_secret(trust: Path) -> Config:
     return tls.certificate_secret(
         _SERVER_SECRET, certificate=str(trust / SERVER_CERTIFICATE), key=str(trust / SERVER_KEY)
     )
-
-
-def credential_injector() -> Config:
-    """Return the upstream filter that proves to auth_svc that it is Envoy who asks."""
-    return {
-        "name": "envoy.filters.http.credential_injector",
-        "typed_config": {
-            "@type": "type.googleapis.com/"
-            "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
-            "overwrite": True,
-            "credential": {
-                "name": "envoy.http.injected_credentials.generic",
-                "typed_config": {
-                    "@type": "type.googleapis.com/"
-                    "envoy.extensions.http.injected_credentials.generic.v3.Generic",
-                    "credential": {"name": clusters.DEVICE_AUTHORIZATION},
-                    "header": gateway_credential.HEADER,
-                },
-            },
-        },
-    }
-
-
-def credential_secret(trust: Path) -> Config:
-    """Return the secret that the filter sends."""
-    return {
-        "name": clusters.DEVICE_AUTHORIZATION,
-        "generic_secret": {"secret": {"filename": str(trust / CREDENTIAL)}},
-    }
 
 
 def _tls(trust: Path) -> Config:

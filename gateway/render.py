@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from gateway import Config, clusters, devices, local_replies, routes, tls
+from gateway import Config, clusters, devices, local_replies, mesh_tls, routes, tls
 from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment, GatewaySettings, Upstream
 from gateway.transcoder import as_events, transcoder
@@ -104,8 +104,6 @@ def render(settings: GatewaySettings) -> Config:
     static = filled["static_resources"]
     if settings.devices is not None:
         static["listeners"].append(devices.listener(static["listeners"][0], settings.devices))
-        static["clusters"].append(clusters.device_authorization(settings, devices.credential_injector()))
-        static["secrets"] = [devices.credential_secret(settings.devices.trust)]
     if settings.tls is not None:
         tls.encrypt(static["listeners"][0], settings.tls)
     return filled
@@ -145,7 +143,11 @@ def main() -> None:
             certificate=str(environment.gateway_tls_certificate), key=str(environment.gateway_tls_key)
         )
         edge_secret.write_text(json.dumps(secret, indent=1), encoding="utf-8")
-    config = render(environment.settings(descriptor_path=contract, edge_secret=edge_secret))
+    try:
+        config = render(environment.settings(descriptor_path=contract, edge_secret=edge_secret))
+        mesh_tls.write_secrets(environment.identity_dir)
+    except (OSError, ValueError) as error:
+        sys.exit(f"gateway: TWINMESH_IDENTITY_DIR={environment.identity_dir}: {error}")
     (folder / "envoy.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 

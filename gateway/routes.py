@@ -6,7 +6,7 @@ from gateway import Config, transcoder
 from gateway.clusters import NOWHERE, unchecked
 from gateway.contract import Contract, HttpBinding, Rpc
 from gateway.settings import Upstream
-from meshkit import gateway_credential
+from meshkit import route_context
 from meshkit.config import MAX_STREAM_LIFETIME_SECONDS
 
 _UPSTREAM_OF_PACKAGE = {
@@ -53,7 +53,7 @@ _SIGNED_STREAM = {
     SIGNED_REQUESTS: {
         "@type": _PER_ROUTE,
         "check_settings": {
-            "context_extensions": {gateway_credential.STREAM: "true"},
+            "context_extensions": {route_context.STREAM: "true"},
             "disable_request_body_buffering": True,
         },
     }

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gateway import tls
 from meshkit.config import Settings
+from meshkit.service_identity import ServiceIdentity
 
 REQUESTS_PER_SECOND = 10_000
 TOGETHER = "TWINMESH_GATEWAY_TLS_CERTIFICATE and TWINMESH_GATEWAY_TLS_KEY go together"
@@ -86,6 +87,19 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayIdentity:
+    """Who Envoy is to the services.
+
+    Attributes:
+        folder: of its certificate, as Envoy sees it (gateway/mesh_tls.py).
+        trust_domain: of its certificate and the services'.
+    """
+
+    folder: Path
+    trust_domain: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceDoor:
     """A second listener, where devices show their certificates.
 
@@ -126,6 +140,7 @@ class GatewaySettings:
         admin_port: port of Envoy's admin interface, always on loopback.
         jwks_port: port, always on loopback, where Envoy fetches auth_svc's keys from itself.
         upstreams: the processes of each service; one endpoint per process.
+        identity: who Envoy is to them.
         descriptor_path: the contract's FileDescriptorSet, as this process and Envoy see it.
         devices: where devices show their certificates; None: nowhere.
         otlp: OTLP/gRPC receiver of spans; None exports none.
@@ -143,6 +158,7 @@ class GatewaySettings:
     admin_port: int
     jwks_port: int
     upstreams: Mapping[Upstream, Sequence[Endpoint]]
+    identity: GatewayIdentity
     descriptor_path: Path
     tls: Path | None = None
     devices: DeviceDoor | None = None
@@ -168,6 +184,10 @@ class GatewayEnvironment(Settings):
     gateway_port: int = Field(8080, gt=0, lt=65536, description="Port for gRPC, gRPC-Web and JSON.")
     gateway_admin_port: int = Field(9901, gt=0, lt=65536, description="Envoy's admin port, on loopback.")
     gateway_jwks_port: int = Field(9902, gt=0, lt=65536, description="Port of the key fetch, on loopback.")
+    identity_dir: Path = Field(
+        description="Folder of the gateway's certificate and key (identity.pem) and of the CA's certificates"
+        " (authorities.pem), at the path where Envoy sees it."
+    )
     auth_address: str = Field(description="Processes of auth_svc, host:port with commas between them.")
     asset_address: str = Field(description="Processes of asset_svc, likewise.")
     ingest_address: str = Field(description="Processes of ingest_svc, likewise.")
@@ -225,7 +245,12 @@ class GatewayEnvironment(Settings):
         Args:
             descriptor_path: the contract, where Envoy will find it.
             edge_secret: the file of `gateway_tls_certificate` and its key as a secret, likewise.
+
+        Raises:
+            OSError: the identity cannot be read.
+            ValueError: it is none.
         """
+        name = ServiceIdentity(self.identity_dir).name
         return GatewaySettings(
             bind=self.bind,
             port=self.gateway_port,
@@ -237,6 +262,7 @@ class GatewayEnvironment(Settings):
                 Upstream.INGEST: Endpoint.parse_list(self.ingest_address),
                 Upstream.TWIN: Endpoint.parse_list(self.twin_address),
             },
+            identity=GatewayIdentity(folder=self.identity_dir, trust_domain=name.trust_domain),
             descriptor_path=descriptor_path,
             tls=edge_secret if self.gateway_tls_certificate else None,
             devices=DeviceDoor(port=self.device_port, trust=self.trust_dir) if self.trust_dir else None,

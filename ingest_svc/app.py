@@ -19,6 +19,7 @@ from ingest_svc.budget import Budgets
 from ingest_svc.child_cache import ChildCache
 from ingest_svc.config import IngestSettings
 from ingest_svc.connections import ConnectionLimits
+from ingest_svc.contract import CALLERS
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
 from ingest_svc.frontier_reports import follow_reports
 from ingest_svc.ingest_policies import IngestPolicies
@@ -51,17 +52,15 @@ from ingest_svc.stream import TelemetryStream
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.twin_frontiers import TwinFrontiers
 from meshkit import bus, db
+from meshkit.access import AuthDoor, access
 from meshkit.asset_changes import follow_changes
-from meshkit.audit import AuditTrail
-from meshkit.client import fetch_keys_from, fetch_revocations_from, send_audit_to, service_channel
+from meshkit.client import service_channel
 from meshkit.clock import Clock, SystemClock
 from meshkit.connections import Connections
-from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches, observe_connections
 from meshkit.open_calls import OpenCall
 from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
-from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from meshkit.tasks import background
 from telemetry_store.catalog import SeriesCatalog
@@ -99,7 +98,6 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     commits and answers them.
     """
     clock = SystemClock()
-    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     metrics = IngestMetrics(meter())
 
     def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
@@ -113,7 +111,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
     async def subscribe(client: Client) -> None:
         await follow_changes(client, forget=forget, forget_all=distrust)
         await follow_reports(client, frontiers=frontiers)
-        await listen(client, revocations)
+        await listen(client, door.revocations)
 
     def reconnected() -> None:
         distrust()
@@ -124,7 +122,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         assembler.add(commit.whole)
 
     async with (
-        _neighbours(settings, tokens, clock) as (auth_channel, asset_channel, revocations, audit),
+        _neighbours(settings, clock) as (door, asset_channel),
         _pools(settings) as (pool, raw_pool),
         background(
             (placements := Placements(store=PlacementStore(pool=pool), clock=clock)).keep_saving(),
@@ -164,12 +162,6 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
         background(processing.keep_saving(), name="save-states"),
         OpenStreams(clock=clock, max_lifetime_s=settings.max_stream_lifetime_seconds) as streams,
     ):
-        verifier = TokenVerifier(
-            fetch_keys=fetch_keys_from(auth_channel),
-            service_tokens=tokens,
-            revocations=revocations,
-            clock=clock,
-        )
         backfills = BackfillStore(pool=pool)
         chunks = ChunkStore(pool=pool)
         message_intake = MessageIntake(
@@ -196,7 +188,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             messages=message_intake,
         )
         raw = RawTrail(keeps=policies.keeps_raw)
-        credentials = AuthCredentials(channel=auth_channel, verifier=verifier)
+        credentials = AuthCredentials(channel=door.auth_channel, verifier=door.verifier)
         budgets = Budgets()
         metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams, room=room)
         observe_caches(
@@ -206,9 +198,9 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             tenants=tenants.lookups,
             children=children.lookups,
             assets=known_assets.lookups,
-            tokens=verifier.lookups,
+            tokens=door.verifier.lookups,
         )
-        observe_audit(meter(), audit)
+        observe_audit(meter(), door.audit)
 
         def new_stream(call: OpenCall) -> TelemetryStream:
             return TelemetryStream(
@@ -292,7 +284,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                             letters=letters,
                             replays=Replays(
                                 letters=letters,
-                                key_scopes=AuthKeyScopes(channel=auth_channel),
+                                key_scopes=AuthKeyScopes(channel=door.auth_channel),
                                 intake=intake,
                                 messages=messages,
                                 writer=writer,
@@ -315,8 +307,8 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
                         RawMessageServicer(messages=RawMessageStore(pool=raw_pool), clock=clock),
                     ),
                 ],
-                verifier=verifier,
-                audit=audit,
+                door=door,
+                callers=CALLERS,
                 checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
                 hints={"nats": bus.connected(nats_client)},
                 drain=streams.drain,
@@ -328,16 +320,14 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def _neighbours(
-    settings: IngestSettings, tokens: ServiceTokens, clock: Clock
-) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel, Revocations, AuditTrail]]:
-    """Open the channels to auth_svc and asset_svc, revocations and the audit, while the context is open."""
+    settings: IngestSettings, clock: Clock
+) -> AsyncIterator[tuple[AuthDoor, grpc.aio.Channel]]:
+    """Know callers by auth_svc, and open the channel to asset_svc, while the context is open."""
     async with (
-        service_channel(settings.auth_address, tokens=tokens) as auth,
-        service_channel(settings.asset_address, tokens=tokens) as asset,
-        (revocations := Revocations(fetch=fetch_revocations_from(auth), clock=clock)).polling(),
-        AuditTrail(send=send_audit_to(auth), clock=clock) as audit,
+        access(settings, service=SERVICE, clock=clock) as door,
+        service_channel(settings.asset_address, service="asset_svc", identity=door.identity) as channel,
     ):
-        yield auth, asset, revocations, audit
+        yield door, channel
 
 
 @asynccontextmanager

@@ -1,9 +1,9 @@
-"""Channels to other services, carrying this service's own identity."""
+"""Calls to other services."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import grpc
@@ -13,10 +13,12 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from meshkit import audit_messages, status
 from meshkit.audit import AuditEvent
+from meshkit.channels import mutual_channel
 from meshkit.connections import Connections, Held, Refused, Wanted
 from meshkit.errors import DomainError, dependency_unavailable
-from meshkit.identity import KeyFetch, ServiceTokens
+from meshkit.identity import KeyFetch
 from meshkit.revocations import Fetch, Revocation, RevocationKind
+from meshkit.service_identity import ServiceIdentity
 from meshkit.tenant_deletion import ClosedTenant
 from twinmesh.auth.v1 import (
     audit_service_pb2_grpc,
@@ -50,6 +52,7 @@ _SERVICE_CONFIG = json.dumps(
         ]
     }
 )
+_COUNTER = "ingest_svc"
 _OPTIONS = [
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.keepalive_time_ms", 20_000),
@@ -59,55 +62,44 @@ _OPTIONS = [
 ]
 
 
-class _Identity(grpc.aio.UnaryUnaryClientInterceptor):
-    """Adds the service's token to every call."""
-
-    def __init__(self, tokens: ServiceTokens) -> None:
-        self._tokens = tokens
-
-    async def intercept_unary_unary(
-        self,
-        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]],
-        client_call_details: grpc.aio.ClientCallDetails,
-        request: Any,
-    ) -> Any:
-        details = client_call_details
-        metadata = details.metadata or grpc.aio.Metadata()
-        metadata.add("authorization", f"Bearer {self._tokens.token()}")
-        with_token = grpc.aio.ClientCallDetails(
-            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
-        )
-        return await continuation(with_token, request)
-
-
 @asynccontextmanager
-async def service_channel(address: str, *, tokens: ServiceTokens) -> AsyncIterator[grpc.aio.Channel]:
+async def service_channel(
+    address: str, *, service: str, identity: ServiceIdentity
+) -> AsyncIterator[grpc.aio.Channel]:
     """Open a channel to a peer service and close it in the end.
 
     Args:
         address: host:port of the peer.
-        tokens: prove who calls.
+        service: its name, which its certificate must prove.
+        identity: who calls.
     """
-    interceptors = [_Identity(tokens), *aio_client_interceptors()]
-    async with grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors) as channel:
+    async with mutual_channel(
+        address,
+        service=service,
+        identity=identity,
+        options=_OPTIONS,
+        interceptors=aio_client_interceptors(),
+    ) as channel:
         yield channel
 
 
 @asynccontextmanager
 async def counting_connections(
-    addresses: str, *, tokens: ServiceTokens, holder: UUID
+    addresses: str, *, identity: ServiceIdentity, holder: UUID
 ) -> AsyncIterator[Connections]:
     """Have ingest_svc count the connections of a process while the context is open.
 
     Args:
         addresses: of its processes, host:port with commas between: any of them counts for all.
-        tokens: prove who calls.
+        identity: proves who calls.
         holder: whose connections they are.
     """
     async with AsyncExitStack() as stack:
         stubs = [
             connection_service_pb2_grpc.ConnectionServiceStub(
-                await stack.enter_async_context(service_channel(address.strip(), tokens=tokens))
+                await stack.enter_async_context(
+                    service_channel(address.strip(), service=_COUNTER, identity=identity)
+                )
             )
             for address in addresses.split(",")
         ]
@@ -127,7 +119,7 @@ async def counting_connections(
                 ],
             )
             try:
-                answer = await call(stubs[0].HoldConnections, request, peer="ingest_svc")
+                answer = await call(stubs[0].HoldConnections, request, peer=_COUNTER)
             except BaseException:
                 # The next one is asked the next time.
                 stubs.append(stubs.pop(0))

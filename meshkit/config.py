@@ -305,6 +305,10 @@ class ServiceSettings(Settings):
     listen: str = Field("127.0.0.1:0", description="Address of the gRPC server, host:port.")
     service_database_url: SecretStr = Field(description="PostgreSQL URL with the service's own role.")
     mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
+    identity_dir: Path = Field(
+        description="Folder of the service's certificate and key (identity.pem) and of the CA's certificates"
+        " (authorities.pem); replaced while it runs."
+    )
     auth_address: str = Field(description="Address of auth_svc, host:port.")
     otlp_endpoint: str = Field(
         "",

@@ -1,4 +1,4 @@
-"""Who calls: principals, and the tokens that prove them."""
+"""Who calls: principals, and the tokens that prove all of them but services."""
 
 import asyncio
 import hashlib
@@ -15,16 +15,12 @@ from meshkit.errors import Unauthenticated
 from meshkit.lookups import Lookups
 from meshkit.revocations import Revocation, Revocations
 from meshkit.scope import Scope
-from meshkit.secrets import derive
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 ISSUER = "twinmesh"
 AUDIENCE = "twinmesh"
-SERVICE_AUDIENCE = "twinmesh-internal"
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - the typ of RFC 9068
 TOKEN_ALGORITHM = "EdDSA"  # noqa: S105 - an algorithm
-_SERVICE_ALGORITHM = "HS256"
-_SERVICE_TOKEN_LIFE_S = 300
 _CACHED_TOKENS = 10_000
 _CLOCK_SKEW_S = 5  # as Envoy allows between auth_svc's clock and its own
 _KEY_REFETCH_S = 1.0
@@ -126,55 +122,11 @@ def _invalid_token(why: str) -> Unauthenticated:
 KeyFetch = Callable[[], Awaitable[Sequence[Mapping[str, str]]]]
 
 
-class ServiceTokens:
-    """Makes and checks the tokens by which services know each other."""
-
-    def __init__(self, *, service: str, mesh_secret: bytes, clock: Clock) -> None:
-        self._service = service
-        self._key = derive(mesh_secret, "service-tokens")
-        self._clock = clock
-        self._token = ""
-        self._renew_at = 0.0
-
-    def token(self) -> str:
-        """Return this service's token, renewed well before it ends."""
-        now = self._clock.now_us() / MICROS_PER_SECOND
-        if now >= self._renew_at:
-            claims = {
-                "iss": self._service,
-                "aud": SERVICE_AUDIENCE,
-                "iat": int(now),
-                "exp": int(now) + _SERVICE_TOKEN_LIFE_S,
-            }
-            self._token = jwt.encode(claims, self._key, algorithm=_SERVICE_ALGORITHM)
-            self._renew_at = now + _SERVICE_TOKEN_LIFE_S / 2
-        return self._token
-
-    def verify(self, token: str) -> tuple[Principal, float]:
-        """Return the service that a token proves and when the token ends.
-
-        Raises:
-            jwt.PyJWTError: it is forged, foreign or expired.
-        """
-        claims = jwt.decode(
-            token,
-            self._key,
-            algorithms=[_SERVICE_ALGORITHM],
-            audience=SERVICE_AUDIENCE,
-            options={"require": ["iss", "aud", "exp"]},
-        )
-        principal = Principal(
-            tenant="", subject=claims["iss"], kind=PrincipalKind.SERVICE, permissions=SERVICE_PERMISSIONS
-        )
-        return principal, float(claims["exp"])
-
-
 class TokenVerifier:
     """Verifies bearer tokens, remembering the verdicts by the token's hash.
 
     Args:
         fetch_keys: answers the present JWK set of auth_svc.
-        service_tokens: checks tokens of other services.
         revocations: tell what is refused although it has not expired.
         clock: tells when tokens end.
 
@@ -186,12 +138,10 @@ class TokenVerifier:
         self,
         *,
         fetch_keys: KeyFetch,
-        service_tokens: ServiceTokens,
         revocations: Revocations,
         clock: Clock,
     ) -> None:
         self._fetch_keys = fetch_keys
-        self._service_tokens = service_tokens
         self._revocations = revocations
         self._clock = clock
         self._keys: dict[str, jwt.PyJWK] = {}
@@ -222,8 +172,7 @@ class TokenVerifier:
         if ends <= now:
             self._verdicts.pop(digest, None)
             raise _invalid_token("it has expired; log in or refresh")
-        if principal.kind != PrincipalKind.SERVICE:
-            await self._revocations.require_known()
+        await self._revocations.require_known()
         self.require_live(principal)
         return principal
 
@@ -251,8 +200,6 @@ class TokenVerifier:
     async def _examine(self, token: str) -> tuple[Principal, float]:
         try:
             header = jwt.get_unverified_header(token)
-            if header.get("alg") == _SERVICE_ALGORITHM:
-                return self._service_tokens.verify(token)
             if header.get("typ") != TOKEN_TYPE:
                 raise _invalid_token(f"its typ is not {TOKEN_TYPE}")
             key = await self._key(str(header.get("kid", "")))
@@ -267,7 +214,7 @@ class TokenVerifier:
             )
             kind = PrincipalKind(claims["kind"])
             if kind == PrincipalKind.SERVICE:
-                raise _invalid_token("services have tokens of another kind")
+                raise _invalid_token("services have certificates and no tokens")
             tenant = str(claims["tenant"])
             is_of_installation = (tenant, kind) == (SYSTEM_TENANT, PrincipalKind.USER)
             never = SERVICE_PERMISSIONS | (frozenset() if is_of_installation else INSTALLATION_PERMISSIONS)

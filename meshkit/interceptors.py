@@ -1,4 +1,4 @@
-"""What happens around every rpc: identity, permission, validation, deadline, errors, audit.
+"""What happens around every rpc: caller, identity, permission, validation, deadline, errors, audit.
 
 One interceptor does all of it, in this order, so that an rpc costs one wrapper.
 Handlers of streams must be async generators. A handler may answer with a message or with its bytes.
@@ -7,7 +7,7 @@ Handlers of streams must be async generators. A handler may answer with a messag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,9 +21,11 @@ from meshkit import policy, status
 from meshkit.audit import AuditedCall, AuditTrail, is_recorded
 from meshkit.audit_targets import TargetReader
 from meshkit.caller_address import caller_address
+from meshkit.callers import Callers, bind_caller, callers_of, require_caller, service_principal
 from meshkit.errors import DeadlineExceeded, DomainError, InvalidArgument
 from meshkit.identity import Principal, TokenVerifier, bind_principal
 from meshkit.open_calls import OpenCall, OpenCalls
+from meshkit.service_identity import ServiceIdentity
 from meshkit.telemetry import current_trace_id, join_trace
 from meshkit.validation import validate
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -43,12 +45,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Serves every rpc of a service by the rules that its contract carries.
 
     Args:
+        identity: knows services by their certificates.
+        callers: which of them may call which rpcs; all may ask for health.
         verifier: proves bearer tokens.
         open_calls: ends streams with the credentials that opened them.
         audit: takes the account of each call.
     """
 
-    def __init__(self, *, verifier: TokenVerifier, open_calls: OpenCalls, audit: AuditTrail) -> None:
+    def __init__(
+        self,
+        *,
+        identity: ServiceIdentity,
+        callers: Callers,
+        verifier: TokenVerifier,
+        open_calls: OpenCalls,
+        audit: AuditTrail,
+    ) -> None:
+        self._identity = identity
+        self._callers = callers
         self._verifier = verifier
         self._open_calls = open_calls
         self._audit = audit
@@ -64,15 +78,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             handler = await continuation(handler_call_details)
-            # grpc answers UNIMPLEMENTED for a method that it does not know; the
-            # health servicer writes to the context, which generators do not allow.
-            if handler is None or method.startswith(policy.HEALTH):
-                return handler
-            wrapped = self._wrapped[method] = self._wrap(handler, method)
+            if handler is None:
+                return None  # grpc answers UNIMPLEMENTED.
+            # The health servicer writes to the context, which generators do not allow.
+            wrap = self._wrap_health if method.startswith(policy.HEALTH) else self._wrap
+            wrapped = self._wrapped[method] = wrap(handler, method)
         return wrapped
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
-        call = _Call(method=method, verifier=self._verifier, open_calls=self._open_calls, audit=self._audit)
+        call = _Call(
+            method=method,
+            identity=self._identity,
+            allowed=callers_of(method, self._callers),
+            verifier=self._verifier,
+            open_calls=self._open_calls,
+            audit=self._audit,
+        )
         codec: dict[str, Any] = {
             "request_deserializer": _decoder(handler.request_deserializer),
             "response_serializer": _encoder(handler.response_serializer),
@@ -85,14 +106,42 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_unary_rpc_method_handler(call.stream_unary(handler.stream_unary), **codec)
         return grpc.stream_stream_rpc_method_handler(call.stream_stream(handler.stream_stream), **codec)
 
+    def _wrap_health(self, handler: Handler, method: str) -> Handler:
+        """Let every service ask, and nobody else."""
+        answer: Any = handler.unary_unary or handler.unary_stream
+
+        async def serve(request: Message, context: Context) -> Any:
+            try:
+                self._identity.caller(context)
+            except DomainError as error:
+                await _refuse(context, error, method=method)
+            return await answer(request, context)
+
+        made = (
+            grpc.unary_unary_rpc_method_handler
+            if handler.unary_unary is not None
+            else grpc.unary_stream_rpc_method_handler
+        )
+        wrapped: Handler = made(serve, handler.request_deserializer, handler.response_serializer)
+        return wrapped
+
 
 class _Call:
     """Wraps the handler of one method, whichever of the four forms it has."""
 
     def __init__(
-        self, *, method: str, verifier: TokenVerifier, open_calls: OpenCalls, audit: AuditTrail
+        self,
+        *,
+        method: str,
+        identity: ServiceIdentity,
+        allowed: Collection[str],
+        verifier: TokenVerifier,
+        open_calls: OpenCalls,
+        audit: AuditTrail,
     ) -> None:
         self._method = method
+        self._identity = identity
+        self._allowed = allowed
         self._permission = policy.permission_of(method)
         self._is_for_bound = self._permission == policy.PUBLIC or policy.keeps_to_scope(method)
         self._verifier = verifier
@@ -175,7 +224,10 @@ class _Call:
         metadata = context.invocation_metadata() or ()
         join_trace(metadata)
         call.address = caller_address(context)
-        call.principal = await self._identify(metadata)
+        caller = self._identity.caller(context)
+        require_caller(caller, self._allowed, method=self._method)
+        bind_caller(caller)
+        call.principal = await self._identify(metadata, caller)
         policy.require(self._permission, call.principal, method=self._method)
         if not self._is_for_bound:
             policy.require_unbound(call.principal, method=self._method)
@@ -204,15 +256,23 @@ class _Call:
         # Not by the generator: a call that ends while a response is being written never comes back to it.
         context.add_done_callback(is_over)  # type: ignore[arg-type] # grpc-stubs take another type for it.
 
-    async def _identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal | None:
+    async def _identify(self, metadata: Iterable[tuple[str, str | bytes]], caller: str) -> Principal | None:
+        """Return the user whose token came along, else the service that calls for itself."""
+        if self._permission == policy.PUBLIC:
+            return None
         for name, value in metadata:
             if name == "authorization" and isinstance(value, str):
-                if self._permission == policy.PUBLIC or value[: len(_BEARER)].lower() != _BEARER:
+                if value[: len(_BEARER)].lower() != _BEARER:
                     return None
                 principal = await self._verifier.verify(value[len(_BEARER) :])
-                bind_principal(principal)
-                return principal
-        return None
+                break
+        else:
+            found = service_principal(caller)
+            if found is None:
+                return None
+            principal = found
+        bind_principal(principal)
+        return principal
 
     async def _end(self, context: Context, error: Exception) -> NoReturn:
         """End the call with the status of what was raised."""
@@ -223,16 +283,21 @@ class _Call:
             _log.error("rpc failed", method=self._method, exc_info=error)
             answer = status.internal_status(current_trace_id())
         else:
-            _log.info(
-                "rpc refused",
-                method=self._method,
-                code=status.code_of(known).name,
-                reason=status.reason_name(known.reason),
-                detail=known.message,
-            )
-            answer = status.to_status(known)
+            await _refuse(context, known, method=self._method)
         await context.abort_with_status(rpc_status.to_status(answer))
         raise AssertionError("unreachable: aborting raises")
+
+
+async def _refuse(context: Context, error: DomainError, *, method: str) -> NoReturn:
+    _log.info(
+        "rpc refused",
+        method=method,
+        code=status.code_of(error).name,
+        reason=status.reason_name(error.reason),
+        detail=error.message,
+    )
+    await context.abort_with_status(rpc_status.to_status(status.to_status(error)))
+    raise AssertionError("unreachable: aborting raises")
 
 
 async def _cut_off(context: Context, error: DomainError) -> None:

@@ -12,9 +12,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
-from meshkit.audit import AuditTrail
+from meshkit.access import Door
+from meshkit.callers import Callers
 from meshkit.connections import Connections
-from meshkit.identity import TokenVerifier
 from meshkit.interceptors import CallInterceptor
 from meshkit.open_calls import OpenCalls
 from meshkit.tasks import background
@@ -63,9 +63,9 @@ class Registration:
 async def running_server(
     *,
     listen: str,
+    door: Door,
+    callers: Callers,
     registrations: Sequence[Registration],
-    verifier: TokenVerifier,
-    audit: AuditTrail,
     checks: Mapping[str, Check],
     hints: Mapping[str, Check] | None = None,
     reflected: Sequence[str] | None = None,
@@ -80,9 +80,9 @@ async def running_server(
 
     Args:
         listen: host:port, port 0 for any.
+        door: how callers are known, and who accounts for them.
+        callers: which services may call which rpcs.
         registrations: what is served.
-        verifier: proves callers.
-        audit: takes the account of each call.
         checks: by dependency name.
         hints: likewise, of dependencies that the service can do without.
         reflected: full names of the services that reflection lists, of which others may
@@ -91,11 +91,17 @@ async def running_server(
             when health says NOT_SERVING already and calls are still served.
         connections: counts the calls of tenants that last; None for a service that has none.
     """
-    open_calls = OpenCalls(verifier=verifier, connections=connections)
+    open_calls = OpenCalls(verifier=door.verifier, connections=connections)
     server = grpc.aio.server(
         interceptors=[
             aio_server_interceptor(filter_=deserves_span),
-            CallInterceptor(verifier=verifier, open_calls=open_calls, audit=audit),
+            CallInterceptor(
+                identity=door.identity,
+                callers=callers,
+                verifier=door.verifier,
+                open_calls=open_calls,
+                audit=door.audit,
+            ),
         ],
         options=_OPTIONS,
     )
@@ -106,7 +112,7 @@ async def running_server(
     names = [registration.name for registration in registrations]
     listed = names if reflected is None else reflected
     reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME, health.SERVICE_NAME], server)
-    port = server.add_insecure_port(listen)
+    port = server.add_secure_port(listen, door.identity.server_credentials())
     monitor = _HealthMonitor(servicer=health_servicer, services=names, checks=checks, hints=hints or {})
     await monitor.check()
     await server.start()

@@ -9,22 +9,14 @@ from functools import partial
 from nats.aio.client import Client
 
 from meshkit import bus, db
+from meshkit.access import access
 from meshkit.asset_changes import follow_changes
-from meshkit.audit import AuditTrail
-from meshkit.client import (
-    counting_connections,
-    fetch_keys_from,
-    fetch_revocations_from,
-    send_audit_to,
-    service_channel,
-)
+from meshkit.client import counting_connections, service_channel
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.exports import MOST_EXPORTS
-from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit, observe_caches, observe_connections
 from meshkit.present_settings import PresentSettings
 from meshkit.revocation_announcements import listen
-from meshkit.revocations import Revocations
 from meshkit.server import Registration, running_server
 from telemetry_store.feed import snapshot
 from telemetry_store.tiers.archive_reader import ArchiveReader
@@ -33,6 +25,7 @@ from twin_svc.announcements import follow_announcements
 from twin_svc.asset_client import AssetDevices
 from twin_svc.changes import Changes
 from twin_svc.config import TwinSettings
+from twin_svc.contract import CALLERS
 from twin_svc.devices import WatchedDevices
 from twin_svc.exports import Exports
 from twin_svc.fleet import Fleet
@@ -58,7 +51,6 @@ SERVICE = "twin_svc"
 async def app(settings: TwinSettings) -> AsyncIterator[int]:
     """Run twin_svc while the context is open; yields its port."""
     clock = SystemClock()
-    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     present = PresentSettings(settings, clock=clock)
     database_url = present.of(lambda now: now.database_url)
     async with (
@@ -71,11 +63,11 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             database_url, application=f"{SERVICE} export", min_size=0, max_size=MOST_EXPORTS
         ) as export_pool,
         archive_store(settings.archive_url) as store,
-        service_channel(settings.auth_address, tokens=tokens) as auth_channel,
-        service_channel(settings.asset_address, tokens=tokens) as asset_channel,
-        (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
-        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
-        counting_connections(settings.ingest_address, tokens=tokens, holder=uuid.uuid4()) as connections,
+        access(settings, service=SERVICE, clock=clock) as door,
+        service_channel(settings.asset_address, service="asset_svc", identity=door.identity) as asset_channel,
+        counting_connections(
+            settings.ingest_address, identity=door.identity, holder=uuid.uuid4()
+        ) as connections,
     ):
         source = AssetDevices(channel=asset_channel)
         registry = DeviceRegistry(source=source, clock=clock)
@@ -97,15 +89,9 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
             clock=clock,
             on_told=metrics.watcher_told,
         )
-        verifier = TokenVerifier(
-            fetch_keys=fetch_keys_from(auth_channel),
-            service_tokens=tokens,
-            revocations=revocations,
-            clock=clock,
-        )
         metrics.observe(fleet=fleet, follower=follower, watches=watches)
-        observe_caches(meter(), devices=registry.lookups, tokens=verifier.lookups)
-        observe_audit(meter(), audit)
+        observe_caches(meter(), devices=registry.lookups, tokens=door.verifier.lookups)
+        observe_audit(meter(), door.audit)
         observe_connections(meter(), connections)
 
         def forget(tenant: str, *, device_ids: Sequence[str], device_type_ids: Sequence[str]) -> None:
@@ -119,7 +105,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
         async def subscribe(client: Client) -> None:
             await follow_changes(client, forget=forget, forget_all=forget_all)
             await follow_announcements(client, take=follower.announced, missed=follower.look)
-            await listen(client, revocations)
+            await listen(client, door.revocations)
 
         def reconnected() -> None:
             forget_all()
@@ -186,8 +172,8 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                         ),
                     ),
                 ],
-                verifier=verifier,
-                audit=audit,
+                door=door,
+                callers=CALLERS,
                 checks={
                     "postgresql": lambda: feed_pool.fetchval("SELECT 1"),
                     "feed": follower.check,

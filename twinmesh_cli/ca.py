@@ -1,5 +1,7 @@
 """`twinmesh ca`: the authority whose certificates devices and servers have."""
 
+import asyncio
+import signal
 import sys
 from datetime import UTC
 from pathlib import Path
@@ -8,13 +10,18 @@ from typing import Annotated, NoReturn
 import typer
 from cryptography import x509
 
-from auth_svc.ca.authority import CertificateAuthority
-from auth_svc.ca.folder import make_authority, read_authority
+from gateway.settings import Upstream
+from meshkit.ca.authority import CertificateAuthority
+from meshkit.ca.folder import make_authority, read_authority
+from meshkit.ca.identities import Identities, Place
+from meshkit.callers import GATEWAY
 from meshkit.embedded import PartFailedError
 from twinmesh_cli.home import Home
 from twinmesh_cli.settings import LauncherSettings, load_settings
 
 _PART = "ca"
+# Who has a certificate wherever the mesh runs. The gateway's is made last.
+MEMBERS = (*(each.value for each in Upstream), "maintenance", GATEWAY)
 
 ca_app = typer.Typer(help="Make and show the CA of this installation.", no_args_is_help=True)
 
@@ -51,6 +58,38 @@ def show(
         until = certificate.not_valid_after_utc.astimezone(UTC).date()
         print(f"{certificate.subject.rfc4514_string()}, until {until}", file=sys.stderr)
     sys.stdout.write(authority.bundle.decode())
+
+
+@ca_app.command()
+def issue(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Each service's goes into one by its name.")
+    ],
+) -> None:
+    """Issue the certificates of services and the gateway, and new ones in time until it is stopped.
+
+    `twinmesh up` does so by itself; this is for containers. The CA is made where there is none.
+    """
+    settings = load_settings()
+    try:
+        authority = authority_for(settings, Home(settings.home))
+        places = {name: Place(folder / name) for name in MEMBERS}
+        for place in places.values():
+            place.folder.mkdir(parents=True, exist_ok=True)
+        identities = Identities(authority, places, tell=lambda text: print(text, file=sys.stderr, flush=True))
+        identities.issue()
+    except (PartFailedError, OSError) as error:
+        _fail(str(error))
+    print(f"issued certificates for {', '.join(places)}", flush=True)
+    asyncio.run(_renew(identities))
+
+
+async def _renew(identities: Identities) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with identities.renewing():
+        await stop.wait()
 
 
 def ca_folder(settings: LauncherSettings, home: Home) -> Path:

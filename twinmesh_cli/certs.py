@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Column, Table
 
-from auth_svc.ca.keys import private_pem
+from meshkit.ca.keys import private_pem
 from twinmesh.auth.v1 import device_certificate_service_pb2 as contract
 from twinmesh.auth.v1 import device_certificate_service_pb2_grpc as contract_grpc
 from twinmesh_cli.session import explain, fail, run

@@ -5,9 +5,9 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from auth_svc.ca.authority import CertificateAuthority
-from gateway import devices, tls
+from gateway import devices, mesh_tls, tls
 from meshkit.addresses import is_loopback
+from meshkit.ca.authority import CertificateAuthority
 from meshkit.embedded import EmbeddedNats, PartFailedError, unprivileged_account
 from meshkit.embedded.placement import data_folder
 from meshkit.nats_server import Tls
@@ -40,10 +40,8 @@ def notices(settings: LauncherSettings) -> Sequence[str]:
     ]
 
 
-def make_trust(
-    settings: LauncherSettings, home: Home, authority: CertificateAuthority, *, root: bytes
-) -> Trust:
-    """Make the folder of Envoy's certificates.
+def make_trust(settings: LauncherSettings, home: Home, authority: CertificateAuthority) -> Trust:
+    """Make the folder of Envoy's certificates, but for its identity, which is issued later.
 
     Raises:
         OSError: it cannot be written.
@@ -58,13 +56,14 @@ def make_trust(
         account=account,
     )
     try:
-        trust.make(root=root)
+        trust.make()
     except ValueError as error:
         raise PartFailedError(
             _ENVOY,
             f"the gateway's certificate cannot be used: {error}",
             advice="TWINMESH_GATEWAY_TLS_CERTIFICATE and TWINMESH_GATEWAY_TLS_KEY name PEM files.",
         ) from error
+    mesh_tls.write_secrets(trust.folder)
     return trust
 
 

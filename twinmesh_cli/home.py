@@ -29,6 +29,7 @@ class Home:
         self.metrics = root / "metrics.sqlite"
         self.archive = root / "archive"
         self.ca = root / "ca"
+        self.identities = root / "identities"
 
     def make(self) -> None:
         """Makes the folder. Servers of a root launcher must get through it; nobody else may look inside."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from gateway import devices
 from meshkit import secrets
 from meshkit.embedded import EmbeddedNats, free_ports
 from meshkit.nats_server import NatsUser
+from meshkit.service_identity import ServiceIdentity
 from twinmesh_cli.ca import ca_folder
 from twinmesh_cli.database import role_url
 from twinmesh_cli.home import Home
+from twinmesh_cli.identities import connect
 from twinmesh_cli.service import ServiceProcess
 from twinmesh_cli.settings import LauncherSettings
 
@@ -32,7 +35,8 @@ class Surroundings:
     """What the services live on; known once it is there.
 
     `nats` is the embedded server, None where one is given, and `data_dir` where PostgreSQL keeps its data,
-    None where one is given and its operator does not say. `trust` is the folder of gateway/devices.py.
+    None where one is given and its operator does not say. `trust` is the folder of gateway/devices.py, and
+    `identity` the launcher's own.
     """
 
     admin_url: str
@@ -41,6 +45,7 @@ class Surroundings:
     nats: EmbeddedNats | None
     data_dir: Path | None
     trust: Path
+    identity: ServiceIdentity
 
 
 def service_ports(settings: LauncherSettings) -> dict[str, list[int]]:
@@ -98,10 +103,12 @@ def service_processes(
             port=port,
             variables={
                 **shared,
+                "TWINMESH_IDENTITY_DIR": str(home.identities / name),
                 "TWINMESH_SERVICE_DATABASE_URL": role_url(surroundings.admin_url, root=root, role=role),
                 **_own(name, settings, home, surroundings, root),
             },
             log_path=home.log(part),
+            connect=partial(connect, service=name, identity=surroundings.identity),
         )
         for name, role in _SERVICE_ROLES.items()
         for part, port in _parts(name, ports[name]).items()

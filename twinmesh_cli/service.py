@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,18 @@ class ServiceProcess(Part):
     """One service process that listens on 127.0.0.1:`port`.
 
     `variables` are all it is told: the caller's own settings are taken out of its
-    environment first.
+    environment first. `connect` opens a channel to an address of its.
     """
 
     def __init__(
-        self, *, name: str, module: str, port: int, variables: Mapping[str, str], log_path: Path
+        self,
+        *,
+        name: str,
+        module: str,
+        port: int,
+        variables: Mapping[str, str],
+        log_path: Path,
+        connect: Callable[[str], grpc.Channel],
     ) -> None:
         super().__init__()
         self.name = name
@@ -35,10 +42,11 @@ class ServiceProcess(Part):
         self._module = module
         self._variables = dict(variables)
         self._log_path = log_path
+        self._connect = connect
 
     def is_ready(self) -> bool:
         """Whether grpc.health.v1 answers SERVING for the whole process."""
-        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+        with self._connect(f"127.0.0.1:{self.port}") as channel:
             try:
                 stub: Any = health_pb2_grpc.HealthStub(channel)
                 answer = stub.Check(health_pb2.HealthCheckRequest(service=""), timeout=1.0)

@@ -6,7 +6,6 @@ from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from auth_svc.ca.names import TRUST_DOMAIN_PATTERN
 from gateway.settings import (
     REQUESTS_PER_SECOND,
     TOGETHER,
@@ -19,6 +18,7 @@ from gateway.settings import (
     TrustedHops,
 )
 from meshkit import secrets
+from meshkit.ca.names import TRUST_DOMAIN_PATTERN
 from meshkit.config import (
     ARCHIVE_AFTER_DAYS,
     AUDIT_KEPT_DAYS,

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import grpc
 import httpx
 import nats
 import nats.errors
@@ -14,7 +16,14 @@ from pydantic import SecretStr
 
 from gateway.contract import CONTRACT
 from gateway.render import render
-from gateway.settings import DeviceDoor, Endpoint, GatewaySettings, Upstream, parse_origins
+from gateway.settings import (
+    DeviceDoor,
+    Endpoint,
+    GatewayIdentity,
+    GatewaySettings,
+    Upstream,
+    parse_origins,
+)
 from meshkit import secrets
 from meshkit.embedded import (
     EmbeddedEnvoy,
@@ -26,10 +35,12 @@ from meshkit.embedded import (
     is_port_free,
 )
 from meshkit.migrate import MigrationError
+from meshkit.service_identity import ServiceIdentity
 from twinmesh_cli import encryption
 from twinmesh_cli.ca import authority_for
 from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate
 from twinmesh_cli.home import Home, mesh_secret
+from twinmesh_cli.identities import LAUNCHER, issued_identities
 from twinmesh_cli.processes import Surroundings, service_ports, service_processes
 from twinmesh_cli.progress import Reporter
 from twinmesh_cli.seeding import Seeded, issue_simulator_key, seed
@@ -65,6 +76,7 @@ class Stack:
         self._supervisor = Supervisor(changed=self._on_change, tell=reporter.notice)
         self._notices: list[str] = []
         self._ready = False
+        self._renewal = AsyncExitStack()
         self._launcher = ProcessIdentity.own()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -78,8 +90,9 @@ class Stack:
         self._write_state()
         await self._look_before()
         authority = authority_for(self._settings, self._home)
-        root = secrets.decode_root(self._secret)
-        trust = encryption.make_trust(self._settings, self._home, authority, root=root)
+        trust = encryption.make_trust(self._settings, self._home, authority)
+        issued = issued_identities(authority, self._home, gateway=trust.place, tell=self._reporter.notice)
+        await self._renewal.enter_async_context(issued)
         door = self._device_door(trust.folder)
         facts = await self._start_servers(trust.folder)
         migrated = await self._migrate(facts)
@@ -107,6 +120,7 @@ class Stack:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         await self._supervisor.stop()
+        await self._renewal.aclose()
         self._home.state.unlink(missing_ok=True)
 
     def _end_predecessor(self) -> None:
@@ -185,6 +199,7 @@ class Stack:
                     "TWINMESH_LOG_LEVEL": settings.log_level,
                 },
                 log_path=home.log(_OTLP),
+                connect=grpc.insecure_channel,
             )
             otlp_endpoint = f"http://127.0.0.1:{receiver.port}"
             parts.append(receiver)
@@ -196,6 +211,7 @@ class Stack:
             data_dir=postgres.data_dir if postgres else settings.database_data_dir,
             otlp_endpoint=otlp_endpoint,
             trust=trust,
+            identity=ServiceIdentity(home.identities / LAUNCHER),
         )
 
     async def _migrate(self, facts: Surroundings) -> Migrated:
@@ -268,6 +284,9 @@ class Stack:
                     upstreams={
                         each: [Endpoint("127.0.0.1", port) for port in ports[each.value]] for each in Upstream
                     },
+                    identity=GatewayIdentity(
+                        folder=facts.trust, trust_domain=facts.identity.name.trust_domain
+                    ),
                     descriptor_path=descriptor,
                     tls=edge_secret,
                     devices=door,

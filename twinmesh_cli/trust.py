@@ -1,7 +1,6 @@
 """The folder of what Envoy's listeners go by: whom they trust, and who they are.
 
-As a program it makes the folder, and its CA where there is none, and keeps the server's certificate current,
-for a gateway in a container:
+As a program it makes the folder and keeps the server's certificate current, for a gateway in a container:
 
     python -m twinmesh_cli.trust FOLDER
 """
@@ -16,14 +15,13 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import Field, SecretStr
+from pydantic import Field
 
-from auth_svc.ca.authority import CertificateAuthority
-from auth_svc.ca.folder import make_authority, publish, read_authority
-from auth_svc.ca.keys import private_pem
-from auth_svc.ca.names import TRUST_DOMAIN_PATTERN
 from gateway import devices, tls
-from meshkit import gateway_credential, secrets
+from meshkit.ca.authority import CertificateAuthority
+from meshkit.ca.folder import publish, read_authority
+from meshkit.ca.identities import Place
+from meshkit.ca.keys import private_pem
 from meshkit.certificate_pair import CertificatePair, read_pair
 from meshkit.config import Settings
 from meshkit.embedded.account import Account
@@ -69,7 +67,12 @@ class Trust:
         """Return the file of `GatewaySettings.tls`, None when the main port has no TLS."""
         return self.folder / tls.EDGE_SECRET if self._edge else None
 
-    def make(self, *, root: bytes) -> None:
+    @property
+    def place(self) -> Place:
+        """Return where Envoy's identity is put."""
+        return Place(self.folder, self._account)
+
+    def make(self) -> None:
         """Fill the folder.
 
         Raises:
@@ -77,7 +80,6 @@ class Trust:
             ValueError: the files of `edge` cannot be used.
         """
         publish(self.folder / devices.CA, self._authority.bundle)
-        write_private(self.folder / devices.CREDENTIAL, gateway_credential.derive(root), self._account)
         self._renew(datetime.now(UTC))
         self.take_over()
         secrets_of_envoy = {
@@ -153,13 +155,7 @@ def server_names(given: str, *more: str) -> list[str]:
 class _TrustSettings(Settings):
     """What the folder of a gateway in a container needs."""
 
-    mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
-    ca_dir: Path = Field(description="Folder of the CA, made where there is none.")
-    trust_domain: str = Field(
-        "twinmesh",
-        pattern=f"^{TRUST_DOMAIN_PATTERN}$",
-        description="Name of the installation in certificates, when its CA is made.",
-    )
+    ca_dir: Path = Field(description="Folder of the CA.")
     server_names: str = Field(
         "", description="Names and addresses by which devices know the gateway, commas between them."
     )
@@ -168,14 +164,12 @@ class _TrustSettings(Settings):
 def main() -> None:
     """Make the folder that the command line names, and renew the server's certificate until stopped."""
     settings = read_settings("twinmesh_cli.trust", _TrustSettings)
-    if not settings.ca_dir.exists():
-        make_authority(settings.ca_dir, settings.trust_domain)
     trust = Trust(
         Path(sys.argv[1]).absolute(),
         authority=read_authority(settings.ca_dir),
         names=server_names(settings.server_names),
     )
-    trust.make(root=secrets.decode_root(settings.mesh_secret.get_secret_value()))
+    trust.make()
     print(f"the certificates of the gateway are in {trust.folder}", flush=True)
     while True:
         time.sleep(LOOK_S)

@@ -1,9 +1,7 @@
 """Envoy's Authorization service: keys, signatures and device certificates become access tokens."""
 
-import hmac
-from collections.abc import Iterable
 from math import ceil
-from typing import Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import structlog
@@ -16,23 +14,16 @@ from auth_svc.key_exchange import KeyExchange
 from auth_svc.signed_requests import SCHEME, SignedRequest, SignedRequests
 from envoy_api import external_auth_pb2 as pb
 from envoy_api import external_auth_pb2_grpc
-from meshkit import audit, gateway_credential, status
+from meshkit import audit, status
 from meshkit.caller_address import ADDRESS_HEADER
+from meshkit.callers import GATEWAY, current_caller
 from meshkit.errors import DomainError, PermissionDenied, ResourceExhausted, Unauthenticated
-from meshkit.gateway_credential import STREAM
+from meshkit.route_context import STREAM
 
 _log = structlog.get_logger()
 _SCHEME = "Bearer "
 _CHALLENGE = ("www-authenticate", 'Bearer error="invalid_token"')
 _STATUS = {Unauthenticated: 401, PermissionDenied: 403, ResourceExhausted: 429}
-
-
-class CallContext(Protocol):
-    """What is asked of a call."""
-
-    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
-        """Return the metadata that came with it."""
-        ...
 
 
 class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
@@ -45,7 +36,6 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
         key_exchange: the rules for keys.
         signed_requests: the rules for signatures.
         certificate_exchange: the rules for certificates.
-        gateway_credential: by which Envoy is known.
     """
 
     def __init__(
@@ -54,20 +44,18 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
         key_exchange: KeyExchange,
         signed_requests: SignedRequests,
         certificate_exchange: CertificateExchange,
-        gateway_credential: str,
     ) -> None:
         self._key_exchange = key_exchange
         self._signed_requests = signed_requests
         self._certificate_exchange = certificate_exchange
-        self._gateway_credential = gateway_credential.encode()
 
-    async def Check(self, request: pb.CheckRequest, context: CallContext) -> pb.CheckResponse:
+    async def Check(self, request: pb.CheckRequest, context: Any) -> pb.CheckResponse:
         """Replace the credential by a token, or refuse the request."""
         certificate = request.attributes.source.certificate
         http = request.attributes.request.http
         try:
             if certificate:
-                self._require_gateway(context)
+                _require_gateway()
                 token = await self._certificate_exchange.exchange(unquote(certificate))
             else:
                 token = await self._of_header(request)
@@ -95,12 +83,12 @@ class AuthorizationServicer(external_auth_pb2_grpc.AuthorizationServicer):
             )
         )
 
-    def _require_gateway(self, context: CallContext) -> None:
-        shown = dict(context.invocation_metadata()).get(gateway_credential.HEADER, "")
-        sent = shown if isinstance(shown, bytes) else shown.encode()
-        if not hmac.compare_digest(sent, self._gateway_credential):
-            _log.warning("somebody who is not the gateway shows a device certificate")
-            raise device_credentials.refused()
+
+def _require_gateway() -> None:
+    caller = current_caller()
+    if caller != GATEWAY:
+        _log.warning("somebody who is not the gateway shows a device certificate", caller=caller)
+        raise device_credentials.refused()
 
 
 def _header(key: str, value: str) -> pb.HeaderValueOption:

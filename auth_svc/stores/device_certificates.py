@@ -5,10 +5,10 @@ from datetime import datetime
 
 import asyncpg
 
-from auth_svc.ca.authority import Revoked
 from auth_svc.device_certificates import DeviceCertificate
 from auth_svc.device_credentials import IssuedCertificate
 from auth_svc.stores.revocations import insert_revocation
+from meshkit.ca.authority import Revoked
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import tenant_transaction
 from meshkit.revocations import RevocationKind

@@ -16,6 +16,7 @@ from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
 from meshkit.revocations import KEPT_S, RevocationKind
 from meshkit.scope import Scope
+from meshkit.testing import identities
 from twinmesh.auth.v1 import (
     api_key_scope_service_pb2,
     api_key_scope_service_pb2_grpc,
@@ -147,7 +148,7 @@ async def fake_auth(mint: TokenMint) -> AsyncIterator[str]:
     revocation_service_pb2_grpc.add_RevocationServiceServicer_to_server(_FakeRevocations(mint), server)
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(_FakeAudit(mint), server)
     api_key_scope_service_pb2_grpc.add_ApiKeyScopeServiceServicer_to_server(_FakeKeyScopes(mint), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port("127.0.0.1:0", identities.identity("auth_svc").server_credentials())
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 
 from meshkit import secrets as mesh_secrets
 from meshkit.embedded import free_ports
+from meshkit.service_identity import ServiceIdentity, channel_credentials, channel_options
 
 # Longer than any command gives up after.
 _COMMAND_TIMEOUT_S = 150
@@ -132,6 +134,15 @@ class Mesh:
         """Return a JSON client with a token."""
         headers = {"authorization": f"Bearer {token}"} if token else {}
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30)
+
+    def service_address(self, service: str) -> str:
+        """Return where a service's first process listens, host:port."""
+        return f"127.0.0.1:{self.parts(service)[0]['port']}"
+
+    def service_channel(self, service: str, address: str) -> grpc.aio.Channel:
+        """Open a channel to a service as the gateway does."""
+        shown = ServiceIdentity(self.home / "trust").present()
+        return grpc.aio.secure_channel(address, channel_credentials(shown), options=channel_options(service))
 
     def log_in(self, username: str = "admin", tenant: str = "demo") -> str:
         """Return an access token."""

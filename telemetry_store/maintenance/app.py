@@ -7,20 +7,11 @@ from functools import partial
 import asyncpg
 
 from meshkit import db
-from meshkit.audit import AuditTrail
-from meshkit.client import (
-    fetch_closed_tenants_from,
-    fetch_keys_from,
-    fetch_revocations_from,
-    report_deleted_tenants_to,
-    send_audit_to,
-    service_channel,
-)
+from meshkit.access import access
+from meshkit.client import fetch_closed_tenants_from, report_deleted_tenants_to
 from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens, TokenVerifier
 from meshkit.metrics import meter, observe_audit
 from meshkit.present_settings import PresentSettings
-from meshkit.revocations import Revocations
 from meshkit.server import running_server
 from meshkit.tenant_deletion import TenantSweep
 from telemetry_store.maintenance.backfills import expire_backfills
@@ -154,21 +145,18 @@ def archive_steps(pool: asyncpg.Pool, store: ArchiveStore, settings: Maintenance
 async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
     """Run the worker while the context is open; yields its health port."""
     clock = SystemClock()
-    tokens = ServiceTokens(service=SERVICE, mesh_secret=settings.root_secret, clock=clock)
     present = PresentSettings(settings, clock=clock)
     async with (
         # A connection of each worker holds its lock while others work.
         db.pool(present.of(lambda now: now.database_url), application=SERVICE, max_size=16) as pool,
-        service_channel(settings.auth_address, tokens=tokens) as auth_channel,
-        (revocations := Revocations(fetch=fetch_revocations_from(auth_channel), clock=clock)).polling(),
+        access(settings, service=SERVICE, clock=clock) as door,
         archive_store(settings.archive_url) as store,
-        AuditTrail(send=send_audit_to(auth_channel), clock=clock) as audit,
     ):
         rollups = RollupKeeper(
             pool=pool, minutes_kept=settings.minute_rollups_kept, archive=ArchiveReader(store)
         )
         observe_rollups(meter(), rollups)
-        observe_audit(meter(), audit)
+        observe_audit(meter(), door.audit)
         worker = Worker(pool=pool, steps=steps(pool, settings))
         # By itself: under full speed it never catches up, and others' seconds would be its lag.
         keeper = Worker(pool=pool, steps=(Step("rollups", 0.5, rollups.run),), lock_key=_ROLLUPS_LOCK_KEY)
@@ -179,11 +167,11 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
             lock_key=_ARCHIVE_LOCK_KEY,
         )
         storage = Worker(pool=pool, steps=storage_steps(pool, settings), lock_key=_STORAGE_LOCK_KEY)
-        closed = fetch_closed_tenants_from(auth_channel)
+        closed = fetch_closed_tenants_from(door.auth_channel)
         sweep = TenantSweep(
             closed=closed,
             delete=partial(delete_tenant, pool, store),
-            report=report_deleted_tenants_to(auth_channel),
+            report=report_deleted_tenants_to(door.auth_channel),
         )
         guard = RoomGuard(
             pool=pool,
@@ -203,13 +191,9 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
             running_server(
                 listen=settings.listen,
                 registrations=(),
-                verifier=TokenVerifier(
-                    fetch_keys=fetch_keys_from(auth_channel),
-                    service_tokens=tokens,
-                    revocations=revocations,
-                    clock=clock,
-                ),
-                audit=audit,
+                door=door,
+                # Asked for its health only.
+                callers={},
                 checks={
                     "postgresql": lambda: pool.fetchval("SELECT 1"),
                     "maintenance": worker.check,

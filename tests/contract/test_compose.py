@@ -14,9 +14,12 @@ import yaml
 
 from gateway.contract import CONTRACT, read_contract
 from meshkit import secrets
+from meshkit.ca.folder import make_authority
 from meshkit.embedded import binaries
 from meshkit.nats_server import NatsUser
+from meshkit.testing import identities
 from meshkit.testing.mesh import eventually
+from twinmesh_cli.ca import MEMBERS
 from twinmesh_cli.database import role_password
 from twinmesh_cli.owners import OWNERS
 
@@ -130,23 +133,40 @@ def test_a_service_is_run_with_its_roles_url(tmp_path: Path) -> None:
     assert shown.stdout.strip() == f"postgresql://twinmesh_auth:{password}@postgres:5432/twinmesh"
 
 
+def test_everybody_gets_the_identity_that_is_issued_for_them_and_no_other() -> None:
+    issuer = SERVICES["identities"]
+    folder = issuer["command"][-1]
+    issued = {}
+    for volume in issuer["volumes"]:
+        source, _, target = volume.partition(":")
+        if target.startswith(f"{folder}/"):
+            issued[source] = target.removeprefix(f"{folder}/")
+    assert set(issued.values()) == set(MEMBERS)
+    for name, service in SERVICES.items():
+        mounted = {volume.split(":")[0]: volume.split(":")[1] for volume in service.get("volumes", [])}
+        own = {issued[source] for source in mounted if source in issued}
+        if name != "identities":
+            assert own == ({name.removesuffix("-config")} & set(MEMBERS)), name
+            assert all(mounted[source] == "/identity" for source in mounted if source in issued), name
+    # A volume takes the owner of what is there where it is mounted first.
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    for path in ("/ca", "/identity", *(f"{folder}/{name}" for name in MEMBERS)):
+        assert re.search(rf" {path}\b", dockerfile), path
+
+
 @pytest.fixture
 def trust(short_home: Path) -> Path:
     """The folder that the service `trust` keeps, as it is when its health check lets Envoy start."""
     step = SERVICES["trust"]
     assert step["command"][1:] == ["-m", "twinmesh_cli.trust", "/trust"]
     environment = {name: interpolated(str(value)) for name, value in step["environment"].items()}
-    folder = short_home / "trust"
+    ca, folder = short_home / "ca", short_home / "trust"
+    make_authority(ca, "twinmesh")
     folder.mkdir()
     with subprocess.Popen(
         [sys.executable, "-m", "twinmesh_cli.trust", folder],
         cwd=ROOT,
-        env={
-            "PATH": os.environ["PATH"],
-            **environment,
-            "TWINMESH_MESH_SECRET": ROOT_SECRET,
-            "TWINMESH_CA_DIR": str(short_home / "ca" / "authority"),
-        },
+        env={"PATH": os.environ["PATH"], **environment, "TWINMESH_CA_DIR": str(ca)},
     ) as running:
         try:
             (*command, path) = step["healthcheck"]["test"]
@@ -161,7 +181,6 @@ def test_envoy_and_auth_svc_find_what_the_trust_service_made(trust: Path) -> Non
     made = {path.name for path in trust.iterdir()}
     assert made == {
         "ca.pem",
-        "gateway.credential",
         "server.key.pem",
         "server.pem",
         "server.json",
@@ -183,6 +202,7 @@ def rendered(short_home: Path, trust: Path) -> Path:
     environment = {name: interpolated(str(value)) for name, value in step["environment"].items()}
     environment["TWINMESH_TRUST_DIR"] = str(trust)
     assert step["command"][1:] == ["-m", "gateway.render", "/gateway"]
+    environment["TWINMESH_IDENTITY_DIR"] = str(identities.identity_dir("gateway"))
     subprocess.run(
         [sys.executable, "-m", "gateway.render", short_home],
         cwd=ROOT,

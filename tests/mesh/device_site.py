@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from auth_svc.ca.authority import CertificateAuthority
+from meshkit.ca.authority import CertificateAuthority
 from meshkit.testing.certificates import DeviceKey, csr, key_pem, new_key
 from meshkit.testing.mesh import Mesh
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from cryptography import x509
 
-from auth_svc.ca.folder import read_authority
+from meshkit.ca.folder import read_authority
 from meshkit.testing.certificates import key_pem, new_key
 from meshkit.testing.mesh import Mesh, eventually, start_mesh
 from meshkit.testing.tls import certificate, shown

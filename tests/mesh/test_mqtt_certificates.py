@@ -11,8 +11,8 @@ from pathlib import Path
 import aiomqtt
 import pytest
 
-from auth_svc.ca.authority import CertificateAuthority
-from auth_svc.ca.folder import make_authority, read_authority
+from meshkit.ca.authority import CertificateAuthority
+from meshkit.ca.folder import make_authority, read_authority
 from meshkit.testing.mesh import Mesh, own_mesh
 from tests.mesh.device_site import HOST, Identity, issue, revoke, signed, tls
 from tests.mesh.mqtt_clients import topic_of

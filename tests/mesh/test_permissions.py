@@ -55,7 +55,7 @@ async def channels(mesh: Mesh) -> AsyncIterator[dict[str, grpc.aio.Channel]]:
     async with AsyncExitStack() as opened:
         yield {
             package: await opened.enter_async_context(
-                grpc.aio.insecure_channel(f"127.0.0.1:{mesh.parts(service)[0]['port']}")
+                mesh.service_channel(service, mesh.service_address(service))
             )
             for package, service in _SERVICES.items()
         }

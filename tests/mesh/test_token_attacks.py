@@ -56,10 +56,10 @@ async def lure() -> AsyncIterator[tuple[str, list[bytes]]]:
 
 
 @pytest.fixture(scope="module")
-def inner_addresses(mesh: Mesh) -> dict[str, str]:
-    """Where services themselves listen, by an rpc to ask there."""
+def inner_addresses(mesh: Mesh) -> dict[str, tuple[str, str]]:
+    """Services and where they listen themselves, by an rpc to ask there."""
     return {
-        method: f"127.0.0.1:{mesh.parts(service)[0]['port']}"
+        method: (service, mesh.service_address(service))
         for service, method in {
             "auth_svc": "/twinmesh.auth.v1.SessionService/GetMe",
             "twin_svc": "/twinmesh.twin.v1.TwinService/ListTwins",
@@ -126,14 +126,15 @@ async def test_a_forged_token_is_refused(
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
 async def test_a_forged_token_is_refused_behind_the_gateway_too(
-    inner_addresses: dict[str, str],
+    mesh: Mesh,
+    inner_addresses: dict[str, tuple[str, str]],
     forger: Forger,
     lure: tuple[str, list[bytes]],
     forge: Callable[[Forger], str],
 ) -> None:
     token = forge(forger)
-    for method, address in inner_addresses.items():
-        async with grpc.aio.insecure_channel(address) as channel:
+    for method, (service, address) in inner_addresses.items():
+        async with mesh.service_channel(service, address) as channel:
             call: Any = channel.unary_unary(method)
             refused = await failure(call(b"", metadata=bearer(token)))
         assert (refused.code, refused.reason) == (_UNAUTHENTICATED, "TOKEN_INVALID"), method

@@ -26,12 +26,14 @@ from auth_svc.stores.device_certificates import DeviceCertificateStore
 from auth_svc.stores.users import UserStore
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from gateway.contract import CONTRACT
+from gateway.mesh_tls import write_secrets
 from gateway.render import render
-from gateway.settings import Endpoint, GatewaySettings, Upstream
-from meshkit import db, gateway_credential
+from gateway.settings import Endpoint, GatewayIdentity, GatewaySettings, Upstream
+from meshkit import db
 from meshkit.clock import SystemClock
 from meshkit.embedded import EmbeddedEnvoy
 from meshkit.embedded.ports import free_port, free_ports
+from meshkit.testing import identities
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
 from twinmesh.auth.v1 import (
@@ -108,15 +110,14 @@ class AuthApp:
         return answer
 
     async def check_certificate(
-        self, pem: str, *, credential: str | None = None
+        self, pem: str, *, caller: str = "gateway"
     ) -> external_auth_pb2.CheckResponse:
-        """Ask as Envoy does for a device, or as somebody with another credential than Envoy's."""
+        """Ask as Envoy does for a device, or as another service."""
         request = external_auth_pb2.CheckRequest()
         request.attributes.source.certificate = quote(pem)
-        shown = gateway_credential.derive(MESH_SECRET) if credential is None else credential
-        answer: external_auth_pb2.CheckResponse = await self.authorization.Check(
-            request, metadata=((gateway_credential.HEADER, shown),)
-        )
+        async with identities.channel(self.address, "auth_svc", caller=caller) as channel:
+            stub: Any = external_auth_pb2_grpc.AuthorizationStub(channel)
+            answer: external_auth_pb2.CheckResponse = await stub.Check(request)
         return answer
 
     async def sql(self, statement: str, *arguments: object) -> None:
@@ -166,11 +167,12 @@ async def running_auth(
         "service_database_url": database.url("twinmesh_auth"),
         "mesh_secret": base64.urlsafe_b64encode(MESH_SECRET).decode(),
         "auth_address": own_address,
+        "identity_dir": identities.identity_dir("auth_svc"),
         **addresses,
         **(peers or {}),
         **settings,
     }
-    async with app(AuthSettings(**arguments)), grpc.aio.insecure_channel(own_address) as channel:
+    async with app(AuthSettings(**arguments)), identities.channel(own_address, "auth_svc") as channel:
         running = AuthApp(
             database=database,
             address=own_address,
@@ -201,6 +203,7 @@ async def behind_envoy(
         trusted_hops: proxies before Envoy that tell callers' addresses.
     """
     port, admin_port, jwks_port = free_ports(3)
+    write_secrets(gateway := identities.identity_dir("gateway"))
 
     def rendered(descriptor: Path) -> Mapping[str, Any]:
         config = render(
@@ -213,6 +216,7 @@ async def behind_envoy(
                     **{upstream: [Endpoint.parse(_NOWHERE)] for upstream in Upstream},
                     Upstream.AUTH: [Endpoint.parse(auth.address)],
                 },
+                identity=GatewayIdentity(folder=gateway, trust_domain=identities.TRUST_DOMAIN),
                 descriptor_path=descriptor,
                 trusted_hops=trusted_hops,
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from meshkit.testing import identities
 from twinmesh.asset.v1 import device_service_pb2 as device_pb2
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
 from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
@@ -68,7 +69,7 @@ async def fake_devices() -> AsyncIterator[tuple[FakeDevices, str]]:
     devices = FakeDevices()
     server = grpc.aio.server()
     profile_grpc.add_ProfileServiceServicer_to_server(devices, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port("127.0.0.1:0", identities.identity("asset_svc").server_credentials())
     await server.start()
     try:
         yield devices, f"127.0.0.1:{port}"

@@ -12,15 +12,21 @@ import pytest
 from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from asset_svc import contract as asset_contract
+from auth_svc import contract as auth_contract
+from ingest_svc import contract as ingest_contract
 from meshkit import audit, audit_messages, client, server
+from meshkit.access import Door
 from meshkit.audit import AuditEvent, AuditTrail
 from meshkit.clock import SystemClock
 from meshkit.errors import DomainError, InvalidArgument, not_found
-from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.identity import TokenVerifier
 from meshkit.open_calls import current_call
 from meshkit.revocations import RevocationKind, Revocations
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from tests.rpc.auth_app import until
+from twin_svc import contract as twin_contract
 from twinmesh.asset.v1 import device_service_pb2, device_service_pb2_grpc
 from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
@@ -104,9 +110,9 @@ def account() -> Account:
 @pytest.fixture
 async def channel(auth_address: str, account: Account) -> AsyncIterator[grpc.aio.Channel]:
     clock = SystemClock()
-    tokens = ServiceTokens(service="test_svc", mesh_secret=bytes(32), clock=clock)
+    identity = identities.identity("asset_svc")
     async with (
-        client.service_channel(auth_address, tokens=tokens) as auth,
+        client.service_channel(auth_address, service="auth_svc", identity=identity) as auth,
         (revocations := Revocations(fetch=client.fetch_revocations_from(auth), clock=clock)).polling(),
         AuditTrail(send=account.take, clock=clock) as trail,
         server.running_server(
@@ -133,16 +139,20 @@ async def channel(auth_address: str, account: Account) -> AsyncIterator[grpc.aio
                     Sessions(),
                 ),
             ],
-            verifier=TokenVerifier(
-                fetch_keys=client.fetch_keys_from(auth),
-                service_tokens=tokens,
-                revocations=revocations,
-                clock=clock,
+            door=Door(
+                identity,
+                TokenVerifier(fetch_keys=client.fetch_keys_from(auth), revocations=revocations, clock=clock),
+                trail,
             ),
-            audit=trail,
+            callers={
+                **asset_contract.CALLERS,
+                **twin_contract.CALLERS,
+                **ingest_contract.CALLERS,
+                **auth_contract.CALLERS,
+            },
             checks={},
         ) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened,
+        identities.channel(f"127.0.0.1:{port}", "asset_svc") as opened,
     ):
         yield opened
 
@@ -386,7 +396,6 @@ async def test_a_batch_that_is_refused_holds_up_none_behind_it(account: Account)
 
 
 async def test_events_keep_what_is_known_of_them_on_their_way(auth_address: str, mint: TokenMint) -> None:
-    tokens = ServiceTokens(service="test_svc", mesh_secret=bytes(32), clock=SystemClock())
     event = AuditEvent(
         id="0123456789abcdef-1",
         time_us=1_700_000_000_000_001,
@@ -403,7 +412,7 @@ async def test_events_keep_what_is_known_of_them_on_their_way(auth_address: str,
         received=2**40,
         sent=7,
     )
-    async with client.service_channel(auth_address, tokens=tokens) as auth:
+    async with identities.channel(auth_address, "auth_svc", caller="asset_svc") as auth:
         await client.send_audit_to(auth)([event])
     (message,) = mint.audit_events
     assert audit_messages.from_message(message) == event

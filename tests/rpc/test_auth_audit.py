@@ -18,10 +18,10 @@ from envoy_api import access_log_pb2, access_log_pb2_grpc
 from meshkit import client
 from meshkit.audit import AuditEvent
 from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens
+from meshkit.testing import identities
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
-from tests.rpc.auth_app import MESH_SECRET, AuthApp, refusal, running_auth
+from tests.rpc.auth_app import AuthApp, refusal, running_auth
 from twinmesh.auth.v1 import (
     api_key_service_pb2,
     audit_event_service_pb2,
@@ -86,8 +86,7 @@ def event(number: int, **fields: Any) -> AuditEvent:
 
 
 async def record(auth: AuthApp, *sent: AuditEvent) -> None:
-    tokens = ServiceTokens(service="asset_svc", mesh_secret=MESH_SECRET, clock=SystemClock())
-    async with client.service_channel(auth.address, tokens=tokens) as channel:
+    async with identities.channel(auth.address, "auth_svc", caller="asset_svc") as channel:
         await client.send_audit_to(channel)(sent)
 
 
@@ -294,7 +293,7 @@ async def test_what_the_gateway_refused_is_recorded_and_its_log_ends_with_the_se
         async with running_auth(database) as auth:
             await auth.add_user("system", "admin", Role.ADMIN)
             # As Envoy's, it is open longer than the service lives.
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(auth.address))
+            channel = await stack.enter_async_context(identities.channel(auth.address, "auth_svc"))
             log: Any = access_log_pb2_grpc.AccessLogServiceStub(channel).StreamAccessLogs()
             message = access_log_pb2.StreamAccessLogsMessage()
             message.http_logs.log_entry.extend(

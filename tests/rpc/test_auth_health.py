@@ -7,8 +7,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from auth_svc.peers import Peers, serving_channel
+from auth_svc.peers import TO_A_SERVING_ONE, Peers
 from auth_svc.readiness import WHOLE
+from meshkit.channels import mutual_channel
+from meshkit.testing import identities
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import AuthApp, error_info, running_auth, status_of, until
 from twinmesh.mesh.v1 import health_service_pb2 as pb
@@ -27,10 +29,14 @@ class _Neighbours:
         self._servers: dict[str, grpc.aio.Server] = {}
 
     async def start(self, name: str) -> None:
+        # A name is that of a service's setting; more processes of it have a number behind.
+        service = f"{name.partition('_')[0]}_svc"
         servicer = health.aio.HealthServicer()
         server = grpc.aio.server()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        port = server.add_insecure_port(self.addresses.get(name, "127.0.0.1:0"))
+        port = server.add_secure_port(
+            self.addresses.get(name, "127.0.0.1:0"), identities.identity(service).server_credentials()
+        )
         self.addresses[name] = f"127.0.0.1:{port}"
         self._servicers[name], self._servers[name] = servicer, server
         await self.say(name, postgresql=True, nats=True)
@@ -125,8 +131,8 @@ async def test_dead_services_are_named_until_they_are_back(auth: AuthApp, neighb
 
 
 async def test_one_process_that_serves_is_enough(database: TestDatabase, neighbours: _Neighbours) -> None:
-    await neighbours.start("second")
-    together = f"{neighbours.addresses['ingest_address']}, {neighbours.addresses['second']}"
+    await neighbours.start("ingest_address-2")
+    together = f"{neighbours.addresses['ingest_address']}, {neighbours.addresses['ingest_address-2']}"
     peers = {**{name: neighbours.addresses[name] for name in _PEERS}, "ingest_address": together}
     async with running_auth(database, peers=peers) as auth:
         assert await _failing(auth) == ""
@@ -134,23 +140,29 @@ async def test_one_process_that_serves_is_enough(database: TestDatabase, neighbo
         assert await _failing(auth) == ""
         await neighbours.stop("ingest_address")
         assert await _failing(auth) == ""
-        await neighbours.say("second", postgresql=True, nats=False)
+        await neighbours.say("ingest_address-2", postgresql=True, nats=False)
         assert await _failing(auth) == "nats"
-        await neighbours.stop("second")
+        await neighbours.stop("ingest_address-2")
         assert await _failing(auth) == "ingest_svc"
 
 
 async def test_a_name_may_stand_for_several_processes(neighbours: _Neighbours) -> None:
-    one, another = neighbours.addresses["asset_address"], neighbours.addresses["ingest_address"]
+    await neighbours.start("ingest_address-2")
+    one, another = neighbours.addresses["ingest_address"], neighbours.addresses["ingest_address-2"]
     # As a name with two addresses would be resolved.
-    async with serving_channel(f"ipv4:{one},{another}") as channel:
+    async with mutual_channel(
+        f"ipv4:{one},{another}",
+        service="ingest_svc",
+        identity=identities.identity("auth_svc"),
+        options=TO_A_SERVING_ONE,
+    ) as channel:
         mesh = Peers(channels={"ingest_svc": [channel]})
 
         async def answers() -> set[bool | None]:
             return {(await mesh.health())["ingest_svc"][WHOLE] for _ in range(6)}
 
         assert await answers() == {True}
-        await neighbours.say("asset_address", postgresql=True, nats=False)
+        await neighbours.say("ingest_address-2", postgresql=True, nats=False)
 
         async def settled() -> bool:
             return await answers() == {True}
@@ -162,6 +174,7 @@ async def test_a_name_may_stand_for_several_processes(neighbours: _Neighbours) -
             return await answers() == {None}
 
         await until(unanswered)
+    await neighbours.stop("ingest_address-2")
 
 
 async def test_its_own_database_counts_too(auth: AuthApp) -> None:

@@ -10,15 +10,16 @@ import pytest
 
 from auth_svc.passwords import PasswordVerifier
 from auth_svc.roles import Role, permissions_of
-from meshkit.client import fetch_keys_from, fetch_revocations_from, service_channel
+from meshkit.client import fetch_keys_from, fetch_revocations_from
 from meshkit.clock import SystemClock
-from meshkit.identity import PrincipalKind, ServiceTokens, TokenVerifier
+from meshkit.identity import PrincipalKind, TokenVerifier
 from meshkit.lookups import Lookups
 from meshkit.revocations import Revocations
+from meshkit.testing import identities
 from meshkit.testing.auth import bearer
 from meshkit.testing.database import TestDatabase
-from tests.rpc.auth_app import MESH_SECRET, PASSWORD, AuthApp, error_info, refusal, running_auth, status_of
-from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2
+from tests.rpc.auth_app import PASSWORD, AuthApp, error_info, refusal, running_auth, status_of
+from twinmesh.auth.v1 import api_key_service_pb2, session_service_pb2, session_service_pb2_grpc
 
 _UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
@@ -157,33 +158,21 @@ async def test_without_a_credential_only_public_rpcs_answer(auth: AuthApp) -> No
         assert await refusal(call) == (_UNAUTHENTICATED, "CREDENTIAL_MISSING")
 
 
-async def test_a_service_is_known_but_has_no_session(auth: AuthApp) -> None:
-    service = bearer(ServiceTokens(service="twin_svc", mesh_secret=MESH_SECRET, clock=SystemClock()).token())
-    me = await auth.sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=service)
-    assert (me.kind, me.subject) == ("service", "twin_svc")
-    assert list(me.permissions) == [
-        "api_key_scope:read",
-        "audit:record",
-        "connection:hold",
-        "profile:read",
-        "profile:register",
-        "revocation:read",
-        "tenant:delete",
-    ]
-    assert not me.HasField("expire_time")
-    call = auth.sessions.Logout(session_service_pb2.LogoutRequest(), metadata=service)
-    assert await refusal(call) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+async def test_a_service_has_no_session(auth: AuthApp) -> None:
+    async with identities.channel(auth.address, "auth_svc", caller="twin_svc") as channel:
+        sessions: Any = session_service_pb2_grpc.SessionServiceStub(channel)
+        await sessions.GetJwks(session_service_pb2.GetJwksRequest())
+        call = sessions.GetMe(session_service_pb2.GetMeRequest())
+        assert await refusal(call) == (grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_LISTED")
 
 
 async def test_other_services_verify_tokens_by_the_published_keys(auth: AuthApp) -> None:
     clock = SystemClock()
-    tokens = ServiceTokens(service="twin_svc", mesh_secret=MESH_SECRET, clock=clock)
-    async with service_channel(auth.address, tokens=tokens) as channel:
+    async with identities.channel(auth.address, "auth_svc", caller="twin_svc") as channel:
         revocations = Revocations(fetch=fetch_revocations_from(channel), clock=clock)
         await revocations.poll()
     verifier = TokenVerifier(
         fetch_keys=fetch_keys_from(auth.channel),
-        service_tokens=tokens,
         revocations=revocations,
         clock=clock,
     )

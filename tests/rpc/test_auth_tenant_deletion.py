@@ -1,6 +1,7 @@
 """Tenants that are made by a request that comes again, and deleted; services that are told of closed ones."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -8,16 +9,14 @@ import grpc
 import pytest
 
 from auth_svc.roles import Role
-from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens
-from meshkit.testing.auth import bearer
+from meshkit.testing import identities
 from meshkit.testing.database import TestDatabase
-from tests.rpc.auth_app import MESH_SECRET, PASSWORD, AuthApp, refusal, running_auth, until
+from tests.rpc.auth_app import PASSWORD, AuthApp, refusal, running_auth, until
 from tests.rpc.tenant_calls import DIGEST, Metadata, create, delete, get, login, resume, suspend
 from twinmesh.auth.v1 import tenant_deletion_service_pb2, tenant_deletion_service_pb2_grpc
 from twinmesh.auth.v1 import tenant_service_pb2 as pb
 
-_MISSING = (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+_NOT_LISTED = (grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_LISTED")
 _SUSPENDED = (grpc.StatusCode.PERMISSION_DENIED, "TENANT_SUSPENDED")
 _FAILED = (grpc.StatusCode.UNAUTHENTICATED, "LOGIN_FAILED")
 _ABSENT = (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
@@ -39,27 +38,30 @@ async def operator(auth: AuthApp) -> Metadata:
     return await auth.as_user("system", "operator")
 
 
-def _service(name: str) -> Metadata:
-    return bearer(ServiceTokens(service=name, mesh_secret=MESH_SECRET, clock=SystemClock()).token())
+@asynccontextmanager
+async def _service(auth: AuthApp, name: str) -> AsyncIterator[Any]:
+    """Call as a service."""
+    async with identities.channel(auth.address, "auth_svc", caller=name) as channel:
+        yield tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(channel)
 
 
 async def _closed(auth: AuthApp, name: str = "asset_svc") -> list[tuple[str, bool, bool]]:
-    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(auth.channel)
     found: list[tuple[str, bool, bool]] = []
     request = tenant_deletion_service_pb2.ListClosedTenantsRequest(page_size=1)
-    while True:
-        page = await stub.ListClosedTenants(request, metadata=_service(name))
-        assert len(page.tenants) <= 1
-        found += [(each.id, each.deletion_due, each.reported) for each in page.tenants]
-        request.page_token = page.next_page_token
-        if not request.page_token:
-            return found
+    async with _service(auth, name) as stub:
+        while True:
+            page = await stub.ListClosedTenants(request)
+            assert len(page.tenants) <= 1
+            found += [(each.id, each.deletion_due, each.reported) for each in page.tenants]
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return found
 
 
 async def _report(auth: AuthApp, name: str, tenant: str) -> None:
-    stub = tenant_deletion_service_pb2_grpc.TenantDeletionServiceStub(auth.channel)
     request = tenant_deletion_service_pb2.ReportTenantDeletedRequest(id=tenant)
-    await stub.ReportTenantDeleted(request, metadata=_service(name))
+    async with _service(auth, name) as stub:
+        await stub.ReportTenantDeleted(request)
 
 
 async def _age(auth: AuthApp, tenant: str) -> None:
@@ -150,8 +152,8 @@ async def test_closed_tenants_are_for_services_only(auth: AuthApp, operator: Met
     listing = stub.ListClosedTenants(
         tenant_deletion_service_pb2.ListClosedTenantsRequest(), metadata=operator
     )
-    assert await refusal(listing) == _MISSING
+    assert await refusal(listing) == _NOT_LISTED
     reporting = stub.ReportTenantDeleted(
         tenant_deletion_service_pb2.ReportTenantDeletedRequest(id="demo"), metadata=operator
     )
-    assert await refusal(reporting) == _MISSING
+    assert await refusal(reporting) == _NOT_LISTED

@@ -10,18 +10,23 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from asset_svc import contract as asset_contract
 from meshkit import client, identity, server, status
+from meshkit.access import Door
 from meshkit.audit import AuditTrail
 from meshkit.clock import SystemClock
 from meshkit.errors import not_found
-from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.identity import TokenVerifier
 from meshkit.revocations import RevocationKind, Revocations
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
+from twin_svc import contract as twin_contract
 from twinmesh.asset.v1 import profile_service_pb2, profile_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
+from twinmesh_cli.identities import connect
 
-ROOT = bytes(range(32))
+_IDENTITY = identities.identity("asset_svc")
 GetTwin = twin_service_pb2.GetTwinRequest
 
 
@@ -71,28 +76,20 @@ class Profiles(profile_service_pb2_grpc.ProfileServiceServicer):
 
 
 @pytest.fixture
-def tokens() -> ServiceTokens:
-    return ServiceTokens(service="ingest_svc", mesh_secret=ROOT, clock=SystemClock())
-
-
-@pytest.fixture
 def servicer() -> Twins:
     return Twins()
 
 
 @pytest.fixture
-async def address(auth_address: str, tokens: ServiceTokens, servicer: Twins) -> AsyncIterator[str]:
+async def address(auth_address: str, servicer: Twins) -> AsyncIterator[str]:
     async with (
-        client.service_channel(auth_address, tokens=tokens) as auth,
+        client.service_channel(auth_address, service="auth_svc", identity=_IDENTITY) as auth,
         (
             revocations := Revocations(fetch=client.fetch_revocations_from(auth), clock=SystemClock())
         ).polling(),
     ):
         verifier = TokenVerifier(
-            fetch_keys=client.fetch_keys_from(auth),
-            service_tokens=tokens,
-            revocations=revocations,
-            clock=SystemClock(),
+            fetch_keys=client.fetch_keys_from(auth), revocations=revocations, clock=SystemClock()
         )
         registrations = [
             server.Registration(
@@ -109,7 +106,11 @@ async def address(auth_address: str, tokens: ServiceTokens, servicer: Twins) -> 
         async with (
             AuditTrail(send=client.send_audit_to(auth), clock=SystemClock()) as audit,
             server.running_server(
-                listen="127.0.0.1:0", registrations=registrations, verifier=verifier, audit=audit, checks={}
+                listen="127.0.0.1:0",
+                door=Door(_IDENTITY, verifier, audit),
+                callers={**asset_contract.CALLERS, **twin_contract.CALLERS},
+                registrations=registrations,
+                checks={},
             ) as port,
         ):
             yield f"127.0.0.1:{port}"
@@ -117,7 +118,7 @@ async def address(auth_address: str, tokens: ServiceTokens, servicer: Twins) -> 
 
 @pytest.fixture
 async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(address) as opened:
+    async with identities.channel(address, "asset_svc") as opened:
         yield opened
 
 
@@ -173,10 +174,10 @@ async def test_a_missing_permission_is_named(twins: Any, mint: TokenMint) -> Non
 
 
 async def test_services_reach_what_users_may_not_claim(
-    channel: grpc.aio.Channel, address: str, mint: TokenMint, tokens: ServiceTokens
+    channel: grpc.aio.Channel, address: str, mint: TokenMint
 ) -> None:
     request = profile_service_pb2.BatchGetProfilesRequest(tenant="demo")
-    async with client.service_channel(address, tokens=tokens) as internal:
+    async with identities.channel(address, "asset_svc", caller="ingest_svc") as internal:
         stub: Any = profile_service_pb2_grpc.ProfileServiceStub(internal)
         await client.call(stub.BatchGetProfiles, request, peer="asset_svc")
     token = mint.token(tenant="demo", permissions=["profile:read"])
@@ -273,7 +274,7 @@ async def until_refused(twins: Any, caller: Any) -> None:
 
 
 async def test_calls_that_arrive_all_at_once_wait_and_none_is_cancelled(address: str) -> None:
-    with grpc.insecure_channel(address) as channel:
+    with connect(address, service="asset_svc", identity=identities.identity("launcher")) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         # Sent without a pause for the server's event loop, which is this one.
         calls = [stub.Check.future(health_pb2.HealthCheckRequest()) for _ in range(6000)]
@@ -281,7 +282,7 @@ async def test_calls_that_arrive_all_at_once_wait_and_none_is_cancelled(address:
     assert codes == {grpc.StatusCode.OK}
 
 
-async def test_health_follows_the_dependencies(auth_address: str, tokens: ServiceTokens) -> None:
+async def test_health_follows_the_dependencies(auth_address: str) -> None:
     works = asyncio.Event()
     works.set()
 
@@ -293,28 +294,25 @@ async def test_health_follows_the_dependencies(auth_address: str, tokens: Servic
         raise ConnectionError("away")
 
     async with (
-        client.service_channel(auth_address, tokens=tokens) as auth,
+        client.service_channel(auth_address, service="auth_svc", identity=_IDENTITY) as auth,
         (
             revocations := Revocations(fetch=client.fetch_revocations_from(auth), clock=SystemClock())
         ).polling(),
     ):
         verifier = TokenVerifier(
-            fetch_keys=client.fetch_keys_from(auth),
-            service_tokens=tokens,
-            revocations=revocations,
-            clock=SystemClock(),
+            fetch_keys=client.fetch_keys_from(auth), revocations=revocations, clock=SystemClock()
         )
         async with (
             AuditTrail(send=client.send_audit_to(auth), clock=SystemClock()) as audit,
             server.running_server(
                 listen="127.0.0.1:0",
+                door=Door(_IDENTITY, verifier, audit),
+                callers={},
                 registrations=[],
-                verifier=verifier,
-                audit=audit,
                 checks={"postgresql": dependency},
                 hints={"nats": away},
             ) as port,
-            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+            identities.channel(f"127.0.0.1:{port}", "asset_svc", caller="launcher") as channel,
         ):
             stub: Any = health_pb2_grpc.HealthStub(channel)
             watch = stub.Watch(health_pb2.HealthCheckRequest(service="postgresql"))

@@ -13,10 +13,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from meshkit import server
+from meshkit.access import Door
 from meshkit.audit import AuditTrail
 from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens, TokenVerifier
+from meshkit.identity import TokenVerifier
 from meshkit.revocations import Revocations
+from meshkit.testing import identities
 
 _MOST_MESSAGE = 4 * 1024 * 1024
 _MOST_METADATA = 32 * 1024
@@ -32,20 +34,23 @@ async def port() -> AsyncIterator[int]:
     clock = SystemClock()
     verifier = TokenVerifier(
         fetch_keys=_nothing,
-        service_tokens=ServiceTokens(service="twin_svc", mesh_secret=bytes(range(32)), clock=clock),
         revocations=Revocations(fetch=_nothing, clock=clock),
         clock=clock,
     )
     audit = AuditTrail(send=_nothing, clock=clock)
     async with server.running_server(
-        listen="127.0.0.1:0", registrations=[], verifier=verifier, audit=audit, checks={}
+        listen="127.0.0.1:0",
+        door=Door(identities.identity("twin_svc"), verifier, audit),
+        callers={},
+        registrations=[],
+        checks={},
     ) as opened:
         yield opened
 
 
 @pytest.fixture
 async def health(port: int) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with identities.channel(f"127.0.0.1:{port}", "twin_svc") as channel:
         yield health_pb2_grpc.HealthStub(channel)
 
 
@@ -75,7 +80,9 @@ async def test_metadata_have_32_kib_at_most(health: Any) -> None:
 
 
 async def test_pings_without_end_end_the_connection(port: int, health: Any) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=identities.tls(), server_hostname="twin_svc"
+    )
     connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     connection.initiate_connection()
     ended = None

@@ -13,6 +13,7 @@ import grpc
 from ingest_svc.app import app
 from ingest_svc.config import IngestSettings
 from meshkit.embedded import free_ports
+from meshkit.testing import identities
 from tests.rpc.ingest.neighbours import ROOT, TENANT, Ingest
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh_client import GatewayClient
@@ -39,6 +40,7 @@ class Site:
     asset_address: str
     folder: Path
     port: int = field(default_factory=lambda: free_ports(1)[0])
+    inner_port: int = field(default_factory=lambda: free_ports(1)[0])
     _running: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
@@ -47,11 +49,15 @@ class Site:
         return f"127.0.0.1:{self.port}"
 
     async def start(self, **settings: Any) -> None:
-        """Start ingest_svc."""
+        """Start ingest_svc, and what stands for Envoy before it."""
+        await self._running.enter_async_context(
+            identities.plain_way_in("ingest_svc", self.inner_port, listen=self.port)
+        )
         await self._running.enter_async_context(
             app(
                 IngestSettings(
-                    listen=self.address,
+                    listen=f"127.0.0.1:{self.inner_port}",
+                    identity_dir=identities.identity_dir("ingest_svc"),
                     service_database_url=self.database.url("twinmesh_ingest"),
                     nats_url=self.nats_url,
                     mesh_secret=ROOT,

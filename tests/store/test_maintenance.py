@@ -6,11 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 import asyncpg
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tenacity import RetryCallState
 
+from meshkit.testing import identities
 from meshkit.testing.database import TestDatabase
 from telemetry_store.instances import LOCK_CLASS
 from telemetry_store.maintenance import worker as worker_module
@@ -317,9 +317,13 @@ async def test_the_worker_is_ready_after_its_first_pass(
     settings = MaintenanceSettings(
         service_database_url=database.url("twinmesh_maintenance"),
         mesh_secret="A" * 43,
+        identity_dir=identities.identity_dir("maintenance"),
         auth_address=auth_address,
     )
-    async with app(settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with (
+        app(settings) as port,
+        identities.channel(f"127.0.0.1:{port}", "maintenance", caller="launcher") as channel,
+    ):
         stub: Any = health_pb2_grpc.HealthStub(channel)
         async for answer in stub.Watch(health_pb2.HealthCheckRequest()):
             if answer.status == health_pb2.HealthCheckResponse.SERVING:

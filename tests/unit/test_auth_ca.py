@@ -10,11 +10,11 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from auth_svc.ca.authority import CertificateAuthority, Revoked, uris
-from auth_svc.ca.folder import make_authority, publish, read_authority
-from auth_svc.ca.keys import FileKey
-from auth_svc.ca.names import DeviceName
-from auth_svc.ca.requests import public_key_of
+from meshkit.ca.authority import CertificateAuthority, Revoked, uris
+from meshkit.ca.folder import make_authority, publish, read_authority
+from meshkit.ca.keys import FileKey
+from meshkit.ca.names import DeviceName
+from meshkit.ca.requests import public_key_of
 from meshkit.testing.certificates import DeviceKey, csr, new_key
 
 _NAME = DeviceName("plant.example", "demo", "pump-1")

@@ -9,8 +9,17 @@ import pytest
 from gateway import transcoder
 from gateway.contract import CONTRACT, read_contract
 from gateway.render import render
-from gateway.settings import ClientLimits, DeviceDoor, Endpoint, GatewayEnvironment, GatewaySettings, Upstream
+from gateway.settings import (
+    ClientLimits,
+    DeviceDoor,
+    Endpoint,
+    GatewayEnvironment,
+    GatewayIdentity,
+    GatewaySettings,
+    Upstream,
+)
 from meshkit.config import MAX_STREAM_LIFETIME_SECONDS
+from meshkit.testing import identities
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 ADDRESSES = {f"TWINMESH_{name}_ADDRESS": "127.0.0.1:1" for name in ("AUTH", "ASSET", "INGEST", "TWIN")}
@@ -23,6 +32,7 @@ def rendered(**changes: Any) -> dict[str, Any]:
         "admin_port": 2,
         "jwks_port": 3,
         "upstreams": {each: [Endpoint("127.0.0.1", 4)] for each in Upstream},
+        "identity": GatewayIdentity(folder=Path("/identity"), trust_domain="mesh"),
         "descriptor_path": CONTRACT,
         **changes,
     }
@@ -185,6 +195,7 @@ def test_streams_of_the_server_are_events_by_a_route_and_else_transcoded_as_all_
 def test_the_environment_makes_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in ADDRESSES.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TWINMESH_IDENTITY_DIR", str(identities.identity_dir("gateway")))
     monkeypatch.setenv("TWINMESH_ASSET_ADDRESS", "one:1,two:2")
     monkeypatch.setenv("TWINMESH_CORS_ORIGINS", "https://a.example, https://b.example")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317")
@@ -194,6 +205,8 @@ def test_the_environment_makes_the_same_settings(monkeypatch: pytest.MonkeyPatch
     assert settings.upstreams[Upstream.ASSET] == (Endpoint("one", 1), Endpoint("two", 2))
     assert settings.cors_origins == ("https://a.example", "https://b.example")
     assert settings.otlp == Endpoint("collector", 4317)
+    identity = GatewayIdentity(folder=identities.identity_dir("gateway"), trust_domain="twinmesh.test")
+    assert settings.identity == identity
 
 
 @pytest.mark.parametrize(
@@ -208,6 +221,8 @@ def test_the_environment_makes_the_same_settings(monkeypatch: pytest.MonkeyPatch
 def test_a_wrong_environment_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     for variable, address in ADDRESSES.items():
         monkeypatch.setenv(variable, address)
+    monkeypatch.setenv("TWINMESH_IDENTITY_DIR", str(identities.identity_dir("gateway")))
+    GatewayEnvironment()
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="validation error"):
         GatewayEnvironment()

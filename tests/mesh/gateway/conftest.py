@@ -16,10 +16,12 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from gateway.contract import CONTRACT
+from gateway.mesh_tls import write_secrets
 from gateway.render import render
-from gateway.settings import ClientLimits, Endpoint, GatewaySettings, Upstream
+from gateway.settings import ClientLimits, Endpoint, GatewayIdentity, GatewaySettings, Upstream
 from meshkit.embedded import EmbeddedEnvoy
 from meshkit.embedded.ports import free_ports
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint
 from tests.mesh.gateway import neighbours
 from tests.mesh.gateway.neighbours import TENANT, Arrivals, Watches
@@ -118,6 +120,7 @@ def start_gateway() -> Iterator[StartGateway]:
             stack.callback(shutil.rmtree, home, ignore_errors=True)
             port, admin_port, jwks_port = free_ports(3)
             access_log = home / "logs" / "envoy.log"
+            write_secrets(identity := identities.identity_dir("gateway"))
 
             def rendered(descriptor: Path) -> Mapping[str, Any]:
                 return render(
@@ -130,6 +133,7 @@ def start_gateway() -> Iterator[StartGateway]:
                             upstream: [Endpoint("127.0.0.1", each) for each in ports]
                             for upstream, ports in upstreams.items()
                         },
+                        identity=GatewayIdentity(folder=identity, trust_domain=identities.TRUST_DOMAIN),
                         descriptor_path=descriptor,
                         otlp=None if otlp is None else Endpoint("127.0.0.1", otlp),
                         cors_origins=[ORIGIN],

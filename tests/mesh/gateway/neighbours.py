@@ -18,6 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
 from meshkit import errors, status
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint
 from twinmesh.asset.v1 import (
     asset_service_pb2,
@@ -33,6 +34,7 @@ from twinmesh.mesh.v1 import health_service_pb2, health_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 
 TENANT = "acme"
+_COLLECTOR = "collector"
 GOOD_KEY = "tmk_acme_1_good"
 
 
@@ -264,9 +266,12 @@ class Spans(trace_service_pb2_grpc.TraceServiceServicer):
 
 @contextmanager
 def _serving(
-    port: int, *add: Callable[[grpc.Server], None], health_servicer: health.HealthServicer | None = None
+    service: str,
+    port: int,
+    *add: Callable[[grpc.Server], None],
+    health_servicer: health.HealthServicer | None = None,
 ) -> Iterator[int]:
-    """A server with grpc.health.v1, SERVING at first; yields its port."""
+    """A server with grpc.health.v1, SERVING at first; yields its port. The collector is no service."""
     with ThreadPoolExecutor(max_workers=8) as threads:
         options = [("grpc.so_reuseport", 0), ("grpc.max_metadata_size", 32 * 1024)]
         server = grpc.server(threads, options=options)
@@ -275,7 +280,11 @@ def _serving(
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         for each in add:
             each(server)
-        bound = server.add_insecure_port(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{port}"
+        if service == _COLLECTOR:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, identities.identity(service).server_credentials())
         server.start()
         try:
             yield bound
@@ -285,6 +294,7 @@ def _serving(
 
 def auth_svc(arrivals: Arrivals, mint: TokenMint, *, port: int = 0) -> AbstractContextManager[int]:
     return _serving(
+        "auth_svc",
         port,
         lambda server: session_service_pb2_grpc.add_SessionServiceServicer_to_server(
             Sessions(arrivals, mint), server
@@ -299,6 +309,7 @@ def auth_svc(arrivals: Arrivals, mint: TokenMint, *, port: int = 0) -> AbstractC
 def asset_svc(arrivals: Arrivals, *, port: int = 0) -> AbstractContextManager[int]:
     names = ("twinmesh.asset.v1.DeviceService", reflection.SERVICE_NAME)
     return _serving(
+        "asset_svc",
         port,
         lambda server: device_service_pb2_grpc.add_DeviceServiceServicer_to_server(Devices(arrivals), server),
         lambda server: asset_service_pb2_grpc.add_AssetServiceServicer_to_server(SlowAssets(), server),
@@ -313,6 +324,7 @@ def ingest_svc(
     arrivals: Arrivals, *, port: int = 0, health_servicer: health.HealthServicer | None = None
 ) -> AbstractContextManager[int]:
     return _serving(
+        "ingest_svc",
         port,
         lambda server: ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(arrivals), server),
         health_servicer=health_servicer,
@@ -321,11 +333,15 @@ def ingest_svc(
 
 def twin_svc(arrivals: Arrivals) -> AbstractContextManager[int]:
     return _serving(
-        0, lambda server: twin_service_pb2_grpc.add_TwinServiceServicer_to_server(Twins(arrivals), server)
+        "twin_svc",
+        0,
+        lambda server: twin_service_pb2_grpc.add_TwinServiceServicer_to_server(Twins(arrivals), server),
     )
 
 
 def collector(arrivals: Arrivals) -> AbstractContextManager[int]:
     return _serving(
-        0, lambda server: trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Spans(arrivals), server)
+        _COLLECTOR,
+        0,
+        lambda server: trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Spans(arrivals), server),
     )

@@ -10,9 +10,7 @@ import pytest
 
 from asset_svc.app import app
 from asset_svc.config import AssetSettings
-from meshkit.client import service_channel
-from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.database import TestDatabase
 from twinmesh.asset.v1 import (
@@ -70,6 +68,7 @@ async def asset_address(database: TestDatabase, nats_url: str, auth_address: str
         service_database_url=database.url("twinmesh_asset"),
         nats_url=nats_url,
         mesh_secret=base64.urlsafe_b64encode(ROOT).decode(),
+        identity_dir=identities.identity_dir("asset_svc"),
         auth_address=auth_address,
     )
     async with app(settings) as port:
@@ -83,7 +82,7 @@ async def connect(asset_address: str, mint: TokenMint) -> AsyncIterator[Connect]
 
         def connect(tenant: str, permissions: Iterable[str] = EVERYTHING) -> Caller:
             credential = _Credential(mint.token(tenant=tenant, permissions=permissions))
-            channel = grpc.aio.insecure_channel(asset_address, interceptors=[credential])
+            channel = identities.channel(asset_address, "asset_svc", interceptors=[credential])
             channels.push_async_callback(channel.close)
             return Caller(channel)
 
@@ -99,6 +98,5 @@ def caller(connect: Connect) -> Caller:
 @pytest.fixture
 async def profiles(asset_address: str) -> AsyncIterator[Any]:
     """ProfileService as another service calls it."""
-    tokens = ServiceTokens(service="ingest_svc", mesh_secret=ROOT, clock=SystemClock())
-    async with service_channel(asset_address, tokens=tokens) as channel:
+    async with identities.channel(asset_address, "asset_svc", caller="ingest_svc") as channel:
         yield profile_service_pb2_grpc.ProfileServiceStub(channel)

@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from asset_svc import children
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
 from tests.rpc.asset.conftest import Caller, Connect
@@ -153,7 +154,7 @@ async def test_a_type_of_children_cannot_go_and_policies_come_back(caller: Calle
 
 
 async def test_users_may_not_ask(asset_address: str, mint: TokenMint) -> None:
-    async with grpc.aio.insecure_channel(asset_address) as channel:
+    async with identities.channel(asset_address, "asset_svc") as channel:
         stub = profile_grpc.ProfileServiceStub(channel)
         request = profile_pb2.BatchGetChildrenRequest(tenant="demo", gateway_id="hub", names=["x"])
         call = stub.BatchGetChildren(

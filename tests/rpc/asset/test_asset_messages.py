@@ -6,12 +6,10 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from meshkit.client import service_channel
-from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
-from tests.rpc.asset.conftest import EVERYTHING, ROOT, Caller, Connect
+from tests.rpc.asset.conftest import EVERYTHING, Caller, Connect
 from twinmesh.asset.v1 import profile_service_pb2 as profile_pb2
 from twinmesh.asset.v1 import profile_service_pb2_grpc as profile_grpc
 from twinmesh.asset.v1.device_service_pb2 import DeleteDeviceRequest
@@ -149,18 +147,19 @@ async def test_questions_have_bounds(profiles: Any) -> None:
 
 async def test_nobody_but_services_is_told(asset_address: str, mint: TokenMint) -> None:
     request = profile_pb2.BatchGetTenantsRequest(device_ids=["pump-1"])
-    async with grpc.aio.insecure_channel(asset_address) as channel:
+    async with identities.channel(asset_address, "asset_svc") as channel:
         ask = profile_grpc.ProfileServiceStub(channel).BatchGetTenants
         for permissions in (EVERYTHING, ("profile:read", "telemetry:write")):
             token = mint.token(tenant="demo", permissions=permissions)
             told = await failure(ask(request, metadata=bearer(token)))
             assert told.code == Code.PERMISSION_DENIED, permissions
-        assert (await failure(ask(request))).code == Code.UNAUTHENTICATED
-    for secret, allowed in ((ROOT, True), (bytes(32), False)):
-        tokens = ServiceTokens(service="ingest_svc", mesh_secret=secret, clock=SystemClock())
-        async with service_channel(asset_address, tokens=tokens) as channel:
+        assert (await failure(ask(request))).code == Code.PERMISSION_DENIED
+    for caller, allowed in (("ingest_svc", True), ("twin_svc", False)):
+        async with identities.channel(asset_address, "asset_svc", caller=caller) as channel:
             ask = profile_grpc.ProfileServiceStub(channel).BatchGetTenants
             if allowed:
                 await ask(request)
             else:
-                assert (await failure(ask(request))).code == Code.UNAUTHENTICATED
+                told = await failure(ask(request))
+                assert (told.code, told.reason) == (Code.PERMISSION_DENIED, "CALLER_NOT_LISTED")
+                assert told.metadata == {"caller": "twin_svc"}

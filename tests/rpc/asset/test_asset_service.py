@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import twinmesh.asset.v1
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
 from tests.rpc.asset.conftest import Caller, Connect
@@ -68,7 +69,7 @@ async def test_profiles_are_for_services_only(mint: TokenMint, asset_address: st
         profiles.BatchGetProfiles(BatchGetProfilesRequest(tenant="a\0b", device_ids=["x", "a\0b"]))
     )
     assert (told.code, told.fields) == (Code.INVALID_ARGUMENT, ["tenant", "device_ids[1]"])
-    async with grpc.aio.insecure_channel(asset_address) as channel:
+    async with identities.channel(asset_address, "asset_svc") as channel:
         method: Any = channel.unary_unary(
             "/twinmesh.asset.v1.ProfileService/BatchGetProfiles",
             request_serializer=BatchGetProfilesRequest.SerializeToString,
@@ -97,7 +98,7 @@ async def test_reflection_lists_every_public_service(mint: TokenMint, asset_addr
     }
     assert len(declared) > 5
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    async with grpc.aio.insecure_channel(asset_address) as channel:
+    async with identities.channel(asset_address, "asset_svc") as channel:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type] # takes both
         token = mint.token(tenant="demo", permissions=["contract:read"])
         answers = [
@@ -117,7 +118,7 @@ async def test_reflection_lists_every_public_service(mint: TokenMint, asset_addr
 
 
 async def test_health_names_the_parts(asset_address: str) -> None:
-    async with grpc.aio.insecure_channel(asset_address) as channel:
+    async with identities.channel(asset_address, "asset_svc") as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         for part in ("", "postgresql", "nats", "twinmesh.asset.v1.DeviceService"):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=part))

@@ -16,9 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ingest_svc.app import app
 from ingest_svc.config import IngestSettings
-from meshkit.clock import SystemClock
-from meshkit.identity import PrincipalKind, ServiceTokens
+from meshkit.identity import PrincipalKind
 from meshkit.scope import Scope
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
 from meshkit.testing.database import TestDatabase
@@ -57,7 +57,6 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
         self.refusing = False
         self.answering = asyncio.Event()
         self.answering.set()
-        self._tokens = ServiceTokens(service="asset_svc", mesh_secret=bytes(range(32)), clock=SystemClock())
 
     def add(
         self,
@@ -96,9 +95,7 @@ class FakeAssets(profile_grpc.ProfileServiceServicer):
     async def BatchGetProfiles(
         self, request: profile_pb2.BatchGetProfilesRequest, context: Any
     ) -> profile_pb2.BatchGetProfilesResponse:
-        authorization = dict(context.invocation_metadata())["authorization"]
-        principal, _ = self._tokens.verify(authorization.removeprefix("Bearer "))
-        assert principal.subject == "ingest_svc"
+        assert identities.identity("asset_svc").caller(context) == "ingest_svc"
         self.asked.append(sorted(request.device_ids))
         await self.answering.wait()
         if self.refusing:
@@ -152,7 +149,7 @@ async def serving(assets: FakeAssets, *, listen: str = "127.0.0.1:0") -> AsyncIt
     """Serve a stand-in for asset_svc; yields its address."""
     server = grpc.aio.server()
     profile_grpc.add_ProfileServiceServicer_to_server(assets, server)
-    port = server.add_insecure_port(listen)
+    port = server.add_secure_port(listen, identities.identity("asset_svc").server_credentials())
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -312,6 +309,7 @@ async def running_ingest(
         listen="127.0.0.1:0",
         nats_url=nats_url,
         mesh_secret=ROOT,
+        identity_dir=identities.identity_dir("ingest_svc"),
         auth_address=auth_address,
         asset_address=asset_address,
         **further,
@@ -319,7 +317,7 @@ async def running_ingest(
     # The channel outlives the service, so that a test sees how calls end at shutdown.
     async with AsyncExitStack() as channels, app(settings) as port:
         channel = await channels.enter_async_context(
-            grpc.aio.insecure_channel(address := f"127.0.0.1:{port}")
+            identities.channel(address := f"127.0.0.1:{port}", "ingest_svc")
         )
         yield Ingest(
             ingest_grpc.IngestServiceStub(channel),

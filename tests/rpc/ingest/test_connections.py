@@ -8,9 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from meshkit.clock import SystemClock
-from meshkit.identity import ServiceTokens
-from meshkit.testing.auth import bearer
+from meshkit.testing import identities
 from tests.rpc.ingest.neighbours import Ingest, refused, until
 from tests.rpc.ingest.streaming import opened, streaming
 from tests.rpc.ingest.test_ingest_limits import RIGHTS, hits, limit
@@ -31,14 +29,14 @@ async def _held(
     ingest: Ingest, holder: uuid.UUID, connections: int, *, refusing: int = 0, tenant: str = "acme"
 ) -> tuple[int, int, int]:
     """Hold connections as another service does."""
-    stub: Any = connection_service_pb2_grpc.ConnectionServiceStub(ingest.channel)
-    tokens = ServiceTokens(service="twin_svc", mesh_secret=bytes(range(32)), clock=SystemClock())
     request = pb.HoldConnectionsRequest(
         holder=str(holder), tenants=[pb.TenantConnections(tenant=tenant, connections=connections)]
     )
     if refusing:
         request.refused.add(tenant=tenant, principal="user:eve", connections=refusing)
-    answer = await stub.HoldConnections(request, metadata=bearer(tokens.token()))
+    async with identities.channel(ingest.address, "ingest_svc", caller="twin_svc") as channel:
+        stub: Any = connection_service_pb2_grpc.ConnectionServiceStub(channel)
+        answer = await stub.HoldConnections(request)
     (held,) = answer.tenants
     return held.granted, held.used, held.limit
 

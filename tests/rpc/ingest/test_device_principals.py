@@ -1,6 +1,7 @@
 """Devices and API keys that are bound to devices write for these only, whichever way they send."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -149,7 +150,8 @@ async def test_a_child_that_is_moved_to_another_gateway_is_its_keys_no_more(
         ingest.assets.add_child(_CHILD, "ble-1", "b1")
         await ingest.announce(AssetChange(TENANT, [_CHILD]).payload)
         # Streams look for changes once in a while.
-        sequence, results = 1, []
+        sequence = 1
+        results: list[Any] = []
         while not results:
             sequence += 1
             await stream.batch(sequence, columns(2.0))

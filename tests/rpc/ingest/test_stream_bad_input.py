@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
+from meshkit.service_identity import channel_options
+from meshkit.testing import identities
 from tests.rpc.ingest.neighbours import Ingest, Refused, reading, refused
 from tests.rpc.ingest.streaming import METHOD, NOW_US, Client, columns, opened, streaming
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -255,7 +257,9 @@ def _ended(address: str, messages: list[bytes], caller: Any) -> grpc.StatusCode:
     Not by grpc.aio: when a call ends while it is written to, that may put an INTERNAL of
     its own in the place of the server's status.
     """
-    with grpc.insecure_channel(address) as channel:
+    with grpc.secure_channel(
+        address, identities.credentials(), options=channel_options("ingest_svc")
+    ) as channel:
         stream: Any = channel.stream_stream(METHOD)
         call = stream(iter(messages), metadata=caller)
         with suppress(grpc.RpcError):

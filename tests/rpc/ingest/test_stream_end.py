@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import CapturingLogger
 
 from meshkit.revocations import RevocationKind
+from meshkit.testing import identities
 from meshkit.testing.auth import bearer
 from tests.rpc.ingest.neighbours import TENANT, Ingest, Refused, reading, running_ingest, serving, until
 from tests.rpc.ingest.streaming import NOW_US, Client, columns, opened, streaming
@@ -361,7 +362,7 @@ async def test_a_client_that_dies_without_reading_leaves_nothing_behind(
 
 async def test_a_client_that_does_not_read_is_cut_off(ingest: Ingest, log: CapturingLogger) -> None:
     async with (
-        grpc.aio.insecure_channel(ingest.address, options=_SMALL_WINDOW) as channel,
+        identities.channel(ingest.address, "ingest_svc", options=_SMALL_WINDOW) as channel,
         opened(replace(ingest, stub=IngestServiceStub(channel))) as deaf,
     ):
         await blocked_by(deaf, ingest)

@@ -4,6 +4,7 @@ import grpc
 import nats
 import pytest
 
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint
 from meshkit.testing.database import TestDatabase
 from tests.rpc.twin.twin_app import FakeProfiles, Neighbours, TwinApp
@@ -24,7 +25,7 @@ async def neighbours(
     profiles = FakeProfiles()
     server = grpc.aio.server()
     profile_service_pb2_grpc.add_ProfileServiceServicer_to_server(profiles, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port("127.0.0.1:0", identities.identity("asset_svc").server_credentials())
     await server.start()
     bus = await nats.connect(nats_url)
     yield Neighbours(database, nats_url, auth_address, f"127.0.0.1:{port}", profiles, mint, bus)

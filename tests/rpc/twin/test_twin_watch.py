@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from meshkit.revocations import RevocationKind
+from meshkit.testing import identities
 from meshkit.testing.calls import failure
 from telemetry_store.commit_numbers import Coverage
 from tests.rpc.twin.twin_app import Neighbours, TwinApp, refusal
@@ -105,7 +106,7 @@ async def test_a_process_that_stops_says_where_to_go_on(neighbours: Neighbours, 
         async with neighbours.twin_svc() as running:
             await running.ready()
             # A connection that outlives the process.
-            channel = await later.enter_async_context(grpc.aio.insecure_channel(running.address))
+            channel = await later.enter_async_context(identities.channel(running.address, "twin_svc"))
             own = TwinApp(channel, contract_grpc.TwinServiceStub(channel), running.metadata)
             watcher = await watch(own).begun()
             ending = asyncio.create_task(watcher.until(lambda: watcher.end is not None))

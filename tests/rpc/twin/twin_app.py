@@ -17,6 +17,7 @@ from nats.aio.client import Client
 
 from meshkit import status
 from meshkit.errors import not_found
+from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.database import TestDatabase
 from twin_svc.app import app
@@ -128,6 +129,7 @@ class Neighbours:
             feed_database_url=self.database.url("twinmesh_twin_feed"),
             nats_url=self.nats_url,
             mesh_secret=MESH_SECRET,
+            identity_dir=identities.identity_dir("twin_svc"),
             auth_address=self.auth_address,
             asset_address=self.asset_address,
             ingest_address="127.0.0.1:1",
@@ -136,7 +138,7 @@ class Neighbours:
         )
         async with app(settings) as port:
             address = f"127.0.0.1:{port}"
-            async with grpc.aio.insecure_channel(address) as channel:
+            async with identities.channel(address, "twin_svc") as channel:
                 yield TwinApp(channel, contract_grpc.TwinServiceStub(channel), self.caller(), address)
 
 

@@ -302,6 +302,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The rpc is a stream, and a signature is of one whole body; send the API key or an access
     token. UNAUTHENTICATED.
     """
+    ERROR_REASON_CALLER_UNKNOWN: _ErrorReason.ValueType  # 200
+    """A service is called by somebody whose certificate is of no service of the mesh, though of its CA:
+    a device's, say. UNAUTHENTICATED.
+    """
+    ERROR_REASON_CALLER_NOT_LISTED: _ErrorReason.ValueType  # 201
+    """The service that calls is not among those that may call this rpc. PERMISSION_DENIED.
+    Metadata: caller.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of an error. It is the `reason` of
@@ -588,5 +596,13 @@ ERROR_REASON_SIGNATURE_REPLAYED: ErrorReason.ValueType  # 194
 ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS: ErrorReason.ValueType  # 195
 """The rpc is a stream, and a signature is of one whole body; send the API key or an access
 token. UNAUTHENTICATED.
+"""
+ERROR_REASON_CALLER_UNKNOWN: ErrorReason.ValueType  # 200
+"""A service is called by somebody whose certificate is of no service of the mesh, though of its CA:
+a device's, say. UNAUTHENTICATED.
+"""
+ERROR_REASON_CALLER_NOT_LISTED: ErrorReason.ValueType  # 201
+"""The service that calls is not among those that may call this rpc. PERMISSION_DENIED.
+Metadata: caller.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

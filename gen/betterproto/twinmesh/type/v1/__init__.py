@@ -522,6 +522,18 @@ class ErrorReason(betterproto2.Enum):
     token. UNAUTHENTICATED.
     """
 
+    CALLER_UNKNOWN = 200
+    """
+    A service is called by somebody whose certificate is of no service of the mesh, though of its CA:
+    a device's, say. UNAUTHENTICATED.
+    """
+
+    CALLER_NOT_LISTED = 201
+    """
+    The service that calls is not among those that may call this rpc. PERMISSION_DENIED.
+    Metadata: caller.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -614,6 +626,8 @@ class ErrorReason(betterproto2.Enum):
             193: "ERROR_REASON_SIGNATURE_DATE_INVALID",
             194: "ERROR_REASON_SIGNATURE_REPLAYED",
             195: "ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS",
+            200: "ERROR_REASON_CALLER_UNKNOWN",
+            201: "ERROR_REASON_CALLER_NOT_LISTED",
         }
 
     @classmethod
@@ -708,6 +722,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_SIGNATURE_DATE_INVALID": 193,
             "ERROR_REASON_SIGNATURE_REPLAYED": 194,
             "ERROR_REASON_SIGNATURE_NOT_FOR_STREAMS": 195,
+            "ERROR_REASON_CALLER_UNKNOWN": 200,
+            "ERROR_REASON_CALLER_NOT_LISTED": 201,
         }
 
 

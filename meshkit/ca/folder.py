@@ -13,8 +13,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from auth_svc.ca.authority import CertificateAuthority, issuing_certificate, root_certificate
-from auth_svc.ca.keys import FileKey
+from meshkit.ca.authority import CertificateAuthority, issuing_certificate, root_certificate
+from meshkit.ca.keys import FileKey
 
 _ROOT, _ISSUING = "root.pem", "issuing.pem"
 _ROOT_KEY, _ISSUING_KEY = "root.key.pem", "issuing.key.pem"

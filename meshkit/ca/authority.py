@@ -1,4 +1,4 @@
-"""The issuing CA: certificates of devices and servers, and the CRL."""
+"""The issuing CA: certificates of devices, services and servers, and the CRL."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from auth_svc.ca.keys import CaKey, SigningKey
-from auth_svc.ca.names import DeviceName, domain_uri
+from meshkit.ca.keys import CaKey, SigningKey
+from meshkit.ca.names import DeviceName, ServiceName, domain_uri
 
 DevicePublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 # Devices' clocks are behind now and then.
@@ -31,7 +31,7 @@ class Revoked:
 
 
 class CertificateAuthority:
-    """Signs for devices and servers of one trust domain.
+    """Signs for devices, services and servers of one trust domain.
 
     Args:
         certificate: the issuing CA's.
@@ -71,8 +71,28 @@ class CertificateAuthority:
         """Return a certificate of a device. It does not outlive the CA. May block."""
         return self._issue(
             x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name.uri)]),
-            ExtendedKeyUsageOID.CLIENT_AUTH,
+            [ExtendedKeyUsageOID.CLIENT_AUTH],
             name.device_id,
+            public_key,
+            now=now,
+            life=life,
+        )
+
+    def issue_for_service(
+        self, name: str, public_key: DevicePublicKey, *, now: datetime, life: timedelta
+    ) -> x509.Certificate:
+        """Return a certificate by which a service both calls and is called. May block.
+
+        Its DNS name is the service's, whatever the host: by it callers know whom they have reached.
+        """
+        names = [
+            x509.UniformResourceIdentifier(ServiceName(self.trust_domain, name).uri),
+            x509.DNSName(name),
+        ]
+        return self._issue(
+            x509.SubjectAlternativeName(names),
+            [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH],
+            name,
             public_key,
             now=now,
             life=life,
@@ -84,7 +104,7 @@ class CertificateAuthority:
         """Return a certificate of a server by whose names or addresses clients know it. May block."""
         return self._issue(
             x509.SubjectAlternativeName([_host(host) for host in hosts]),
-            ExtendedKeyUsageOID.SERVER_AUTH,
+            [ExtendedKeyUsageOID.SERVER_AUTH],
             hosts[0],
             public_key,
             now=now,
@@ -115,7 +135,7 @@ class CertificateAuthority:
     def _issue(
         self,
         names: x509.SubjectAlternativeName,
-        usage: x509.ObjectIdentifier,
+        usages: Sequence[x509.ObjectIdentifier],
         common_name: str,
         public_key: DevicePublicKey,
         *,
@@ -134,7 +154,7 @@ class CertificateAuthority:
             .add_extension(names, critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(digital_signature=True), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(self._key_identifier(), critical=False)
             .sign(SigningKey(self._key), hashes.SHA256())

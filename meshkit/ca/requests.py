@@ -4,7 +4,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from auth_svc.ca.authority import DevicePublicKey
+from meshkit.ca.authority import DevicePublicKey
 
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 _RSA_BITS = range(2048, 8193)

@@ -76,6 +76,18 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
+def private_pem_of(content: bytes) -> bytes:
+    """Return the private key in PEM that has other things beside it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    key = serialization.load_pem_private_key(content, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("the private key is none of an elliptic curve")  # noqa: TRY004 - of a file, not a type
+    return private_pem(key)
+
+
 class SigningKey(ec.EllipticCurvePrivateKey):
     """A CaKey in the form that the builders of certificates ask for, of which they use `sign` only.
 
