@@ -107,6 +107,10 @@ async def test_roles_are_made_given_changed_and_removed(auth: AuthApp, command: 
     assert "night-shift" not in await _said(command, "roles")
 
 
+def _secret(told: str) -> str:
+    return told.splitlines()[0].split()[-1]
+
+
 @pytest.mark.usefixtures("administrator")
 async def test_api_keys_are_made_rotated_and_deleted(auth: AuthApp, command: Command) -> None:
     told = await _said(
@@ -120,16 +124,29 @@ async def test_api_keys_are_made_rotated_and_deleted(auth: AuthApp, command: Com
         "2090-01-01",
         "--allow",
         "127.0.0.0/8",
+        "--device",
+        "pump-1",
+        "--gateway",
+        "hub-1",
     )
-    first = told.split()[-1]
+    first, signing = (line.split()[-1] for line in told.splitlines())
+    assert signing.startswith(f"tms_{first.removeprefix('tmk_').rpartition('_')[0]}_")
     key_id = first.split("_")[2]
-    second = (await _said(command, "api-keys", "rotate", key_id, "--overlap-hours", "1.5")).split()[-1]
+    second = _secret(await _said(command, "api-keys", "rotate", key_id, "--overlap-hours", "1.5"))
     for secret in (first, second):
         assert (await auth.check(f"Bearer {secret}")).HasField("ok_response")
     listed = await _said(command, "api-keys")
-    for shown in (key_id, "Gateway 7", "2090-01-01T00:00:00", "127.0.0.0/8", "twin:read"):
+    for shown in (
+        key_id,
+        "Gateway 7",
+        "2090-01-01T00:00:00",
+        "127.0.0.0/8",
+        "pump-1",
+        "hub-1/*",
+        "twin:read",
+    ):
         assert shown in listed
-    third = (await _said(command, "api-keys", "rotate", key_id, "--overlap-hours", "0")).split()[-1]
+    third = _secret(await _said(command, "api-keys", "rotate", key_id, "--overlap-hours", "0"))
     for secret, is_good in ((first, False), (second, False), (third, True)):
         assert (await auth.check(f"Bearer {secret}")).HasField("ok_response") == is_good
     await _said(command, "api-keys", "delete", key_id)
