@@ -2,8 +2,8 @@
 
 Two meshes run side by side; calls of one leave no audit records. JSON ingest goes to both, and to the other
 one with a token, an API key and a device's certificate. Gateway streams go to both at full speed. Streams
-at a fixed rate go to the other one, alone and beside 200 clients that log in again and again, each with an account
-and an address of its own. BENCH_SECONDS and BENCH_ROUNDS (environment) shorten a look.
+at a fixed rate go to the other one, alone and beside 200 clients that log in again and again, each with an
+account and an address of its own. BENCH_SECONDS and BENCH_ROUNDS (environment) shorten a look.
 """
 
 import asyncio
