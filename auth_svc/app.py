@@ -151,7 +151,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         await key_ring.refresh()
         access_tokens = AccessTokens(signers=key_ring, clock=clock)
         failures = FailureStore(pool=pool)
-        limits = LoginLimits(store=failures, clock=clock)
+        limits = LoginLimits(store=failures, clock=clock, require_place=passwords.require_place)
         accounts, rights = UserStore(pool=pool), RightsStore(pool=pool)
         sessions = Sessions(
             users=accounts,

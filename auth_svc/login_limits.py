@@ -132,9 +132,14 @@ class LoginLimits:
     Args:
         store: counts for all processes.
         clock: tells how long is to wait.
+        require_place: refuses a password that nobody would look at now, before it costs a look into the
+            database; None: all are looked at.
     """
 
-    def __init__(self, *, store: FailureStore, clock: Clock) -> None:
+    def __init__(
+        self, *, store: FailureStore, clock: Clock, require_place: Callable[[], None] | None = None
+    ) -> None:
+        self._require_place = require_place
         self._store = store
         self._clock = clock
         self._good: OrderedDict[bytes, None] = OrderedDict()
@@ -146,8 +151,10 @@ class LoginLimits:
         What was never looked at, since the service was busy or something was away, is no failure.
 
         Raises:
-            ResourceExhausted: LOGIN_LIMITED, the same for accounts that do not exist.
+            ResourceExhausted: LOGIN_LIMITED, the same for accounts that do not exist; LOGIN_BUSY.
         """
+        if self._require_place is not None:
+            self._require_place()
         waits_us = 0
 
         def one_more(account: Failures, address: Failures) -> tuple[Failures, Failures] | None:

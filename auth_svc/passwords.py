@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _R = TypeVar("_R")
 _RETRY_AFTER_S = 1.0
+_NICE = 10
 
 
 def _hasher() -> PasswordHasher:
@@ -49,7 +51,9 @@ class PasswordVerifier:
 
     def __init__(self, *, workers: int, queue: int) -> None:
         self._hasher = _hasher()
-        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="argon2")
+        self._executor = ThreadPoolExecutor(
+            workers, thread_name_prefix="argon2", initializer=_yield_to_others
+        )
         self._free = threading.BoundedSemaphore(workers + queue)
         self._nobodys_hash = _hash_of_nothing(self._hasher)
 
@@ -60,6 +64,16 @@ class PasswordVerifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
+
+    def require_place(self) -> None:
+        """Refuse somebody who would be refused by `verify` now.
+
+        Raises:
+            ResourceExhausted: LOGIN_BUSY, too many wait already.
+        """
+        if not self._free.acquire(blocking=False):
+            raise _busy()
+        self._free.release()
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
         """Tell whether a password fits a hash; None stands for an unknown user.
@@ -90,12 +104,23 @@ class PasswordVerifier:
 
     async def _run(self, work: Callable[[], _R]) -> _R:
         if not self._free.acquire(blocking=False):
-            raise ResourceExhausted(
-                "too many log-ins at once; retry in a moment",
-                reason=ErrorReason.ERROR_REASON_LOGIN_BUSY,
-                retry_after_s=_RETRY_AFTER_S,
-            )
+            raise _busy()
         future = self._executor.submit(work)
         # Not when the caller goes away, but when the worker is free again.
         future.add_done_callback(lambda _: self._free.release())
         return await asyncio.wrap_future(future)
+
+
+def _busy() -> ResourceExhausted:
+    return ResourceExhausted(
+        "too many log-ins at once; retry in a moment",
+        reason=ErrorReason.ERROR_REASON_LOGIN_BUSY,
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def _yield_to_others() -> None:
+    """Let this thread have what cores others leave: who logs in waits, not who sends."""
+    if sys.platform == "linux":  # Elsewhere threads have no priority of their own.
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICE)

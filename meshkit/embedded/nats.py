@@ -103,7 +103,7 @@ class EmbeddedNats(Part):
                 self._port = None
 
     def refresh_tls(self) -> None:
-        """Takes over the files of `mqtt_tls` if they were replaced; devices that are connected stay so.
+        """Takes over the files of `mqtt_tls` if they were replaced; devices are disconnected and come again.
 
         Raises:
             ValueError: they cannot be used; what the server has stays.

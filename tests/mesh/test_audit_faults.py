@@ -1,6 +1,5 @@
 """The account is whole although auth_svc was away for a while."""
 
-import json
 import signal
 from typing import Any
 
@@ -8,6 +7,7 @@ import httpx
 
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh, eventually
+from tests.mesh.audit_metrics import lost_events
 
 
 def events(mesh: Mesh, headers: Any, **question: Any) -> list[dict[str, Any]]:
@@ -15,12 +15,6 @@ def events(mesh: Mesh, headers: Any, **question: Any) -> list[dict[str, Any]]:
     answer.raise_for_status()
     found: list[dict[str, Any]] = answer.json()["auditEvents"]
     return found
-
-
-def lost(mesh: Mesh) -> dict[str, float]:
-    """What processes say they have lost."""
-    series = json.loads(mesh.twinmesh("metrics", "--json").stdout)
-    return {each["service"]: each["value"] for each in series if each["name"] == "twinmesh.audit.lost"}
 
 
 async def test_while_auth_svc_stands_still_nothing_is_lost(fragile_mesh: Mesh) -> None:
@@ -43,4 +37,4 @@ async def test_while_auth_svc_stands_still_nothing_is_lost(fragile_mesh: Mesh) -
         return [each["traceId"] for each in found if each["traceId"] in set(traces)] == traces[::-1]
 
     eventually(all_there, "each call is there, once, in its order")
-    assert lost(mesh)["asset_svc"] == 0
+    assert lost_events(mesh)["asset_svc"] == 0

@@ -9,12 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from meshkit.testing.mesh import Mesh
+from tests.mesh.audit_metrics import lost_events
 from tests.mesh.recordings import Column, load_parquet, stored, write_parquet
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -134,6 +136,47 @@ async def test_the_later_of_two_loads_counts_and_the_twin_shows_the_last_sample(
                 if shown == {metric: later[metric].values[-1] for metric in METRICS}:
                     break
                 await asyncio.sleep(0.1)
+
+
+async def test_the_account_of_a_load_is_whole(
+    logged_in: Mesh, admin: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    """A recording is loaded while as many single readings come as the mesh takes."""
+    device, path = f"pump-{uuid.uuid4().hex[:8]}", tmp_path / "recording.parquet"
+    write_parquet(path, 200_000)
+    begun = datetime.now(UTC)
+    loading = asyncio.create_task(asyncio.to_thread(logged_in.twinmesh, *load_parquet(path, device)))
+    traces: list[str] = []
+
+    async def send(count: int) -> None:
+        for _ in range(count):
+            reading = {"deviceId": "temp-1", "numbers": {"temperature": 21.5}}
+            answer = await admin.post("/v1/telemetry", json={"readings": [reading]})
+            answer.raise_for_status()
+            traces.append(answer.headers["x-trace-id"])
+
+    await asyncio.gather(*(send(75) for _ in range(20)))
+    await loading
+    rpc = "/twinmesh.ingest.v1.IngestService/IngestTelemetry"
+
+    async def kept() -> set[str]:
+        found: set[str] = set()
+        question = {"rpc": rpc, "startTime": begun.isoformat(), "pageSize": "1000", "pageToken": ""}
+        while True:
+            page = (await admin.get("/v1/auditEvents", params=question)).raise_for_status().json()
+            found |= {each["traceId"] for each in page["auditEvents"]}
+            question["pageToken"] = page["nextPageToken"]
+            if not question["pageToken"]:
+                return found
+
+    async with asyncio.timeout(30):
+        while True:
+            if set(traces) <= await kept():
+                break
+            await asyncio.sleep(0.2)
+    lost = lost_events(logged_in)
+    assert lost.keys() >= {"ingest_svc", "auth_svc"}
+    assert set(lost.values()) == {0}
 
 
 async def test_files_of_either_layout_hold_the_same(logged_in: Mesh, tmp_path: Path) -> None:

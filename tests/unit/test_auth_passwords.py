@@ -1,4 +1,6 @@
 import asyncio
+import os
+import threading
 
 import pytest
 
@@ -43,3 +45,24 @@ async def test_callers_that_go_away_leave_the_queue() -> None:
             await second
         third = asyncio.create_task(passwords.verify("correct horse", stored))
         assert all(await asyncio.gather(first, third))
+
+
+async def test_whoever_would_be_refused_is_refused_before_anything_else() -> None:
+    stored = hash_password("correct horse")
+    async with PasswordVerifier(workers=1, queue=0) as passwords:
+        passwords.require_place()
+        first = asyncio.create_task(passwords.verify("correct horse", stored))
+        await asyncio.sleep(0)
+        with pytest.raises(ResourceExhausted) as refused:
+            passwords.require_place()
+        assert refused.value.reason == ErrorReason.ERROR_REASON_LOGIN_BUSY
+        assert await first
+        passwords.require_place()
+
+
+async def test_work_on_passwords_leaves_the_cores_to_others() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async with PasswordVerifier(workers=1, queue=0) as passwords:
+        assert await passwords._run(priority) > priority()

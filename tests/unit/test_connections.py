@@ -68,9 +68,10 @@ async def test_no_more_than_the_limit_come_in_and_who_did_not_is_told(
         "used": "2",
         "subject": "acme",
     }
-    # Another tenant has its own.
-    await connections.open("other", "user:1")
-    await _until_held(counter, "other", 1)
+    # Another tenant has its own; and what was told once is not told again.
+    for tenant in ("other", "third"):
+        await connections.open(tenant, "user:1")
+        await _until_held(counter, tenant, 1)
     assert sorted(counter.refused) == [Refused("acme", "user:2", 1), Refused("acme", "user:3", 1)]
 
 
