@@ -331,7 +331,7 @@ async def test_a_malformed_rotation_is_a_bad_request(auth: AuthApp, admin: _Meta
 async def test_it_is_told_when_a_key_was_last_used(
     database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("auth_svc.app._USES_EVERY_S", 0.1)
+    monkeypatch.setattr("auth_svc.app.machines._USES_EVERY_S", 0.1)
     async with running_auth(database) as auth:
         admin = await auth.as_user()
         used, idle = (

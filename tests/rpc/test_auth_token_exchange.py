@@ -34,7 +34,7 @@ async def issuer() -> AsyncIterator[OidcIssuer]:
 async def auth(
     database: TestDatabase, issuer: OidcIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[AuthApp]:
-    monkeypatch.setattr("auth_svc.app.RELOAD_ISSUERS_EVERY_S", 0.05)
+    monkeypatch.setattr("auth_svc.app.people.RELOAD_EVERY_S", 0.05)
     path = issuer.write(tmp_path / "issuers.yaml")
     async with running_auth(database, issuers=path, outbound_allowed="127.0.0.1") as running:
         yield running
