@@ -50,11 +50,11 @@ class ClientSettings(Settings):
         description="Address of MQTT for client commands, host:port; the launcher's own if unset.",
     )
     api_key: SecretStr = Field(SecretStr(""), description="API key for client commands; empty: the log-in.")
-    _access: GatewayAccess = PrivateAttr()
     credentials: Path = Field(
         Path(typer.get_app_dir("twinmesh")) / "credentials.json",
         description="Where `twinmesh login` keeps tokens.",
     )
+    _access: GatewayAccess = PrivateAttr()
 
     @model_validator(mode="after")
     def _finds_the_gateway(self) -> Self:
