@@ -149,7 +149,8 @@ async def test_a_child_that_is_moved_to_another_gateway_is_its_keys_no_more(
         ingest.assets.add_child(_CHILD, "ble-1", "b1")
         await ingest.announce(AssetChange(TENANT, [_CHILD]).payload)
         # Streams look for changes once in a while.
-        sequence, results = 1, []
+        sequence = 1
+        results: list[ingest_pb2.BatchResult] = []
         while not results:
             sequence += 1
             await stream.batch(sequence, columns(2.0))
