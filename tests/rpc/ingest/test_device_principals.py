@@ -1,7 +1,6 @@
 """Devices and API keys that are bound to devices write for these only, whichever way they send."""
 
 import json
-from typing import Any
 
 import pytest
 
@@ -151,7 +150,7 @@ async def test_a_child_that_is_moved_to_another_gateway_is_its_keys_no_more(
         await ingest.announce(AssetChange(TENANT, [_CHILD]).payload)
         # Streams look for changes once in a while.
         sequence = 1
-        results: list[Any] = []
+        results: list[ingest_pb2.BatchResult] = []
         while not results:
             sequence += 1
             await stream.batch(sequence, columns(2.0))
