@@ -1,7 +1,7 @@
 """The services that callers reach through the gateway, whichever process serves them.
 
 The gateway asks asset_svc for reflection, so asset_svc describes all of them.
-ProfileService and AuditService are absent: they are for services only.
+Those for services only are absent: ProfileService, AuditService, RevocationService, TenantDeletionService.
 """
 
 from twinmesh.asset.v1 import (
