@@ -1,7 +1,7 @@
 """Who may call asset_svc, and the services that callers reach through the gateway, whoever serves them.
 
 The gateway asks asset_svc for reflection, so asset_svc describes all of them.
-ProfileService and AuditService are absent: they are for services only.
+Those for services only are absent: ProfileService, AuditService, RevocationService, TenantDeletionService.
 """
 
 from meshkit.callers import GATEWAY, Callers

@@ -44,11 +44,16 @@ class SqlUserDoor:
         await self._pool.execute("SELECT telemetry.close_sql_users($1)", tenants)
 
     async def _keep(self) -> None:
+        was_kept = True
         while True:
             try:
                 await self.turn()
+                was_kept = True
             except Exception as error:
-                _log.warning("SQL users of suspended tenants may not be shut out", error=repr(error))
+                # Twice a second it would be told too often.
+                if was_kept:
+                    _log.warning("SQL users of suspended tenants may not be shut out", error=repr(error))
+                was_kept = False
             await asyncio.sleep(_EVERY_S)
 
 

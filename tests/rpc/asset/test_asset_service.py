@@ -110,6 +110,7 @@ async def test_reflection_lists_every_public_service(mint: TokenMint, asset_addr
             "twinmesh.auth.v1.ApiKeyScopeService",
             "twinmesh.auth.v1.AuditService",
             "twinmesh.auth.v1.RevocationService",
+            "twinmesh.auth.v1.TenantDeletionService",
         }
         token = mint.token(tenant="demo", permissions=["device:read"])
         with pytest.raises(grpc.aio.AioRpcError) as refused:
