@@ -9,6 +9,7 @@ from meshkit.errors import InvalidArgument
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _DIGEST_CHARS = 16
+_HIGHEST = 2**63 - 1
 
 
 def page_size(asked: int, *, default: int, maximum: int) -> int:
@@ -45,6 +46,25 @@ def decode(question: object, token: str) -> object | None:
         raise invalid_token()
     position: object = after
     return position
+
+
+def number_after(question: object, token: str, *, first: int) -> int:
+    """Return the number that a page of numbered things continues after.
+
+    Args:
+        question: what was asked, page size apart; JSON-able.
+        token: of the page before, "" for none.
+        first: what the first page continues after.
+
+    Raises:
+        InvalidArgument: the token is damaged or belongs to another question.
+    """
+    after = decode(question, token)
+    if after is None:
+        return first
+    if not isinstance(after, int) or not 0 <= after <= _HIGHEST:
+        raise invalid_token()
+    return after
 
 
 def _is_storable(position: object) -> bool:

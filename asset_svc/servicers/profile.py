@@ -5,10 +5,11 @@ from typing import Any
 from asset_svc.asset import Assets
 from asset_svc.children import Children
 from asset_svc.profile import Deleted, Profiles, Tenants
+from meshkit import paging
 from twinmesh.asset.v1 import profile_service_pb2 as contract
 from twinmesh.asset.v1 import profile_service_pb2_grpc as contract_grpc
 
-_DELETED = 1_000  # as the contract says
+_DEFAULT_PAGE, _LONGEST_PAGE = 1_000, 10_000  # as the contract says
 
 
 class ProfileServicer(contract_grpc.ProfileServiceServicer):
@@ -50,8 +51,15 @@ class ProfileServicer(contract_grpc.ProfileServiceServicer):
     async def ListDeletedDevices(
         self, request: contract.ListDeletedDevicesRequest, context: Any
     ) -> contract.ListDeletedDevicesResponse:
-        answer = contract.ListDeletedDevicesResponse()
-        for device in await self._deleted.after(request.after_number, limit=_DELETED):
+        question = ["deleted devices", request.after_number]
+        after = paging.number_after(question, request.page_token, first=request.after_number)
+        size = paging.page_size(request.page_size, default=_DEFAULT_PAGE, maximum=_LONGEST_PAGE)
+        found = await self._deleted.after(after, limit=size + 1)
+        page = found[:size]
+        answer = contract.ListDeletedDevicesResponse(
+            next_page_token=paging.encode(question, page[-1].number) if len(found) > size else ""
+        )
+        for device in page:
             message = answer.devices.add(number=device.number, tenant=device.tenant, id=device.id)
             message.create_time.FromMicroseconds(device.create_us)
         return answer

@@ -10,7 +10,6 @@ from twinmesh.auth.v1 import revocation_service_pb2_grpc
 
 _DEFAULT_PAGE = 1_000
 _LONGEST_PAGE = 10_000
-_HIGHEST = 2**63 - 1
 
 
 class _List(Protocol):
@@ -32,11 +31,7 @@ class RevocationServicer(revocation_service_pb2_grpc.RevocationServiceServicer):
     ) -> pb.ListRevocationsResponse:
         """Answer what came after a number."""
         question = ["revocations", request.after_number]
-        after = paging.decode(question, request.page_token)
-        if after is None:
-            after = request.after_number
-        elif not isinstance(after, int) or not 0 <= after <= _HIGHEST:
-            raise paging.invalid_token()
+        after = paging.number_after(question, request.page_token, first=request.after_number)
         size = paging.page_size(request.page_size, default=_DEFAULT_PAGE, maximum=_LONGEST_PAGE)
         found = await self._revocations.after(after, limit=size + 1)
         page = found[:size]

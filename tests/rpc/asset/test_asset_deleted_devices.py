@@ -33,5 +33,11 @@ async def test_what_is_deleted_is_listed_once_of_all_tenants_in_order(
     assert [each.number for each in found] == sorted(each.number for each in found)
     rest = await profiles.ListDeletedDevices(ListDeletedDevicesRequest(after_number=found[0].number))
     assert list(rest.devices) == list(found[1:])
+    page = await profiles.ListDeletedDevices(ListDeletedDevicesRequest(page_size=2))
+    assert list(page.devices) == list(found[:2])
+    page = await profiles.ListDeletedDevices(
+        ListDeletedDevicesRequest(page_size=2, page_token=page.next_page_token)
+    )
+    assert (list(page.devices), page.next_page_token) == (list(found[2:]), "")
     last = await profiles.ListDeletedDevices(ListDeletedDevicesRequest(after_number=found[2].number))
     assert not last.devices

@@ -197,16 +197,24 @@ class ListDeletedDevicesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AFTER_NUMBER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     after_number: _builtins.int
     """Number of the last device that is known to be gone; 0: from the beginning."""
+    page_size: _builtins.int
+    """At most this many; 0: 1,000; above 10,000 is taken as 10,000."""
+    page_token: _builtins.str
+    """next_page_token of the last answer."""
     def __init__(
         self,
         *,
         after_number: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_number", b"after_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_number", b"after_number", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,11 +222,14 @@ Global___ListDeletedDevicesRequest: _TypeAlias = ListDeletedDevicesRequest  # no
 
 @_typing.final
 class ListDeletedDevicesResponse(_message.Message):
-    """What is gone."""
+    """One page of what is gone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeletedDevice]:
         """In the order of their numbers."""
@@ -227,10 +238,11 @@ class ListDeletedDevicesResponse(_message.Message):
         self,
         *,
         devices: _abc.Iterable[Global___DeletedDevice] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1527,6 +1527,16 @@ class ListDeletedDevicesRequest(betterproto2.Message):
     Number of the last device that is known to be gone; 0: from the beginning.
     """
 
+    page_size: "int" = betterproto2.field(2, betterproto2.TYPE_INT32)
+    """
+    At most this many; 0: 1,000; above 10,000 is taken as 10,000.
+    """
+
+    page_token: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    next_page_token of the last answer.
+    """
+
 
 default_message_pool.register_message(
     "twinmesh.asset.v1", "ListDeletedDevicesRequest", ListDeletedDevicesRequest
@@ -1536,12 +1546,17 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class ListDeletedDevicesResponse(betterproto2.Message):
     """
-    What is gone.
+    One page of what is gone.
     """
 
     devices: "list[DeletedDevice]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     In the order of their numbers.
+    """
+
+    next_page_token: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Empty on the last page.
     """
 
 
