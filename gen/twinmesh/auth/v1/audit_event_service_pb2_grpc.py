@@ -70,8 +70,8 @@ class AuditEventServiceServicer:
         An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
         been sent by then: a lost connection breaks its chunked encoding, a CSV file ends with a
         line `# NOT WHOLE: <reason>: <message>`, and JSON lines with an object that has `notWhole`
-        and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY as of exports of history; retry after
-        RetryInfo. A caller that leaves ends the work.
+        and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY, LIMIT_EXCEEDED as of exports of history; retry
+        after RetryInfo. A caller that leaves ends the work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

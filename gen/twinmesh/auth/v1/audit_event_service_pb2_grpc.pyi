@@ -48,8 +48,8 @@ class AuditEventServiceStub:
     An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
     been sent by then: a lost connection breaks its chunked encoding, a CSV file ends with a
     line `# NOT WHOLE: <reason>: <message>`, and JSON lines with an object that has `notWhole`
-    and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY as of exports of history; retry after
-    RetryInfo. A caller that leaves ends the work.
+    and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY, LIMIT_EXCEEDED as of exports of history; retry
+    after RetryInfo. A caller that leaves ends the work.
     """
 
 @_typing.type_check_only
@@ -71,8 +71,8 @@ class AuditEventServiceAsyncStub(AuditEventServiceStub):
     An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
     been sent by then: a lost connection breaks its chunked encoding, a CSV file ends with a
     line `# NOT WHOLE: <reason>: <message>`, and JSON lines with an object that has `notWhole`
-    and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY as of exports of history; retry after
-    RetryInfo. A caller that leaves ends the work.
+    and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY, LIMIT_EXCEEDED as of exports of history; retry
+    after RetryInfo. A caller that leaves ends the work.
     """
 
 class AuditEventServiceServicer:
@@ -101,8 +101,8 @@ class AuditEventServiceServicer:
         An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
         been sent by then: a lost connection breaks its chunked encoding, a CSV file ends with a
         line `# NOT WHOLE: <reason>: <message>`, and JSON lines with an object that has `notWhole`
-        and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY as of exports of history; retry after
-        RetryInfo. A caller that leaves ends the work.
+        and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY, LIMIT_EXCEEDED as of exports of history; retry
+        after RetryInfo. A caller that leaves ends the work.
         """
 
 def add_AuditEventServiceServicer_to_server(servicer: AuditEventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

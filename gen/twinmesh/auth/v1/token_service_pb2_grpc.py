@@ -51,7 +51,7 @@ class TokenServiceServicer:
         which is good for 15 minutes at most and never longer than the JWT (RFC 8693, with
         its names in JSON; there is no refresh token: exchange a new JWT).
         UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED,
-        TENANT_SUSPENDED;
+        TENANT_SUSPENDED; RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later);
         UNAVAILABLE ISSUER_UNAVAILABLE. Safe to retry: nothing is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -38,7 +38,7 @@ class TokenServiceStub:
     which is good for 15 minutes at most and never longer than the JWT (RFC 8693, with
     its names in JSON; there is no refresh token: exchange a new JWT).
     UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED,
-    TENANT_SUSPENDED;
+    TENANT_SUSPENDED; RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later);
     UNAVAILABLE ISSUER_UNAVAILABLE. Safe to retry: nothing is stored.
     """
 
@@ -52,7 +52,7 @@ class TokenServiceAsyncStub(TokenServiceStub):
     which is good for 15 minutes at most and never longer than the JWT (RFC 8693, with
     its names in JSON; there is no refresh token: exchange a new JWT).
     UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED,
-    TENANT_SUSPENDED;
+    TENANT_SUSPENDED; RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later);
     UNAVAILABLE ISSUER_UNAVAILABLE. Safe to retry: nothing is stored.
     """
 
@@ -68,7 +68,7 @@ class TokenServiceServicer:
         which is good for 15 minutes at most and never longer than the JWT (RFC 8693, with
         its names in JSON; there is no refresh token: exchange a new JWT).
         UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED,
-        TENANT_SUSPENDED;
+        TENANT_SUSPENDED; RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later);
         UNAVAILABLE ISSUER_UNAVAILABLE. Safe to retry: nothing is stored.
         """
 

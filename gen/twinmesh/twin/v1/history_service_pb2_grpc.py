@@ -99,7 +99,8 @@ class HistoryServiceServicer:
         EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
         cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
         as many exports as it takes (4), or no more free ones than the tenant has already, so that
-        nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
+        nobody takes all (alone: 2), LIMIT_EXCEEDED when the tenant has no connection left; retry after
+        RetryInfo. A caller that leaves ends the work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -77,7 +77,8 @@ class HistoryServiceStub:
     EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
     cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
     as many exports as it takes (4), or no more free ones than the tenant has already, so that
-    nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
+    nobody takes all (alone: 2), LIMIT_EXCEEDED when the tenant has no connection left; retry after
+    RetryInfo. A caller that leaves ends the work.
     """
 
 @_typing.type_check_only
@@ -128,7 +129,8 @@ class HistoryServiceAsyncStub(HistoryServiceStub):
     EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
     cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
     as many exports as it takes (4), or no more free ones than the tenant has already, so that
-    nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
+    nobody takes all (alone: 2), LIMIT_EXCEEDED when the tenant has no connection left; retry after
+    RetryInfo. A caller that leaves ends the work.
     """
 
 class HistoryServiceServicer:
@@ -186,7 +188,8 @@ class HistoryServiceServicer:
         EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
         cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
         as many exports as it takes (4), or no more free ones than the tenant has already, so that
-        nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
+        nobody takes all (alone: 2), LIMIT_EXCEEDED when the tenant has no connection left; retry after
+        RetryInfo. A caller that leaves ends the work.
         """
 
 def add_HistoryServiceServicer_to_server(servicer: HistoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

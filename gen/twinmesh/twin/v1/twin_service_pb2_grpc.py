@@ -111,7 +111,7 @@ class TwinServiceServicer:
         As JSON it is a stream of server-sent events, which ends with HTTP status 200
         whatever happened: only End tells. UNAUTHENTICATED when the caller's credential
         ends; UNAVAILABLE when the service stops: resume at once. INVALID_ARGUMENT for a
-        token that is none.
+        token that is none. RESOURCE_EXHAUSTED LIMIT_EXCEEDED when the tenant has no connection left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,7 +70,7 @@ class TwinServiceStub:
     As JSON it is a stream of server-sent events, which ends with HTTP status 200
     whatever happened: only End tells. UNAUTHENTICATED when the caller's credential
     ends; UNAVAILABLE when the service stops: resume at once. INVALID_ARGUMENT for a
-    token that is none.
+    token that is none. RESOURCE_EXHAUSTED LIMIT_EXCEEDED when the tenant has no connection left.
     """
 
 @_typing.type_check_only
@@ -115,7 +115,7 @@ class TwinServiceAsyncStub(TwinServiceStub):
     As JSON it is a stream of server-sent events, which ends with HTTP status 200
     whatever happened: only End tells. UNAUTHENTICATED when the caller's credential
     ends; UNAVAILABLE when the service stops: resume at once. INVALID_ARGUMENT for a
-    token that is none.
+    token that is none. RESOURCE_EXHAUSTED LIMIT_EXCEEDED when the tenant has no connection left.
     """
 
 class TwinServiceServicer:
@@ -177,7 +177,7 @@ class TwinServiceServicer:
         As JSON it is a stream of server-sent events, which ends with HTTP status 200
         whatever happened: only End tells. UNAUTHENTICATED when the caller's credential
         ends; UNAVAILABLE when the service stops: resume at once. INVALID_ARGUMENT for a
-        token that is none.
+        token that is none. RESOURCE_EXHAUSTED LIMIT_EXCEEDED when the tenant has no connection left.
         """
 
 def add_TwinServiceServicer_to_server(servicer: TwinServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2397,8 +2397,8 @@ class AuditEventServiceStub(betterproto2_grpclib.ServiceStub):
         An export that fails on its way ends with a status by gRPC. Over HTTP the status 200 has
         been sent by then: a lost connection breaks its chunked encoding, a CSV file ends with a
         line `# NOT WHOLE: <reason>: <message>`, and JSON lines with an object that has `notWhole`
-        and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY as of exports of history; retry after
-        RetryInfo. A caller that leaves ends the work.
+        and nothing else. RESOURCE_EXHAUSTED EXPORTS_BUSY, LIMIT_EXCEEDED as of exports of history; retry
+        after RetryInfo. A caller that leaves ends the work.
         """
 
         async for response in self._unary_stream(
@@ -3084,7 +3084,7 @@ class TokenServiceStub(betterproto2_grpclib.ServiceStub):
         which is good for 15 minutes at most and never longer than the JWT (RFC 8693, with
         its names in JSON; there is no refresh token: exchange a new JWT).
         UNAUTHENTICATED SUBJECT_TOKEN_INVALID; PERMISSION_DENIED SUBJECT_NOT_MAPPED,
-        TENANT_SUSPENDED;
+        TENANT_SUSPENDED; RESOURCE_EXHAUSTED LOGIN_LIMITED (retry later);
         UNAVAILABLE ISSUER_UNAVAILABLE. Safe to retry: nothing is stored.
         """
 

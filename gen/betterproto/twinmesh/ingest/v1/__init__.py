@@ -3615,7 +3615,7 @@ class IngestServiceStub(betterproto2_grpclib.ServiceStub):
         PERMISSION_MISSING; UNAUTHENTICATED TOKEN_INVALID, TOKEN_REVOKED,
         API_KEY_INVALID.
         To be opened again after a while: UNAVAILABLE DEPENDENCY_UNAVAILABLE,
-        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (streams), DEADLINE_EXCEEDED (no Open
+        RESOURCE_EXHAUSTED INGEST_BUSY, LIMIT_EXCEEDED (streams, connections), DEADLINE_EXCEEDED (no Open
         within 10 s), and the end
         without an error that follows GoAway.
         """

@@ -1971,7 +1971,8 @@ class HistoryServiceStub(betterproto2_grpclib.ServiceStub):
         EXPORT_EXPIRED after 15 minutes: a snapshot that is held longer keeps the database from
         cleaning up; export shorter ranges. RESOURCE_EXHAUSTED EXPORTS_BUSY when this process has
         as many exports as it takes (4), or no more free ones than the tenant has already, so that
-        nobody takes all (alone: 2); retry after RetryInfo. A caller that leaves ends the work.
+        nobody takes all (alone: 2), LIMIT_EXCEEDED when the tenant has no connection left; retry after
+        RetryInfo. A caller that leaves ends the work.
         """
 
         async for response in self._unary_stream(
@@ -2143,7 +2144,7 @@ class TwinServiceStub(betterproto2_grpclib.ServiceStub):
         As JSON it is a stream of server-sent events, which ends with HTTP status 200
         whatever happened: only End tells. UNAUTHENTICATED when the caller's credential
         ends; UNAVAILABLE when the service stops: resume at once. INVALID_ARGUMENT for a
-        token that is none.
+        token that is none. RESOURCE_EXHAUSTED LIMIT_EXCEEDED when the tenant has no connection left.
         """
 
         async for response in self._unary_stream(
