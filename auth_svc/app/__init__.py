@@ -8,10 +8,8 @@ from functools import partial
 from nats.aio.client import Client
 
 from auth_svc.access_tokens import AccessTokens
-from auth_svc.app.account import account
+from auth_svc.app import account, machines, people
 from auth_svc.app.common import SERVICE, Common, repeating
-from auth_svc.app.machines import machines
-from auth_svc.app.people import people
 from auth_svc.asset_client import AssetDevices
 from auth_svc.config import AuthSettings
 from auth_svc.contract import CALLERS
@@ -60,9 +58,9 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
         service_channel(settings.asset_address, service="asset_svc", identity=identity) as asset_channel,
         counting(holder=uuid.uuid4()) as connections,
         counting(holder=MQTT_HOLDER) as mqtt_connections,
-        account(common) as kept,
-        people(common) as of_people,
-        machines(
+        account.running(common) as kept,
+        people.running(common) as of_people,
+        machines.running(
             common,
             devices=AssetDevices(channel=asset_channel),
             trail=kept.trail,
@@ -72,7 +70,12 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
     ):
         verifier = TokenVerifier(fetch_keys=common.key_ring.jwks, revocations=common.revocations, clock=clock)
         observe_connections(meter(), connections, mqtt_connections)
-        observe_caches(meter(), tokens=verifier.lookups, **known.lookups)
+        observe_caches(
+            meter(),
+            tokens=verifier.lookups,
+            api_keys=known.key_lookups,
+            device_certificates=known.certificate_lookups,
+        )
         async with running_server(
             listen=settings.listen,
             registrations=[

@@ -37,7 +37,7 @@ class Account:
 
 
 @asynccontextmanager
-async def account(common: Common) -> AsyncIterator[Account]:
+async def running(common: Common) -> AsyncIterator[Account]:
     """Keep the account while the context is open."""
     events = AuditEvents(
         store=AuditEventStore(pool=common.pool),

@@ -53,16 +53,18 @@ class Machines:
     Attributes:
         registrations: what is served of them.
         hints: checks of what they can do without for a while.
-        lookups: of what is remembered, by cache.
+        key_lookups: of API keys that were exchanged before.
+        certificate_lookups: of device certificates, likewise.
     """
 
     registrations: Sequence[Registration]
     hints: Mapping[str, Callable[[], Awaitable[object]]]
-    lookups: Mapping[str, Lookups]
+    key_lookups: Lookups
+    certificate_lookups: Lookups
 
 
 @asynccontextmanager
-async def machines(
+async def running(
     common: Common, *, devices: AssetDevices, trail: AuditTrail, connections: Connections
 ) -> AsyncIterator[Machines]:
     """Know them while the context is open.
@@ -132,7 +134,8 @@ async def machines(
                 ),
             ],
             hints,
-            {"api_keys": key_tokens.lookups, "device_certificates": certificate_tokens.lookups},
+            key_tokens.lookups,
+            certificate_tokens.lookups,
         )
 
 

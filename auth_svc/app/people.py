@@ -39,7 +39,7 @@ from twinmesh.auth.v1 import (
 
 
 @asynccontextmanager
-async def people(common: Common) -> AsyncIterator[Sequence[Registration]]:
+async def running(common: Common) -> AsyncIterator[Sequence[Registration]]:
     """Yield what is served of them; tenants that are deleted go while the context is open."""
     new_passwords = NewPasswords(hash_password=common.passwords.hash, clock=common.clock)
     deletion_store = TenantDeletionStore(pool=common.pool)

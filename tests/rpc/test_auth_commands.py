@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from auth_svc.roles import Role, built_in_roles
+from meshkit.embedded import free_ports
+from meshkit.testing import identities
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import PASSWORD, AuthApp, running_auth
 from twinmesh_cli.main import app
@@ -22,10 +24,11 @@ async def auth(database: TestDatabase) -> AsyncIterator[AuthApp]:
 
 
 @pytest.fixture
-def command(auth: AuthApp, tmp_path: Path) -> Command:
+async def command(auth: AuthApp, tmp_path: Path) -> AsyncIterator[Command]:
     """Runs a command as whoever logged in last."""
+    (port,) = free_ports(1)
     environment = {
-        "TWINMESH_GATEWAY": auth.address,
+        "TWINMESH_GATEWAY": f"127.0.0.1:{port}",
         "TWINMESH_CREDENTIALS": str(tmp_path / "credentials.json"),
         "COLUMNS": "200",
     }
@@ -33,7 +36,9 @@ def command(auth: AuthApp, tmp_path: Path) -> Command:
     async def run(*arguments: str, stdin: str = "") -> Result:
         return await asyncio.to_thread(CliRunner().invoke, app, list(arguments), input=stdin, env=environment)
 
-    return run
+    inner = int(auth.address.rpartition(":")[2])
+    async with identities.plain_way_in("auth_svc", inner, listen=port):
+        yield run
 
 
 async def _log_in(command: Command, username: str, password: str) -> Result:

@@ -20,6 +20,7 @@ from meshkit.embedded import EmbeddedNats
 from meshkit.embedded.ports import free_port
 from meshkit.mqtt import STREAM
 from meshkit.nats_server import NatsUser
+from meshkit.testing import identities
 from meshkit.testing.database import TestDatabase
 from tests.rpc.auth_app import MESH_SECRET, AuthApp, running_auth, until
 from tests.rpc.auth_devices import FakeDevices, fake_devices
@@ -131,8 +132,9 @@ class FakeCount(connection_service_pb2_grpc.ConnectionServiceServicer):
 async def running_site(database: TestDatabase, device_nats: tuple[EmbeddedNats, int]) -> AsyncIterator[Site]:
     server, port = device_nats
     count, counting = FakeCount(), grpc.aio.server()
+    credentials = identities.identity("ingest_svc").server_credentials()
     connection_service_pb2_grpc.add_ConnectionServiceServicer_to_server(count, counting)
-    ingest_address = f"127.0.0.1:{counting.add_insecure_port('127.0.0.1:0')}"
+    ingest_address = f"127.0.0.1:{counting.add_secure_port('127.0.0.1:0', credentials)}"
     await counting.start()
     ingest = await nats.connect(server.url_of(NatsUser.INGEST))
     try:

@@ -250,7 +250,7 @@ async def test_a_suspended_tenant_is_shut_and_says_so_to_who_proves_a_credential
     assert refused.status.code == code_pb2.PERMISSION_DENIED
     assert refused.denied_response.status.code == 403
     assert "TENANT_SUSPENDED" in refused.denied_response.body
-    assert dict(refused.dynamic_metadata) == {"reason": "TENANT_SUSPENDED"}
+    assert refused.dynamic_metadata["reason"] == "TENANT_SUSPENDED"
     # To nobody else.
     assert await refusal(login(auth, "demo", "admin", "wrong")) == _FAILED
     assert await refusal(login(auth, "demo", "nobody", PASSWORD)) == _FAILED

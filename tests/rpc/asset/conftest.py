@@ -3,6 +3,7 @@
 import base64
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 
 from asset_svc.app import app
 from asset_svc.config import AssetSettings
+from asset_svc.contract import CALLERS
 from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.database import TestDatabase
@@ -97,6 +99,15 @@ def caller(connect: Connect) -> Caller:
 
 @pytest.fixture
 async def profiles(asset_address: str) -> AsyncIterator[Any]:
-    """ProfileService as another service calls it."""
-    async with identities.channel(asset_address, "asset_svc", caller="ingest_svc") as channel:
-        yield profile_service_pb2_grpc.ProfileServiceStub(channel)
+    """ProfileService as other services call it, each rpc by one of those that may."""
+    service = "twinmesh.asset.v1.ProfileService"
+    async with AsyncExitStack() as channels:
+        stubs = SimpleNamespace()
+        for caller in ("ingest_svc", "twin_svc", "auth_svc"):
+            channel = identities.channel(asset_address, "asset_svc", caller=caller)
+            stub = profile_service_pb2_grpc.ProfileServiceStub(await channels.enter_async_context(channel))
+            for rpc, callers in CALLERS.items():
+                if rpc.startswith(f"{service}/") and caller in callers:
+                    name = rpc.rpartition("/")[2]
+                    setattr(stubs, name, getattr(stub, name))
+        yield stubs

@@ -75,7 +75,7 @@ async def test_profiles_are_for_services_only(mint: TokenMint, asset_address: st
             request_serializer=BatchGetProfilesRequest.SerializeToString,
         )
         told = await failure(method(BatchGetProfilesRequest(tenant="demo"), metadata=bearer(token)))
-        assert (told.code, told.reason) == (Code.PERMISSION_DENIED, "PERMISSION_MISSING")
+        assert (told.code, told.reason) == (Code.PERMISSION_DENIED, "CALLER_NOT_LISTED")
 
 
 async def test_readers_cannot_write(connect: Connect) -> None:
@@ -111,6 +111,7 @@ async def test_reflection_lists_every_public_service(mint: TokenMint, asset_addr
             "twinmesh.auth.v1.AuditService",
             "twinmesh.auth.v1.RevocationService",
             "twinmesh.auth.v1.TenantDeletionService",
+            "twinmesh.ingest.v1.ConnectionService",
         }
         token = mint.token(tenant="demo", permissions=["device:read"])
         with pytest.raises(grpc.aio.AioRpcError) as refused:
