@@ -40,15 +40,16 @@ _FLUSH_S = 5.0
 _FLUSH_AGAIN_S = 0.1
 _TOGETHER = 100
 _Item = TypeVar("_Item")
-# Asked over and over by machines, about no resource: health and reflection; what was revoked and which
-# tenants are closed; what is open; what the account itself is given by; and whether a key is good, whose
+# Asked over and over by machines, about no resource: health and reflection; what was revoked, which devices
+# are gone and which tenants closed; what is open; what the account itself is given by; and whether a key is good, whose
 # answer is followed by the call itself or by Envoy's refusal.
 _UNRECORDED = (
     "/grpc.",
     "/twinmesh.mesh.v1.HealthService/",
     "/twinmesh.auth.v1.AuditService/",
     "/twinmesh.auth.v1.RevocationService/",
-    "/twinmesh.auth.v1.TenantDeletionService/",
+    "/twinmesh.auth.v1.TenantDeletionService/ListClosedTenants",
+    "/twinmesh.asset.v1.ProfileService/ListDeletedDevices",
     "/twinmesh.ingest.v1.ConnectionService/",
     "/envoy.service.",
 )

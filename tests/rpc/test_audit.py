@@ -327,12 +327,16 @@ async def test_health_is_not_recorded(channel: Any, caller: Any, account: Accoun
         "/twinmesh.mesh.v1.HealthService/GetReadiness",
         "/twinmesh.auth.v1.AuditService/RecordAuditEvents",
         "/twinmesh.auth.v1.RevocationService/ListRevocations",
+        "/twinmesh.auth.v1.TenantDeletionService/ListClosedTenants",
+        "/twinmesh.asset.v1.ProfileService/ListDeletedDevices",
+        "/twinmesh.ingest.v1.ConnectionService/HoldConnections",
         "/envoy.service.auth.v3.Authorization/Check",
     ],
 )
 def test_what_machines_ask_over_and_over_is_not_recorded(method: str) -> None:
     assert not audit.is_recorded(method)
     assert audit.is_recorded("/twinmesh.auth.v1.AuditEventService/ListAuditEvents")
+    assert audit.is_recorded("/twinmesh.auth.v1.TenantDeletionService/ReportTenantDeleted")
 
 
 @asynccontextmanager
