@@ -11,11 +11,12 @@ from meshkit.config import (
     AuditKeptDays,
     Issuers,
     OutboundAllowed,
+    RootSettings,
     ServiceSettings,
 )
 
 
-class AuthSettings(ServiceSettings):
+class AuthSettings(RootSettings, ServiceSettings):
     """What auth_svc needs on top of every service's settings."""
 
     asset_address: str = Field(

@@ -8,27 +8,20 @@ import asyncio
 import json
 import sys
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr
 
 from auth_svc.signing_keys import KeyRing, SigningKey
 from auth_svc.stores.signing_keys import SigningKeyStore
-from meshkit import db, secrets
+from meshkit import db
 from meshkit.clock import Clock, SystemClock, to_datetime
-from meshkit.config import Settings
+from meshkit.config import RootSettings
 from meshkit.runtime import read_settings
 
 
-class RotateSettings(Settings):
+class RotateSettings(RootSettings):
     """What a rotation needs."""
 
     service_database_url: SecretStr = Field(description="PostgreSQL URL with role twinmesh_auth.")
-    mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
-
-    @field_validator("mesh_secret")
-    @classmethod
-    def _decodes(cls, value: SecretStr) -> SecretStr:
-        secrets.decode_root(value.get_secret_value())
-        return value
 
 
 async def rotate_keys(settings: RotateSettings, *, clock: Clock) -> SigningKey:
@@ -38,7 +31,7 @@ async def rotate_keys(settings: RotateSettings, *, clock: Clock) -> SigningKey:
     ) as pool:
         ring = KeyRing(
             store=SigningKeyStore(pool=pool),
-            mesh_secret=secrets.decode_root(settings.mesh_secret.get_secret_value()),
+            mesh_secret=settings.root_secret,
             clock=clock,
         )
         return await ring.rotate()

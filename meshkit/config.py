@@ -299,12 +299,28 @@ SealAfterMinutes = Annotated[
 ]
 
 
+class RootSettings(Settings):
+    """The root secret, for the few that derive secrets of it."""
+
+    mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
+
+    @field_validator("mesh_secret")
+    @classmethod
+    def _decodes(cls, value: SecretStr) -> SecretStr:
+        secrets.decode_root(value.get_secret_value())
+        return value
+
+    @property
+    def root_secret(self) -> bytes:
+        """Return the root secret's bytes."""
+        return secrets.decode_root(self.mesh_secret.get_secret_value())
+
+
 class ServiceSettings(Settings):
     """What every service needs."""
 
     listen: str = Field("127.0.0.1:0", description="Address of the gRPC server, host:port.")
     service_database_url: SecretStr = Field(description="PostgreSQL URL with the service's own role.")
-    mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
     identity_dir: Path = Field(
         description="Folder of the service's certificate and key (identity.pem) and of the CA's certificates"
         " (authorities.pem); replaced while it runs."
@@ -318,17 +334,6 @@ class ServiceSettings(Settings):
     metric_export_interval: MetricExportInterval = METRIC_EXPORT_INTERVAL
     trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of traces to record.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged.")
-
-    @field_validator("mesh_secret")
-    @classmethod
-    def _decodes(cls, value: SecretStr) -> SecretStr:
-        secrets.decode_root(value.get_secret_value())
-        return value
-
-    @property
-    def root_secret(self) -> bytes:
-        """Return the root secret's bytes."""
-        return secrets.decode_root(self.mesh_secret.get_secret_value())
 
     @property
     def database_url(self) -> str:

@@ -16,10 +16,10 @@ from enum import StrEnum
 from pathlib import Path
 
 import nkeys
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from meshkit import secrets
-from meshkit.config import Settings
+from meshkit.config import RootSettings
 from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, TELEMETRY_SUBJECT
 from meshkit.runtime import read_settings
 
@@ -194,10 +194,9 @@ def _mqtt(mqtt: MqttListener) -> Mapping[str, object]:
     return listener
 
 
-class _ServerSettings(Settings):
+class _ServerSettings(RootSettings):
     """What the configuration of a server in a container needs."""
 
-    mesh_secret: SecretStr = Field(description="Root secret of the mesh, base64url of 32 bytes or more.")
     mqtt_tls_certificate: str = Field("", description="Certificate chain of MQTT, a PEM file; empty: no TLS.")
     mqtt_tls_key: str = Field("", description="Its private key, a PEM file.")
 
@@ -207,7 +206,7 @@ def main() -> None:
     settings = read_settings("meshkit.nats_server", _ServerSettings)
     tls = Tls(settings.mqtt_tls_certificate, settings.mqtt_tls_key) if settings.mqtt_tls_certificate else None
     config = server_config(
-        root=secrets.decode_root(settings.mesh_secret.get_secret_value()),
+        root=settings.root_secret,
         listen="0.0.0.0:4222",
         store_dir="/data",
         mqtt=MqttListener("0.0.0.0", 1883, tls),  # noqa: S104 - of a container, which publishes it or not  # nosec B104

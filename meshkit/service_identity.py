@@ -58,6 +58,7 @@ class ServiceIdentity:
         self._folder = folder
         self._reading = threading.Lock()
         self._version = self._look()
+        self._told = ""
         self._credentials = _read(folder)
         self.name = self._credentials.name
 
@@ -70,10 +71,13 @@ class ServiceIdentity:
             try:
                 version = self._look()
                 if version != self._version:
-                    self._version = version
                     self._take(_read(self._folder))
+                    self._version, self._told = version, ""
             except (OSError, ValueError) as error:
-                _log.warning("the identity is not read anew", folder=str(self._folder), error=str(error))
+                # Looked at again with the next call; told once.
+                if str(error) != self._told:
+                    self._told = str(error)
+                    _log.warning("the identity is not read anew", folder=str(self._folder), error=self._told)
             return self._credentials
 
     def server_credentials(self) -> grpc.ServerCredentials:

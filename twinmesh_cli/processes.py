@@ -75,7 +75,6 @@ def service_processes(
     root = secrets.decode_root(secret)
     shared = {
         "TWINMESH_NATS_URL": surroundings.nats_url,
-        "TWINMESH_MESH_SECRET": secret,
         "TWINMESH_AUTH_ADDRESS": _addresses(ports["auth_svc"]),
         "TWINMESH_ASSET_ADDRESS": _addresses(ports["asset_svc"]),
         "TWINMESH_INGEST_ADDRESS": _addresses(ports["ingest_svc"]),
@@ -105,7 +104,7 @@ def service_processes(
                 **shared,
                 "TWINMESH_IDENTITY_DIR": str(home.identities / name),
                 "TWINMESH_SERVICE_DATABASE_URL": role_url(surroundings.admin_url, root=root, role=role),
-                **_own(name, settings, home, surroundings, root),
+                **_own(name, settings, home, surroundings, secret),
             },
             log_path=home.log(part),
             connect=partial(connect, service=name, identity=surroundings.identity),
@@ -120,7 +119,7 @@ def _written(setting: int | None) -> str:
 
 
 def _own(
-    service: str, settings: LauncherSettings, home: Home, surroundings: Surroundings, root: bytes
+    service: str, settings: LauncherSettings, home: Home, surroundings: Surroundings, secret: str
 ) -> Mapping[str, str]:
     """What only one service is told; of devices by MQTT nobody is with a NATS that is given."""
     nats = surroundings.nats
@@ -132,10 +131,12 @@ def _own(
                 "TWINMESH_DATABASE_MAX_BYTES": _written(settings.database_max_bytes),
             }
         case "twin_svc":
+            root = secrets.decode_root(secret)
             feed_url = role_url(surroundings.admin_url, root=root, role=_FEED_ROLE)
             return {"TWINMESH_FEED_DATABASE_URL": feed_url}
         case "auth_svc":
             return {
+                "TWINMESH_MESH_SECRET": secret,
                 "TWINMESH_AUDIT_KEPT_DAYS": str(settings.audit_kept_days),
                 "TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH) if nats is not None else "",
                 "TWINMESH_CA_DIR": str(ca_folder(settings, home)),

@@ -85,7 +85,10 @@ class Identities:
             yield
 
     def _is_due(self, place: Place) -> bool:
-        (certificate, *_) = x509.load_pem_x509_certificates((place.folder / IDENTITY).read_bytes())
+        try:
+            (certificate, *_) = x509.load_pem_x509_certificates((place.folder / IDENTITY).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return True  # It is gone or damaged.
         return certificate.not_valid_after_utc - self._now() < LIFE / 2
 
 

@@ -14,7 +14,7 @@ from ingest_svc.app import app
 from ingest_svc.config import IngestSettings
 from meshkit.embedded import free_ports
 from meshkit.testing import identities
-from tests.rpc.ingest.neighbours import ROOT, TENANT, Ingest
+from tests.rpc.ingest.neighbours import TENANT, Ingest
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh_client import GatewayClient
 
@@ -60,7 +60,6 @@ class Site:
                     identity_dir=identities.identity_dir("ingest_svc"),
                     service_database_url=self.database.url("twinmesh_ingest"),
                     nats_url=self.nats_url,
-                    mesh_secret=ROOT,
                     auth_address=self.auth_address,
                     asset_address=self.asset_address,
                     **settings,

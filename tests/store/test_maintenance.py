@@ -316,7 +316,6 @@ async def test_the_worker_is_ready_after_its_first_pass(
     await drop_all(connection, "telemetry.segment")
     settings = MaintenanceSettings(
         service_database_url=database.url("twinmesh_maintenance"),
-        mesh_secret="A" * 43,
         identity_dir=identities.identity_dir("maintenance"),
         auth_address=auth_address,
     )

@@ -387,7 +387,6 @@ async def maintenance(database: TestDatabase, auth_address: str) -> AsyncIterato
         env={
             **os.environ,
             "TWINMESH_SERVICE_DATABASE_URL": database.url("twinmesh_maintenance"),
-            "TWINMESH_MESH_SECRET": "A" * 43,
             "TWINMESH_AUTH_ADDRESS": auth_address,
             "TWINMESH_LISTEN": "127.0.0.1:0",
             "TWINMESH_SEAL_AFTER_MINUTES": "0",

@@ -1,6 +1,5 @@
 """asset_svc in this process, on its own database, with a stand-in for auth_svc."""
 
-import base64
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
@@ -69,7 +68,6 @@ async def asset_address(database: TestDatabase, nats_url: str, auth_address: str
     settings = AssetSettings(
         service_database_url=database.url("twinmesh_asset"),
         nats_url=nats_url,
-        mesh_secret=base64.urlsafe_b64encode(ROOT).decode(),
         identity_dir=identities.identity_dir("asset_svc"),
         auth_address=auth_address,
     )

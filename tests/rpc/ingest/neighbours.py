@@ -308,7 +308,6 @@ async def running_ingest(
     settings = IngestSettings(
         listen="127.0.0.1:0",
         nats_url=nats_url,
-        mesh_secret=ROOT,
         identity_dir=identities.identity_dir("ingest_svc"),
         auth_address=auth_address,
         asset_address=asset_address,

@@ -128,7 +128,6 @@ class Neighbours:
             service_database_url=self.database.url("twinmesh_twin_query"),
             feed_database_url=self.database.url("twinmesh_twin_feed"),
             nats_url=self.nats_url,
-            mesh_secret=MESH_SECRET,
             identity_dir=identities.identity_dir("twin_svc"),
             auth_address=self.auth_address,
             asset_address=self.asset_address,
