@@ -272,3 +272,30 @@ def test_identities_are_issued_again_when_half_of_their_time_is_over(tmp_path: P
     assert len(told) == 1
     assert "certificate of gateway cannot be renewed" in told[0]
     assert ServiceIdentity(places["auth_svc"].folder).present().chain != first["auth_svc"].chain
+
+
+def test_an_identity_that_is_lost_or_damaged_is_issued_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    issued = Identities(identities.authority(), {"auth_svc": Place(tmp_path)}, tell=told.append)
+    issued.issue()
+    for harm in (Path.unlink, lambda path: path.write_text("garbage")):
+        harm(tmp_path / IDENTITY)
+        issued.renew()
+        assert ServiceIdentity(tmp_path).name.name == "auth_svc"
+    assert not told
+
+
+def test_an_identity_that_cannot_be_read_for_a_while_is_read_when_it_can(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = ServiceIdentity(folder)
+    before = identity.present()
+    with monkeypatch.context() as patched:
+
+        def no_more_files(_: Path) -> None:
+            raise OSError("too many open files")
+
+        patched.setattr("meshkit.service_identity._read", no_more_files)
+        _issue(folder, "asset_svc")
+        assert identity.present() is before
+    assert identity.present() is not before
