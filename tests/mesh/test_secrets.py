@@ -27,6 +27,7 @@ _MESH_SECRET = base64.urlsafe_b64encode(_ROOT).decode()
 _PASSWORD = "recognisable-password-of-admin"
 _WRONG = "recognisable-wrong-"
 _TOKEN_TYPE = "urn:ietf:params:oauth:token-type:jwt"
+_MODULES = ("auth_svc", "asset_svc", "ingest_svc", "twin_svc", "telemetry_store.maintenance")
 _GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 
 
@@ -143,6 +144,16 @@ async def test_no_secret_is_in_what_a_mesh_writes_or_shows(
     assert "********" in shown["twinmesh config"]
     found = {place: [each for each in hidden if each and each in text] for place, text in shown.items()}
     assert {place: each for place, each in found.items() if each} == {}
+
+
+def test_the_root_secret_is_given_to_auth_svc_alone(secret_mesh: Mesh) -> None:
+    given = {
+        each.info["cmdline"][-1]: _MESH_SECRET in each.environ().values()
+        for each in psutil.process_iter(["cmdline"])
+        if each.info["cmdline"] and each.info["cmdline"][-1] in _MODULES
+        if each.environ().get("TWINMESH_IDENTITY_DIR", "").startswith(str(secret_mesh.home))
+    }
+    assert given == {module: module == "auth_svc" for module in _MODULES}
 
 
 async def _try_mqtt(mesh: Mesh, password: str) -> None:
