@@ -15,7 +15,7 @@ import structlog
 from meshkit.tasks import background
 
 SWEEP_EVERY_S = 10.0
-# What was under way when a tenant was deleted may come to light later.
+# What was under way when a tenant was deleted may come to light later; a day on, auth_svc names it no more.
 _AGAIN_AFTER_S = 3600.0
 _log = structlog.get_logger()
 

@@ -2,14 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import grpc
+import pyarrow.parquet as pq
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
+from meshkit.status import error_info_of, reason_name
 from twinmesh.asset.v1 import (
     asset_service_pb2,
     asset_service_pb2_grpc,
@@ -34,19 +45,27 @@ from twinmesh.twin.v1 import (
     history_service_pb2,
     history_service_pb2_grpc,
 )
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_cli.received_file import received, whole_file
 from twinmesh_cli.session import Session
 
 MANIFEST = "manifest.json"
+_R = TypeVar("_R")
 _PAGE = 1_000
 _DEVICES = "devices"
-_CHUNK = 1 << 20
+# One answer may take the service 15 minutes, so a year of a device is one; hardly any has older samples.
+_FIRST_YEAR = 2000
+# Exports of others end within their 15 minutes.
+_PATIENCE_S = 1_000.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
 
 
 async def export_tenant(session: Session, folder: Path) -> str:
-    """Write what the caller's tenant has into a folder: lists as JSON lines, samples as Parquet by device.
+    """Write what the caller's tenant has into a folder: lists as JSON lines, samples as Parquet.
 
-    The manifest comes last, so a folder without it is not whole.
+    Samples lie by device and year. The manifest comes last, so a folder without it is not whole. Samples of
+    devices that were deleted before are not in it: nobody may ask for them. What passes, as a restart of a
+    service, is waited for.
 
     Args:
         session: of somebody who may read all of it: devices, assets, users, history, events.
@@ -56,7 +75,7 @@ async def export_tenant(session: Session, folder: Path) -> str:
         The export's digest: SHA-256 of its manifest, in hex.
 
     Raises:
-        grpc.aio.AioRpcError: as the gateway or the service answered.
+        grpc.aio.AioRpcError: as the gateway or the service answered, to what passes again and again.
         OSError: the folder cannot be written.
     """
     me = await session.call(
@@ -72,8 +91,11 @@ async def export_tenant(session: Session, folder: Path) -> str:
                     devices.append(line["id"])
     samples = folder / "samples"
     samples.mkdir()
+    spans = list(_spans(datetime.now(UTC).year))
     for device in devices:
-        await _export_samples(session, device, samples / f"{device}.parquet")
+        (samples / device).mkdir()
+        for name, span in spans:
+            await _patiently(_export_samples, session, device, span, samples / device / f"{name}.parquet")
     return _write_manifest(folder, me.tenant)
 
 
@@ -115,7 +137,7 @@ def _lists(session: Session) -> Mapping[str, tuple[Any, Any]]:
 async def _items(session: Session, method: Any, request: Any, field: str) -> AsyncIterator[Message]:
     request.page_size = _PAGE
     while True:
-        page: Any = await session.call(method, request)
+        page: Any = await _patiently(session.call, method, request)
         for item in getattr(page, field):
             yield item
         request.page_token = page.next_page_token
@@ -123,15 +145,61 @@ async def _items(session: Session, method: Any, request: Any, field: str) -> Asy
             return
 
 
-async def _export_samples(session: Session, device: str, file: Path) -> None:
+def _spans(this_year: int) -> Iterator[tuple[str, history_service_pb2.ExportHistoryRequest]]:
+    """Yield years by name, the first one with all before it, the last one with all that runs ahead."""
+    span = history_service_pb2.ExportHistoryRequest()
+    span.start_time.FromSeconds(0)
+    name = f"before-{_FIRST_YEAR}"
+    for year in range(_FIRST_YEAR, this_year + 1):
+        span.end_time.FromDatetime(datetime(year, 1, 1, tzinfo=UTC))
+        yield name, span
+        span = history_service_pb2.ExportHistoryRequest(start_time=span.end_time)
+        name = str(year)
+    yield name, span
+
+
+async def _export_samples(
+    session: Session, device: str, span: history_service_pb2.ExportHistoryRequest, file: Path
+) -> None:
     request = history_service_pb2.ExportHistoryRequest(
         ids=[device], format=history_service_pb2.ExportFormat.EXPORT_FORMAT_PARQUET
     )
-    request.start_time.FromSeconds(0)
+    request.MergeFrom(span)
     with whole_file(file) as out:
         await received(
             session, history_service_pb2_grpc.HistoryServiceStub(session.channel).ExportHistory, request, out
         )
+    _drop_empty(file)
+
+
+def _drop_empty(file: Path) -> None:
+    if not pq.read_metadata(file).num_rows:
+        file.unlink()
+
+
+async def _patiently(call: Callable[..., Awaitable[_R]], *arguments: Any) -> _R:
+    """Call until it is done, or fails with what does not pass."""
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(_passes),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+        stop=stop_after_delay(_PATIENCE_S),
+        before_sleep=_tell,
+        reraise=True,
+    )
+    return await retrying(call, *arguments)
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, grpc.aio.AioRpcError) and (
+        error.code() is grpc.StatusCode.UNAVAILABLE
+        or error_info_of(error).reason == reason_name(ErrorReason.ERROR_REASON_EXPORTS_BUSY)
+    )
+
+
+def _tell(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, grpc.aio.AioRpcError):
+        print(f"tried again in a moment: {error.details()}", file=sys.stderr)
 
 
 def _write_manifest(folder: Path, tenant: str) -> str:

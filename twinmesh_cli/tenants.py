@@ -20,7 +20,6 @@ from twinmesh_cli.home import Home, mesh_secret
 from twinmesh_cli.seeding import PASSWORD_BYTES, make_operator
 from twinmesh_cli.session import Session, fail, run
 from twinmesh_cli.settings import load_settings
-from twinmesh_cli.tenant_export import MANIFEST, export_tenant
 
 _PAGE = 1_000
 
@@ -133,16 +132,20 @@ def export(
 ) -> None:
     """Write what your own tenant has into a folder; its administrator does so before the tenant is suspended.
 
-    Assets, devices, their types, users and roles without secrets, events, and all samples.
+    Assets, devices, their types, users and roles without secrets, events, and all samples of these devices.
+    Not samples of devices that were deleted before: export those while the devices are there.
     """
+    # pyarrow takes longer to load than all other commands together.
+    from twinmesh_cli import tenant_export  # noqa: PLC0415
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             fail(f"{folder} is not empty")
-        digest = run(lambda session: export_tenant(session, folder))
+        digest = run(lambda session: tenant_export.export_tenant(session, folder))
     except OSError as error:
         fail(f"{folder} cannot be written: {error.strerror or error}")
-    print(f"exported to {folder}; the digest, SHA-256 of {MANIFEST}:")
+    print(f"exported to {folder}; the digest, SHA-256 of {tenant_export.MANIFEST}:")
     print(digest)
 
 

@@ -15,6 +15,6 @@ REVOKE EXECUTE ON FUNCTION auth.tenants_after FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION auth.tenants_after TO twinmesh_auth;
 DROP TABLE auth.tenant_deletion;
 -- Deleted tenants stay suspended, and so shut, for the code of before; it could resume them, empty.
-DROP INDEX auth.tenant_closed;
+DROP INDEX auth.tenant_closed, auth.tenant_purged;
 ALTER TABLE auth.tenant
     DROP COLUMN request_id, DROP COLUMN delete_time, DROP COLUMN export_digest, DROP COLUMN purge_time;

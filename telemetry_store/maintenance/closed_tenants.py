@@ -12,6 +12,7 @@ from meshkit.tenant_deletion import ClosedTenant
 from telemetry_store.tiers.archive_store import ArchiveStore
 
 _BATCH = 1_000
+_STATEMENT_S = 600.0  # It looks at each hot day and each sealed month.
 _EVERY_S = 0.5
 _log = structlog.get_logger()
 
@@ -77,7 +78,9 @@ async def delete_tenant(pool: asyncpg.Pool, store: ArchiveStore | None, tenant: 
     total, before = 0, -1
     while total != before:
         before = total
-        while rows := await pool.fetchval("SELECT telemetry.delete_tenant_rows($1, $2)", tenant, _BATCH):
+        while rows := await pool.fetchval(
+            "SELECT telemetry.delete_tenant_rows($1, $2)", tenant, _BATCH, timeout=_STATEMENT_S
+        ):
             total += rows
         total += await _delete_objects(pool, store, tenant)
     return total

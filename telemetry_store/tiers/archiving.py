@@ -329,6 +329,9 @@ class _Attempt:
             return
         series = await self._connection.fetch(_NAMES, self._tenant, list(ids))
         names = {each.series_id: each for each in map(Series.of, series)}
+        if names.keys() != ids:
+            # Their tenant is being deleted.
+            raise _MovedError
 
         def write() -> None:
             block = merged_part(_decoded(rows, names), old, names, part)

@@ -56,7 +56,8 @@ GROUP BY series_id
 HAVING count(*) >= $5
 """  # noqa: S608 - of constants  # nosec B608
 # From one series to the next along the index, so that a day with one late sample costs one step.
-# What was not estimated is counted: each row lies on a page of its own.
+# What was not estimated is counted: each row lies on a page of its own. Where a series is gone its tenant is
+# deleted, and its rows are not to be sealed; the walk goes on behind them.
 _HOT = f"""
 WITH RECURSIVE walk (series_id, tenant_id, step) AS (
     (
@@ -81,7 +82,7 @@ WITH RECURSIVE walk (series_id, tenant_id, step) AS (
 SELECT walk.series_id, walk.tenant_id, series.kind, coalesce(estimate.samples, hot.samples, 0) AS hot,
        coalesce(pieces.samples, 0) AS pieces, hot.counted
 FROM walk
-JOIN telemetry.series USING (tenant_id, series_id)
+LEFT JOIN telemetry.series USING (tenant_id, series_id)
 LEFT JOIN unnest($7::integer[], $8::bigint[]) AS estimate (series_id, samples) USING (series_id)
 CROSS JOIN LATERAL (
     SELECT sum({_WEIGHT}) AS samples, count(*) AS counted
@@ -170,7 +171,7 @@ async def _due_series(pool: asyncpg.Pool, bound: Bound, window: Window, hot_byte
             timeout=STATEMENT_S,
         )
         for row in rows:
-            if row["hot"]:
+            if row["hot"] and row["kind"] is not None:
                 yield row
         if len(rows) < look:
             break

@@ -167,8 +167,9 @@ def checked_export(folder: Path, tenant: str, made: Made, digest: str) -> str:
     assert not any(
         "assword" in field or "hash" in field for user in _lines(folder, "users") for field in user
     )
-    samples = pq.read_table(folder / "samples" / f"{made.device}.parquet")
-    assert 81.5 in samples.to_pydict()["double_value"]
+    # By year, without those that have none.
+    (samples,) = (folder / "samples" / made.device).iterdir()
+    assert 81.5 in pq.read_table(samples).to_pydict()["double_value"]
     return digest
 
 
@@ -180,8 +181,10 @@ async def kill_half_way(mesh: Mesh, admin: asyncpg.Connection, blocked: asyncpg.
     """Let the deletion begin, kill the worker in it, and let go of what it waits for."""
     transaction = blocked.transaction()
     await transaction.start()
-    # Events come after series, of which there are several batches.
-    await blocked.fetch("SELECT 1 FROM telemetry.event WHERE tenant_id = $1 FOR UPDATE", GONE)
+    # Series go last, in several batches.
+    await blocked.fetch(
+        "SELECT 1 FROM telemetry.series WHERE tenant_id = $1 ORDER BY series_id DESC LIMIT 1 FOR UPDATE", GONE
+    )
     # The suspension is so old that no token of before it is left.
     await admin.execute(
         "UPDATE auth.tenant SET suspend_time = suspend_time - interval '18 minutes' WHERE tenant_id = $1",

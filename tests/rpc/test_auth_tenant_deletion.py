@@ -138,6 +138,11 @@ async def test_services_are_told_what_is_closed_and_tell_what_is_gone(
 
     # auth_svc's own part follows by itself.
     await until(is_purged, within_s=60)
+    assert (await _closed(auth))[-1] == ("zeta", True, True)
+    await auth.sql(
+        "UPDATE auth.tenant SET purge_time = purge_time - interval '1 day' WHERE tenant_id = 'zeta'"
+    )
+    assert await _closed(auth) == [("acme", False, False), ("shut", False, False)]
     assert (
         await refusal(login(auth, "zeta", "root", made["zeta"].one_time_password))
         == await refusal(login(auth, "never-was", "root", PASSWORD))

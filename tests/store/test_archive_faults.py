@@ -19,7 +19,7 @@ from telemetry_store.tiers import archiving
 from telemetry_store.tiers.archive_block import CorruptObjectError
 from telemetry_store.tiers.archive_orphans import delete_orphans
 from telemetry_store.tiers.archive_reader import ArchiveReader
-from telemetry_store.tiers.archive_store import ArchiveStore, StoreError
+from telemetry_store.tiers.archive_store import ArchiveStore, StoreError, archive_store
 from telemetry_store.tiers.archiving import archive_day, archive_due
 from tests.store.archive import (
     DAY,
@@ -53,6 +53,19 @@ async def failure(query: asyncpg.Pool, series: int, store: ArchiveStore | None) 
     with pytest.raises(DomainError) as raised:
         await read(query, [span(series)], ArchiveReader(store))
     return raised.value
+
+
+async def test_samples_whose_series_is_gone_stay_out_of_the_archive(
+    pool: asyncpg.Pool, days: SealedDays, series: int, connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    other = await days.series("pump-2", tenant="acme")
+    await days.seal(other, samples_of(Kind.DOUBLE, EXPECTED), 6, tenant="acme")
+    await connection.execute("DELETE FROM telemetry.series WHERE series_id = $1", series)
+    async with archive_store(str(tmp_path)) as store:
+        assert store is not None
+        assert not await archive_day(pool, store, "demo", DAY)
+        assert list(objects(tmp_path)) == []
+        assert await archive_day(pool, store, "acme", DAY)
 
 
 async def test_a_store_that_fails_twice_is_asked_again(

@@ -59,6 +59,25 @@ def stepping(
     )
 
 
+async def test_series_of_a_deleted_tenant_do_not_hide_those_behind(
+    database: TestDatabase,
+    pool: asyncpg.Pool,
+    connection: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(due, "_SERIES_PER_LOOK", (1, 1))
+    await write(database, YESTERDAY, devices=3)
+    await take_all(pool)
+    ids = [
+        row["series_id"]
+        for row in await connection.fetch("SELECT series_id FROM telemetry.series ORDER BY series_id")
+    ]
+    await connection.execute("DELETE FROM telemetry.series WHERE series_id = $1", ids[1])
+    await stepping(pool).turn()
+    left = await connection.fetch("SELECT series_id FROM telemetry.segment")
+    assert [row["series_id"] for row in left] == [ids[1]]
+
+
 async def test_a_round_goes_on_over_turns(
     database: TestDatabase,
     pool: asyncpg.Pool,

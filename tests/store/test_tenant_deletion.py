@@ -61,6 +61,39 @@ async def test_telemetry_goes_from_every_tier(
         assert await delete_tenant(pool, store, "gone") == 0
 
 
+async def test_series_go_after_their_samples_which_are_found_by_them(
+    database: TestDatabase, connection: asyncpg.Connection, days: SealedDays
+) -> None:
+    async with recorder(database) as writer:
+        for tenant in TENANTS:
+            await writer.commit(tenant, [Sent(f"{tenant}-{n}", "flow", T0 + n, float(n)) for n in range(50)])
+            series = await days.series(f"{tenant}-old", tenant=tenant)
+            await days.seal(series, samples_of(Kind.DOUBLE, [(1, 1.5)]), 1, tenant=tenant)
+    before = await tenant_rows(connection)
+    scans = await _scans_of_samples(connection)
+    async with db.pool(database.url("twinmesh_maintenance"), application="test", max_size=1) as pool:
+        while await pool.fetchval("SELECT telemetry.delete_tenant_rows('gone', 7)"):
+            for table in ("segment", "sealed_segment", "series_latest"):
+                assert not await connection.fetchval(
+                    f"SELECT count(*) FROM telemetry.{table} AS found WHERE NOT EXISTS "
+                    "(SELECT FROM telemetry.series WHERE series_id = found.series_id)"
+                )
+        await pool.execute("SELECT pg_stat_force_next_flush()")
+    assert await _scans_of_samples(connection) == scans
+    after = await tenant_rows(connection)
+    assert "gone" not in after
+    assert after["stays"] == before["stays"]
+
+
+async def _scans_of_samples(connection: asyncpg.Connection) -> int:
+    """Return how often other connections read hot days and sealed months from end to end."""
+    scans: int = await connection.fetchval(
+        "SELECT sum(seq_scan) FROM pg_stat_all_tables "
+        "WHERE schemaname = 'telemetry' AND relname ~ '^(sealed_)?segment_'"
+    )
+    return scans
+
+
 async def test_assets_go_from_the_leaves_up(database: TestDatabase, connection: asyncpg.Connection) -> None:
     for tenant in TENANTS:
         await connection.execute(

@@ -54,8 +54,9 @@ class TenantDeletionServiceServicer:
     """
 
     def ListClosedTenants(self, request, context):
-        """ListClosedTenants answers the tenants that are suspended or deleted, by id. INVALID_ARGUMENT
-        PAGE_TOKEN_INVALID. Read only, safe to retry.
+        """ListClosedTenants answers the tenants that are suspended or deleted, by id, but for those of
+        which no service has had anything for a day. INVALID_ARGUMENT PAGE_TOKEN_INVALID. Read only,
+        safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

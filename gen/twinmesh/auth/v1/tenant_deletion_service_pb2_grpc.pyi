@@ -36,8 +36,9 @@ class TenantDeletionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TenantDeletionServiceAsyncStub: ...
     ListClosedTenants: _grpc.UnaryUnaryMultiCallable[_tenant_deletion_service_pb2.ListClosedTenantsRequest, _tenant_deletion_service_pb2.ListClosedTenantsResponse]
-    """ListClosedTenants answers the tenants that are suspended or deleted, by id. INVALID_ARGUMENT
-    PAGE_TOKEN_INVALID. Read only, safe to retry.
+    """ListClosedTenants answers the tenants that are suspended or deleted, by id, but for those of
+    which no service has had anything for a day. INVALID_ARGUMENT PAGE_TOKEN_INVALID. Read only,
+    safe to retry.
     """
     ReportTenantDeleted: _grpc.UnaryUnaryMultiCallable[_tenant_deletion_service_pb2.ReportTenantDeletedRequest, _tenant_deletion_service_pb2.ReportTenantDeletedResponse]
     """ReportTenantDeleted says that the calling service has nothing of a tenant any more. NOT_FOUND
@@ -52,8 +53,9 @@ class TenantDeletionServiceAsyncStub(TenantDeletionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListClosedTenants: _aio.UnaryUnaryMultiCallable[_tenant_deletion_service_pb2.ListClosedTenantsRequest, _tenant_deletion_service_pb2.ListClosedTenantsResponse]  # type: ignore[assignment]
-    """ListClosedTenants answers the tenants that are suspended or deleted, by id. INVALID_ARGUMENT
-    PAGE_TOKEN_INVALID. Read only, safe to retry.
+    """ListClosedTenants answers the tenants that are suspended or deleted, by id, but for those of
+    which no service has had anything for a day. INVALID_ARGUMENT PAGE_TOKEN_INVALID. Read only,
+    safe to retry.
     """
     ReportTenantDeleted: _aio.UnaryUnaryMultiCallable[_tenant_deletion_service_pb2.ReportTenantDeletedRequest, _tenant_deletion_service_pb2.ReportTenantDeletedResponse]  # type: ignore[assignment]
     """ReportTenantDeleted says that the calling service has nothing of a tenant any more. NOT_FOUND
@@ -70,8 +72,9 @@ class TenantDeletionServiceServicer:
         request: _tenant_deletion_service_pb2.ListClosedTenantsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tenant_deletion_service_pb2.ListClosedTenantsResponse, _abc.Awaitable[_tenant_deletion_service_pb2.ListClosedTenantsResponse]]:
-        """ListClosedTenants answers the tenants that are suspended or deleted, by id. INVALID_ARGUMENT
-        PAGE_TOKEN_INVALID. Read only, safe to retry.
+        """ListClosedTenants answers the tenants that are suspended or deleted, by id, but for those of
+        which no service has had anything for a day. INVALID_ARGUMENT PAGE_TOKEN_INVALID. Read only,
+        safe to retry.
         """
 
     def ReportTenantDeleted(

@@ -2883,8 +2883,9 @@ class TenantDeletionServiceStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "ListClosedTenantsResponse":
         """
-        ListClosedTenants answers the tenants that are suspended or deleted, by id. INVALID_ARGUMENT
-        PAGE_TOKEN_INVALID. Read only, safe to retry.
+        ListClosedTenants answers the tenants that are suspended or deleted, by id, but for those of
+        which no service has had anything for a day. INVALID_ARGUMENT PAGE_TOKEN_INVALID. Read only,
+        safe to retry.
         """
 
         return await self._unary_unary(
