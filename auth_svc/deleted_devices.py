@@ -1,6 +1,6 @@
-"""Certificates end with their devices: what asset_svc lists as deleted is revoked here."""
+"""What follows from asset_svc's list of deleted devices: certificates end, and log-ins become outdated."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,3 +96,40 @@ class DeletedDevices:
                     device.tenant, device.id, made_until_us=device.create_us
                 )
             await self._place.advance(found[-1].number)
+
+
+class TenantDeletions:
+    """Tells which tenants have deleted devices since log-ins were told theirs.
+
+    Each process reads the list for itself, from where the oldest log-in that is connected began: there is
+    nothing to keep, and what happened while no process ran is found.
+
+    Args:
+        listed: the list.
+        place: how far any process has read it.
+    """
+
+    def __init__(self, *, listed: DeletedList, place: Place) -> None:
+        self._listed = listed
+        self._place = place
+        self._after = 0
+        self._read = 0
+        self._last: dict[str, int] = {}
+
+    async def place(self) -> int:
+        """Return a number; whoever asks from now on which devices there are is told of none up to it."""
+        return max(await self._place.get(), self._read)
+
+    async def last_by_tenant(self, *, after: int) -> Mapping[str, int]:
+        """Return the number of each tenant's last deletion, of those after a number; maybe of earlier ones.
+
+        Raises:
+            Unavailable: asset_svc does not answer.
+        """
+        if not self._last or after < self._after:
+            self._after = self._read = after
+        while found := await self._listed.deleted_after(self._read):
+            for device in found:
+                self._last[device.tenant] = max(device.number, self._last.get(device.tenant, 0))
+            self._read = found[-1].number
+        return self._last

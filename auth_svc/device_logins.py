@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import structlog
+
 from auth_svc import device_credentials
 from auth_svc.api_keys import credential_id
 from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
@@ -15,12 +17,13 @@ from auth_svc.login_limits import LoginLimits, Secret
 from auth_svc.opaque_tokens import Prefix, parse
 from meshkit import audit
 from meshkit.clock import Clock
-from meshkit.errors import FailedPrecondition, PermissionDenied
+from meshkit.errors import FailedPrecondition, PermissionDenied, Unavailable
 from meshkit.identity import PrincipalKind
 from meshkit.mqtt import Login, key_of
 from meshkit.scope import Scope
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
+_log = structlog.get_logger()
 PERMISSION = "telemetry:write"
 # What NATS is told of a log-in has to fit into one message, and into its memory.
 MOST_DEVICES = 5_000
@@ -41,6 +44,22 @@ class Devices(Protocol):
 
     async def all_of(self, tenant: str, *, scope: Scope | None, most: int) -> Sequence[EnabledDevice]:
         """Return a tenant's devices that are not disabled, of a scope if any; few more than `most`.
+
+        Raises:
+            Unavailable: nobody can tell now.
+        """
+        ...
+
+
+class Deletions(Protocol):
+    """Knows which tenants have deleted devices, as TenantDeletions does."""
+
+    async def place(self) -> int:
+        """Return a number; whoever asks from now on which devices there are is told of none up to it."""
+        ...
+
+    async def last_by_tenant(self, *, after: int) -> Mapping[str, int]:
+        """Return the number of each tenant's last deletion, of those after a number.
 
         Raises:
             Unavailable: nobody can tell now.
@@ -69,13 +88,15 @@ class DeviceLogins:
     A device that has shown its certificate publishes for itself. Otherwise the password is an
     API key that holds telemetry:write, and the user is a device of the key's tenant, for which
     alone it may then publish; or the key's own id, for all devices that the tenant has at that
-    moment. A key that is bound to devices logs in these only; what a gateway publishes speaks for its
-    children, so it has to be bound to the gateway as one.
+    moment, until one of them is deleted: from then on its id may be another tenant's. A key that
+    is bound to devices logs in these only; what a gateway publishes speaks for its children, so
+    it has to be bound to the gateway as one.
 
     Args:
         keys: where API keys are found.
         certificates: where device certificates are found.
         devices: knows which devices there are.
+        deletions: knows who has deleted some.
         uses: takes note of keys that let somebody in.
         limits: bound guesses at keys.
         clock: tells what has expired.
@@ -87,6 +108,7 @@ class DeviceLogins:
         keys: KeyLookup,
         certificates: CertificateLookup,
         devices: Devices,
+        deletions: Deletions,
         uses: KeyUses,
         limits: LoginLimits,
         clock: Clock,
@@ -95,6 +117,7 @@ class DeviceLogins:
         self._keys = keys
         self._certificates = certificates
         self._devices = devices
+        self._deletions = deletions
         self._uses = uses
         self._clock = clock
 
@@ -130,6 +153,8 @@ class DeviceLogins:
                 metadata={"permission": PERMISSION},
             )
         if user == api_key.id:
+            # Before the devices: one that is deleted meanwhile makes the log-in outdated.
+            login = replace(login, devices_as_of=await self._deletions.place())
             device_ids = await self._all_devices(api_key.tenant, api_key.scope)
             self._uses.note(api_key.tenant, api_key.id)
             return Permitted(login, device_ids, good.expire_us)
@@ -169,29 +194,45 @@ class DeviceLogins:
         return Permitted(login, [device_id], shown.expire_us)
 
     async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
-        """Return those that would be refused today: credential, tenant or device has no right any more.
+        """Return those that would be refused today, or would be told other devices since one was deleted.
 
-        Raises:
-            Unavailable: nobody can tell now.
+        While nobody can tell about devices these are those whose credential or tenant has no right any more.
         """
         credentials = {(login.tenant, login.credential_id, login.by_certificate) for login in logins}
-        live = {each: scope for each in credentials if (scope := await self._live(*each)) is not _ENDED}
-        devices: dict[str, set[str]] = {}
-        for login in logins:
-            if login.device_id:
-                devices.setdefault(login.tenant, set()).add(login.device_id)
-        enabled = {
-            tenant: await self._devices.enabled(tenant, sorted(ids)) for tenant, ids in devices.items()
-        }
+        scopes = {each: await self._live(*each) for each in credentials}
+
+        def scope_of(login: Login) -> Scope | None:
+            return scopes[login.tenant, login.credential_id, login.by_certificate]
+
+        live = [login for login in logins if scope_of(login) is not _ENDED]
+        try:
+            enabled = await self._enabled([login for login in live if login.device_id])
+            deletions = await self._last_deletions([login for login in live if not login.device_id])
+        except Unavailable as error:
+            _log.warning("log-ins are not held against devices; they are later", error=str(error))
+            return [login for login in logins if scope_of(login) is _ENDED]
 
         def is_good(login: Login) -> bool:
-            scope = live.get((login.tenant, login.credential_id, login.by_certificate), _ENDED)
+            scope = scope_of(login)
             if scope is _ENDED or not login.device_id:
-                return scope is not _ENDED
+                return scope is not _ENDED and deletions.get(login.tenant, 0) <= login.devices_as_of
             device = enabled[login.tenant].get(login.device_id)
             return device is not None and _may_publish(scope, device)
 
         return [login for login in logins if not is_good(login)]
+
+    async def _enabled(self, logins: Sequence[Login]) -> Mapping[str, Mapping[str, EnabledDevice]]:
+        """Return enabled devices of log-ins, by tenant and id."""
+        devices: dict[str, set[str]] = {}
+        for login in logins:
+            devices.setdefault(login.tenant, set()).add(login.device_id)
+        return {tenant: await self._devices.enabled(tenant, sorted(ids)) for tenant, ids in devices.items()}
+
+    async def _last_deletions(self, logins: Sequence[Login]) -> Mapping[str, int]:
+        """Return the last deletions that may make log-ins for all devices outdated, by tenant."""
+        if not logins:
+            return {}
+        return await self._deletions.last_by_tenant(after=min(login.devices_as_of for login in logins))
 
     async def _live(self, tenant: str, shown_id: str, by_certificate: bool) -> Scope | None:
         """Return what a credential is bound to, _ENDED when it has no right any more."""

@@ -69,7 +69,7 @@ class Logins(Protocol):
         ...
 
     async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
-        """Return those that would be refused today."""
+        """Return those that may not go on, as DeviceLogins does."""
         ...
 
 

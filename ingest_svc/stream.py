@@ -55,8 +55,8 @@ class Writer(BatchWriter, Protocol):
 class Credentials(Protocol):
     """What proves who somebody is."""
 
-    def verify(self, credential: str) -> Awaitable[Principal]:
-        """Return the principal that an access token or API key proves."""
+    def verify(self, credential: str, *, address: str) -> Awaitable[Principal]:
+        """Return the principal that an access token or API key proves, shown by somebody at an address."""
         ...
 
 
@@ -388,7 +388,7 @@ class TelemetryStream:
         self._news.set()
 
     async def _reauthenticate(self, credential: str) -> None:
-        principal = await self._credentials.verify(credential)
+        principal = await self._credentials.verify(credential, address=self._call.address)
         policy.require(_PERMISSION, principal, method="a gateway stream")
         self._call.renew(principal)
 

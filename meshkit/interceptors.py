@@ -251,7 +251,7 @@ class _Call:
         def is_over(_: Context) -> None:
             self._open_calls.remove(open_call)
 
-        open_call = OpenCall(call.principal, cut_off=cut_off, renewed=call.renew)
+        open_call = OpenCall(call.principal, address=call.address, cut_off=cut_off, renewed=call.renew)
         await self._open_calls.add(open_call)
         # Not by the generator: a call that ends while a response is being written never comes back to it.
         context.add_done_callback(is_over)  # type: ignore[arg-type] # grpc-stubs take another type for it.

@@ -16,7 +16,7 @@ CONSUMER = "ingest"
 _PERMISSIONS = frozenset({"telemetry:write"})
 _LOGIN = re.compile(
     "(?P<tenant>[a-z0-9-]+)/(?P<certificate>certificate:)?(?P<credential>[a-z0-9]+(?:-[0-9]+)?)/"
-    "(?P<device>[a-z0-9-]*)"
+    "(?P<device>[a-z0-9-]*)(?:@(?P<as_of>[0-9]{1,19}))?"
 )
 
 
@@ -39,18 +39,22 @@ class Login:
         credential_id: of the API key's secret, or the certificate's.
         device_id: the device that logged in, "" when a key did for its tenant's devices.
         by_certificate: it has shown a certificate, which is its device's.
+        devices_as_of: when a key did for its tenant's devices, a number in asset_svc's list of deleted ones:
+            which devices there are was asked after those up to it were gone.
     """
 
     tenant: str
     credential_id: str
     device_id: str
     by_certificate: bool = False
+    devices_as_of: int = 0
 
     @property
     def text(self) -> str:
         """Return it as the name of a user of NATS."""
         kind = "certificate:" if self.by_certificate else ""
-        return f"{self.tenant}/{kind}{self.credential_id}/{self.device_id}"
+        devices = self.device_id or f"@{self.devices_as_of}"
+        return f"{self.tenant}/{kind}{self.credential_id}/{devices}"
 
     @property
     def as_principal(self) -> Principal:
@@ -76,4 +80,5 @@ class Login:
         if match is None:
             raise ValueError(f"{text!r} is no log-in of a device")
         by_certificate = match["certificate"] is not None
-        return cls(match["tenant"], match["credential"], match["device"], by_certificate)
+        as_of = int(match["as_of"] or 0)
+        return cls(match["tenant"], match["credential"], match["device"], by_certificate, as_of)

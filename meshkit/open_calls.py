@@ -27,24 +27,28 @@ class OpenCall:
 
     Args:
         principal: who opened it.
+        address: where from.
         cut_off: ends the call with an error.
         renewed: told of the credential that takes the place of another.
 
     Attributes:
+        address: where it was opened from, as meshkit.caller_address tells it.
         principal: whose it is; another one's credential never takes its place.
         error: why its credential has ended, None while it has not.
     """
 
-    __slots__ = ("_cut_off", "_ending", "_is_cut_off", "_renewed", "_tell", "error", "principal")
+    __slots__ = ("_cut_off", "_ending", "_is_cut_off", "_renewed", "_tell", "address", "error", "principal")
 
     def __init__(
         self,
         principal: Principal,
         *,
+        address: str,
         cut_off: Callable[[DomainError], None],
         renewed: Callable[[Principal], None],
     ) -> None:
         self.principal = principal
+        self.address = address
         self.error: Unauthenticated | None = None
         self._cut_off = cut_off
         self._renewed = renewed

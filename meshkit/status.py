@@ -1,6 +1,6 @@
 """The one table between domain errors and google.rpc.Status, used by both ends."""
 
-from typing import cast
+from typing import TypeVar, cast
 
 import asyncpg
 import grpc
@@ -28,7 +28,7 @@ _CODES: dict[type[errors.DomainError], grpc.StatusCode] = {
     errors.DataLoss: grpc.StatusCode.DATA_LOSS,
     errors.Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
 }
-_TYPES = {code: error for error, code in _CODES.items()}
+_Detail = TypeVar("_Detail", error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo)
 
 
 def code_of(error: errors.DomainError) -> grpc.StatusCode:
@@ -44,6 +44,9 @@ def reason_name(reason: ErrorReason.ValueType) -> str:
 def _number(code: grpc.StatusCode) -> int:
     value: tuple[int, str] = code.value
     return value[0]
+
+
+_TYPES = {_number(code): error for error, code in _CODES.items()}
 
 
 def _packed(
@@ -105,12 +108,14 @@ def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
 
 def error_info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
     """Return the ErrorInfo that a failed call carries, an empty one when it carries none."""
-    status = status_of(error)
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details if status is not None else ():
-        if detail.Is(info.DESCRIPTOR):
-            detail.Unpack(info)
-    return info
+    return _detail(status_of(error) or status_pb2.Status(), error_details_pb2.ErrorInfo())
+
+
+def _detail(status: status_pb2.Status, kind: _Detail) -> _Detail:
+    """Fill a message with what a status has of its kind, and return it."""
+    for detail in status.details:
+        detail.Unpack(kind)
+    return kind
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> errors.DomainError:
@@ -120,12 +125,28 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str) -> errors.DomainEr
         error: what the call raised.
         peer: the peer's name, for errors without details.
     """
-    kind = _TYPES.get(error.code())
-    info = error_info_of(error)
+    return from_status(status_of(error) or status_pb2.Status(), peer=peer)
+
+
+def from_status(status: status_pb2.Status, *, peer: str) -> errors.DomainError:
+    """Return the domain error that `to_status` made a status of, Unavailable for any other status.
+
+    Args:
+        status: it.
+        peer: the name of the peer that told it.
+    """
+    kind = _TYPES.get(status.code)
+    info = _detail(status, error_details_pb2.ErrorInfo())
     name = _REASON_PREFIX + info.reason
     if kind is None or name not in ErrorReason.keys():  # noqa: SIM118 - the enum wrapper is no mapping
         return errors.dependency_unavailable(peer)
-    return kind(error.details() or "", reason=ErrorReason.Value(name), metadata=dict(info.metadata))
+    retry = _detail(status, error_details_pb2.RetryInfo())
+    return kind(
+        status.message,
+        reason=ErrorReason.Value(name),
+        metadata=dict(info.metadata),
+        retry_after_s=retry.retry_delay.ToMilliseconds() / 1000 if retry.HasField("retry_delay") else None,
+    )
 
 
 def from_driver_error(error: BaseException) -> errors.DomainError | None:

@@ -8,7 +8,7 @@ from auth_svc.api_keys import ApiKeys
 from auth_svc.app.common import SERVICE, Common, repeating
 from auth_svc.asset_client import AssetDevices
 from auth_svc.certificate_exchange import CertificateExchange
-from auth_svc.deleted_devices import DeletedDevices
+from auth_svc.deleted_devices import DeletedDevices, TenantDeletions
 from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.exchanged_tokens import ExchangedTokens
@@ -101,6 +101,7 @@ async def running(
         keys=keys,
         certificates=certificates,
         devices=devices,
+        deletions=TenantDeletions(listed=devices, place=DeletedDevicesRead(pool=common.pool)),
         uses=uses,
         limits=common.limits,
         clock=common.clock,

@@ -10,9 +10,12 @@ from typing import Any
 import grpc
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from google.rpc import code_pb2
+from google.protobuf import json_format
 
 from envoy_api import external_auth_pb2, external_auth_pb2_grpc
+from meshkit import status
+from meshkit.caller_address import ADDRESS_HEADER
+from meshkit.errors import DomainError, Unauthenticated
 from meshkit.identity import AUDIENCE, ISSUER, TOKEN_ALGORITHM, TOKEN_TYPE
 from meshkit.revocations import KEPT_S, RevocationKind
 from meshkit.scope import Scope
@@ -28,8 +31,10 @@ from twinmesh.auth.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _LIFE_S = 900
+_BAD_KEY = Unauthenticated("no good key", reason=ErrorReason.ERROR_REASON_API_KEY_INVALID)
 
 
 class TokenMint:
@@ -40,6 +45,8 @@ class TokenMint:
         self._kid = kid
         self.audit_events: list[audit_event_service_pb2.AuditEvent] = []  # as services have recorded them
         self.api_keys: dict[str, str] = {}  # access tokens by the API key that is exchanged for them
+        self.key_refusals: dict[str, DomainError] = {}  # of API keys that are refused otherwise than others
+        self.key_addresses: list[str] = []  # from which API keys were shown
         self.key_scopes: dict[str, Scope] = {}  # by the id of the API key; others are bound to no devices
         self.revocations: list[revocation_service_pb2.Revocation] = []
 
@@ -128,11 +135,15 @@ class _FakeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):
         self._mint = mint
 
     async def Check(self, request: external_auth_pb2.CheckRequest, context: Any) -> Any:  # noqa: N802
-        sent = request.attributes.request.http.headers["authorization"]
-        token = self._mint.api_keys.get(sent.removeprefix("Bearer "))
+        headers = request.attributes.request.http.headers
+        self._mint.key_addresses.append(headers[ADDRESS_HEADER])
+        key = headers["authorization"].removeprefix("Bearer ")
+        token = self._mint.api_keys.get(key)
         answer = external_auth_pb2.CheckResponse()
         if token is None:
-            answer.status.code = code_pb2.UNAUTHENTICATED
+            told = status.to_status(self._mint.key_refusals.get(key, _BAD_KEY))
+            answer.status.code = told.code
+            answer.denied_response.body = json_format.MessageToJson(told)
         else:
             header = answer.ok_response.headers.add().header
             header.key, header.value = "authorization", f"Bearer {token}"

@@ -1,7 +1,7 @@
 """Log-ins of devices by MQTT: auth_svc, a real NATS and PostgreSQL, devices faked at their contract."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from auth_svc.roles import Role
 from ingest_svc.mqtt import ensure_consumer
 from meshkit.embedded import EmbeddedNats
 from meshkit.embedded.ports import free_port
-from meshkit.mqtt import STREAM
+from meshkit.mqtt import STREAM, Login
 from meshkit.nats_server import NatsUser
 from meshkit.testing import identities
 from meshkit.testing.database import TestDatabase
@@ -301,9 +301,9 @@ async def test_a_suspended_tenants_devices_are_disconnected_until_it_is_resumed(
     await site.auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
     operator = await site.auth.as_user("system", "operator")
     key = await site.key()
-    client = await site.connect("pump-1", key.secret)
+    clients = [await site.connect(user, key.secret) for user in ("pump-1", key.id)]
     await site.auth.tenants.SuspendTenant(tenant_pb2.SuspendTenantRequest(id="demo"), metadata=operator)
-    await ended(client)
+    await asyncio.gather(*map(ended, clients))
     assert await site.is_refused("pump-1", key.secret)
     assert await site.is_refused(key.id, key.secret)
     await site.auth.tenants.ResumeTenant(tenant_pb2.ResumeTenantRequest(id="demo"), metadata=operator)
@@ -346,6 +346,74 @@ async def test_a_device_that_is_no_longer_ends_its_connection(site: Site, become
     await ended(gone)
     await spared.publish("devices/pump-2/telemetry", b"{}", qos=1)
     assert await site.count() == 1
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many connections each look through all of them has found."""
+    looks: list[int] = []
+    connected = mqtt_callout.MqttCallout._connected
+
+    async def counted(self: mqtt_callout.MqttCallout) -> tuple[str, Mapping[int, Login]]:
+        server, found = await connected(self)
+        looks.append(len(found))
+        return server, found
+
+    monkeypatch.setattr(mqtt_callout.MqttCallout, "_connected", counted)
+    return looks
+
+
+async def test_a_key_s_id_publishes_no_longer_for_a_device_that_another_tenant_has_now(
+    site: Site, swept: list[int]
+) -> None:
+    key = await site.key()
+    single, whole = await site.connect("pump-2", key.secret), await site.connect(key.id, key.secret)
+    site.devices.delete("demo", "pump-1")
+    site.devices.make("other", "pump-1")
+    await ended(whole)
+    again = await site.connect(key.id, key.secret)
+    await again.publish("devices/pump-1/telemetry", b"{}", qos=1)
+    assert await site.count() == 0
+    # What came in since, and who logged in for one device, is spared.
+    looked = len(swept)
+
+    async def was_looked_through_twice() -> bool:
+        return swept[looked:].count(2) >= 2
+
+    await until(was_looked_through_twice)
+    for client in (single, again):
+        await client.publish("devices/pump-2/telemetry", b"{}", qos=1)
+    assert await site.count() == 2
+
+
+async def test_what_other_tenants_delete_does_not_concern_a_key_s_id(site: Site, swept: list[int]) -> None:
+    key = await site.key()
+    client = await site.connect(key.id, key.secret)
+    site.devices.delete("other", "foreign")
+
+    async def was_looked_through_twice() -> bool:
+        return swept.count(1) >= 2
+
+    await until(was_looked_through_twice)
+    await client.publish("devices/pump-1/telemetry", b"{}", qos=1)
+    assert await site.count() == 1
+
+
+async def test_a_device_that_was_deleted_while_nobody_looked_through_the_connections_is_not_missed(
+    database: TestDatabase, device_nats: tuple[EmbeddedNats, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", SWEEP_S)
+    async with AsyncExitStack() as outer:
+        async with running_site(database, device_nats) as site:
+            await ensure_consumer(site.ingest)
+            key = await site.key()
+            client = await site.connect(key.id, key.secret)
+            outer.push_async_exit(site.clients.pop_all())
+        # Another process has read the list, and has died.
+        await site.auth.sql("UPDATE auth.deleted_devices_read SET number = 1")
+        async with running_site(database, device_nats) as site:
+            site.devices.delete("demo", "pump-1")
+            await ended(client)
 
 
 async def test_connections_are_looked_through_after_the_database_was_away(

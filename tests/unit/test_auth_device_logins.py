@@ -1,6 +1,7 @@
 """Who may come in by MQTT."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,32 @@ class _Devices:
         )
 
 
+class _Deletions:
+    """Knows who has deleted devices, and how many are."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.last: dict[str, int] = {}
+        self.away = False
+
+    def delete(self, tenant: str) -> None:
+        self.number += 1
+        self.last[tenant] = self.number
+
+    async def place(self) -> int:
+        return self.number
+
+    async def last_by_tenant(self, *, after: int) -> Mapping[str, int]:
+        if self.away:
+            raise dependency_unavailable("asset_svc")
+        return {tenant: number for tenant, number in self.last.items() if number > after}
+
+
+@pytest.fixture
+def deletions() -> _Deletions:
+    return _Deletions()
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock(_NOW)
@@ -108,15 +135,18 @@ def devices() -> _Devices:
 
 
 @pytest.fixture
-def logins(keys: _Keys, devices: _Devices, clock: ManualClock) -> DeviceLogins:
-    return _logins(keys, devices, KeyUses(store=NoUses(), clock=clock), clock)
+def logins(keys: _Keys, devices: _Devices, deletions: _Deletions, clock: ManualClock) -> DeviceLogins:
+    return _logins(keys, devices, KeyUses(store=NoUses(), clock=clock), clock, deletions)
 
 
-def _logins(keys: _Keys, devices: _Devices, uses: KeyUses, clock: ManualClock) -> DeviceLogins:
+def _logins(
+    keys: _Keys, devices: _Devices, uses: KeyUses, clock: ManualClock, deletions: _Deletions
+) -> DeviceLogins:
     return DeviceLogins(
         keys=keys,
         certificates=_Certificates(),
         devices=devices,
+        deletions=deletions,
         uses=uses,
         limits=LoginLimits(store=NoFailures(), clock=clock),
         clock=clock,
@@ -143,7 +173,7 @@ async def test_the_key_s_own_id_publishes_for_all_enabled_devices(
 
 
 async def test_a_log_in_that_is_let_in_is_a_use_of_the_key(
-    keys: _Keys, devices: _Devices, clock: ManualClock
+    keys: _Keys, devices: _Devices, deletions: _Deletions, clock: ManualClock
 ) -> None:
     written: list[Mapping[str, int]] = []
 
@@ -152,7 +182,7 @@ async def test_a_log_in_that_is_let_in_is_a_use_of_the_key(
             written.append(uses)
 
     uses = KeyUses(store=Store(), clock=clock)
-    logins = _logins(keys, devices, uses, clock)
+    logins = _logins(keys, devices, uses, clock, deletions)
     await _refusal(logins, "off", _token().text)
     await uses.write()
     assert written == []
@@ -260,12 +290,46 @@ async def test_who_would_be_refused_today(logins: DeviceLogins, keys: _Keys, dev
     assert [tenant for tenant, _ in devices.asked] == ["demo", "other"]
 
 
-async def test_while_nobody_can_tell_nobody_is_called_outdated(
-    logins: DeviceLogins, devices: _Devices
+async def test_a_log_in_for_all_devices_is_outdated_once_its_tenant_deletes_one(
+    logins: DeviceLogins, keys: _Keys, deletions: _Deletions
 ) -> None:
-    devices.away = True
-    with pytest.raises(Unavailable):
-        await logins.outdated([Login("demo", "revoked", "pump-1")])
+    keys.add("other", "key9")
+    deletions.delete("demo")
+    login = (await logins.log_in("key7", _token().text, address="")).login
+    others = (await logins.log_in("key9", _token("other", "key9").text, address="")).login
+    single = (await logins.log_in("pump-1", _token().text, address="")).login
+    assert await logins.outdated([login, others, single]) == []
+    deletions.delete("demo")
+    assert await logins.outdated([login, others, single]) == [login]
+    again = (await logins.log_in("key7", _token().text, address="")).login
+    assert await logins.outdated([others, again]) == []
+
+
+async def test_a_device_that_is_deleted_while_a_log_in_reads_them_makes_it_outdated(
+    logins: DeviceLogins, devices: _Devices, deletions: _Deletions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_of = devices.all_of
+
+    async def deleted_meanwhile(*arguments: Any, **named: Any) -> Sequence[EnabledDevice]:
+        found = await all_of(*arguments, **named)
+        deletions.delete("demo")
+        return found
+
+    monkeypatch.setattr(devices, "all_of", deleted_meanwhile)
+    login = (await logins.log_in("key7", _token().text, address="")).login
+    assert await logins.outdated([login]) == [login]
+
+
+async def test_while_nobody_knows_the_devices_only_credentials_make_outdated(
+    logins: DeviceLogins, devices: _Devices, deletions: _Deletions
+) -> None:
+    single, whole = Login("demo", "key7", "deleted"), Login("demo", "key7", "")
+    revoked = [Login("demo", "revoked", "pump-1"), Login("demo", "revoked", "")]
+    deletions.delete("demo")
+    for each in (devices, deletions):
+        devices.away = deletions.away = False
+        each.away = True
+        assert await logins.outdated([single, whole, *revoked]) == revoked
 
 
 async def test_a_bound_key_logs_in_its_devices_only(

@@ -22,6 +22,8 @@ DEVICES = st.just("") | st.from_regex(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", ful
 @given(tenant=TENANTS, credential_id=KEYS, device_id=DEVICES)
 def test_a_login_comes_back_from_its_text(tenant: str, credential_id: str, device_id: str) -> None:
     by_key = Login(tenant, credential_id, device_id)
+    listed = Login(tenant, credential_id, "", devices_as_of=2**63 - 1)
+    assert Login.parse(listed.text) == listed
     by_certificate = Login(tenant, credential_id, device_id, by_certificate=True)
     for login in (by_key, by_certificate):
         assert Login.parse(login.text) == login
@@ -45,12 +47,25 @@ def test_a_text_is_a_login_or_refused(text: str) -> None:
             or "-" in text
         )
     else:
-        assert login.text == text
+        assert login.text == text + ("" if login.device_id else "@0")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "//", "demo", "demo/key", "/key/pump", "demo//pump", "demo/key/pump/", "demo/key/pump\n", "d/K/p"],
+    [
+        "",
+        "//",
+        "demo",
+        "demo/key",
+        "/key/pump",
+        "demo//pump",
+        "demo/key/pump/",
+        "demo/key/pump\n",
+        "d/K/p",
+        "d/k/@",
+        "d/k/@x",
+        "d/k/@-1",
+    ],
 )
 def test_what_is_no_login(text: str) -> None:
     with pytest.raises(ValueError, match="no log-in of a device"):

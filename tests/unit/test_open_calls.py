@@ -20,7 +20,7 @@ class _Site:
     def __init__(self) -> None:
         self.told: list[DomainError] = []
         self.cut_off: asyncio.Queue[DomainError] = asyncio.Queue()
-        self.call = OpenCall(_ADA, cut_off=self.cut_off.put_nowait, renewed=lambda _: None)
+        self.call = OpenCall(_ADA, address="", cut_off=self.cut_off.put_nowait, renewed=lambda _: None)
 
 
 @pytest.fixture

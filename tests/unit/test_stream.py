@@ -61,7 +61,7 @@ class HeldWriter:
 class NoCredentials:
     """Is not asked."""
 
-    async def verify(self, credential: str) -> Principal:
+    async def verify(self, credential: str, *, address: str) -> Principal:
         raise NotImplementedError
 
 
@@ -81,7 +81,7 @@ class Site:
         self.budgets = budgets or Budgets()
         self.streams = OpenStreams(clock=self.clock, max_lifetime_s=3600)
         principal = Principal("acme", "hub", PrincipalKind.API_KEY, frozenset({"telemetry:write"}))
-        self.call = OpenCall(principal, cut_off=self.cut_off, renewed=lambda _: None)
+        self.call = OpenCall(principal, address="", cut_off=self.cut_off, renewed=lambda _: None)
         self.stream = self.new_stream(self.call)
         self.requests: asyncio.Queue[ingest_pb2.StreamTelemetryRequest] = asyncio.Queue()
         self.keeps_raw = False
@@ -409,7 +409,9 @@ async def test_a_recorded_batch_is_a_span_from_its_arrival_to_its_ack(
 
 async def test_a_stopping_process_asks_to_leave_once_the_gateway_has_noticed() -> None:
     async with opened() as site:
-        late = site.new_stream(OpenCall(site.call.principal, cut_off=site.cut_off, renewed=lambda _: None))
+        late = site.new_stream(
+            OpenCall(site.call.principal, address="", cut_off=site.cut_off, renewed=lambda _: None)
+        )
         draining = asyncio.create_task(site.streams.drain())
         await asyncio.sleep(0)
         site.streams.add(late)  # Let in, as long as the gateway may send somebody.

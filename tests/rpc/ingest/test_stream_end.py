@@ -11,6 +11,8 @@ import grpc
 import pytest
 from structlog.testing import CapturingLogger
 
+from meshkit.caller_address import ADDRESS_HEADER
+from meshkit.errors import DomainError, PermissionDenied, ResourceExhausted
 from meshkit.revocations import RevocationKind
 from meshkit.testing import identities
 from meshkit.testing.auth import bearer
@@ -275,6 +277,43 @@ async def test_a_bad_credential_ends_the_stream(ingest: Ingest, credential: str,
     async with opened(ingest) as client:
         await client.send(reauthenticate=ingest_pb2.Reauthenticate(token=credential))
         assert await client.fails() == Refused(UNAUTHENTICATED, reason)
+
+
+async def test_an_api_key_is_shown_with_the_address_that_the_stream_came_from(ingest: Ingest) -> None:
+    ingest.mint.api_keys["tmk_acme_1_s"] = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"])
+    async with streaming(ingest, caller=(*ingest.caller(), (ADDRESS_HEADER, "203.0.113.7"))) as client:
+        await client.open()
+        await client.define(("pump-1", "temperature"))
+        await client.send(reauthenticate=ingest_pb2.Reauthenticate(token="tmk_acme_1_s"))
+        await client.batch(1, columns(1.0))
+        await client.durable(1)
+    assert ingest.mint.key_addresses == ["203.0.113.7"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "expected"),
+    [
+        (
+            PermissionDenied("…", reason=ErrorReason.ERROR_REASON_ADDRESS_NOT_ALLOWED),
+            Refused(grpc.StatusCode.PERMISSION_DENIED, "ADDRESS_NOT_ALLOWED"),
+        ),
+        (
+            PermissionDenied("…", reason=ErrorReason.ERROR_REASON_TENANT_SUSPENDED),
+            Refused(grpc.StatusCode.PERMISSION_DENIED, "TENANT_SUSPENDED"),
+        ),
+        (
+            ResourceExhausted("…", reason=ErrorReason.ERROR_REASON_LOGIN_LIMITED, retry_after_s=7.0),
+            Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "LOGIN_LIMITED"),
+        ),
+    ],
+)
+async def test_a_stream_is_told_why_an_api_key_is_refused(
+    ingest: Ingest, refusal: DomainError, expected: Refused
+) -> None:
+    ingest.mint.key_refusals["tmk_acme_1_s"] = refusal
+    async with opened(ingest) as client:
+        await client.send(reauthenticate=ingest_pb2.Reauthenticate(token="tmk_acme_1_s"))
+        assert await client.fails() == expected
 
 
 @pytest.fixture

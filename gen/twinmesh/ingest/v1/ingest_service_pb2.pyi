@@ -982,8 +982,9 @@ class Reauthenticate(_message.Message):
     the API key, or of an access token the session, not the token's own 15 minutes. It has to
     come before that is revoked (TOKEN_REVOKED). What is refused ends the stream:
     UNAUTHENTICATED TOKEN_INVALID (also for another principal's), TOKEN_REVOKED or
-    API_KEY_INVALID, PERMISSION_DENIED PERMISSION_MISSING, UNAVAILABLE
-    DEPENDENCY_UNAVAILABLE.
+    API_KEY_INVALID, PERMISSION_DENIED PERMISSION_MISSING, ADDRESS_NOT_ALLOWED or
+    TENANT_SUSPENDED, RESOURCE_EXHAUSTED LOGIN_LIMITED, UNAVAILABLE DEPENDENCY_UNAVAILABLE.
+    An API key counts as shown from the address that opened the stream.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
