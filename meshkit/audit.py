@@ -41,8 +41,8 @@ _FLUSH_AGAIN_S = 0.1
 _TOGETHER = 100
 _Item = TypeVar("_Item")
 # Asked over and over by machines, about no resource: health and reflection; what was revoked, which devices
-# are gone and which tenants closed; what is open; what the account itself is given by; and whether a key is good, whose
-# answer is followed by the call itself or by Envoy's refusal.
+# are gone and which tenants closed; what is open; what the account itself is given by; and whether a key is
+# good, whose answer is followed by the call itself or by Envoy's refusal.
 _UNRECORDED = (
     "/grpc.",
     "/twinmesh.mesh.v1.HealthService/",
