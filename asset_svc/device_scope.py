@@ -39,6 +39,7 @@ class _ScopedRows:
 
     async def insert(self, resource: Device) -> Device:
         self._require_own(resource)
+        self._require_asset_of(Device(), resource)
         return await self._rows.insert(resource)
 
     async def find(self, ids: Sequence[str]) -> list[Device]:
@@ -55,6 +56,8 @@ class _ScopedRows:
 
     async def update(self, resource: Device) -> Device:
         self._require_own(resource)
+        for before in await self._rows.find([resource.id]):
+            self._require_asset_of(before, resource)
         return await self._rows.update(resource)
 
     async def delete(self, resource_id: str) -> None:
@@ -72,5 +75,15 @@ class _ScopedRows:
         if not self._holds(device):
             raise PermissionDenied(
                 f"device {device.id!r} is, or would be, none of those that your credential is bound to",
+                reason=ErrorReason.ERROR_REASON_OUTSIDE_OF_SCOPE,
+            )
+
+    @staticmethod
+    def _require_asset_of(before: Device, after: Device) -> None:
+        # Whether there is another asset is nothing to who is bound to devices.
+        if after.asset_id not in {"", before.asset_id}:
+            raise PermissionDenied(
+                "asset_id: your credential is bound to devices and cannot make one part of an asset; "
+                "use a credential that is bound to none",
                 reason=ErrorReason.ERROR_REASON_OUTSIDE_OF_SCOPE,
             )

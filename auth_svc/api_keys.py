@@ -7,12 +7,18 @@ from typing import Protocol
 
 import structlog
 
-from auth_svc.grants import granted_to_key, require_held, require_scope_held
+from auth_svc.grants import (
+    granted_to_key,
+    require_expiry_held,
+    require_held,
+    require_networks_held,
+    require_scope_held,
+)
 from auth_svc.opaque_tokens import OpaqueToken, Prefix, new_id, new_secret
 from auth_svc.revocations import kept_until
 from meshkit.addresses import Network
 from meshkit.clock import Clock
-from meshkit.errors import FailedPrecondition, invalid_field, not_found
+from meshkit.errors import FailedPrecondition, Unauthenticated, invalid_field, not_found
 from meshkit.identity import Principal, PrincipalKind
 from meshkit.scope import Scope
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -168,11 +174,20 @@ class ApiKeys:
         Raises:
             InvalidArgument: it would have expired already.
             PermissionDenied: GRANT_EXCEEDS_CALLER.
+            Unauthenticated: TOKEN_REVOKED, the caller is a key that is no more.
         """
         now_us = self._clock.now_us()
         if expire_us is not None and expire_us <= now_us:
             raise invalid_field("expire_time", "must be in the future")
         require_scope_held(scope, caller.scope, so="a key of yours is to these or some of them")
+        own = await self._own_key(caller)
+        if own is not None:
+            require_networks_held(
+                allowed_addresses, own.allowed_addresses, so="a key of yours names these or networks in them"
+            )
+            require_expiry_held(
+                expire_us, own.expire_us, so="a key of yours names that time or an earlier one"
+            )
         token = OpaqueToken(Prefix.API_KEY, caller.tenant, new_id(), new_secret())
         api_key = ApiKey(
             tenant=caller.tenant,
@@ -217,6 +232,7 @@ class ApiKeys:
             NotFound: the tenant has none with this id, or it is revoked.
             PermissionDenied: GRANT_EXCEEDS_CALLER.
             FailedPrecondition: API_KEY_EXPIRED, TOO_MANY_SECRETS.
+            Unauthenticated: TOKEN_REVOKED, the caller is a key that is no more.
         """
         found = await self._store.find(caller.tenant, key_id)
         if found is None:
@@ -228,6 +244,11 @@ class ApiKeys:
         require_scope_held(
             found.api_key.scope, caller.scope, so="you cannot have a secret of this key, which is not"
         )
+        own = await self._own_key(caller)
+        if own is not None:
+            so = "you cannot have a secret of this key, which is good beyond that"
+            require_networks_held(found.api_key.allowed_addresses, own.allowed_addresses, so=so)
+            require_expiry_held(found.api_key.expire_us, own.expire_us, so=so)
         now_us = self._clock.now_us()
         expire_us = found.api_key.expire_us
         if expire_us is not None and expire_us <= now_us:
@@ -249,6 +270,21 @@ class ApiKeys:
         generation = rotated.secrets[0].generation
         _log.info("API key rotated", api_key=key_id, generation=generation)
         return rotated.api_key, token.text, generation
+
+    async def _own_key(self, caller: Principal) -> ApiKey | None:
+        """Return the key that calls, None when somebody else does.
+
+        What its token tells does not say enough: networks stay with auth_svc, and a former secret ends
+        before its key.
+        """
+        if caller.kind != PrincipalKind.API_KEY:
+            return None
+        found = await self._store.find(caller.tenant, caller.subject)
+        if found is None:
+            raise Unauthenticated(
+                "the API key was revoked; use another one", reason=ErrorReason.ERROR_REASON_TOKEN_REVOKED
+            )
+        return found.api_key
 
     async def scope(self, tenant: str, key_id: str) -> tuple[Sequence[str], Sequence[str]]:
         """Return the device and gateway ids that a key is bound to, also when it was revoked.

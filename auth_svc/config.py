@@ -20,7 +20,7 @@ class AuthSettings(RootSettings, ServiceSettings):
     """What auth_svc needs on top of every service's settings."""
 
     asset_address: str = Field(
-        description="Processes of asset_svc, host:port with commas between them; asked for their health."
+        description="Processes of asset_svc, host:port with commas between; asked for devices and health."
     )
     ingest_address: str = Field(description="Processes of ingest_svc, likewise; they count connections too.")
     twin_address: str = Field(description="Processes of twin_svc, likewise.")

@@ -1,14 +1,18 @@
 """Who may give which permissions to whom, and what a tenant must not lose.
 
 Nobody gives or takes, by key, role or user, a permission that they do not hold; who is bound to
-devices gives nothing that is bound to others. A tenant keeps somebody who can let people in.
+devices gives nothing that is bound to others; a key that is good from some networks or for some time gives
+nothing that is good from others or for longer. A tenant keeps somebody who can let people in.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Protocol
 
 from auth_svc.roles import Role, built_in_roles, carried, permissions_of
+from meshkit.addresses import Network
+from meshkit.clock import MICROS_PER_SECOND
 from meshkit.errors import FailedPrecondition, PermissionDenied
 from meshkit.identity import INSTALLATION_PERMISSIONS, SERVICE_PERMISSIONS, SYSTEM_TENANT
 from meshkit.scope import Scope
@@ -60,6 +64,56 @@ def require_scope_held(given: Scope | None, caller: Scope | None, *, so: str) ->
         f"you are bound to {bound}, so {so}",
         reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
         metadata={"scope": bound},
+    )
+
+
+def require_networks_held(given: Sequence[Network], caller: Sequence[Network], *, so: str) -> None:
+    """Refuse a key that is good from some networks to give what is good from others.
+
+    Args:
+        given: networks that somebody else will be good from, none: from anywhere.
+        caller: networks that the caller is good from, none: from anywhere.
+        so: what follows for the caller, to end the sentence "you are good from … only, so".
+
+    Raises:
+        PermissionDenied: GRANT_EXCEEDS_CALLER.
+    """
+    if not caller or (given and all(_is_within(each, caller) for each in given)):
+        return
+    own = ", ".join(map(str, caller))
+    raise PermissionDenied(
+        f"allowed_addresses: you are good from {own} only, so {so}",
+        reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
+        metadata={"field": "allowed_addresses"},
+    )
+
+
+def require_expiry_held(given_us: int | None, caller_us: int | None, *, so: str) -> None:
+    """Refuse a key that ends to give what ends later.
+
+    Args:
+        given_us: when what is given ends, microseconds since the epoch, None: never.
+        caller_us: when the caller ends, likewise.
+        so: what follows for the caller, to end the sentence "you expire at …, so".
+
+    Raises:
+        PermissionDenied: GRANT_EXCEEDS_CALLER.
+    """
+    if caller_us is None or (given_us is not None and given_us <= caller_us):
+        return
+    end = datetime.fromtimestamp(caller_us // MICROS_PER_SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    raise PermissionDenied(
+        f"expire_time: you expire at {end}, so {so}",
+        reason=ErrorReason.ERROR_REASON_GRANT_EXCEEDS_CALLER,
+        metadata={"field": "expire_time"},
+    )
+
+
+def _is_within(network: Network, others: Iterable[Network]) -> bool:
+    # subnet_of compares networks of one version only, and is typed so.
+    return any(
+        network.version == other.version and network.subnet_of(other)  # type: ignore[arg-type]
+        for other in others
     )
 
 

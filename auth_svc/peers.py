@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from auth_svc.readiness import DEPENDENCIES, WHOLE
 from meshkit.channels import mutual_channel
+from meshkit.processes import addresses_of
 from meshkit.service_identity import ServiceIdentity
 
 _TIMEOUT_S = 1.0
@@ -94,9 +95,9 @@ async def peers(addresses: Mapping[str, str], *, identity: ServiceIdentity) -> A
         channels = {
             service: [
                 await stack.enter_async_context(
-                    mutual_channel(address.strip(), service=service, identity=identity, options=options)
+                    mutual_channel(address, service=service, identity=identity, options=options)
                 )
-                for address in listed.split(",")
+                for address in addresses_of(listed)
                 for options in (TO_ONE, TO_A_SERVING_ONE)
             ]
             for service, listed in addresses.items()

@@ -25,7 +25,7 @@ from telemetry_store.retention_settings import RetentionSettings
 class IngestSettings(BusServiceSettings, RetentionSettings):
     """What ingest_svc needs beside what every service needs; how long what is kept, it only tells."""
 
-    asset_address: str = Field(description="Address of asset_svc, host:port.")
+    asset_address: str = Field(description="Processes of asset_svc, host:port with commas between.")
     device_nats_url: SecretStr | None = Field(
         None,
         description="NATS URL of the account of devices that speak MQTT; empty: their messages are not read.",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 from uuid import UUID
 
 import grpc
@@ -17,6 +17,7 @@ from meshkit.channels import mutual_channel
 from meshkit.connections import Connections, Held, Refused, Wanted
 from meshkit.errors import DomainError, dependency_unavailable
 from meshkit.identity import KeyFetch
+from meshkit.processes import ProcessesChannel, addresses_of
 from meshkit.revocations import Fetch, Revocation, RevocationKind
 from meshkit.service_identity import ServiceIdentity
 from meshkit.tenant_deletion import ClosedTenant
@@ -64,23 +65,30 @@ _OPTIONS = [
 
 @asynccontextmanager
 async def service_channel(
-    address: str, *, service: str, identity: ServiceIdentity
+    addresses: str, *, service: str, identity: ServiceIdentity
 ) -> AsyncIterator[grpc.aio.Channel]:
-    """Open a channel to a peer service and close it in the end.
+    """Open a channel to a peer service, for unary rpcs, and close it in the end.
 
     Args:
-        address: host:port of the peer.
+        addresses: of its processes, host:port with commas between: the next one is asked when one is away.
         service: its name, which its certificate must prove.
         identity: who calls.
     """
-    async with mutual_channel(
-        address,
-        service=service,
-        identity=identity,
-        options=_OPTIONS,
-        interceptors=aio_client_interceptors(),
-    ) as channel:
-        yield channel
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(
+                mutual_channel(
+                    address,
+                    service=service,
+                    identity=identity,
+                    options=_OPTIONS,
+                    interceptors=aio_client_interceptors(),
+                )
+            )
+            for address in addresses_of(addresses)
+        ]
+        # Stubs ask it for multi-callables and for nothing else.
+        yield cast("grpc.aio.Channel", ProcessesChannel(channels))
 
 
 @asynccontextmanager
@@ -94,15 +102,8 @@ async def counting_connections(
         identity: proves who calls.
         holder: whose connections they are.
     """
-    async with AsyncExitStack() as stack:
-        stubs = [
-            connection_service_pb2_grpc.ConnectionServiceStub(
-                await stack.enter_async_context(
-                    service_channel(address.strip(), service=_COUNTER, identity=identity)
-                )
-            )
-            for address in addresses.split(",")
-        ]
+    async with service_channel(addresses, service=_COUNTER, identity=identity) as channel:
+        stub = connection_service_pb2_grpc.ConnectionServiceStub(channel)
 
         async def hold(wanted: Sequence[Wanted], refused: Sequence[Refused]) -> list[Held]:
             request = connection_service_pb2.HoldConnectionsRequest(
@@ -118,15 +119,11 @@ async def counting_connections(
                     for tenant, principal, connections in refused
                 ],
             )
-            try:
-                answer = await call(stubs[0].HoldConnections, request, peer=_COUNTER)
-            except BaseException:
-                # The next one is asked the next time.
-                stubs.append(stubs.pop(0))
-                raise
+            answer = await call(stub.HoldConnections, request, peer=_COUNTER)
             return [Held(held.granted, held.used, held.limit) for held in answer.tenants]
 
-        yield await stack.enter_async_context(Connections(hold=hold))
+        async with Connections(hold=hold) as connections:
+            yield connections
 
 
 async def call(method: Callable[..., Awaitable[_R]], request: Message, *, peer: str) -> _R:

@@ -325,7 +325,7 @@ class ServiceSettings(Settings):
         description="Folder of the service's certificate and key (identity.pem) and of the CA's certificates"
         " (authorities.pem); replaced while it runs."
     )
-    auth_address: str = Field(description="Address of auth_svc, host:port.")
+    auth_address: str = Field(description="Processes of auth_svc, host:port with commas between.")
     otlp_endpoint: str = Field(
         "",
         validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",

@@ -16,7 +16,7 @@ class TwinSettings(BusServiceSettings, RetentionSettings):
     feed_database_url: SecretStr = Field(
         description="PostgreSQL URL with the role twinmesh_twin_feed, which follows all tenants' commits."
     )
-    asset_address: str = Field(description="Address of asset_svc, host:port.")
+    asset_address: str = Field(description="Processes of asset_svc, host:port with commas between.")
     ingest_address: str = Field(
         description="Processes of ingest_svc, which count connections, host:port with commas between."
     )

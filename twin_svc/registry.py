@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from meshkit.clock import MICROS_PER_SECOND, Clock
-from meshkit.errors import not_found
+from meshkit.errors import invalid_field, not_found
 from meshkit.identity import Principal
 from meshkit.lookups import Lookups
 from meshkit.scope import Scope
@@ -16,6 +16,9 @@ from twin_svc.twins import Device
 _FRESH_US = 10 * MICROS_PER_SECOND
 _CAPACITY = 50_000
 _WHOLE_PAGE = 10_000
+# Scopes whose devices are remembered, and the most devices of one: two gateways with all their children.
+_SCOPES = 64
+_MOST_BOUND = 20_002
 
 _Key = tuple[str, str]  # tenant, device id
 
@@ -48,6 +51,14 @@ class _Entry:
     fetched_us: int
 
 
+@dataclass(slots=True)
+class _BoundIds:
+    """Of a scope, all ids or so many that they are too many."""
+
+    ids: Sequence[str]
+    fetched_us: int
+
+
 class DeviceRegistry:
     """Finds devices for callers. That one does not exist is never remembered: a new one appears at once.
 
@@ -65,6 +76,7 @@ class DeviceRegistry:
         self._source = source
         self._clock = clock
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._bound: OrderedDict[tuple[str, Scope], _BoundIds] = OrderedDict()
         # Raised by every change: an answer that was under way then may be from before it.
         self._changes = 0
         self.lookups = Lookups()
@@ -93,21 +105,42 @@ class DeviceRegistry:
             return found
         return {id_: device for id_, device in found.items() if scope.holds(id_, device.parent_id)}
 
-    async def all_bound(self, caller: Principal) -> list[str] | None:
+    async def all_bound(self, caller: Principal) -> Sequence[str] | None:
         """Return the ids of all devices that a caller is bound to, None when it is bound to none.
 
         Raises:
+            InvalidArgument: they are more than 20,002.
             Unavailable: nobody can tell now.
         """
         if caller.scope is None:
             return None
+        key = (caller.tenant, caller.scope)
+        now_us = self._clock.now_us()
+        known = self._bound.get(key)
+        if known is None or now_us - known.fetched_us >= _FRESH_US:
+            changes = self._changes
+            known = _BoundIds(await self._bound_ids(caller), now_us)
+            if changes == self._changes:
+                self._bound[key] = known
+                self._bound.move_to_end(key)
+                if len(self._bound) > _SCOPES:
+                    self._bound.popitem(last=False)
+        if len(known.ids) > _MOST_BOUND:
+            raise invalid_field(
+                "device_id",
+                f"must name a device, since your credential is bound to more than {_MOST_BOUND} with the "
+                "children of its gateways",
+            )
+        return known.ids
+
+    async def _bound_ids(self, caller: Principal) -> Sequence[str]:
         ids: list[str] = []
         token = ""
         while True:
             page = await self.page(caller, device_type_id="", page_size=_WHOLE_PAGE, page_token=token)
             ids += (device.id for device in page.devices)
             token = page.after
-            if not token:
+            if not token or len(ids) > _MOST_BOUND:
                 return ids
 
     async def _find(self, tenant: str, device_ids: Collection[str]) -> dict[str, Device]:
@@ -173,6 +206,9 @@ class DeviceRegistry:
     def forget(self, tenant: str, *, device_ids: Collection[str], device_type_ids: Collection[str]) -> None:
         """Drop what is known to have changed."""
         self._changes += 1
+        # One that changed may have come into a scope, or left it.
+        for scope in [key for key in self._bound if key[0] == tenant]:
+            del self._bound[scope]
         for device_id in device_ids:
             self._entries.pop((tenant, device_id), None)
         if device_type_ids:
@@ -188,6 +224,7 @@ class DeviceRegistry:
         """Drop everything: announcements may have been missed."""
         self._changes += 1
         self._entries.clear()
+        self._bound.clear()
 
     def _remember(self, tenant: str, devices: Mapping[str, Device], now_us: int) -> None:
         for device_id, device in devices.items():

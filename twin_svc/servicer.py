@@ -10,6 +10,7 @@ from meshkit.db import Connection
 from meshkit.errors import DomainError
 from meshkit.identity import current_principal
 from meshkit.open_calls import current_call
+from meshkit.policy import require_unbound
 from meshkit.time_bounds import time_bound
 from telemetry_store.events import EventFilter, read_newest
 from telemetry_store.history import HistoryQuestion, find_series, read_history
@@ -204,6 +205,9 @@ class EventServicer(event_contract_grpc.EventServiceServicer):
         after = paging.decode(question, request.page_token)
         place = first_place(span) if after is None else place_from_json(after)
         size = paging.page_size(request.page_size, default=_EVENTS_PER_PAGE, maximum=_MOST_EVENTS)
+        if request.asset_id:
+            # Whether there is such an asset is nothing to who is bound to devices.
+            require_unbound(caller, method="ListEvents by asset_id")
         if request.device_id:
             await self._registry.get(caller, request.device_id)
         wanted = EventFilter(

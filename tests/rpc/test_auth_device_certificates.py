@@ -337,6 +337,23 @@ async def test_without_a_ca_everything_else_goes_on(database: TestDatabase) -> N
         assert await refusal(call) == (grpc.StatusCode.FAILED_PRECONDITION, "CA_NOT_CONFIGURED")
 
 
+async def test_any_process_of_asset_svc_tells_of_devices(database: TestDatabase, tmp_path: Path) -> None:
+    make_authority(tmp_path / "ca", "plant.example")
+    async with (
+        fake_devices() as (devices, address),
+        running_auth(
+            database,
+            peers={"asset_address": f"127.0.0.1:1,{address}"},
+            ca_dir=tmp_path / "ca",
+            crl_file=tmp_path / "crl.pem",
+        ) as auth,
+    ):
+        site = Site(
+            auth, devices, read_authority(tmp_path / "ca"), tmp_path / "crl.pem", await auth.as_user()
+        )
+        assert (await site.issue()).uri.endswith("/pump-1")
+
+
 async def test_a_suspended_tenants_devices_are_told_so_when_they_show_their_certificates(site: Site) -> None:
     await site.auth.add_user("system", "operator", Role.INSTALLATION_ADMIN)
     operator = await site.auth.as_user("system", "operator")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from meshkit.errors import NotFound, dependency_unavailable
+from meshkit.errors import InvalidArgument, NotFound, dependency_unavailable
 from meshkit.identity import Principal, PrincipalKind
 from meshkit.lookups import Lookups
 from meshkit.scope import Scope
@@ -23,11 +23,12 @@ def device(device_id: str, *, name: str = "", device_type_id: str = "pump") -> D
 
 
 class Source:
-    """asset_svc: `devices` exist; asked ids are noted; `hold` keeps answers back."""
+    """asset_svc: `devices` exist; asked ids and pages are noted; `hold` keeps answers back."""
 
     def __init__(self, *devices: Device) -> None:
         self.devices = {one.id: one for one in devices}
         self.asked: list[list[str]] = []
+        self.pages: list[tuple[str, str]] = []
         self.hold = asyncio.Event()
         self.hold.set()
         self.was_asked = asyncio.Event()
@@ -47,7 +48,11 @@ class Source:
     async def page(
         self, tenant: str, *, device_type_id: str, page_size: int, page_token: str, scope: Scope | None = None
     ) -> DevicePage:
-        return DevicePage([], "")
+        self.pages.append((tenant, page_token))
+        after = [self.devices[one] for one in sorted(self.devices) if one > page_token]
+        self.was_asked.set()
+        await self.hold.wait()
+        return DevicePage(after[:page_size], after[page_size - 1].id if len(after) > page_size else "")
 
 
 @pytest.fixture
@@ -141,3 +146,71 @@ async def test_chosen_devices_come_by_id_page_by_page(clock: ManualClock) -> Non
     assert await page("b") == (["c", "v"], "")
     assert await page("b", "pump") == (["c"], "")
     assert await page("", "valve") == (["v"], "")
+
+
+def bound_to(gateway_id: str, tenant: str = TENANT) -> Principal:
+    return replace(CALLER, tenant=tenant, scope=Scope(gateway_ids=frozenset({gateway_id})))
+
+
+async def test_what_a_caller_is_bound_to_is_asked_for_once_until_it_is_old(clock: ManualClock) -> None:
+    source = Source(device("pump-1"))
+    registry = DeviceRegistry(source=source, clock=clock)
+    assert await registry.all_bound(CALLER) is None
+    for _ in range(3):
+        assert await registry.all_bound(bound_to("hub")) == ["pump-1"]
+    assert len(source.pages) == 1
+    await registry.all_bound(bound_to("hub-2"))
+    await registry.all_bound(bound_to("hub", "other"))
+    assert len(source.pages) == 3
+    source.devices["pump-2"] = device("pump-2")
+    clock.advance(11)
+    assert await registry.all_bound(bound_to("hub")) == ["pump-1", "pump-2"]
+
+
+async def test_what_a_caller_is_bound_to_is_asked_for_again_after_a_change(clock: ManualClock) -> None:
+    source = Source(device("pump-1"))
+    registry = DeviceRegistry(source=source, clock=clock)
+    callers = bound_to("hub"), bound_to("hub", "other")
+    for caller in callers:
+        await registry.all_bound(caller)
+    source.devices["pump-2"] = device("pump-2")
+    registry.forget(TENANT, device_ids=["pump-2"], device_type_ids=[])
+    assert [await registry.all_bound(caller) for caller in callers] == [["pump-1", "pump-2"], ["pump-1"]]
+    registry.forget_all()
+    assert await registry.all_bound(callers[1]) == ["pump-1", "pump-2"]
+
+
+async def test_what_a_caller_was_bound_to_before_a_change_is_not_remembered(clock: ManualClock) -> None:
+    source = Source(device("pump-1"))
+    registry = DeviceRegistry(source=source, clock=clock)
+    source.hold.clear()
+    asking = asyncio.create_task(registry.all_bound(bound_to("hub")))
+    await source.was_asked.wait()
+    source.devices["pump-2"] = device("pump-2")
+    registry.forget(TENANT, device_ids=["pump-2"], device_type_ids=[])
+    source.hold.set()
+    await asking
+    assert await registry.all_bound(bound_to("hub")) == ["pump-1", "pump-2"]
+
+
+async def test_only_so_many_scopes_are_remembered(clock: ManualClock) -> None:
+    source = Source(device("pump-1"))
+    registry = DeviceRegistry(source=source, clock=clock)
+    for number in range(65):
+        await registry.all_bound(bound_to(f"hub-{number}"))
+    await registry.all_bound(bound_to("hub-64"))
+    assert len(source.pages) == 65
+    await registry.all_bound(bound_to("hub-0"))
+    assert len(source.pages) == 66
+
+
+async def test_a_caller_that_is_bound_to_too_many_has_to_name_one(clock: ManualClock) -> None:
+    source = Source(*(device(f"pump-{number:05}") for number in range(50_000)))
+    registry = DeviceRegistry(source=source, clock=clock)
+    for _ in range(2):
+        with pytest.raises(InvalidArgument, match=r"device_id.*20002"):
+            await registry.all_bound(bound_to("hub"))
+    assert len(source.pages) == 3
+    source.devices = {one: source.devices[one] for one in sorted(source.devices)[:20_002]}
+    registry.forget_all()
+    assert len(await registry.all_bound(bound_to("hub")) or ()) == 20_002

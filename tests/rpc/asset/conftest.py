@@ -80,8 +80,8 @@ async def connect(asset_address: str, mint: TokenMint) -> AsyncIterator[Connect]
     """Connects a caller of a tenant with permissions."""
     async with AsyncExitStack() as channels:
 
-        def connect(tenant: str, permissions: Iterable[str] = EVERYTHING) -> Caller:
-            credential = _Credential(mint.token(tenant=tenant, permissions=permissions))
+        def connect(tenant: str, permissions: Iterable[str] = EVERYTHING, **claims: Any) -> Caller:
+            credential = _Credential(mint.token(tenant=tenant, permissions=permissions, **claims))
             channel = identities.channel(asset_address, "asset_svc", interceptors=[credential])
             channels.push_async_callback(channel.close)
             return Caller(channel)

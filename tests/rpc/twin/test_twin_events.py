@@ -136,3 +136,16 @@ async def test_what_is_refused(
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await listed(neighbours, twins, **fields)
     assert refusal(refused.value) == expected
+
+
+async def test_a_bound_key_does_not_learn_which_assets_exist(neighbours: Neighbours, twins: TwinApp) -> None:
+    neighbours.profiles.subtrees[neighbours.tenant, "hall"] = ["hall"]
+    stub: Any = event_service_pb2_grpc.EventServiceStub(twins.channel)
+    bound = neighbours.caller(permissions=["event:read"], device_ids=["pump-1"])
+    for asset_id in ("hall", "absent"):
+        for device_id in ("", "pump-1"):
+            request = contract.ListEventsRequest(asset_id=asset_id, device_id=device_id)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.ListEvents(request, metadata=bound)
+            assert refusal(refused.value) == (grpc.StatusCode.PERMISSION_DENIED, "OUTSIDE_OF_SCOPE")
+    assert not (await stub.ListEvents(contract.ListEventsRequest(), metadata=bound)).events

@@ -74,7 +74,8 @@ class DeviceServiceServicer:
     def CreateDevice(self, request, context):
         """CreateDevice adds a device. ALREADY_EXISTS when the id is taken;
         FAILED_PRECONDITION REFERENCE_NOT_FOUND for an unknown type, parent or asset,
-        PARENT_INVALID when the parent is no gateway.
+        PARENT_INVALID when the parent is no gateway. A caller that is bound to devices gives it no
+        asset: PERMISSION_DENIED OUTSIDE_OF_SCOPE.
         Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -98,7 +99,8 @@ class DeviceServiceServicer:
     def UpdateDevice(self, request, context):
         """UpdateDevice changes the fields named in update_mask; without a mask, every
         field that the body sets. With an etag, ABORTED ETAG_MISMATCH when somebody
-        else was first. Retry with the same etag is safe.
+        else was first. Retry with the same etag is safe. A caller that is bound to devices gives it
+        no other asset: PERMISSION_DENIED OUTSIDE_OF_SCOPE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,8 @@ class DeviceServiceStub:
     CreateDevice: _grpc.UnaryUnaryMultiCallable[_device_service_pb2.CreateDeviceRequest, _device_service_pb2.Device]
     """CreateDevice adds a device. ALREADY_EXISTS when the id is taken;
     FAILED_PRECONDITION REFERENCE_NOT_FOUND for an unknown type, parent or asset,
-    PARENT_INVALID when the parent is no gateway.
+    PARENT_INVALID when the parent is no gateway. A caller that is bound to devices gives it no
+    asset: PERMISSION_DENIED OUTSIDE_OF_SCOPE.
     Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
     """
     GetDevice: _grpc.UnaryUnaryMultiCallable[_device_service_pb2.GetDeviceRequest, _device_service_pb2.Device]
@@ -46,7 +47,8 @@ class DeviceServiceStub:
     UpdateDevice: _grpc.UnaryUnaryMultiCallable[_device_service_pb2.UpdateDeviceRequest, _device_service_pb2.Device]
     """UpdateDevice changes the fields named in update_mask; without a mask, every
     field that the body sets. With an etag, ABORTED ETAG_MISMATCH when somebody
-    else was first. Retry with the same etag is safe.
+    else was first. Retry with the same etag is safe. A caller that is bound to devices gives it
+    no other asset: PERMISSION_DENIED OUTSIDE_OF_SCOPE.
     """
     DeleteDevice: _grpc.UnaryUnaryMultiCallable[_device_service_pb2.DeleteDeviceRequest, _device_service_pb2.DeleteDeviceResponse]
     """DeleteDevice removes one. NOT_FOUND when it is absent;
@@ -65,7 +67,8 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     CreateDevice: _aio.UnaryUnaryMultiCallable[_device_service_pb2.CreateDeviceRequest, _device_service_pb2.Device]  # type: ignore[assignment]
     """CreateDevice adds a device. ALREADY_EXISTS when the id is taken;
     FAILED_PRECONDITION REFERENCE_NOT_FOUND for an unknown type, parent or asset,
-    PARENT_INVALID when the parent is no gateway.
+    PARENT_INVALID when the parent is no gateway. A caller that is bound to devices gives it no
+    asset: PERMISSION_DENIED OUTSIDE_OF_SCOPE.
     Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
     """
     GetDevice: _aio.UnaryUnaryMultiCallable[_device_service_pb2.GetDeviceRequest, _device_service_pb2.Device]  # type: ignore[assignment]
@@ -75,7 +78,8 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     UpdateDevice: _aio.UnaryUnaryMultiCallable[_device_service_pb2.UpdateDeviceRequest, _device_service_pb2.Device]  # type: ignore[assignment]
     """UpdateDevice changes the fields named in update_mask; without a mask, every
     field that the body sets. With an etag, ABORTED ETAG_MISMATCH when somebody
-    else was first. Retry with the same etag is safe.
+    else was first. Retry with the same etag is safe. A caller that is bound to devices gives it
+    no other asset: PERMISSION_DENIED OUTSIDE_OF_SCOPE.
     """
     DeleteDevice: _aio.UnaryUnaryMultiCallable[_device_service_pb2.DeleteDeviceRequest, _device_service_pb2.DeleteDeviceResponse]  # type: ignore[assignment]
     """DeleteDevice removes one. NOT_FOUND when it is absent;
@@ -96,7 +100,8 @@ class DeviceServiceServicer:
     ) -> _typing.Union[_device_service_pb2.Device, _abc.Awaitable[_device_service_pb2.Device]]:
         """CreateDevice adds a device. ALREADY_EXISTS when the id is taken;
         FAILED_PRECONDITION REFERENCE_NOT_FOUND for an unknown type, parent or asset,
-        PARENT_INVALID when the parent is no gateway.
+        PARENT_INVALID when the parent is no gateway. A caller that is bound to devices gives it no
+        asset: PERMISSION_DENIED OUTSIDE_OF_SCOPE.
         Not blindly repeatable: a retry after a lost answer gets ALREADY_EXISTS.
         """
 
@@ -121,7 +126,8 @@ class DeviceServiceServicer:
     ) -> _typing.Union[_device_service_pb2.Device, _abc.Awaitable[_device_service_pb2.Device]]:
         """UpdateDevice changes the fields named in update_mask; without a mask, every
         field that the body sets. With an etag, ABORTED ETAG_MISMATCH when somebody
-        else was first. Retry with the same etag is safe.
+        else was first. Retry with the same etag is safe. A caller that is bound to devices gives it
+        no other asset: PERMISSION_DENIED OUTSIDE_OF_SCOPE.
         """
 
     def DeleteDevice(

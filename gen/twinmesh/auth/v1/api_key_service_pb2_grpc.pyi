@@ -39,7 +39,8 @@ class ApiKeyServiceStub:
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateApiKeyRequest, _api_key_service_pb2.CreateApiKeyResponse]
     """CreateApiKey makes a key and answers its secret, once; only a hash is kept.
     PERMISSION_DENIED GRANT_EXCEEDS_CALLER when a permission asked for is not the
-    caller's own, or the caller is bound to devices and the key would be to more.
+    caller's own, or the caller is bound to devices and the key would be to more, or the
+    caller is a key and the new one would be good from other networks or for longer.
     Not safe to retry: a lost answer leaves a key to delete.
     """
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.ListApiKeysRequest, _api_key_service_pb2.ListApiKeysResponse]
@@ -50,7 +51,9 @@ class ApiKeyServiceStub:
     """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
     good for the overlap, or until an earlier rotation has them end; then what they opened
     ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
-    what the caller does not hold, or is bound to fewer devices than the caller or to others; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+    what the caller does not hold, or is bound to others than the caller's devices, or the
+    caller is a key and this one is good from other networks or for longer;
+    FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
     NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
     """
 
@@ -65,7 +68,8 @@ class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateApiKeyRequest, _api_key_service_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
     """CreateApiKey makes a key and answers its secret, once; only a hash is kept.
     PERMISSION_DENIED GRANT_EXCEEDS_CALLER when a permission asked for is not the
-    caller's own, or the caller is bound to devices and the key would be to more.
+    caller's own, or the caller is bound to devices and the key would be to more, or the
+    caller is a key and the new one would be good from other networks or for longer.
     Not safe to retry: a lost answer leaves a key to delete.
     """
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.ListApiKeysRequest, _api_key_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
@@ -76,7 +80,9 @@ class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
     """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
     good for the overlap, or until an earlier rotation has them end; then what they opened
     ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
-    what the caller does not hold, or is bound to fewer devices than the caller or to others; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+    what the caller does not hold, or is bound to others than the caller's devices, or the
+    caller is a key and this one is good from other networks or for longer;
+    FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
     NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
     """
 
@@ -93,7 +99,8 @@ class ApiKeyServiceServicer:
     ) -> _typing.Union[_api_key_service_pb2.CreateApiKeyResponse, _abc.Awaitable[_api_key_service_pb2.CreateApiKeyResponse]]:
         """CreateApiKey makes a key and answers its secret, once; only a hash is kept.
         PERMISSION_DENIED GRANT_EXCEEDS_CALLER when a permission asked for is not the
-        caller's own, or the caller is bound to devices and the key would be to more.
+        caller's own, or the caller is bound to devices and the key would be to more, or the
+        caller is a key and the new one would be good from other networks or for longer.
         Not safe to retry: a lost answer leaves a key to delete.
         """
 
@@ -119,7 +126,9 @@ class ApiKeyServiceServicer:
         """RotateApiKey gives a key another secret and answers it, once. The secrets of before are
         good for the overlap, or until an earlier rotation has them end; then what they opened
         ends, and nothing else does. PERMISSION_DENIED GRANT_EXCEEDS_CALLER when the key carries
-        what the caller does not hold, or is bound to fewer devices than the caller or to others; FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
+        what the caller does not hold, or is bound to others than the caller's devices, or the
+        caller is a key and this one is good from other networks or for longer;
+        FAILED_PRECONDITION API_KEY_EXPIRED, TOO_MANY_SECRETS;
         NOT_FOUND. May be retried: a lost answer leaves a secret that nobody knows, until its own end.
         """
 

@@ -36,7 +36,9 @@ class EventServiceStub:
     ListEvents: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]
     """ListEvents lists events, newest first. All filters must hold. NOT_FOUND when the
     device or asset asked for is absent; INVALID_ARGUMENT TIME_RANGE_INVALID when the
-    range is empty or reversed. Read only, safe to retry. Events that come late, between
+    range is empty or reversed. Of a caller that is bound to devices: PERMISSION_DENIED
+    OUTSIDE_OF_SCOPE with an asset_id, INVALID_ARGUMENT INVALID_FIELD without a device_id when
+    it is bound to more than 20,002 with its gateways' children. Read only, safe to retry. Events that come late, between
     two pages, may be missed by the later ones.
     """
 
@@ -48,7 +50,9 @@ class EventServiceAsyncStub(EventServiceStub):
     ListEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]  # type: ignore[assignment]
     """ListEvents lists events, newest first. All filters must hold. NOT_FOUND when the
     device or asset asked for is absent; INVALID_ARGUMENT TIME_RANGE_INVALID when the
-    range is empty or reversed. Read only, safe to retry. Events that come late, between
+    range is empty or reversed. Of a caller that is bound to devices: PERMISSION_DENIED
+    OUTSIDE_OF_SCOPE with an asset_id, INVALID_ARGUMENT INVALID_FIELD without a device_id when
+    it is bound to more than 20,002 with its gateways' children. Read only, safe to retry. Events that come late, between
     two pages, may be missed by the later ones.
     """
 
@@ -62,7 +66,9 @@ class EventServiceServicer:
     ) -> _typing.Union[_event_service_pb2.ListEventsResponse, _abc.Awaitable[_event_service_pb2.ListEventsResponse]]:
         """ListEvents lists events, newest first. All filters must hold. NOT_FOUND when the
         device or asset asked for is absent; INVALID_ARGUMENT TIME_RANGE_INVALID when the
-        range is empty or reversed. Read only, safe to retry. Events that come late, between
+        range is empty or reversed. Of a caller that is bound to devices: PERMISSION_DENIED
+        OUTSIDE_OF_SCOPE with an asset_id, INVALID_ARGUMENT INVALID_FIELD without a device_id when
+        it is bound to more than 20,002 with its gateways' children. Read only, safe to retry. Events that come late, between
         two pages, may be missed by the later ones.
         """
 

@@ -59,7 +59,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_GRANT_EXCEEDS_CALLER: _ErrorReason.ValueType  # 26
     """A caller may not grant what it does not hold itself, by key, role or user, nor take it from
     others. PERMISSION_DENIED.
-    Metadata: permission.
+    Metadata: permission, or scope, or field (allowed_addresses, expire_time).
     """
     ERROR_REASON_LOGIN_BUSY: _ErrorReason.ValueType  # 27
     """Too many log-ins at once; retry after RetryInfo. RESOURCE_EXHAUSTED."""
@@ -285,7 +285,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_OUTSIDE_OF_SCOPE: _ErrorReason.ValueType  # 191
     """The caller is bound to devices, by the scope of its API key or by its certificate, and the rpc
-    is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
+    is not for such callers, or asks of an asset, or would make a device that is none of theirs or
+    part of an asset. PERMISSION_DENIED.
     """
     ERROR_REASON_SIGNATURE_INVALID: _ErrorReason.ValueType  # 192
     """The signature of the request does not fit: it has another form, is by another secret, of a key
@@ -354,7 +355,7 @@ Metadata: permission.
 ERROR_REASON_GRANT_EXCEEDS_CALLER: ErrorReason.ValueType  # 26
 """A caller may not grant what it does not hold itself, by key, role or user, nor take it from
 others. PERMISSION_DENIED.
-Metadata: permission.
+Metadata: permission, or scope, or field (allowed_addresses, expire_time).
 """
 ERROR_REASON_LOGIN_BUSY: ErrorReason.ValueType  # 27
 """Too many log-ins at once; retry after RetryInfo. RESOURCE_EXHAUSTED."""
@@ -580,7 +581,8 @@ was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
 """
 ERROR_REASON_OUTSIDE_OF_SCOPE: ErrorReason.ValueType  # 191
 """The caller is bound to devices, by the scope of its API key or by its certificate, and the rpc
-is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
+is not for such callers, or asks of an asset, or would make a device that is none of theirs or
+part of an asset. PERMISSION_DENIED.
 """
 ERROR_REASON_SIGNATURE_INVALID: ErrorReason.ValueType  # 192
 """The signature of the request does not fit: it has another form, is by another secret, of a key

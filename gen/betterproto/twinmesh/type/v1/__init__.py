@@ -99,7 +99,7 @@ class ErrorReason(betterproto2.Enum):
     """
     A caller may not grant what it does not hold itself, by key, role or user, nor take it from
     others. PERMISSION_DENIED.
-    Metadata: permission.
+    Metadata: permission, or scope, or field (allowed_addresses, expire_time).
     """
 
     LOGIN_BUSY = 27
@@ -495,7 +495,8 @@ class ErrorReason(betterproto2.Enum):
     OUTSIDE_OF_SCOPE = 191
     """
     The caller is bound to devices, by the scope of its API key or by its certificate, and the rpc
-    is not for such callers, or would make a device that is none of theirs. PERMISSION_DENIED.
+    is not for such callers, or asks of an asset, or would make a device that is none of theirs or
+    part of an asset. PERMISSION_DENIED.
     """
 
     SIGNATURE_INVALID = 192
