@@ -88,6 +88,15 @@ async def test_what_a_dead_process_held_is_free_again(ingest: Ingest) -> None:
     assert await _held(ingest, living, 1) == (1, 1, 2)
 
 
+async def test_connections_of_more_tenants_than_the_database_has_locks_are_held(ingest: Ingest) -> None:
+    tenants = [pb.TenantConnections(tenant=f"t{number}", connections=number + 1) for number in range(10_000)]
+    request = pb.HoldConnectionsRequest(holder=str(uuid.uuid4()), tenants=tenants)
+    async with identities.channel(ingest.address, "ingest_svc", caller="twin_svc") as channel:
+        stub: Any = connection_service_pb2_grpc.ConnectionServiceStub(channel)
+        answer = await stub.HoldConnections(request)
+    assert [held.granted for held in answer.tenants] == [each.connections for each in tenants]
+
+
 async def test_who_was_refused_elsewhere_is_told(ingest: Ingest) -> None:
     await limit(ingest, _limit(1))
     await _held(ingest, uuid.uuid4(), 1, refusing=7)
