@@ -105,6 +105,11 @@ class TenantStore:
             row = await connection.fetchrow(_GET, tenant_id)
         return None if row is None else _tenant(row)
 
+    async def is_deleted(self, tenant_id: str) -> bool:
+        """Tell whether there was one by that id that was deleted."""
+        tenant = await self.get(tenant_id)
+        return tenant is not None and tenant.HasField("delete_time")
+
     async def page(self, *, after: str, limit: int) -> list[Tenant]:
         """Read by id, the first after an id."""
         return [_tenant(row) for row in await self._pool.fetch(_PAGE, after, limit)]
