@@ -1,7 +1,7 @@
 """Issues an API key to a program of the launcher's: `python -m auth_svc.issue_key`.
 
 Prints {"secret": …}, told this once. What was issued under the same name before is
-revoked: each start of the program has a key of its own.
+revoked: each start of the program has a key of its own. In a deleted tenant none is issued.
 """
 
 import asyncio
@@ -15,10 +15,13 @@ from auth_svc.opaque_tokens import TENANT_PATTERN, OpaqueToken, Prefix, new_id, 
 from auth_svc.revocations import kept_until
 from auth_svc.roles import Role, permissions_of
 from auth_svc.stores.api_keys import ApiKeyStore
+from auth_svc.stores.tenants import TenantStore
 from meshkit import db
 from meshkit.clock import Clock, SystemClock
 from meshkit.config import Settings
+from meshkit.errors import DomainError, FailedPrecondition
 from meshkit.runtime import read_settings
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 # No user has such a name, so nobody's own keys are revoked here.
 _CREATOR = "twinmesh up"
@@ -43,7 +46,11 @@ class IssueSettings(Settings):
 
 
 async def issue_key(settings: IssueSettings, *, clock: Clock) -> str:
-    """Revoke the keys of this name that were issued before; return the secret of a new one."""
+    """Revoke the keys of this name that were issued before; return the secret of a new one.
+
+    Raises:
+        FailedPrecondition: TENANT_DELETED.
+    """
     token = OpaqueToken(Prefix.API_KEY, settings.tenant, new_id(), new_secret())
     api_key = ApiKey(
         tenant=settings.tenant,
@@ -57,6 +64,11 @@ async def issue_key(settings: IssueSettings, *, clock: Clock) -> str:
     async with db.pool(
         settings.service_database_url.get_secret_value(), application="auth_issue_key", max_size=1
     ) as pool:
+        if await TenantStore(pool=pool).is_deleted(settings.tenant):
+            raise FailedPrecondition(
+                f"tenant {settings.tenant!r} is deleted; no key is issued in it",
+                reason=ErrorReason.ERROR_REASON_TENANT_DELETED,
+            )
         store = ApiKeyStore(pool=pool)
         await _revoke_earlier(store, settings, clock)
         await store.create(api_key, token.hash)
@@ -74,5 +86,8 @@ async def _revoke_earlier(store: ApiKeyStore, settings: IssueSettings, clock: Cl
 
 if __name__ == "__main__":
     settings = read_settings("auth_svc.issue_key", IssueSettings)
-    secret = asyncio.run(issue_key(settings, clock=SystemClock()))
+    try:
+        secret = asyncio.run(issue_key(settings, clock=SystemClock()))
+    except DomainError as error:
+        sys.exit(f"auth_svc.issue_key: {error.message}")
     sys.stdout.write(json.dumps({"secret": secret}) + "\n")

@@ -202,6 +202,7 @@ class LoginLimits:
             await self.failed(secret, address)
             raise
         self._good[shown] = None
+        self._good.move_to_end(shown)
         if len(self._good) > _GOOD_ONES:
             self._good.popitem(last=False)
         if before.count:

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import math
 import re
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -53,7 +54,7 @@ _SWEEP_EVERY_S = 10.0
 _LOGIN_LASTS_S = 6.0
 # All processes see the same connections, those of NATS, and hold them together.
 MQTT_HOLDER = uuid.UUID("6d717474-0000-4000-8000-000000000000")
-_LOOK_AGAIN_AFTER_S = 1.0
+_COUNT_AGAIN_AFTER_S = 1.0
 _CONCERNING = frozenset({RevocationKind.API_KEY, RevocationKind.CERTIFICATE, RevocationKind.TENANT})
 
 
@@ -106,7 +107,8 @@ class MqttCallout:
         self._free = asyncio.Semaphore(_LOGINS_AT_ONCE)
         self._consumer_seen_until = 0.0
         self._sweep_at = 0.0
-        self._swept_at = 0.0
+        self._counted_at = 0.0
+        self._recount_at = math.inf
         self._revoked_at: list[float] = []
         self._wake = asyncio.Event()
 
@@ -205,9 +207,8 @@ class MqttCallout:
         try:
             await self._connections.open(login.tenant, login.principal)
         except ResourceExhausted:
-            # Some may have ended since the last look.
-            now = asyncio.get_running_loop().time()
-            self._sweep_at = min(self._sweep_at, max(now, self._swept_at + _LOOK_AGAIN_AFTER_S))
+            # Some may have ended since they were counted.
+            self._recount_at = self._counted_at + _COUNT_AGAIN_AFTER_S
             self._wake.set()
             raise
 
@@ -233,21 +234,28 @@ class MqttCallout:
         self._consumer_seen_until = loop.time() + _CONSUMER_SEEN_S
 
     async def _sweep_repeatedly(self) -> None:
-        """Look through all connections every ten seconds, and when credentials were revoked."""
+        """Look through all connections every ten seconds, and when credentials were revoked.
+
+        After a refusal they are counted only: whoever is refused again and again costs no look at
+        everybody's credentials.
+        """
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            if loop.time() < self._sweep_at:
+            if loop.time() < (due := min(self._sweep_at, self._recount_at)):
                 try:
-                    async with asyncio.timeout_at(self._sweep_at):
+                    async with asyncio.timeout_at(due):
                         await self._wake.wait()
                 except TimeoutError:
                     pass
                 continue
-            self._swept_at = loop.time()
-            self._sweep_at = self._swept_at + _SWEEP_EVERY_S
+            self._counted_at, self._recount_at = loop.time(), math.inf
+            look: Callable[[], Awaitable[object]] = self._recount
+            if self._sweep_at <= self._counted_at:
+                self._sweep_at = self._counted_at + _SWEEP_EVERY_S
+                look = self._sweep
             try:
-                await self._sweep()
+                await look()
             except Exception as error:  # The database's as well; the next look follows.
                 _log.warning("connections of devices are not looked through", error=repr(error))
             now = loop.time()
@@ -255,11 +263,16 @@ class MqttCallout:
             self._revoked_at = [at for at in self._revoked_at if at + _LOGIN_LASTS_S > now]
             self._sweep_at = min([self._sweep_at, *(at + _LOGIN_LASTS_S for at in self._revoked_at)])
 
-    async def _sweep(self) -> None:
+    async def _recount(self) -> tuple[str, Mapping[int, Login]]:
+        """Count them; returns what `_connected` does."""
         if self._client is None or not self._client.is_connected:
-            return
+            return "", {}
         server, connections = await self._connected()
         self._connections.recount(Counter(login.tenant for login in connections.values()))
+        return server, connections
+
+    async def _sweep(self) -> None:
+        server, connections = await self._recount()
         if not connections:
             return
         outdated = set(await self._logins.outdated(list(set(connections.values()))))

@@ -9,6 +9,9 @@ from meshkit.connections import Held, Refused, Wanted
 from telemetry_store.ingest_policies import SubjectKind
 from telemetry_store.limits import CapacityAsk, LimitKey, LimitStore, Measure
 
+# A transaction locks each of its tenants, and PostgreSQL has room for some thousand locks of all sessions.
+_HELD_AT_ONCE = 200
+
 
 class ConnectionLimits:
     """Counts connections for all services.
@@ -40,7 +43,11 @@ class ConnectionLimits:
             Unavailable: DEPENDENCY_UNAVAILABLE.
         """
         asks = [CapacityAsk(_key(each.tenant), self._limit(each.tenant), each.connections) for each in wanted]
-        grants = await self._counts.hold(asks, holder=holder) if asks else []
+        grants = [
+            grant
+            for first in range(0, len(asks), _HELD_AT_ONCE)
+            for grant in await self._counts.hold(asks[first : first + _HELD_AT_ONCE], holder=holder)
+        ]
         for tenant, principal, times in refused:
             limit = self._limit(tenant)
             self._on_limited(Limited(_key(tenant), limit, limit, Sent(tenant, principal, 0, 0)), times)

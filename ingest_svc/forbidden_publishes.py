@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import closing, suppress
+from contextlib import closing
 from io import FileIO
 from pathlib import Path
 
@@ -164,6 +164,7 @@ class _Followed:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: FileIO | None = None
+        self._is_told = False
 
     def close(self) -> None:
         """Let go of the file."""
@@ -193,12 +194,26 @@ class _Followed:
 
     def _opened(self) -> FileIO | None:
         if self._file is None:
-            with suppress(FileNotFoundError):
+            try:
                 self._file = self._path.open("rb", buffering=0)
+                self._is_told = False
+            except FileNotFoundError:
+                pass  # Not yet.
+            except OSError as error:
+                self._tell(error)
         return self._file
+
+    def _tell(self, error: OSError) -> None:
+        if not self._is_told:
+            self._is_told = True
+            _log.warning(
+                "forbidden publishes are not seen: the log of NATS cannot be read; let this user read it",
+                log=str(self._path),
+                error=repr(error),
+            )
 
     def _is_replaced(self, file: FileIO) -> bool:
         try:
             return not os.path.samestat(os.fstat(file.fileno()), self._path.stat())
-        except FileNotFoundError:
+        except OSError:
             return False  # Not yet.

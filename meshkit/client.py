@@ -36,6 +36,7 @@ _log = structlog.get_logger()
 _R = TypeVar("_R")
 _CALL_TIMEOUT_S = 5.0
 _LONGEST_PRINCIPAL = 256
+_MOST_TENANTS = 10_000  # of one call
 # gRPC's own retry loop, for rpcs that never reached the peer or that it had to refuse.
 _SERVICE_CONFIG = json.dumps(
     {
@@ -106,6 +107,14 @@ async def counting_connections(
         stub = connection_service_pb2_grpc.ConnectionServiceStub(channel)
 
         async def hold(wanted: Sequence[Wanted], refused: Sequence[Refused]) -> list[Held]:
+            held: list[Held] = []
+            while len(wanted) > _MOST_TENANTS:
+                held += await hold_some(wanted[:_MOST_TENANTS], [])
+                wanted = wanted[_MOST_TENANTS:]
+            # Refusals come last: they count again when all of this is asked again.
+            return held + await hold_some(wanted, refused)
+
+        async def hold_some(wanted: Sequence[Wanted], refused: Sequence[Refused]) -> list[Held]:
             request = connection_service_pb2.HoldConnectionsRequest(
                 holder=str(holder),
                 tenants=[

@@ -98,6 +98,9 @@ def seed() -> None:
             done = asyncio.run(run_seed(settings, admin_url=url, mesh_secret=mesh_secret(settings, home)))
     except _FAILURES as error:
         _fail(str(error))
+    if done.tenant_deleted:
+        print("tenant demo is deleted; nothing is added")
+        return
     if done.password is not None:
         print(f"user admin of tenant demo has the password {done.password} (shown only this once)")
     print(

@@ -22,14 +22,21 @@ _SIMULATOR_PERMISSIONS = "telemetry:write,device:read,device:write,device_type:r
 
 @dataclass(frozen=True)
 class Seeded:
-    """What was done. `password` is the new user's generated one, None if it was given or is old."""
+    """What was done.
+
+    Attributes:
+        user_created: whether the user is new.
+        password: the new user's generated one, None if it was given or is old.
+        tenant_deleted: an operator deleted the tenant, so that nothing was made.
+    """
 
     user_created: bool
     password: str | None
+    tenant_deleted: bool = False
 
 
 async def seed(settings: LauncherSettings, *, admin_url: str, mesh_secret: str) -> Seeded:
-    """Makes what is missing; what is there stays as it is.
+    """Makes what is missing; what is there stays as it is, and a deleted tenant stays deleted.
 
     A generated password exists in this answer and, hashed, in the database, nowhere else.
 
@@ -48,19 +55,11 @@ async def seed(settings: LauncherSettings, *, admin_url: str, mesh_secret: str) 
         }
 
     user = {**variables("twinmesh_auth"), "TWINMESH_ADMIN_PASSWORD": password}
-    steps = [
-        asyncio.create_task(_run("auth_svc.bootstrap", variables=user)),
-        asyncio.create_task(
-            _run("asset_svc.seed", "--tenant", "demo", variables=variables("twinmesh_asset"))
-        ),
-    ]
-    try:
-        bootstrap, _ = await asyncio.gather(*steps)
-    finally:
-        for step in steps:
-            step.cancel()
-        await asyncio.gather(*steps, return_exceptions=True)
-    created = bool(_last_object(bootstrap).get("created"))
+    bootstrap = _last_object(await _run("auth_svc.bootstrap", variables=user))
+    if bootstrap.get("tenant_deleted"):
+        return Seeded(user_created=False, password=None, tenant_deleted=True)
+    await _run("asset_svc.seed", "--tenant", "demo", variables=variables("twinmesh_asset"))
+    created = bool(bootstrap.get("created"))
     return Seeded(user_created=created, password=password if created and given is None else None)
 
 

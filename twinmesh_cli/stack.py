@@ -236,7 +236,10 @@ class Stack:
             return Seeded(user_created=False, password=None)
         seeded = await seed(self._settings, admin_url=facts.admin_url, mesh_secret=self._secret)
         marker.write_text(migrated.born)
-        self._reporter.step("sample data", "loaded" if seeded.user_created else "there already")
+        if seeded.tenant_deleted:
+            self._reporter.step("sample data", "none, tenant demo is deleted")
+        else:
+            self._reporter.step("sample data", "loaded" if seeded.user_created else "there already")
         return seeded
 
     async def _start_services(self, facts: Surroundings) -> dict[str, list[int]]:

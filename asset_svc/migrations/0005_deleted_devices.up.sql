@@ -1,6 +1,6 @@
 -- Devices that are gone: what others hold of them must end with them, also when a device comes back by that id.
 CREATE TABLE asset.deleted_device (
-    tenant_id text NOT NULL,
+    tenant_id text COLLATE "C" NOT NULL,
     -- In the order of commits: whoever inserts holds a lock until then.
     number bigint GENERATED ALWAYS AS IDENTITY,
     id text COLLATE "C" NOT NULL,

@@ -10,10 +10,15 @@ from meshkit.db import Connection
 
 _LOCK_KEY = 0x64656C64  # "deld": one transaction at a time inserts, so that numbers follow commits
 
-# No certificate lives longer than 825 days.
-_FORGET = (
-    "DELETE FROM asset.deleted_device WHERE tenant_id = $1 AND delete_time < now() - interval '900 days'"
-)
+# No certificate lives longer than 825 days. Only the first few are looked at, by the primary key, since all
+# other deletions wait: one is added each time, so that they do not get more.
+_FORGET = """
+DELETE FROM asset.deleted_device
+WHERE tenant_id = $1 AND delete_time < now() - interval '900 days'
+  AND number = ANY (ARRAY(
+      SELECT number FROM asset.deleted_device WHERE tenant_id = $1 ORDER BY number LIMIT 10
+  ))
+"""
 
 _INSERT = """
 INSERT INTO asset.deleted_device (tenant_id, id, create_time, delete_time)

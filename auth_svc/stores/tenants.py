@@ -50,14 +50,15 @@ WHERE tenant_id = $1 AND suspend_time IS NOT NULL
 RETURNING tenant_id, create_time, suspend_time, delete_time, purge_time
 """
 
-# Whoever has logged in has got an answer.
+# Whoever has logged in has got an answer; a user who was made later by that name got one of their own.
 _RETRIED = """
 SELECT tenant_id, create_time, suspend_time, delete_time, purge_time
 FROM auth.tenant
-WHERE tenant_id = $1 AND request_id = $2
+WHERE tenant_id = $1 AND request_id = $2 AND delete_time IS NULL
   AND EXISTS (
       SELECT FROM auth.user_account
       WHERE tenant_id = $1 AND username = $3 AND one_time_expire_time IS NOT NULL
+          AND user_account.create_time = tenant.create_time
   )
   AND NOT EXISTS (SELECT FROM auth.session WHERE tenant_id = $1 AND username = $3)
 FOR UPDATE
@@ -103,6 +104,11 @@ class TenantStore:
         async with tenant_transaction(self._pool, tenant_id) as connection:
             row = await connection.fetchrow(_GET, tenant_id)
         return None if row is None else _tenant(row)
+
+    async def is_deleted(self, tenant_id: str) -> bool:
+        """Tell whether there was one by that id that was deleted."""
+        tenant = await self.get(tenant_id)
+        return tenant is not None and tenant.HasField("delete_time")
 
     async def page(self, *, after: str, limit: int) -> list[Tenant]:
         """Read by id, the first after an id."""

@@ -1,7 +1,7 @@
 """Log-ins of devices by MQTT: auth_svc, a real NATS and PostgreSQL, devices faked at their contract."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 from nats.aio.client import Client
 
 from auth_svc import mqtt_callout
+from auth_svc.device_logins import DeviceLogins
 from auth_svc.roles import Role
 from ingest_svc.mqtt import ensure_consumer
 from meshkit.embedded import EmbeddedNats
@@ -441,6 +442,32 @@ async def test_connections_are_looked_through_after_the_database_was_away(
         await until(failed, within_s=60)
     site.devices.of["demo"]["pump-1"] = False
     await ended(client)
+
+
+async def test_a_refusal_has_connections_counted_and_no_credentials_looked_at(
+    database: TestDatabase, device_nats: tuple[EmbeddedNats, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+
+    async def outdated(_: DeviceLogins, logins: Sequence[Login]) -> list[Login]:
+        looked.append(len(logins))
+        return []
+
+    monkeypatch.setattr(DeviceLogins, "outdated", outdated)
+    monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", 3_600)
+    async with running_site(database, device_nats) as site:
+        await ensure_consumer(site.ingest)
+        key = await site.key()
+        site.counted.limit = 1
+        leaving = await site.connect("pump-1", key.secret)
+        assert await site.is_refused("pump-2", key.secret)
+        await leaving.__aexit__(None, None, None)
+
+        async def comes_in() -> bool:
+            return not await site.is_refused("pump-2", key.secret)
+
+        await until(comes_in)
+    assert not looked
 
 
 async def test_an_auth_service_that_is_away_lets_nobody_in_and_ends_nobody(

@@ -91,6 +91,27 @@ async def test_a_retried_request_gives_another_password_until_somebody_has_logge
     assert await refusal(ask("r1")) == _TAKEN
 
 
+async def test_a_retried_request_is_no_way_into_a_deleted_tenant_nor_to_a_later_user(
+    auth: AuthApp, operator: Metadata
+) -> None:
+    async def ask(tenant: str) -> Any:
+        request = pb.CreateTenantRequest(tenant=pb.Tenant(id=tenant), administrator="root", request_id="r1")
+        return await auth.tenants.CreateTenant(request, metadata=operator)
+
+    await ask("acme")
+    await suspend(auth, operator, "acme")
+    await delete(auth, operator, "acme")
+    assert await refusal(ask("acme")) == _TAKEN
+
+    await ask("plant")
+    # The administrator went, and another one who has not logged in yet has the name now.
+    await auth.sql(
+        "UPDATE auth.user_account SET create_time = create_time + interval '1 day' WHERE tenant_id = $1",
+        "plant",
+    )
+    assert await refusal(ask("plant")) == _TAKEN
+
+
 async def test_only_a_suspended_tenant_is_deleted_and_it_does_not_come_back(
     auth: AuthApp, operator: Metadata
 ) -> None:

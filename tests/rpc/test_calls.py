@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
 from twin_svc import contract as twin_contract
 from twinmesh.asset.v1 import profile_service_pb2, profile_service_pb2_grpc
+from twinmesh.ingest.v1 import connection_service_pb2, connection_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 from twinmesh_cli.identities import connect
 
@@ -328,3 +330,44 @@ async def test_health_follows_the_dependencies(auth_address: str) -> None:
             works.set()
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
             watch.cancel()
+
+
+class Counter(connection_service_pb2_grpc.ConnectionServiceServicer):
+    """Grants what is asked for, as ingest_svc does, and keeps how many tenants each call named."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.tenants: dict[str, int] = {}
+        self.has_all = asyncio.Event()
+
+    async def HoldConnections(self, request: Any, context: Any) -> Any:
+        self.sizes.append(len(request.tenants))
+        self.tenants |= {each.tenant: each.connections for each in request.tenants}
+        if len(self.tenants) == 20_001:
+            self.has_all.set()
+        return connection_service_pb2.HoldConnectionsResponse(
+            tenants=[
+                connection_service_pb2.HeldConnections(
+                    granted=each.connections, used=each.connections, limit=100
+                )
+                for each in request.tenants
+            ]
+        )
+
+
+async def test_connections_of_any_number_of_tenants_are_held_by_calls_that_the_contract_allows() -> None:
+    counter, counting = Counter(), grpc.aio.server()
+    connection_service_pb2_grpc.add_ConnectionServiceServicer_to_server(counter, counting)
+    credentials = identities.identity("ingest_svc").server_credentials()
+    address = f"127.0.0.1:{counting.add_secure_port('127.0.0.1:0', credentials)}"
+    await counting.start()
+    try:
+        async with client.counting_connections(
+            address, identity=_IDENTITY, holder=uuid.uuid4()
+        ) as connections:
+            connections.recount({f"t{number}": 1 for number in range(20_001)})
+            async with asyncio.timeout(60):
+                await counter.has_all.wait()
+    finally:
+        await counting.stop(0)
+    assert max(counter.sizes) == 10_000

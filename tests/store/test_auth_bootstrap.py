@@ -11,6 +11,8 @@ from argon2 import PasswordHasher
 
 from meshkit.testing.database import TestDatabase
 
+_MADE = {"created": True, "tenant_deleted": False}
+
 
 async def _run(**environment: str) -> tuple[int, str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TWINMESH_")}
@@ -51,9 +53,9 @@ async def test_that_of_tenant_system_is_an_operator_of_the_installation(database
 async def test_twice_is_as_good_as_once_and_keeps_the_password(database: TestDatabase) -> None:
     url = database.url("twinmesh_auth")
     first = await _run(TWINMESH_SERVICE_DATABASE_URL=url, TWINMESH_ADMIN_PASSWORD="correct horse")
-    assert (first[0], json.loads(first[1])) == (0, {"created": True}), first
+    assert (first[0], json.loads(first[1])) == (0, _MADE), first
     again = await _run(TWINMESH_SERVICE_DATABASE_URL=url, TWINMESH_ADMIN_PASSWORD="battery staple")
-    assert (again[0], json.loads(again[1])) == (0, {"created": False}), again
+    assert (again[0], json.loads(again[1])) == (0, {"created": False, "tenant_deleted": False}), again
     (user,) = await _users(database)
     assert (user["tenant_id"], user["username"], user["role"]) == ("demo", "admin", "admin")
     assert PasswordHasher().verify(user["password_hash"], "correct horse")
@@ -67,7 +69,7 @@ async def test_another_tenant_gets_its_own(database: TestDatabase) -> None:
             TWINMESH_ADMIN_PASSWORD="correct horse",
             TWINMESH_TENANT=tenant,
         )
-        assert (code, json.loads(out)) == (0, {"created": True}), err
+        assert (code, json.loads(out)) == (0, _MADE), err
     assert sorted(user["tenant_id"] for user in await _users(database)) == ["demo", "plant-7"]
 
 
@@ -101,5 +103,5 @@ async def test_nobody_is_made_in_a_deleted_tenant(database: TestDatabase) -> Non
     done = await _run(
         TWINMESH_SERVICE_DATABASE_URL=database.url("twinmesh_auth"), TWINMESH_ADMIN_PASSWORD="correct horse"
     )
-    assert (done[0], json.loads(done[1])) == (0, {"created": False}), done
+    assert (done[0], json.loads(done[1])) == (0, {"created": False, "tenant_deleted": True}), done
     assert not await _users(database)

@@ -66,3 +66,18 @@ async def test_permissions_that_nobody_has_are_named(database: TestDatabase) -> 
     assert "TWINMESH_KEY_PERMISSIONS" in err
     assert "profile:read" in err
     assert "telemetry:write" not in err
+
+
+async def test_none_is_issued_in_a_deleted_tenant(database: TestDatabase) -> None:
+    connection = await asyncpg.connect(database.admin_url)
+    try:
+        await connection.execute(
+            "INSERT INTO auth.tenant (tenant_id, create_time, suspend_time, delete_time, export_digest) "
+            "VALUES ('demo', now(), now(), now(), repeat('0', 64))"
+        )
+        code, out, err = await run(database)
+        assert (code, out) == (1, "")
+        assert err.strip().endswith("tenant 'demo' is deleted; no key is issued in it")
+        assert not await connection.fetch("SELECT FROM auth.api_key")
+    finally:
+        await connection.close()

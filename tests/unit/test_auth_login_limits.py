@@ -1,11 +1,16 @@
 """How long to wait after failures, and by what addresses are counted."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
-from auth_svc.login_limits import FORGOTTEN_AFTER_S, Failures, Limit, network
+from auth_svc import login_limits
+from auth_svc.login_limits import FORGOTTEN_AFTER_S, Failures, Limit, LoginLimits, Secret, network
 from meshkit.clock import MICROS_PER_SECOND
+from meshkit.errors import ResourceExhausted
+from meshkit.testing.clock import ManualClock
 
 _NOW = 1_800_000_000 * MICROS_PER_SECOND
 _LIMIT = Limit(free=3, longest_wait_s=10)
@@ -58,3 +63,33 @@ def test_one_less_ends_the_wait_for_it() -> None:
 )
 def test_addresses_are_counted_by(address: str, counted: str) -> None:
     assert network(address) == counted
+
+
+class OneAddress:
+    """Failures of the only address there is."""
+
+    def __init__(self) -> None:
+        self.failures = Failures()
+
+    async def of(self, secret: Secret, address: str) -> Failures:
+        return self.failures
+
+    async def change_of(self, secret: Secret, address: str, judge: Callable[[Failures], Failures]) -> None:
+        self.failures = judge(self.failures)
+
+
+async def test_of_good_keys_those_that_were_shown_last_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(login_limits, "_GOOD_ONES", 2)
+    store = OneAddress()
+    limits = LoginLimits(store=cast(Any, store), clock=ManualClock(_NOW))
+
+    async def show(key: bytes) -> None:
+        async with limits.exchange(Secret.API_KEY, "192.0.2.1", key):
+            pass
+
+    for key in (b"busy", b"idle", b"busy", b"new"):
+        await show(key)
+    store.failures = Failures(count=200, blocked_until_us=_NOW + 1, update_us=_NOW)
+    with pytest.raises(ResourceExhausted):
+        await show(b"idle")
+    await show(b"busy")

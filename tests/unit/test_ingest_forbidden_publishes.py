@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
+from structlog.testing import capture_logs
 
 from ingest_svc import forbidden_publishes
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
@@ -326,3 +327,19 @@ async def test_what_was_there_before_is_not_told(tmp_path: Path, monkeypatch: py
     async with world.following():
         assert not [question for question in world.nats.asked if question["cid"] == 7]
         assert topics(await world.told(violation(7, "new"))) == ["new"]
+
+
+def test_a_log_that_cannot_be_read_is_told_once_and_tried_again(tmp_path: Path) -> None:
+    log = tmp_path / "nats.log"
+    log.mkdir()  # Whoever tests may be root, who may read all files.
+    followed = forbidden_publishes._Followed(log)
+    with capture_logs() as told:
+        followed.skip()
+        assert followed.read() == followed.read() == b""
+        log.rmdir()
+        log.write_text("line\n")
+        assert followed.read() == b"line\n"
+    followed.close()
+    (warning,) = told
+    assert (warning["log_level"], warning["log"]) == ("warning", str(log))
+    assert "IsADirectoryError" in warning["error"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 import pytest
 
 from meshkit.testing import identities
+from telemetry_store.limits import CapacityAsk, CapacityGrant, LimitStore
 from tests.rpc.ingest.neighbours import Ingest, refused, until
 from tests.rpc.ingest.streaming import opened, streaming
 from tests.rpc.ingest.test_ingest_limits import RIGHTS, hits, limit
@@ -86,6 +88,28 @@ async def test_what_a_dead_process_held_is_free_again(ingest: Ingest) -> None:
     assert await _held(ingest, living, 1) == (0, 2, 2)
     await ingest.execute("UPDATE telemetry.limit_lease SET renewed_at = renewed_at - interval '6 s'")
     assert await _held(ingest, living, 1) == (1, 1, 2)
+
+
+async def test_connections_of_many_tenants_are_held_with_few_locks_at_once(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    hold = LimitStore.hold
+
+    async def hold_counted(
+        self: LimitStore, asks: Sequence[CapacityAsk], *, holder: uuid.UUID | None = None
+    ) -> list[CapacityGrant]:
+        sizes.append(len(asks))
+        return await hold(self, asks, holder=holder)
+
+    monkeypatch.setattr(LimitStore, "hold", hold_counted)
+    tenants = [pb.TenantConnections(tenant=f"t{number}", connections=number + 1) for number in range(10_000)]
+    request = pb.HoldConnectionsRequest(holder=str(uuid.uuid4()), tenants=tenants)
+    async with identities.channel(ingest.address, "ingest_svc", caller="twin_svc") as channel:
+        stub: Any = connection_service_pb2_grpc.ConnectionServiceStub(channel)
+        answer = await stub.HoldConnections(request)
+    assert [held.granted for held in answer.tenants] == [each.connections for each in tenants]
+    assert max(sizes) == 200
 
 
 async def test_who_was_refused_elsewhere_is_told(ingest: Ingest) -> None:
