@@ -100,6 +100,7 @@ def test_auth_svc_does_not_start_with_a_file_that_cannot_be_used(tmp_path: Path)
         "TWINMESH_ISSUERS": str(path),
         "TWINMESH_SERVICE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
         "TWINMESH_MESH_SECRET": "x" * 43,
+        "TWINMESH_IDENTITY_DIR": str(tmp_path),
         **{f"TWINMESH_{name}_ADDRESS": "127.0.0.1:1" for name in ("AUTH", "ASSET", "INGEST", "TWIN")},
     }
     ended = subprocess.run(
