@@ -141,7 +141,7 @@ async def test_only_services_hold_connections_and_only_tenants_are_limited(inges
     stub: Any = connection_service_pb2_grpc.ConnectionServiceStub(ingest.channel)
     request = pb.HoldConnectionsRequest(holder=str(uuid.uuid4()))
     told = await refused(stub.HoldConnections(request, metadata=ingest.caller(permissions=RIGHTS)))
-    assert told.reason == "PERMISSION_MISSING"
+    assert told.reason == "CALLER_NOT_LISTED"
     wrong = ingest_policy_service_pb2.Limit(
         subject_kind=ingest_policy_service_pb2.SUBJECT_KIND_PRINCIPAL, connections=1
     )
