@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 
 from meshkit.ca.folder import read_authority
+from meshkit.testing import identities
 from meshkit.testing.certificates import key_pem, new_key
 from meshkit.testing.mesh import Mesh, eventually, start_mesh
 from meshkit.testing.tls import certificate, shown
@@ -186,7 +187,12 @@ def test_a_gateway_in_a_container_is_not_rendered_without_tls_either(tmp_path: P
     }.items():
         done = subprocess.run(
             [sys.executable, "-m", "gateway.render", tmp_path],
-            env={**addresses, "TWINMESH_BIND": "0.0.0.0", **more},
+            env={
+                **addresses,
+                "TWINMESH_IDENTITY_DIR": str(identities.identity_dir("gateway")),
+                "TWINMESH_BIND": "0.0.0.0",
+                **more,
+            },
             capture_output=True,
             text=True,
             check=False,

@@ -17,6 +17,7 @@ import pytest
 from meshkit import db
 from meshkit.db import DATABASE_ERRORS, tenant_transaction
 from meshkit.embedded import EmbeddedPostgres
+from meshkit.testing import identities
 from meshkit.testing.database import TestDatabase, build_template, fresh_database
 from telemetry_store.columns import MICROS_PER_DAY, MICROS_PER_HOUR, Kind
 from telemetry_store.maintenance.sealing import Sealing
@@ -388,6 +389,7 @@ async def maintenance(database: TestDatabase, auth_address: str) -> AsyncIterato
             **os.environ,
             "TWINMESH_SERVICE_DATABASE_URL": database.url("twinmesh_maintenance"),
             "TWINMESH_AUTH_ADDRESS": auth_address,
+            "TWINMESH_IDENTITY_DIR": str(identities.identity_dir("maintenance")),
             "TWINMESH_LISTEN": "127.0.0.1:0",
             "TWINMESH_SEAL_AFTER_MINUTES": "0",
         },
