@@ -396,7 +396,7 @@ async def test_a_short_chart_of_deleted_samples_is_of_the_finest_that_there_is(
     assert [one.buckets.start_times[0] % MICROS_PER_DAY == 0 for one in zoned.series] == [True, False]
     assert [
         counted
-        for *_, counted in told(await query(twins, **{**months, "max_points": 10}, time_zone="Europe/Berlin"))
+        for *_, counted in told(await query(twins, **{**months, "max_points": 20}, time_zone="Europe/Berlin"))
     ] == [1_080, 1_080]
 
 
