@@ -98,7 +98,7 @@ class DeletedDevices:
             await self._place.advance(found[-1].number)
 
 
-class TenantDeletions:
+class DeviceDeletions:
     """Tells which tenants have deleted devices since log-ins were told theirs.
 
     Each process reads the list for itself, from where the oldest log-in that is connected began: there is

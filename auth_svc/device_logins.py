@@ -52,7 +52,7 @@ class Devices(Protocol):
 
 
 class Deletions(Protocol):
-    """Knows which tenants have deleted devices, as TenantDeletions does."""
+    """Knows which tenants have deleted devices, as DeviceDeletions does."""
 
     async def place(self) -> int:
         """Return a number; whoever asks from now on which devices there are is told of none up to it."""

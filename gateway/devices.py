@@ -76,8 +76,7 @@ def trust_secret(trust: Path, trust_domain: str) -> Config:
             {"san_type": "URI", "matcher": {"prefix": f"spiffe://{trust_domain}/tenant/"}}
         ],
     }
-    secret = {"@type": f"{tls.TYPES}.Secret", "name": _SECRET, "validation_context": context}
-    return {"resources": [secret]}
+    return tls.validation_secret(_SECRET, context)
 
 
 def server_secret(trust: Path) -> Config:

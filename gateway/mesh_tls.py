@@ -24,17 +24,12 @@ def write_secrets(folder: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    own = {
-        "certificate_chain": {"filename": str(folder / IDENTITY)},
-        "private_key": {"filename": str(folder / IDENTITY)},
-    }
-    authorities = {"trusted_ca": {"filename": str(folder / AUTHORITIES)}}
+    own, authorities = str(folder / IDENTITY), {"trusted_ca": {"filename": str(folder / AUTHORITIES)}}
     for name, secret in (
-        (_OWN, {"tls_certificate": own}),
-        (_AUTHORITIES, {"validation_context": authorities}),
+        (_OWN, tls.certificate_secret(_OWN, certificate=own, key=own)),
+        (_AUTHORITIES, tls.validation_secret(_AUTHORITIES, authorities)),
     ):
-        resource = {"@type": f"{tls.TYPES}.Secret", "name": name, **secret}
-        publish(folder / f"{name}.json", json.dumps({"resources": [resource]}, indent=1).encode())
+        publish(folder / f"{name}.json", json.dumps(secret, indent=1).encode())
 
 
 def transport_socket(upstream: Upstream, identity: GatewayIdentity) -> Config:

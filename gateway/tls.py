@@ -38,12 +38,26 @@ def certificate_secret(name: str, *, certificate: str, key: str) -> Config:
     """Return what stands in the file of a secret.
 
     Args:
-        name: by which a listener asks for it.
+        name: by which a listener or a cluster asks for it.
         certificate: path of the certificate chain as Envoy sees it.
         key: path of its private key.
     """
     pair = {"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}}
-    return {"resources": [{"@type": f"{TYPES}.Secret", "name": name, "tls_certificate": pair}]}
+    return _secret(name, {"tls_certificate": pair})
+
+
+def validation_secret(name: str, context: Config) -> Config:
+    """Return what stands in the file of a secret that tells whom to believe.
+
+    Args:
+        name: by which a listener or a cluster asks for it.
+        context: Envoy's CertificateValidationContext.
+    """
+    return _secret(name, {"validation_context": context})
+
+
+def _secret(name: str, content: Config) -> Config:
+    return {"resources": [{"@type": f"{TYPES}.Secret", "name": name, **content}]}
 
 
 def edge_secret(*, certificate: str, key: str) -> Config:
@@ -52,7 +66,7 @@ def edge_secret(*, certificate: str, key: str) -> Config:
 
 
 def from_file(name: str, path: Path) -> Config:
-    """Return how a listener asks for a secret."""
+    """Return how a listener or a cluster asks for a secret."""
     return {
         "name": name,
         "sds_config": {"resource_api_version": "V3", "path_config_source": {"path": str(path)}},

@@ -8,7 +8,7 @@ from auth_svc.api_keys import ApiKeys
 from auth_svc.app.common import SERVICE, Common, repeating
 from auth_svc.asset_client import AssetDevices
 from auth_svc.certificate_exchange import CertificateExchange
-from auth_svc.deleted_devices import DeletedDevices, TenantDeletions
+from auth_svc.deleted_devices import DeletedDevices, DeviceDeletions
 from auth_svc.device_certificates import DeviceCertificates
 from auth_svc.device_logins import DeviceLogins
 from auth_svc.exchanged_tokens import ExchangedTokens
@@ -77,6 +77,7 @@ async def running(
     """
     keys, certificates = ApiKeyStore(pool=common.pool), DeviceCertificateStore(pool=common.pool)
     uses = KeyUses(store=keys, clock=common.clock)
+    place = DeletedDevicesRead(pool=common.pool)
     key_tokens = _exchanged(RevocationKind.API_KEY, common)
     certificate_tokens = _exchanged(RevocationKind.CERTIFICATE, common)
     signatures = SignedRequestStore(pool=common.pool, clock=common.clock)
@@ -101,7 +102,7 @@ async def running(
         keys=keys,
         certificates=certificates,
         devices=devices,
-        deletions=TenantDeletions(listed=devices, place=DeletedDevicesRead(pool=common.pool)),
+        deletions=DeviceDeletions(listed=devices, place=place),
         uses=uses,
         limits=common.limits,
         clock=common.clock,
@@ -112,7 +113,7 @@ async def running(
         repeating("signatures", signatures.forget, every_s=_FORGET_SIGNATURES_EVERY_S),
         repeating("uses of API keys", uses.write, every_s=_USES_EVERY_S),
         repeating("secrets of API keys", api_keys.end_secrets, every_s=_SECRETS_EVERY_S),
-        _certificates(common, certificates, devices) as issued,
+        _certificates(common, certificates, devices, place) as issued,
         _mqtt(common, logins, trail=trail, connections=connections) as hints,
     ):
         yield Machines(
@@ -146,7 +147,7 @@ def _exchanged(kind: RevocationKind, common: Common) -> ExchangedTokens:
 
 @asynccontextmanager
 async def _certificates(
-    common: Common, store: DeviceCertificateStore, devices: AssetDevices
+    common: Common, store: DeviceCertificateStore, devices: AssetDevices, place: DeletedDevicesRead
 ) -> AsyncIterator[Registration]:
     """Issue certificates of devices while the context is open, and keep the CRL current."""
     settings = common.settings
@@ -164,9 +165,7 @@ async def _certificates(
         clock=common.clock,
         valid_days=settings.device_certificate_days,
     )
-    deleted = DeletedDevices(
-        listed=devices, place=DeletedDevicesRead(pool=common.pool), certificates=certificates
-    )
+    deleted = DeletedDevices(listed=devices, place=place, certificates=certificates)
     async with (
         repeating("certificates of deleted devices", deleted.refresh, every_s=_DELETED_EVERY_S),
         repeating("revocation list", revocation_list.refresh, every_s=_CRL_EVERY_S),
