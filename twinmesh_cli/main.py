@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 
 import structlog
 import typer
@@ -39,8 +40,12 @@ from twinmesh_cli import (
     users,
 )
 
-# Commands tell people what happens; what libraries log for services would come between.
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+# Commands tell people what happens; what libraries log for services would come between, and what is
+# written into a file is an answer alone.
+structlog.configure(
+    wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+)
 
 app = typer.Typer(
     help="Runs and uses a Twinmesh on this machine.", no_args_is_help=True, add_completion=False

@@ -24,8 +24,8 @@ from tests.mesh.stream_site import SOAK, make_devices, sending
 from tests.mesh.tiers import (
     Movement,
     another_maintenance,
-    part_of,
     send,
+    send_to,
     stopped_feed_consumers,
     unsettled,
     until_at_most,
@@ -223,7 +223,7 @@ class Others:
                 return
             times = (TODAY - number * MICROS_PER_SECOND, time.time_ns() // 1000)
             samples = [Sample(self.device, "count", time_us, number) for time_us in times]
-            await send(self._mesh.address, self._token, samples)
+            await send(self._mesh, self._token, samples)
             self.sent += samples
 
     def stop(self) -> None:
@@ -233,12 +233,6 @@ class Others:
 
 def text_of(time_us: int) -> str:
     return datetime.fromtimestamp(time_us // MICROS_PER_SECOND, UTC).isoformat()
-
-
-def address_of(mesh: Mesh, name: str) -> str:
-    part = part_of(mesh, name)
-    assert part is not None
-    return f"127.0.0.1:{part.port}"
 
 
 async def restore(admin: httpx.AsyncClient, day: int) -> str:
@@ -269,7 +263,7 @@ async def test_every_answer_is_whole_while_all_moves_and_maintenance_dies(
     turns = count()
 
     async def send_again() -> None:
-        await send(quick_mesh.address, token, recording.again(next(turns)))
+        await send(quick_mesh, token, recording.again(next(turns)))
 
     async def pending() -> int:
         answer = await admin.get(f"/v1/restores/{restored}")
@@ -281,7 +275,7 @@ async def test_every_answer_is_whole_while_all_moves_and_maintenance_dies(
     async with asking(quick_mesh, token, movement.devices, DAYS[0], TODAY) as asker, sending([others]):
         async with unsettled(movement.database_url):
             for commit in recording.commits():
-                await send(quick_mesh.address, token, commit)
+                await send(quick_mesh, token, commit)
             async with reading(asker, recording) as reader:
                 await reader.turn()
             assert await movement.hot() == sum(map(len, recording.commits()))
@@ -327,9 +321,9 @@ async def test_what_a_consumer_has_not_taken_stays_hot_until_it_has(
         stopped_feed_consumers(movement) as consumers,
     ):
         async with unsettled(movement.database_url):
-            await send(quick_mesh.address, token, taken)
+            await send(quick_mesh, token, taken)
             await consumers.stop()
-            await send(quick_mesh.address, token, untaken)
+            await send(quick_mesh, token, untaken)
             assert await movement.hot() == len(taken) + len(untaken)
         async with another_maintenance(quick_mesh):
             # The same series and day: no other reason keeps the rest.
@@ -349,17 +343,16 @@ async def test_a_correction_by_an_older_process_of_ingest_holds_when_its_day_is_
     def valued(value: int) -> list[Sample]:
         return [Sample(device, "count", YESTERDAY + place, value) for place in range(5)]
 
-    older = address_of(quick_mesh, "ingest_svc")
-    await send(older, token, valued(0))
-    await asyncio.to_thread(quick_mesh.twinmesh, "restart", "ingest_svc-2")
-    newer = address_of(quick_mesh, "ingest_svc-2")
+    older, newer = "ingest_svc", "ingest_svc-2"
+    await send_to(quick_mesh, older, token, valued(0))
+    await asyncio.to_thread(quick_mesh.twinmesh, "restart", newer)
     await until_at_most(movement.hot)
     async with asking(quick_mesh, token, [device], YESTERDAY, TODAY) as asker:
         # The second time over what is sealed.
         for wrong, right in ((1, 2), (3, 4)):
             async with unsettled(movement.database_url):
-                await send(newer, token, valued(wrong))
-                await send(older, token, valued(right))
+                await send_to(quick_mesh, newer, token, valued(wrong))
+                await send_to(quick_mesh, older, token, valued(right))
                 first, last = await movement.instances()
                 assert first > last
                 assert await asker.by_grpc() == valued(right)

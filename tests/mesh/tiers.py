@@ -44,14 +44,28 @@ WHERE usename = 'twinmesh_maintenance' AND pid NOT IN (
 """
 
 
-async def send(address: str, token: str, samples: Sequence[Sample]) -> None:
-    """Send samples in one request, which is stored whole.
+async def send(mesh: Mesh, token: str, samples: Sequence[Sample]) -> None:
+    """Send samples through the gateway in one request, which is stored whole.
 
     Args:
-        address: of the gateway, or of one process of ingest.
+        mesh: where to.
         token: of who may send.
         samples: of metrics of METRICS.
     """
+    async with grpc.aio.insecure_channel(mesh.address) as channel:
+        await _send_by(channel, token, samples)
+
+
+async def send_to(mesh: Mesh, process: str, token: str, samples: Sequence[Sample]) -> None:
+    """Send the same to one process of ingest, such as "ingest_svc-2", as the gateway would."""
+    part = part_of(mesh, process)
+    assert part is not None
+    async with mesh.service_channel("ingest_svc", f"127.0.0.1:{part.port}") as channel:
+        await _send_by(channel, token, samples)
+
+
+async def _send_by(channel: grpc.aio.Channel, token: str, samples: Sequence[Sample]) -> None:
+    """Send the same by a channel."""
     readings: dict[tuple[str, int], ingest_pb2.Reading] = {}
     for sample in samples:
         key = sample.device_id, sample.time_us
@@ -60,9 +74,8 @@ async def send(address: str, token: str, samples: Sequence[Sample]) -> None:
             readings[key].time.FromMicroseconds(sample.time_us)
         readings[key].values[sample.metric].CopyFrom(message_of(sample.metric, sample.value))
     request = ingest_pb2.IngestTelemetryRequest(readings=readings.values())
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub: Any = ingest_grpc.IngestServiceStub(channel)
-        answer = await stub.IngestTelemetry(request, metadata=bearer(token), timeout=30)
+    stub: Any = ingest_grpc.IngestServiceStub(channel)
+    answer = await stub.IngestTelemetry(request, metadata=bearer(token), timeout=30)
     assert answer.stored_samples == len(samples), answer.refusals
 
 
