@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from gateway import tls
+from meshkit import plaintext
 from meshkit.config import Settings
 from meshkit.service_identity import ServiceIdentity
 
@@ -217,7 +217,8 @@ class GatewayEnvironment(Settings):
     def _encrypted(self) -> Self:
         if (self.gateway_tls_certificate is None) != (self.gateway_tls_key is None):
             raise ValueError(TOGETHER)
-        problem = tls.refusal(
+        problem = plaintext.refusal(
+            "GATEWAY",
             self.gateway_published or self.bind,
             has_tls=self.gateway_tls_certificate is not None,
             allows_plaintext=self.gateway_plaintext,

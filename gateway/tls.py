@@ -8,30 +8,12 @@ connections, and keeps the old one while they do not.
 from pathlib import Path
 
 from gateway import Config
-from meshkit.addresses import is_loopback
 
 EDGE_SECRET = "edge.json"  # noqa: S105 - a file
 TYPES = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
 _EDGE = "edge"
 # A year. Browsers that were here over TLS come by nothing else from then on.
 _HSTS = "max-age=31536000"
-
-
-def refusal(bind: str, *, has_tls: bool, allows_plaintext: bool) -> str | None:
-    """Say why a gateway must not listen, None when it may.
-
-    Args:
-        bind: the address by which it is reached.
-        has_tls: whether its main port has a certificate.
-        allows_plaintext: whether the operator does without.
-    """
-    if has_tls or allows_plaintext or is_loopback(bind):
-        return None
-    return (
-        f"{bind} is open to other machines, and without TLS passwords and tokens can be read on the way:"
-        " set TWINMESH_GATEWAY_TLS_CERTIFICATE and TWINMESH_GATEWAY_TLS_KEY; or, if a proxy that ends TLS"
-        " stands before the gateway, TWINMESH_GATEWAY_PLAINTEXT=true"
-    )
 
 
 def certificate_secret(name: str, *, certificate: str, key: str) -> Config:

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 import nkeys
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from meshkit import secrets
+from meshkit import plaintext, secrets
 from meshkit.config import RootSettings
 from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, TELEMETRY_SUBJECT
 from meshkit.runtime import read_settings
@@ -199,6 +200,27 @@ class _ServerSettings(RootSettings):
 
     mqtt_tls_certificate: str = Field("", description="Certificate chain of MQTT, a PEM file; empty: no TLS.")
     mqtt_tls_key: str = Field("", description="Its private key, a PEM file.")
+    mqtt_plaintext: bool = Field(
+        False, description="Whether MQTT may be plain text beyond loopback, behind a proxy that ends TLS."
+    )
+    mqtt_published: str = Field(
+        "0.0.0.0",  # noqa: S104 - the strictest, not bound.  # nosec B104
+        description="Address at which the container's port for MQTT is published.",
+    )
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        if bool(self.mqtt_tls_certificate) != bool(self.mqtt_tls_key):
+            raise ValueError("TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY go together")
+        problem = plaintext.refusal(
+            "MQTT",
+            self.mqtt_published,
+            has_tls=bool(self.mqtt_tls_certificate),
+            allows_plaintext=self.mqtt_plaintext,
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
 
 
 def main() -> None:

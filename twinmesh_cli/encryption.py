@@ -4,8 +4,10 @@ import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from gateway import devices, mesh_tls, tls
+from gateway import devices, mesh_tls
+from meshkit import plaintext
 from meshkit.addresses import is_loopback
 from meshkit.ca.authority import CertificateAuthority
 from meshkit.embedded import EmbeddedNats, PartFailedError, unprivileged_account
@@ -16,27 +18,42 @@ from twinmesh_cli.home import Home
 from twinmesh_cli.settings import LauncherSettings
 from twinmesh_cli.trust import LOOK_S, Trust, server_names
 
-_ENVOY = "envoy"
+_ENVOY, _NATS = "envoy", "nats"
+
+
+class _Door(NamedTuple):
+    part: str
+    variables: str
+    name: str
+    has_tls: bool
+    allows_plaintext: bool
 
 
 def notices(settings: LauncherSettings) -> Sequence[str]:
     """Return what to tell of doors that are open to other machines and not encrypted.
 
     Raises:
-        PartFailedError: the gateway would be, and nobody has said that this is wanted.
+        PartFailedError: one would be, and nobody has said that this is wanted.
     """
-    has_tls = settings.edge_files is not None
-    problem = tls.refusal(settings.bind, has_tls=has_tls, allows_plaintext=settings.gateway_plaintext)
-    if problem:
-        raise PartFailedError(_ENVOY, f"TWINMESH_BIND={problem}")
+    doors = [
+        _Door(_ENVOY, "GATEWAY", "the gateway", settings.edge_files is not None, settings.gateway_plaintext)
+    ]
+    if settings.nats_url is None:
+        has_tls = settings.mqtt_tls_certificate is not None or settings.mqtt_client_certificates
+        doors.append(_Door(_NATS, "MQTT", "MQTT", has_tls, settings.mqtt_plaintext))
+    for door in doors:
+        problem = plaintext.refusal(
+            door.variables, settings.bind, has_tls=door.has_tls, allows_plaintext=door.allows_plaintext
+        )
+        if problem:
+            raise PartFailedError(door.part, f"TWINMESH_BIND={problem}")
     if is_loopback(settings.bind):
         return ()
-    has_mqtt_tls = settings.mqtt_tls_certificate is not None or settings.mqtt_client_certificates
     return [
-        f"TWINMESH_BIND={settings.bind} is open to other machines, and {what} has no TLS: "
-        "passwords, keys and tokens can be read on the way"
-        for what, is_encrypted in (("the gateway", has_tls), ("MQTT", has_mqtt_tls))
-        if not is_encrypted
+        f"TWINMESH_BIND={settings.bind} is open to other machines, and {door.name} has no TLS of its own: "
+        "only a proxy that ends TLS may reach it"
+        for door in doors
+        if not door.has_tls
     ]
 
 

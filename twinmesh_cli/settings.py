@@ -82,6 +82,9 @@ class LauncherSettings(Settings):
         None, description="Certificate chain of MQTT, a PEM file; without it MQTT is not encrypted."
     )
     mqtt_tls_key: Path | None = Field(None, description="Its private key, a PEM file.")
+    mqtt_plaintext: bool = Field(
+        False, description="Whether MQTT may be plain text beyond loopback, behind a proxy that ends TLS."
+    )
     device_port: int = Field(
         8443,
         ge=1,

@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -36,9 +38,9 @@ def example() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def interpolated(text: str) -> str:
-    """The text as compose reads it with the example's settings."""
-    settings = example()
+def interpolated(text: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The text as compose reads it with the example's settings, and others."""
+    settings = {**example(), **more}
 
     def value(match: re.Match[str]) -> str:
         set_to = settings.get(match["name"], "")
@@ -280,6 +282,37 @@ def test_nats_accepts_its_configuration(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_mqtt_is_not_published_beyond_loopback_without_tls(tmp_path: Path) -> None:
+    step = SERVICES["nats-config"]["environment"]
+    outcomes = {}
+    for name, more in {
+        "refused": {"TWINMESH_BIND": "0.0.0.0"},
+        "wanted": {"TWINMESH_BIND": "0.0.0.0", "TWINMESH_MQTT_PLAINTEXT": "true"},
+        "published here": {},
+        "TLS": {
+            "TWINMESH_BIND": "0.0.0.0",
+            "TWINMESH_MQTT_TLS_CERTIFICATE": "/tls/c",
+            "TWINMESH_MQTT_TLS_KEY": "/tls/k",
+        },
+    }.items():
+        environment = {key: interpolated(str(value), more) for key, value in step.items()}
+        done = subprocess.run(
+            [sys.executable, "-m", "meshkit.nats_server", tmp_path],
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], **environment, "TWINMESH_MESH_SECRET": ROOT_SECRET},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        outcomes[name] = (done.returncode, "TWINMESH_MQTT_TLS_CERTIFICATE" in done.stderr)
+    assert outcomes == {
+        "refused": (2, True),
+        "wanted": (0, False),
+        "published here": (0, False),
+        "TLS": (0, False),
+    }
 
 
 def test_services_are_told_users_that_nats_knows() -> None:

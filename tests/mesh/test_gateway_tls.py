@@ -168,12 +168,18 @@ def _until_renewed(port: int, *former: x509.Certificate) -> None:
     assert shown(port).not_valid_after_utc - datetime.now(UTC) > timedelta(days=89)
 
 
-def test_beyond_loopback_the_gateway_does_not_start_without_tls(tmp_path: Path) -> None:
-    mesh = Mesh(tmp_path, 1, {"TWINMESH_HOME": str(tmp_path / "home"), "TWINMESH_BIND": "0.0.0.0"}, "")
-    failed = mesh.twinmesh("up", check=False)
-    assert failed.returncode == 1
-    assert "0.0.0.0 is open to other machines" in failed.stderr
-    assert "TWINMESH_GATEWAY_TLS_CERTIFICATE" in failed.stderr
+def test_beyond_loopback_no_door_is_opened_without_tls(tmp_path: Path) -> None:
+    for door, others in (("GATEWAY", "MQTT"), ("MQTT", "GATEWAY")):
+        settings = {
+            "TWINMESH_HOME": str(tmp_path / "home"),
+            "TWINMESH_BIND": "0.0.0.0",
+            f"TWINMESH_{others}_PLAINTEXT": "true",
+        }
+        failed = Mesh(tmp_path, 1, settings, "").twinmesh("up", check=False)
+        assert failed.returncode == 1
+        assert "0.0.0.0 is open to other machines" in failed.stderr
+        assert f"TWINMESH_{door}_TLS_CERTIFICATE" in failed.stderr
+        assert f"TWINMESH_{others}_TLS_CERTIFICATE" not in failed.stderr
 
 
 def test_a_gateway_in_a_container_is_not_rendered_without_tls_either(tmp_path: Path) -> None:
