@@ -1,5 +1,6 @@
 """The one table between domain errors and google.rpc.Status, used by both ends."""
 
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import asyncpg
@@ -13,6 +14,10 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 ERROR_DOMAIN = "twinmesh"
 _REASON_PREFIX = "ERROR_REASON_"
+# A status travels in headers, once as text and once with its details, and gRPC's clients refuse headers of
+# more than 8 KiB: the answer would look like a broken connection.
+_TEXT_BYTES = 500  # up to three times as many on the way
+_DETAILS_BYTES = 3072
 
 _CODES: dict[type[errors.DomainError], grpc.StatusCode] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -61,19 +66,19 @@ def _packed(
 
 
 def to_status(error: errors.DomainError) -> status_pb2.Status:
-    """Return the google.rpc.Status of a domain error, with its details."""
-    status = status_pb2.Status(code=_number(code_of(error)), message=error.message)
+    """Return the google.rpc.Status of a domain error, with its details, small enough for headers.
+
+    What quotes a caller may be of any length: texts are cut, and of violations the first are told.
+    """
+    status = status_pb2.Status(code=_number(code_of(error)), message=_cut(error.message))
     info = error_details_pb2.ErrorInfo(
-        reason=reason_name(error.reason), domain=ERROR_DOMAIN, metadata=error.metadata
+        reason=reason_name(error.reason),
+        domain=ERROR_DOMAIN,
+        metadata={name: _cut(value) for name, value in error.metadata.items()},
     )
     status.details.append(_packed(info))
     if error.violations:
-        bad_request = error_details_pb2.BadRequest()
-        for violation in error.violations:
-            bad_request.field_violations.add(
-                field=violation.field, description=violation.description, reason=violation.rule
-            )
-        status.details.append(_packed(bad_request))
+        status.details.append(_packed(_bad_request(error.violations)))
     if error.quota is not None:
         failure = error_details_pb2.QuotaFailure()
         failure.violations.add(
@@ -88,6 +93,25 @@ def to_status(error: errors.DomainError) -> status_pb2.Status:
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     return status
+
+
+def _bad_request(violations: Sequence[errors.FieldViolation]) -> error_details_pb2.BadRequest:
+    told = error_details_pb2.BadRequest()
+    for violation in violations:
+        one = told.field_violations.add(
+            field=_cut(violation.field), description=_cut(violation.description), reason=violation.rule
+        )
+        if told.ByteSize() > _DETAILS_BYTES:
+            told.field_violations.remove(one)
+            break
+    return told
+
+
+def _cut(text: str) -> str:
+    encoded = text.encode()
+    if len(encoded) <= _TEXT_BYTES:
+        return text
+    return encoded[: _TEXT_BYTES - 3].decode(errors="ignore") + "…"
 
 
 def internal_status(trace_id: str) -> status_pb2.Status:

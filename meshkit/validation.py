@@ -11,9 +11,7 @@ _validator = protovalidate.Validator()
 
 
 def validate(message: Message) -> None:
-    """Refuse a message that breaks a rule of its contract, naming every field.
-
-    At most 100 violations are told.
+    """Refuse a message that breaks a rule of its contract, naming its fields, the first 100.
 
     Raises:
         InvalidArgument: it breaks a rule.
