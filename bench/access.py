@@ -1,9 +1,9 @@
 """`bench access`: what access costs where it is hot, as ratios of rounds in turns.
 
 Two meshes run side by side; calls of one leave no audit records. JSON ingest goes to both, and to the other
-one with a token, an API key and a device's certificate. Gateway streams go to both at full speed. Streams
-at a fixed rate go to the other one, alone and beside 200 clients that log in again and again, each with an
-account and an address of its own. BENCH_SECONDS and BENCH_ROUNDS (environment) shorten a look.
+one with a token, an API key, signed, and with a device's certificate. Gateway streams go to both at full
+speed. Streams at a fixed rate go to the other one, alone and beside 200 clients that log in again and again,
+each with an account and an address of its own. BENCH_SECONDS and BENCH_ROUNDS (environment) shorten a look.
 """
 
 import asyncio
@@ -35,6 +35,7 @@ from bench.scale import scale
 from meshkit.clock import SystemClock
 from meshkit.testing.certificates import csr, key_pem, new_key
 from meshkit.testing.mesh import Mesh, own_mesh
+from twinmesh_client import RequestSigner
 
 SECONDS = scale("SECONDS", 5)
 ROUNDS = scale("ROUNDS", 3)
@@ -45,6 +46,8 @@ BATCHES_PER_S = 50
 PACED_SAMPLES_PER_S = 20_000
 _SERIES = 2_000  # of a stream
 _METRICS = 5
+_PATH = "/v1/telemetry"
+_SIGNED = 10_000  # to see what signing costs
 _DEVICE = "access-0"
 _PREPARED_SAMPLES_PER_S = 3_000_000
 _START_S = 30.0
@@ -54,10 +57,11 @@ _HOUR_US = 3_600_000_000
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """A way into a mesh for JSON: its port, the token that is sent, and TLS with a certificate instead."""
+    """A way into a mesh for JSON: its port, and a token, a signer or TLS with a certificate."""
 
     port: int
     token: str | None = None
+    signer: RequestSigner | None = None
     tls: ssl.SSLContext | None = None
 
 
@@ -74,13 +78,16 @@ def run() -> Report:
             make_fleet(
                 each, each.log_in(), prefix="access", devices=STREAMS * _SERIES // _METRICS, metrics=_METRICS
             )
+        signer = RequestSigner(mesh.signing_secret())
         doors = {
             "no audit, JWT": Door(bare.port, bare.log_in()),
             "JWT": Door(mesh.port, token),
             "API key": Door(mesh.port, mesh.api_key()),
+            "signed": Door(mesh.port, signer=signer),
             "device certificate": Door(mesh.device_port, tls=_certificate(mesh, token, Path(folder))),
         }
         cases, notes = uvloop.run(_measure(mesh, bare, doors))
+        cases.append(Case("unary, signed: of which the client signs", _signing_us(signer), "us/request"))
         cases.append(Case("audit events lost", _lost(mesh), "events"))
     return Report("access", cases, notes)
 
@@ -122,7 +129,7 @@ async def _unary(doors: dict[str, Door]) -> tuple[list[Case], list[str]]:
     cases, notes = [], []
     p99s: dict[str, list[float]] = {}
     for name, rounds in outcomes.items():
-        base = outcomes["JWT" if name in ("API key", "device certificate") else "no audit, JWT"]
+        base = outcomes["no audit, JWT" if name in ("no audit, JWT", "JWT") else "JWT"]
         rates = [outcome.rate for outcome in rounds]
         ratios = [rate / other.rate for rate, other in zip(rates, base, strict=True)]
         cases.append(Case(f"unary, {name}", median(rates), "requests/s", median(ratios)))
@@ -141,15 +148,30 @@ _RUN_ID = time.time_ns()
 
 
 def _request(door: Door, numbers: "itertools.count[int]", _: int) -> bytes:
-    number = next(numbers)
+    body = _body(next(numbers))
+    headers = {}
+    if door.signer is not None:
+        headers["authorization"] = door.signer.authorization("POST", _PATH, body)
+    return http_load.post(_PATH, host=f"localhost:{door.port}", token=door.token, body=body, headers=headers)
+
+
+def _body(number: int) -> bytes:
     moment = datetime.now(UTC) - timedelta(minutes=30) + timedelta(microseconds=number)
     reading = {
         "deviceId": _DEVICE,
         "time": moment.isoformat().replace("+00:00", "Z"),
         "numbers": {"m0": 21.5},
     }
-    body = json.dumps({"readings": [reading], "requestId": f"{_RUN_ID}-{number}"}).encode()
-    return http_load.post("/v1/telemetry", host=f"localhost:{door.port}", token=door.token, body=body)
+    return json.dumps({"readings": [reading], "requestId": f"{_RUN_ID}-{number}"}).encode()
+
+
+def _signing_us(signer: RequestSigner) -> float:
+    """Return what a signature costs whoever sends, in microseconds: it is within the signed figures."""
+    body = _body(0)
+    began = time.perf_counter()
+    for _ in range(_SIGNED):
+        signer.authorization("POST", _PATH, body)
+    return (time.perf_counter() - began) / _SIGNED * 1e6
 
 
 def _certificate(mesh: Mesh, token: str, folder: Path) -> ssl.SSLContext:

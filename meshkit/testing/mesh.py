@@ -157,6 +157,13 @@ class Mesh:
 
     def api_key(self) -> str:
         """Return an API key that may send and read, and does not end."""
+        return self._new_key()["secret"]
+
+    def signing_secret(self) -> str:
+        """Return the signing secret of another such key."""
+        return self._new_key()["signingSecret"]
+
+    def _new_key(self) -> dict[str, str]:
         answer = httpx.post(
             f"{self.url}/v1/apiKeys",
             json={"displayName": "for a test or bench"},
@@ -164,8 +171,8 @@ class Mesh:
             timeout=30,
         )
         answer.raise_for_status()
-        secret: str = answer.json()["secret"]
-        return secret
+        made: dict[str, str] = answer.json()
+        return made
 
 
 def start_mesh(home: Path, **settings: str) -> Mesh:
