@@ -43,7 +43,9 @@ def read_settings(program: str, settings_type: type[_T]) -> _T:
             name = str(problem["loc"][0]) if problem["loc"] else ""
             field = settings_type.model_fields.get(name)
             told = environment_name(name, field) if field else name
-            sys.stderr.write(": ".join(part for part in (program, told, problem["msg"]) if part) + "\n")
+            # The validator's own words, without pydantic's before them.
+            why = problem["msg"].removeprefix("Value error, ")
+            sys.stderr.write(": ".join(part for part in (program, told, why) if part) + "\n")
         sys.exit(BAD_SETTINGS)
 
 

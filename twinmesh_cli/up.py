@@ -180,6 +180,28 @@ def _start_detached(home: Home) -> None:
 def welcome(started: Started, settings: LauncherSettings) -> str:
     """What to do next, with lines to copy."""
     url = started.gateway_url
+    return "\n".join(
+        [
+            f"Twinmesh is ready at {url}.",
+            *([f"Devices connect by MQTT to {started.mqtt_address}."] if started.mqtt_address else []),
+            *(_without_demo() if started.seeded.tenant_deleted else _with_demo(started, settings)),
+            f"  curl -s {url}/healthz/ready",
+        ]
+    )
+
+
+def _without_demo() -> list[str]:
+    return [
+        "Tenant demo is deleted, and does not come back.",
+        "",
+        "Try next:",
+        "  twinmesh login --tenant system",
+        "  twinmesh tenants",
+    ]
+
+
+def _with_demo(started: Started, settings: LauncherSettings) -> list[str]:
+    url = started.gateway_url
     password = started.seeded.password
     if password is not None:
         login = f"Log in as admin of tenant demo with the password {password} (shown only this once)."
@@ -192,19 +214,14 @@ def welcome(started: Started, settings: LauncherSettings) -> str:
         quoted = "PASSWORD"
     credentials = f'{{"tenant":"demo","username":"admin","password":"{quoted}"}}'
     extract = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"accessToken\"])'"
-    return "\n".join(
-        [
-            f"Twinmesh is ready at {url}.",
-            *([f"Devices connect by MQTT to {started.mqtt_address}."] if started.mqtt_address else []),
-            login,
-            "",
-            "Try next:",
-            f"  TOKEN=$(curl -s {url}/v1/auth/login -d '{credentials}' | {extract})",
-            f'  curl -s {url}/v1/devices -H "Authorization: Bearer $TOKEN"',
-            f'  curl -s {url}/v1/twins -H "Authorization: Bearer $TOKEN"',
-            f"  curl -s {url}/healthz/ready",
-        ]
-    )
+    return [
+        login,
+        "",
+        "Try next:",
+        f"  TOKEN=$(curl -s {url}/v1/auth/login -d '{credentials}' | {extract})",
+        f'  curl -s {url}/v1/devices -H "Authorization: Bearer $TOKEN"',
+        f'  curl -s {url}/v1/twins -H "Authorization: Bearer $TOKEN"',
+    ]
 
 
 def _fail(text: str) -> NoReturn:
