@@ -20,8 +20,8 @@ from meshkit.ca.keys import private_pem
 from twinmesh.auth.v1 import device_certificate_service_pb2 as contract
 from twinmesh.auth.v1 import device_certificate_service_pb2_grpc as contract_grpc
 from twinmesh_cli.session import explain, fail, run
-from twinmesh_cli.shown import table_console
 from twinmesh_cli.settings import load_settings
+from twinmesh_cli.shown import table_console
 
 _PAGE = 1_000  # the largest that the server gives
 _CALL_TIMEOUT_S = 60.0
