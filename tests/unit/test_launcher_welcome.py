@@ -29,7 +29,7 @@ def test_nobody_is_sent_to_a_deleted_tenant(admin_password: str | None) -> None:
 
 
 def test_the_password_that_was_made_is_told() -> None:
-    text = _told(Seeded(user_created=True, password="made-now"))  # noqa: S106 - of this test.
+    text = _told(Seeded(user_created=True, password="made-now"))
     assert "the password made-now (shown only this once)" in text
     assert '{"tenant":"demo","username":"admin","password":"made-now"}' in text
 
