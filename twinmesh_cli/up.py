@@ -48,6 +48,8 @@ def up(
     if detach:
         _start_detached(home)
     elif report:
+        # All paths were read as the caller's folder has them; it may be removed from now on.
+        os.chdir("/")
         with home.log("launcher").open("a") as log, os.fdopen(os.dup(1), "w") as pipe:
             # Whatever else is printed belongs into the log, where standard error goes already.
             os.dup2(2, 1)
@@ -151,7 +153,6 @@ def _start_detached(home: Home) -> None:
             stdout=subprocess.PIPE,
             stderr=log,
             env={**os.environ, "TWINMESH_HOME": str(home.root)},
-            cwd="/",
             text=True,
             start_new_session=True,
         ) as launcher,
