@@ -197,8 +197,10 @@ def read_issuers(path: Path) -> Mapping[str, Issuer]:
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
         issuers = _File.model_validate(told).issuers
-    except (OSError, UnicodeError) as error:
-        raise IssuersInvalid(path, f"cannot be read: {type(error).__name__}") from error
+    except OSError as error:
+        raise IssuersInvalid(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeError as error:
+        raise IssuersInvalid(path, "cannot be read: it is not UTF-8") from error
     except yaml.YAMLError as error:
         raise IssuersInvalid(path, f"is no YAML: {error}") from error
     except ValidationError as error:

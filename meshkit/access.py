@@ -53,9 +53,13 @@ def own_identity(settings: ServiceSettings, service: str) -> ServiceIdentity:
     try:
         identity = ServiceIdentity(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"TWINMESH_IDENTITY_DIR={folder} holds no identity: {error}") from error
+        raise ValueError(
+            f"TWINMESH_IDENTITY_DIR={folder} holds no identity: {error}; `twinmesh ca issue` writes one"
+        ) from error
     if identity.name.name != service:
-        raise ValueError(f"TWINMESH_IDENTITY_DIR={folder} is {identity.name.name}'s, not {service}'s")
+        raise ValueError(
+            f"TWINMESH_IDENTITY_DIR={folder} is the identity of {identity.name.name}, not of {service}"
+        )
     return identity
 
 

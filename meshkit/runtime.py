@@ -12,6 +12,7 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
+from meshkit.access import own_identity
 from meshkit.config import FiledSettings, ServiceSettings, environment_name
 from meshkit.metrics import metering
 from meshkit.secret_places import SettingsUnreadable
@@ -42,7 +43,9 @@ def read_settings(program: str, settings_type: type[_T]) -> _T:
             name = str(problem["loc"][0]) if problem["loc"] else ""
             field = settings_type.model_fields.get(name)
             told = environment_name(name, field) if field else name
-            sys.stderr.write(": ".join(part for part in (program, told, problem["msg"]) if part) + "\n")
+            # The validator's own words, without pydantic's before them.
+            why = problem["msg"].removeprefix("Value error, ")
+            sys.stderr.write(": ".join(part for part in (program, told, why) if part) + "\n")
         sys.exit(BAD_SETTINGS)
 
 
@@ -51,16 +54,24 @@ def run(
 ) -> None:
     """Read the settings, keep the app open until SIGTERM or SIGINT, then close it in order.
 
-    Exits with status 2 and a line per setting when the settings are wrong.
+    Exits with status 2 and a line per setting when the settings are wrong, or when the folder of
+    its identity is not this service's.
     """
     settings = read_settings(service, settings_type)
+    opened = app(settings)
+    try:
+        # Before anything is opened, so that nothing else is told first; the app reads it for itself.
+        own_identity(settings, service)
+    except ValueError as error:
+        sys.stderr.write(f"{service}: {error}\n")
+        sys.exit(BAD_SETTINGS)
     configure_logging(service, settings.log_level)
     endpoint = settings.otlp_endpoint
     with (
         tracing(service, endpoint=endpoint, sample_ratio=settings.trace_sample_ratio),
         metering(service, endpoint=endpoint, interval_ms=settings.metric_export_interval),
     ):
-        uvloop.run(_serve(app(settings)))
+        uvloop.run(_serve(opened))
 
 
 async def _serve(app: AbstractAsyncContextManager[object]) -> None:

@@ -1,18 +1,18 @@
 """`twinmesh api-keys`: credentials of machines."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from twinmesh.auth.v1 import api_key_service_pb2 as contract
 from twinmesh.auth.v1 import api_key_service_pb2_grpc as contract_grpc
 from twinmesh_cli.options import time_option
 from twinmesh_cli.session import Session, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _PAGE = 1_000
 
@@ -36,8 +36,15 @@ def api_keys(context: typer.Context) -> None:
         )
 
     found, is_all = run(listed)
-    table = Table(
-        "id",
+    table_console().print(key_table(found))
+    if not is_all:
+        print(f"and more than these {_PAGE:,}")
+
+
+def key_table(keys: Sequence[contract.ApiKey]) -> Table:
+    """Return a table of keys; in a narrow terminal ids stay whole, since other commands are given them."""
+    table = Table(Column("id", no_wrap=True, min_width=max((len(key.id) for key in keys), default=0)))
+    for name in (
         "name",
         "creator",
         "expires",
@@ -46,8 +53,9 @@ def api_keys(context: typer.Context) -> None:
         "networks",
         "bound to",
         "permissions",
-    )
-    for key in found:
+    ):
+        table.add_column(name, overflow="fold")
+    for key in keys:
         expires = _time(key.expire_time) if key.HasField("expire_time") else ""
         former = _time(key.former_secrets_expire_time) if key.HasField("former_secrets_expire_time") else ""
         used = _time(key.last_used_time) if key.HasField("last_used_time") else ""
@@ -63,9 +71,7 @@ def api_keys(context: typer.Context) -> None:
             " ".join(key.permissions),
         )
         table.add_row(*(Text(visible(cell)) for cell in cells))
-    Console().print(table)
-    if not is_all:
-        print(f"and more than these {_PAGE:,}")
+    return table
 
 
 @api_keys_app.command()

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from google.protobuf import json_format
 from google.rpc import code_pb2
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +18,7 @@ from twinmesh.auth.v1 import audit_event_service_pb2_grpc as contract_grpc
 from twinmesh_cli.options import fill_range, time_option
 from twinmesh_cli.received_file import receive
 from twinmesh_cli.session import Session, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _PAGE = 1_000  # the largest that the server gives
 
@@ -78,7 +77,7 @@ def list_events(
             table.add_column(name, overflow="fold")
         for event in events:
             table.add_row(*(Text(visible(cell)) for cell in _row(event)))
-        Console().print(table)
+        table_console().print(table)
     if not is_whole:
         print(f"there are more than these {limit:,}; see --limit, --start, --end", file=sys.stderr)
 

@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from google.protobuf import json_format
-from rich.console import Console
 from rich.table import Column, Table
 
 from meshkit.ca.keys import private_pem
@@ -22,6 +21,7 @@ from twinmesh.auth.v1 import device_certificate_service_pb2 as contract
 from twinmesh.auth.v1 import device_certificate_service_pb2_grpc as contract_grpc
 from twinmesh_cli.session import explain, fail, run
 from twinmesh_cli.settings import load_settings
+from twinmesh_cli.shown import table_console
 
 _PAGE = 1_000  # the largest that the server gives
 _CALL_TIMEOUT_S = 60.0
@@ -107,7 +107,7 @@ def list_certificates(
         revoked = each.revoke_time.ToDatetime(UTC).isoformat() if each.HasField("revoke_time") else ""
         expires = each.expire_time.ToDatetime(UTC).isoformat()
         table.add_row(each.id, each.device_id, expires, revoked, each.creator)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    table_console().print(table)
     if not is_whole:
         print(f"there are more than these {limit:,}; see --limit and --device", file=sys.stderr)
 

@@ -72,6 +72,20 @@ async def connected(admin_url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
+async def is_tenant_deleted(admin_url: str, tenant: str) -> bool:
+    """Tell whether operators have had a tenant deleted.
+
+    Raises:
+        DatabaseAwayError: the server cannot be reached or refuses.
+    """
+    async with connected(admin_url) as connection:
+        return bool(
+            await connection.fetchval(
+                "SELECT delete_time IS NOT NULL FROM auth.tenant WHERE tenant_id = $1", tenant
+            )
+        )
+
+
 @contextmanager
 def reachable_database(settings: LauncherSettings, home: Home) -> Iterator[str]:
     """The migrator's URL of this home's database; an embedded one that is down is up for as long.

@@ -43,7 +43,7 @@ class GatewayAccess:
             OSError: the file cannot be read.
         """
         if not (found := _ADDRESS.fullmatch(address)):
-            raise ValueError(f"{address!r} is not host:port, or https://host:port with TLS")
+            raise ValueError(f"TWINMESH_GATEWAY: {address!r} is not host:port, or https://host:port with TLS")
         uses_tls = found["scheme"] == "https"
         pem = authorities.read_bytes() if authorities is not None and uses_tls else None
         return cls(found["target"], uses_tls, pem, server_name)

@@ -124,8 +124,6 @@ async def _run(module: str, *arguments: str, variables: dict[str, str]) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=service_environment(variables),
-        # `python -m` looks for modules in the present folder first, which is anybody's.
-        cwd="/",
     )
     try:
         async with asyncio.timeout(_SECONDS):

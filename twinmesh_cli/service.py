@@ -73,8 +73,11 @@ class ServiceProcess(Part):
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module with this interpreter."""
-    return [sys.executable, "-m", module, *arguments]
+    """The command that runs a module with this interpreter.
+
+    `-P`: `python -m` looks for modules in the present folder first, which is anybody's.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def service_environment(variables: Mapping[str, str]) -> dict[str, str]:

@@ -65,7 +65,8 @@ class ClientSettings(Settings):
                 server_name = server_name or (first_name(authorities) if authorities else "")
             self._access = GatewayAccess.read(self.gateway, authorities=authorities, server_name=server_name)
         except OSError as error:
-            raise ValueError(f"{error.filename}: {error.strerror}") from error
+            variable = f"TWINMESH_GATEWAY_{'AUTHORITIES' if self.gateway_authorities else 'TLS_CERTIFICATE'}"
+            raise ValueError(f"{variable}: {error.filename}: {error.strerror}") from error
         return self
 
     @property

@@ -173,12 +173,10 @@ class LauncherSettings(Settings):
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that services log."
     )
 
-    @field_validator("home", "ca_dir")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.expanduser().absolute()
-
-    @field_validator("issuers", "gateway_tls_certificate", "gateway_tls_key")
+    @field_validator(
+        *("home", "ca_dir", "issuers", "gateway_tls_certificate", "gateway_tls_key"),
+        *("mqtt_tls_certificate", "mqtt_tls_key"),
+    )
     @classmethod
     def _from_anywhere(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None

@@ -1,6 +1,17 @@
 """Values as people read them in a terminal."""
 
+import sys
+
+from rich.console import Console
+
 from twinmesh.type.v1 import value_pb2
+
+_FILE_COLUMNS = 200
+
+
+def table_console() -> Console:
+    """Return where tables go: as wide as the terminal, and wide enough in a file or pipe."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
 
 
 def visible(text: str) -> str:

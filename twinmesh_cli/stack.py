@@ -38,7 +38,7 @@ from meshkit.migrate import MigrationError
 from meshkit.service_identity import ServiceIdentity
 from twinmesh_cli import encryption
 from twinmesh_cli.ca import authority_for
-from twinmesh_cli.database import DatabaseAwayError, Migrated, migrate
+from twinmesh_cli.database import DatabaseAwayError, Migrated, is_tenant_deleted, migrate
 from twinmesh_cli.home import Home, mesh_secret
 from twinmesh_cli.identities import LAUNCHER, issued_identities
 from twinmesh_cli.processes import Surroundings, service_ports, service_processes
@@ -101,7 +101,7 @@ class Stack:
         await self._supervisor.start([self._envoy(facts, ports, door, trust.edge_secret)])
         await self._until_answering()
         self._keeper = asyncio.create_task(encryption.keep(trust, facts.nats, tell=self._reporter.notice))
-        if self._settings.wants_simulation:
+        if self._settings.wants_simulation and not seeded.tenant_deleted:
             await self._start_simulator(facts)
         self._ready = True
         self._write_state()
@@ -233,7 +233,8 @@ class Stack:
         """Once for each database: what people delete later stays deleted."""
         marker = self._home.seeded
         if not migrated.applied and marker.exists() and marker.read_text() == migrated.born:
-            return Seeded(user_created=False, password=None)
+            is_deleted = await is_tenant_deleted(facts.admin_url, "demo")
+            return Seeded(user_created=False, password=None, tenant_deleted=is_deleted)
         seeded = await seed(self._settings, admin_url=facts.admin_url, mesh_secret=self._secret)
         marker.write_text(migrated.born)
         if seeded.tenant_deleted:

@@ -48,6 +48,8 @@ def up(
     if detach:
         _start_detached(home)
     elif report:
+        # All paths were read as the caller's folder has them; it may be removed from now on.
+        os.chdir("/")
         with home.log("launcher").open("a") as log, os.fdopen(os.dup(1), "w") as pipe:
             # Whatever else is printed belongs into the log, where standard error goes already.
             os.dup2(2, 1)
@@ -151,7 +153,6 @@ def _start_detached(home: Home) -> None:
             stdout=subprocess.PIPE,
             stderr=log,
             env={**os.environ, "TWINMESH_HOME": str(home.root)},
-            cwd="/",
             text=True,
             start_new_session=True,
         ) as launcher,
@@ -180,6 +181,28 @@ def _start_detached(home: Home) -> None:
 def welcome(started: Started, settings: LauncherSettings) -> str:
     """What to do next, with lines to copy."""
     url = started.gateway_url
+    return "\n".join(
+        [
+            f"Twinmesh is ready at {url}.",
+            *([f"Devices connect by MQTT to {started.mqtt_address}."] if started.mqtt_address else []),
+            *(_without_demo() if started.seeded.tenant_deleted else _with_demo(started, settings)),
+            f"  curl -s {url}/healthz/ready",
+        ]
+    )
+
+
+def _without_demo() -> list[str]:
+    return [
+        "Tenant demo is deleted, and does not come back.",
+        "",
+        "Try next:",
+        "  twinmesh login --tenant system",
+        "  twinmesh tenants",
+    ]
+
+
+def _with_demo(started: Started, settings: LauncherSettings) -> list[str]:
+    url = started.gateway_url
     password = started.seeded.password
     if password is not None:
         login = f"Log in as admin of tenant demo with the password {password} (shown only this once)."
@@ -192,19 +215,14 @@ def welcome(started: Started, settings: LauncherSettings) -> str:
         quoted = "PASSWORD"
     credentials = f'{{"tenant":"demo","username":"admin","password":"{quoted}"}}'
     extract = "python3 -c 'import json,sys; print(json.load(sys.stdin)[\"accessToken\"])'"
-    return "\n".join(
-        [
-            f"Twinmesh is ready at {url}.",
-            *([f"Devices connect by MQTT to {started.mqtt_address}."] if started.mqtt_address else []),
-            login,
-            "",
-            "Try next:",
-            f"  TOKEN=$(curl -s {url}/v1/auth/login -d '{credentials}' | {extract})",
-            f'  curl -s {url}/v1/devices -H "Authorization: Bearer $TOKEN"',
-            f'  curl -s {url}/v1/twins -H "Authorization: Bearer $TOKEN"',
-            f"  curl -s {url}/healthz/ready",
-        ]
-    )
+    return [
+        login,
+        "",
+        "Try next:",
+        f"  TOKEN=$(curl -s {url}/v1/auth/login -d '{credentials}' | {extract})",
+        f'  curl -s {url}/v1/devices -H "Authorization: Bearer $TOKEN"',
+        f'  curl -s {url}/v1/twins -H "Authorization: Bearer $TOKEN"',
+    ]
 
 
 def _fail(text: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """The gateway's main port over TLS: who gets in, what is told, and certificates that change while it runs."""
 
+import os
 import shutil
 import socket
 import ssl
@@ -180,6 +181,21 @@ def test_beyond_loopback_no_door_is_opened_without_tls(tmp_path: Path) -> None:
         assert "0.0.0.0 is open to other machines" in failed.stderr
         assert f"TWINMESH_{door}_TLS_CERTIFICATE" in failed.stderr
         assert f"TWINMESH_{others}_TLS_CERTIFICATE" not in failed.stderr
+
+
+def test_in_the_background_paths_are_from_the_caller_s_folder(tmp_path: Path) -> None:
+    told = {f"TWINMESH_GATEWAY_TLS_{name}": f"{name}.pem" for name in ("CERTIFICATE", "KEY")}
+    mesh = Mesh(tmp_path, 1, {**os.environ, "TWINMESH_HOME": str(tmp_path / "home"), **told}, "")
+    failed = subprocess.run(
+        mesh.command("up", "--detach"),
+        cwd=tmp_path,
+        env=mesh.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert failed.returncode == 1
+    assert f"{tmp_path}/CERTIFICATE.pem cannot be read" in failed.stderr
 
 
 def test_a_gateway_in_a_container_is_not_rendered_without_tls_either(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
                 '"storedSamples": "1"',
                 "Offices 21.",
                 "1 sample is durable",
+                "acknowledged: True",
                 "8 samples read",
                 " 0 without an outcome",
             ],
@@ -35,6 +36,7 @@ ROOT = Path(__file__).parents[2]
                 '"displayName":"Kettle"',
                 "80.5",
                 "INVALID_FIELD",
+                '"kind":"device"',
             ],
         ),
     ],
@@ -43,7 +45,9 @@ def test_every_command_works_as_printed(mesh: Mesh, tmp_path: Path, guide: str, 
     text = (ROOT / guide).read_text(encoding="utf-8")
     script = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     script = script.replace("127.0.0.1:8080", mesh.address).replace("/tmp/", f"{tmp_path}/")
-    script = script.replace("port=1883", f"port={mesh.mqtt_port}")
+    script = script.replace("port=1883", f"port={mesh.mqtt_port}").replace(
+        "127.0.0.1:8443", f"127.0.0.1:{mesh.device_port}"
+    )
     done = subprocess.run(
         ["/usr/bin/env", "bash", "-e", "-o", "pipefail", "-c", script],
         cwd=ROOT,

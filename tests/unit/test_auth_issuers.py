@@ -75,7 +75,7 @@ def test_a_wrong_entry_is_named(tmp_path: Path, change: dict[str, Any], why: str
 
 def test_what_is_no_file_of_issuers_is_told(tmp_path: Path) -> None:
     path = tmp_path / "issuers.yaml"
-    with pytest.raises(IssuersInvalid, match="cannot be read"):
+    with pytest.raises(IssuersInvalid, match="cannot be read: No such file or directory"):
         read_issuers(path)
     for text in ("a: [", "", "issuers: 7", "- 1", "!!python/object/apply:os.system ['true']"):
         path.write_text(text)

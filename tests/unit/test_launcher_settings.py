@@ -79,6 +79,32 @@ def test_a_wrong_setting_is_named_and_its_value_is_not(
 
 
 @pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"TWINMESH_GATEWAY": "nonsense"}, "TWINMESH_GATEWAY: 'nonsense' is not host:port"),
+        (
+            {"TWINMESH_GATEWAY": "https://127.0.0.1:1", "TWINMESH_GATEWAY_AUTHORITIES": "/nowhere.pem"},
+            "TWINMESH_GATEWAY_AUTHORITIES: /nowhere.pem: No such file or directory",
+        ),
+        (
+            {"TWINMESH_GATEWAY_TLS_CERTIFICATE": "/nowhere.pem", "TWINMESH_GATEWAY_TLS_KEY": "/nowhere.key"},
+            "TWINMESH_GATEWAY_TLS_CERTIFICATE: /nowhere.pem: No such file or directory",
+        ),
+    ],
+)
+def test_how_the_gateway_is_not_reached_is_told_by_its_variable(
+    given: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    ended = CliRunner().invoke(app, ["users"])
+
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith(f"twinmesh: {told}")
+
+
+@pytest.mark.parametrize(
     ("bind", "url"),
     [
         ("127.0.0.1", "http://127.0.0.1:8080"),
