@@ -19,10 +19,12 @@ from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.store import BackfillStore
 from ingest_svc.stream import TelemetryStream
 from ingest_svc.window import require_backfill_range
+from meshkit import audit
 from meshkit.clock import Clock
 from meshkit.errors import DomainError
 from meshkit.identity import current_principal
 from meshkit.open_calls import OpenCall, current_call
+from meshkit.updates import fields_set
 from telemetry_store.requests import RequestIdentity, WriteRequest, WriteResult
 from telemetry_store.writer import TelemetryWriter
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -165,6 +167,7 @@ class IngestServicer(ingest_grpc.IngestServiceServicer):
         start_us = conversion.to_micros(request.start_time)
         end_us = conversion.to_micros(request.end_time)
         require_backfill_range(start_us, end_us)
+        audit.changed(fields_set(request))
         return conversion.to_backfill(
             await self._backfills.declare(
                 tenant=principal.tenant, principal=principal.name, start_us=start_us, end_us=end_us

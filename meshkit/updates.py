@@ -56,12 +56,15 @@ def updated(current: _M, sent: _M, paths: Sequence[str]) -> _M:
 
 
 def changed_fields(before: Message, after: Message) -> list[str]:
-    """Return the names of the fields in which two states of a resource differ."""
-    return [
-        field.name
-        for field in _descriptor(before).fields
-        if getattr(before, field.name) != getattr(after, field.name)
-    ]
+    """Return the names of the fields in which two states of a resource differ.
+
+    A field that says nothing differs from one that says its default: a policy from none.
+    """
+
+    def said(state: Message, field: FieldDescriptor) -> tuple[bool, object]:
+        return not field.has_presence or state.HasField(field.name), getattr(state, field.name)
+
+    return [field.name for field in _descriptor(before).fields if said(before, field) != said(after, field)]
 
 
 def fields_set(*resources: Message) -> list[str]:

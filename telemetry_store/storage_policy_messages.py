@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from meshkit import audit
 from meshkit.updates import changed_fields, updated
 from meshkit.validation import validate
 from telemetry_store.storage_policies import (
@@ -33,8 +32,8 @@ def to_policy(row: StoragePolicyRow, *, effective: Retention) -> policy_pb2.Stor
 
 def changed(
     row: StoragePolicyRow, sent: policy_pb2.StoragePolicy, paths: Sequence[str], *, effective: Retention
-) -> StoragePolicyRow:
-    """Return what to write so that a policy is as an update says.
+) -> tuple[StoragePolicyRow, list[str]]:
+    """Return what to write so that a policy is as an update says, and which fields that changes.
 
     Args:
         row: as it is written now.
@@ -49,12 +48,11 @@ def changed(
     STORAGE_POLICIES.require_etag(row, sent.etag)
     current = to_policy(row, effective=effective)
     policy = updated(current, sent, paths)
-    audit.changed(changed_fields(current, policy))
     # What a mask puts together was not seen by the interceptor.
     validate(policy)
     made = replace(row, **_ages(policy))
     require_sense(made)
-    return made
+    return made, changed_fields(current, policy)
 
 
 def _ages(policy: policy_pb2.StoragePolicy) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class DeviceCertificateServicer(device_certificate_service_pb2_grpc.DeviceCertif
         self, request: pb.RevokeDeviceCertificateRequest, context: object
     ) -> pb.RevokeDeviceCertificateResponse:
         """Revoke a certificate and what was renewed from it."""
+        audit.changed(["revoke_time"])
         revoked = await self._certificates.revoke(current_principal().tenant, request.id)
         return pb.RevokeDeviceCertificateResponse(ids=revoked)
 

@@ -5,9 +5,10 @@ from typing import Any, Protocol
 
 from ingest_svc.conversion import to_micros
 from ingest_svc.restores import KEPT, days_of, start_of
-from meshkit import paging
+from meshkit import audit, paging
 from meshkit.errors import not_found
 from meshkit.identity import current_principal
+from meshkit.updates import fields_set
 from telemetry_store.restores import RestoreRow
 from twinmesh.ingest.v1 import restore_service_pb2 as contract
 from twinmesh.ingest.v1 import restore_service_pb2_grpc as contract_grpc
@@ -46,6 +47,7 @@ class RestoreServicer(contract_grpc.RestoreServiceServicer):
 
     async def CreateRestore(self, request: contract.CreateRestoreRequest, context: Any) -> contract.Restore:
         principal = current_principal()
+        audit.changed(fields_set(request))
         first_day, last_day = days_of(to_micros(request.start_time), to_micros(request.end_time))
         row = await self._restores.ask(
             tenant=principal.tenant,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from meshkit import audit
 from meshkit.identity import current_principal
 from telemetry_store.storage_policies import Retention, StoragePolicyRow
 from telemetry_store.storage_policy_messages import changed, to_policy
@@ -38,6 +39,9 @@ class StoragePolicyServicer(policy_grpc.StoragePolicyServiceServicer):
         self, request: policy_pb2.UpdateStoragePolicyRequest, context: Any
     ) -> policy_pb2.StoragePolicy:
         row = await self._store.read(current_principal().tenant)
-        made = changed(row, request.storage_policy, request.update_mask.paths, effective=self._effective(row))
+        made, fields = changed(
+            row, request.storage_policy, request.update_mask.paths, effective=self._effective(row)
+        )
+        audit.changed(fields)
         written = await self._store.write(made)
         return to_policy(written, effective=self._effective(written))

@@ -34,6 +34,23 @@ def reasons_of_the_contract() -> dict[str, str]:
     return {name: " ".join(re.findall(r"// (.*)", comment)) for comment, name in found}
 
 
+@pytest.mark.parametrize("guide", ["docs/security.md", "docs/roadmap.md"])
+def test_tests_that_a_guide_names_are_there(guide: str) -> None:
+    """A file, some of a pattern with braces, or a function of one."""
+    text = (ROOT / guide).read_text(encoding="utf-8")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
+    defined = set(re.findall(r"^(?:async )?def (test_\w+)", code, re.MULTILINE))
+    named = re.findall(r"`(tests/[^`:]+|test_[*\w]+\.py)?(?:::)?(test_\w+)?`", text)
+    assert named
+    for pattern, function in named:
+        if pattern:
+            choices = re.search(r"\{(.*)\}", pattern)
+            for choice in choices[1].split(",") if choices else [""]:
+                found = pattern.replace(choices[0], choice) if choices else pattern
+                assert any(ROOT.glob(found if "/" in found else f"tests/**/{found}")), found
+        assert not function or function in defined, function
+
+
 def test_every_reason_is_in_the_guide_with_its_code() -> None:
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (\w+) \|", API, re.MULTILINE))
     contract = {name: comment for name, comment in reasons_of_the_contract().items() if name != "UNSPECIFIED"}

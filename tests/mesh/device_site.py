@@ -89,13 +89,15 @@ def device(mesh: Mesh, identity: Identity, **headers: str) -> Iterator[httpx.Cli
         yield client
 
 
-def alert(mesh: Mesh, context: ssl.SSLContext, *, wait_s: float = 30) -> str:
-    """Come in anew and return the alert that ends the connection, "" when none comes.
+def alert(mesh: Mesh, context: ssl.SSLContext, *, port: int = 0, wait_s: float = 30) -> str:
+    """Come in anew, at the device port or another one, and return the alert that ends the connection.
+
+    It is "" when none comes.
 
     Nothing is sent: in TLS 1.3 the server looks at a certificate when its client takes itself for
     connected, and what comes then may cost the client the alert.
     """
-    with socket.create_connection((HOST, mesh.device_port), timeout=wait_s) as plain:
+    with socket.create_connection((HOST, port or mesh.device_port), timeout=wait_s) as plain:
         try:
             with context.wrap_socket(plain, server_hostname=HOST) as secure:
                 secure.recv(1)

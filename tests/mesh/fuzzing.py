@@ -49,6 +49,12 @@ def request_descriptor(rpc: Rpc) -> Descriptor:
     return found
 
 
+def response_descriptor(rpc: Rpc) -> Descriptor:
+    """Return the descriptor of what an rpc answers, of each message when it streams."""
+    found: Descriptor = _POOL.FindMethodByName(f"{rpc.service}.{rpc.name}").output_type
+    return found
+
+
 def _pool() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes()).file:

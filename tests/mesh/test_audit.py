@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import aiomqtt
@@ -14,6 +15,8 @@ import pytest
 
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh, eventually
+from tests.mesh.audit_events import event, events
+from tests.mesh.device_site import device, issue
 from twinmesh.asset.v1 import device_service_pb2, device_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 
@@ -26,27 +29,6 @@ def operator_token(mesh: Mesh) -> str:
     """Access token of whoever reads what is nobody's."""
     mesh.add_tenant(INSTALLATION)
     return mesh.log_in(tenant=INSTALLATION)
-
-
-def events(mesh: Mesh, token: str, **question: Any) -> list[dict[str, Any]]:
-    headers = dict(bearer(token))
-    answer = httpx.get(f"{mesh.url}/v1/auditEvents", params=question, headers=headers, timeout=30)
-    assert answer.status_code == 200, answer.text
-    found: list[dict[str, Any]] = answer.json()["auditEvents"]
-    return found
-
-
-def event(mesh: Mesh, token: str, trace_id: str, **question: Any) -> dict[str, Any]:
-    """Wait for the only event of a trace."""
-    found: list[dict[str, Any]] = []
-
-    def is_there() -> bool:
-        found[:] = [each for each in events(mesh, token, **question) if each["traceId"] == trace_id]
-        return bool(found)
-
-    eventually(is_there, f"the audit has trace {trace_id}")
-    (only,) = found
-    return only
 
 
 async def test_a_write_is_found_by_its_target(
@@ -81,6 +63,16 @@ async def test_a_denied_write_is_found_by_who_was_denied(
     assert (found["rpc"], found["targets"]) == (f"{DEVICES}DeleteDevice", ["temp-1"])
     assert found["credentialId"] == key["id"]
     assert events(mesh, rival_token, **question) == []
+
+
+def test_what_a_device_asks_is_found_by_its_certificate(mesh: Mesh, admin_token: str, tmp_path: Path) -> None:
+    identity = issue(mesh, admin_token, "temp-1", tmp_path)
+    with device(mesh, identity) as client:
+        denied = client.get("/v1/devices/temp-2")
+    assert denied.status_code == 403
+    found = event(mesh, admin_token, denied.headers["x-trace-id"], principal="device:temp-1")
+    assert (found["code"], found["credentialId"]) == ("PERMISSION_DENIED", identity.id)
+    assert (found["address"], found["targets"]) == ("127.0.0.1", ["temp-2"])
 
 
 async def test_what_the_gateway_refuses_is_found_too(

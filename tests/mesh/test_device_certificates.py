@@ -174,8 +174,8 @@ def test_names_of_others_than_devices_do_not_come_in(
     assert "certificate" in alert(mesh, tls(mesh, as_client))
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2])
-@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2])
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1(_1)? is deprecated:DeprecationWarning")
 def test_older_versions_of_tls_do_not_come_in(
     mesh: Mesh, identity: Identity, version: ssl.TLSVersion
 ) -> None:

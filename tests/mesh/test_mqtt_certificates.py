@@ -14,7 +14,7 @@ import pytest
 from meshkit.ca.authority import CertificateAuthority
 from meshkit.ca.folder import make_authority, read_authority
 from meshkit.testing.mesh import Mesh, own_mesh
-from tests.mesh.device_site import HOST, Identity, issue, revoke, signed, tls
+from tests.mesh.device_site import HOST, Identity, alert, issue, revoke, signed, tls
 from tests.mesh.mqtt_clients import topic_of
 from tests.mesh.mqtt_site import MqttSite, mqtt_site, until
 
@@ -132,6 +132,16 @@ async def test_nobody_comes_in_without_a_good_certificate(
     ):
         assert await site.is_refused(bad)
     assert not await site.is_refused(identity)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1(_1)? is deprecated:DeprecationWarning")
+async def test_older_versions_of_tls_do_not_come_in(site: Site, version: ssl.TLSVersion) -> None:
+    _, identity = await site.device()
+    context = tls(site.mqtt.mesh, identity, version=version)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    told = await asyncio.to_thread(alert, site.mqtt.mesh, context, port=site.mqtt.mesh.mqtt_port)
+    assert "alert protocol version" in told
 
 
 async def test_a_revoked_certificate_ends_its_connection_and_no_other(site: Site) -> None:

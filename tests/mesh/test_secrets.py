@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from meshkit.testing.mesh import Mesh, eventually, start_mesh
 from tests.rpc.oidc_issuer import KEYS, STRANGER, OidcIssuer, public_jwk
 from twinmesh_cli.database import role_password
 from twinmesh_cli.owners import OWNERS
+from twinmesh_client import RequestSigner
 
 _ROOT = b"recognisable root secret of a test"
 _MESH_SECRET = base64.urlsafe_b64encode(_ROOT).decode()
@@ -68,8 +70,9 @@ class _Caller:
         self.answers: list[str] = []
 
     def send(self, method: str, path: str, *, bearer: str = "", **request: Any) -> httpx.Response:
-        headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
-        answer = self._client.request(method, path, headers=headers, **request)
+        if bearer:
+            request["headers"] = {"authorization": f"Bearer {bearer}"}
+        answer = self._client.request(method, path, **request)
         self.answers.append(f"{answer.headers} {answer.text if answer.is_error else ''}")
         return answer
 
@@ -103,13 +106,21 @@ async def test_no_secret_is_in_what_a_mesh_writes_or_shows(
     bearer = renewed["accessToken"]
     key = caller.send("POST", "/v1/apiKeys", bearer=bearer, json={"displayName": "k"}).json()["secret"]
     assert caller.send("GET", "/v1/devices", bearer=key).is_success
+    made = caller.send("POST", "/v1/apiKeys", bearer=bearer, json={"displayName": "signs"}).json()
+    signed = RequestSigner(made["signingSecret"]).authorization("GET", "/v1/devices")
+    hidden.append(re.findall(r'signature="([^"]+)"', signed)[0])
+    assert caller.send("GET", "/v1/devices", headers={"authorization": signed}).is_success
+    user = {"user": {"username": "guest", "role": "viewer"}, "password": f"{_PASSWORD}-first"}
+    assert caller.send("POST", "/v1/users", bearer=bearer, json=user).is_success
+    reset = {"password": f"{_PASSWORD}-second"}
+    assert caller.send("POST", "/v1/users/guest:resetPassword", bearer=bearer, json=reset).is_success
     exchanged = exchange(issuer.token())
     assert exchanged.is_success, exchanged.text
     federated = exchanged.json()["access_token"]
     assert caller.send("GET", "/v1/devices", bearer=federated).is_success
     for token in (session["accessToken"], bearer, federated):
         hidden.append(token.rpartition(".")[2])
-    for opaque in (session["refreshToken"], renewed["refreshToken"], key):
+    for opaque in (session["refreshToken"], renewed["refreshToken"], key, made["signingSecret"]):
         hidden.append(opaque.rpartition("_")[2])
 
     # And as it should not.
@@ -121,6 +132,10 @@ async def test_no_secret_is_in_what_a_mesh_writes_or_shows(
     caller.send("POST", "/v1/auth/login", content=f'{{"password": "{wrong}", "tenant"')
     caller.send("POST", "/v1/auth/refresh", json={"refreshToken": session["refreshToken"]})
     caller.send("POST", "/v1/auth/refresh", json={"refreshToken": f"tmr_demo_a_{wrong}"})
+    # Replayed, and by a signature of somebody else.
+    for authorization in (signed, re.sub('signature="[^"]+', f'signature="{_WRONG}', signed)):
+        headers = {"authorization": authorization}
+        assert caller.send("GET", "/v1/devices", headers=headers).status_code == 401
     for credential in (wrong, f"tmk_demo_abc_{wrong}", f"{bearer}{_WRONG}", key[:-1] + "g"):
         assert caller.send("GET", "/v1/devices", bearer=credential).status_code == 401
     caller.send("GET", "/v1/devices", bearer=f"{bearer}\t{wrong}")

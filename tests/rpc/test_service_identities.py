@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -148,6 +149,24 @@ async def failure_code(channel: grpc.aio.Channel) -> grpc.StatusCode:
 async def test_an_expired_certificate_does_not_connect(address: str, tmp_path: Path) -> None:
     expired = _issue(tmp_path / "a", "ingest_svc", now=datetime.now(UTC) - 2 * LIFE)
     assert await _code(address, channel_credentials(ServiceIdentity(expired).present())) is _UNAVAILABLE
+
+
+@pytest.mark.parametrize("version", list(ssl.TLSVersion)[2:6], ids=lambda version: version.name)
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1(_1)? is deprecated:DeprecationWarning")
+async def test_only_tls_from_1_2_on_connects(address: str, version: ssl.TLSVersion) -> None:
+    tls = identities.tls()
+    tls.minimum_version = tls.maximum_version = version
+    tls.set_ciphers("DEFAULT:@SECLEVEL=0")
+    host, _, port = address.rpartition(":")
+    opening = asyncio.open_connection(host, int(port), ssl=tls, server_hostname="asset_svc")
+    if version >= ssl.TLSVersion.TLSv1_2:
+        _, writer = await opening
+        assert writer.get_extra_info("ssl_object").version() == version.name.replace("_", ".")
+        writer.close()
+    else:
+        # gRPC sends no alert.
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            await opening
 
 
 async def test_a_device_calls_no_service_not_even_for_its_health(address: str) -> None:

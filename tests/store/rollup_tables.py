@@ -13,10 +13,16 @@ from telemetry_store.rollups.aggregates import Buckets, of_samples, starts_of_wi
 from telemetry_store.rollups.rows import TABLES, Owner, Ranges, read_horizons, read_rows
 from telemetry_store.tiers.reader import Span, read_spans
 
-_NOW = int(time.time()) * 1_000_000
-TODAY = _NOW - _NOW % MICROS_PER_DAY
-# All that tests write lies in between.
-FIRST, END = TODAY - 7 * MICROS_PER_DAY, TODAY + 2 * MICROS_PER_DAY
+
+def today() -> int:
+    """Return when this day began, in microseconds since the epoch."""
+    now = time.time_ns() // 1_000
+    return now - now % MICROS_PER_DAY
+
+
+TODAY = today()
+# All that tests write lies in between, the days on which a run begins and ends among them.
+FIRST, END = TODAY - 7 * MICROS_PER_DAY, TODAY + 3 * MICROS_PER_DAY
 NUMERIC = (Kind.DOUBLE, Kind.INT, Kind.BOOL)
 
 

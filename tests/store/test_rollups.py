@@ -1,6 +1,7 @@
 """Rollups, as they are read and as they are stored, are those of the samples, whatever happens."""
 
 import asyncio
+import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -35,13 +36,19 @@ from telemetry_store.tiers.codec import Samples
 from telemetry_store.tiers.floor import forget_commits
 from telemetry_store.tiers.reader import Span
 from tests.store import archive
-from tests.store.rollup_tables import END, FIRST, NUMERIC, TODAY, brute, check_stored, same, series_of
+from tests.store.rollup_tables import END, FIRST, NUMERIC, TODAY, brute, check_stored, same, series_of, today
 from tests.store.sealing import bound_now, seal_all
 from tests.store.stored import insert_sealed
 from tests.store.telemetry import Sent, recorder
 from tests.store.writing import admin
 
 KEPT = timedelta(days=3)
+
+
+@pytest.fixture(autouse=True)
+def of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may have begun on the day before."""
+    monkeypatch.setattr(sys.modules[__name__], "TODAY", today())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Rounds of sealing over turns, and the days that they leave empty."""
 
 import asyncio
-from datetime import date, timedelta
+import sys
+from datetime import UTC, date, datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -17,13 +18,22 @@ from telemetry_store.maintenance.sealing import Sealing
 from telemetry_store.maintenance.throttle import Throttle
 from telemetry_store.migrations import OWNER
 from telemetry_store.tiers import due
+from tests.store.old_data import start_us
 from tests.store.sealing import AT_ONCE, bound_now, seal_all, take_all
 from tests.store.telemetry import Sent, recorder
-from tests.store.writing import T0, admin, commit_numbers
+from tests.store.writing import admin, commit_numbers
 
 LATE_DAYS = 7
-YESTERDAY = T0 // MICROS_PER_DAY * MICROS_PER_DAY - MICROS_PER_DAY
-TODAY = date(1970, 1, 1) + timedelta(days=YESTERDAY // MICROS_PER_DAY + 1)
+TODAY = datetime.now(UTC).date()
+YESTERDAY = start_us(TODAY) - MICROS_PER_DAY
+
+
+@pytest.fixture(autouse=True)
+def of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may have begun on the day before."""
+    today = datetime.now(UTC).date()
+    monkeypatch.setattr(sys.modules[__name__], "TODAY", today)
+    monkeypatch.setattr(sys.modules[__name__], "YESTERDAY", start_us(today) - MICROS_PER_DAY)
 
 
 async def write(database: TestDatabase, time_us: int, *, devices: int = 1) -> None:

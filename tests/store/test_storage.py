@@ -1,7 +1,9 @@
 """What is stored is measured, and leaves when nobody keeps it any more."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,17 @@ from telemetry_store.series import Value
 from telemetry_store.storage_policies import Retention
 from telemetry_store.storage_room import read_room
 from telemetry_store.storage_usage import Tier, read_day_usage, read_device_usage, read_usage
+from tests.store import old_data
 from tests.store.old_data import DAY, EPOCH, TODAY, put_event, seal, start_us
 from tests.store.telemetry import Recorder, Sent, recorder
 from tests.store.writing import admin
+
+
+@pytest.fixture(autouse=True)
+def of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may have begun on the day before."""
+    for module in (old_data, sys.modules[__name__]):
+        monkeypatch.setattr(module, "TODAY", datetime.now(UTC).date())
 
 
 @pytest.fixture

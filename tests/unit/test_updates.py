@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshkit.errors import InvalidArgument
-from meshkit.updates import updated
+from meshkit.updates import changed_fields, updated
 from twinmesh.asset.v1.asset_service_pb2 import Asset
 from twinmesh.asset.v1.device_service_pb2 import DEVICE_ROLE_ENDPOINT, DEVICE_ROLE_GATEWAY, Device
+from twinmesh.ingest.v1.ingest_policy_service_pb2 import IngestPolicy
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh.type.v1.value_pb2 import Point
 
@@ -148,3 +149,9 @@ def test_what_is_fixed_may_be_sent_as_it_is(paths: list[str]) -> None:
         updated(current, Device(id="a", role=DEVICE_ROLE_ENDPOINT), paths)
     assert refused.value.reason == ErrorReason.ERROR_REASON_FIELD_IMMUTABLE
     assert [violation.field for violation in refused.value.violations] == ["role"]
+
+
+def test_a_field_that_says_its_default_differs_from_one_that_says_nothing() -> None:
+    nothing, off = IngestPolicy(), IngestPolicy(raw_enabled=False)
+    assert changed_fields(nothing, off) == changed_fields(off, nothing) == ["raw_enabled"]
+    assert changed_fields(off, IngestPolicy(raw_enabled=False)) == []

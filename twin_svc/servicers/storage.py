@@ -91,7 +91,7 @@ class StorageServicer(contract_grpc.StorageServiceServicer):
         tenant = current_principal().tenant
         async with self._tenant_snapshot(tenant) as connection:
             row = await STORAGE_POLICIES.read(connection, tenant)
-            made = changed(
+            made, _ = changed(
                 row, request.storage_policy, request.update_mask.paths, effective=self._effective(row)
             )
             usage = await read_usage(connection, tenant)

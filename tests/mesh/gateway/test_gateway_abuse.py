@@ -1,7 +1,7 @@
 """Clients that take what they need not: slow, greedy, or only out to keep the gateway busy."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import h2.config
@@ -217,6 +217,41 @@ def test_opening_and_resetting_without_end_ends_the_connection(gateway: Gateway)
     assert gateway.counted(counter) == ended_before + 1
     assert len(gateway.arrivals.requests) == before
     assert _serves(gateway)
+
+
+def test_pings_and_settings_without_end_end_the_connection(gateway: Gateway) -> None:
+    """Each is to be answered, and whoever reads no answers would have them kept."""
+    counter = "http2.outbound_control_flood"
+
+    def ping(client: Http2) -> None:
+        client.h2.ping(bytes(8))
+
+    def settings(client: Http2) -> None:
+        client.h2.update_settings({h2.settings.SettingCodes.ENABLE_PUSH: 0})
+
+    def flood(client: Http2, send: Callable[[Http2], None]) -> None:
+        for _ in range(_FLOOD * 10):
+            send(client)
+            client.flush()
+
+    with Http2(gateway) as first:
+        # From here on Envoy counts.
+        first.flush()
+        next(first.events())
+    for send in (ping, settings):
+        before = gateway.counted(counter)
+        with Http2(gateway) as client, pytest.raises(ConnectionError):
+            flood(client, send)
+        assert gateway.counted(counter) == before + 1, send.__name__
+    assert _serves(gateway)
+
+
+def test_the_gateway_watches_what_it_is_loaded_with(gateway: Gateway) -> None:
+    """What Envoy does when its memory or its connections run out, all of it idle here."""
+    for action in ("shrink_heap", "reset_high_memory_stream", "stop_accepting_requests"):
+        assert gateway.counted(f"overload.envoy.overload_actions.{action}.active") == 0
+    for resource in ("fixed_heap", "global_downstream_max_connections"):
+        assert gateway.counted(f"overload.envoy.resource_monitors.{resource}.failed_updates") == 0
 
 
 def test_headers_beyond_the_limit_are_refused(gateway: Gateway) -> None:

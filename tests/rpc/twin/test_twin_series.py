@@ -1,6 +1,7 @@
 """HistoryService.QuerySeries over real gRPC and PostgreSQL: many series, raw and aggregated."""
 
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,14 @@ RAW, MINUTES, HOURS, DAYS = (
     contract.RESOLUTION_HOUR,
     contract.RESOLUTION_DAY,
 )
+
+
+@pytest.fixture(autouse=True)
+def of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may have begun on the day before."""
+    now = int(time.time()) * SECOND
+    monkeypatch.setattr(sys.modules[__name__], "NOW", now)
+    monkeypatch.setattr(sys.modules[__name__], "HOUR", now - now % MICROS_PER_HOUR)
 
 
 def at(micros: int) -> Timestamp:

@@ -90,7 +90,7 @@ class AuditEvent(_message.Message):
     logged in. Empty: nobody who is known.
     """
     credential_id: _builtins.str
-    """Id of the session or API key."""
+    """Id of the session, API key or certificate."""
     address: _builtins.str
     """Address of the client as the gateway saw it; of a call inside of the mesh, the peer's."""
     rpc: _builtins.str

@@ -379,7 +379,7 @@ class AuditEvent(betterproto2.Message):
 
     credential_id: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
     """
-    Id of the session or API key.
+    Id of the session, API key or certificate.
     """
 
     address: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
