@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import jwt
+import structlog
 
 from meshkit.clock import MICROS_PER_SECOND, Clock
-from meshkit.errors import Unauthenticated
+from meshkit.errors import DomainError, Unauthenticated
 from meshkit.lookups import Lookups
 from meshkit.revocations import Revocation, Revocations
 from meshkit.scope import Scope
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
+_log = structlog.get_logger()
 ISSUER = "twinmesh"
 AUDIENCE = "twinmesh"
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - the typ of RFC 9068
@@ -24,6 +26,7 @@ TOKEN_ALGORITHM = "EdDSA"  # noqa: S105 - an algorithm
 _CACHED_TOKENS = 10_000
 _CLOCK_SKEW_S = 5  # as Envoy allows between auth_svc's clock and its own
 _KEY_REFETCH_S = 1.0
+_KEYS_KEPT_S = 60.0  # as long as Envoy keeps them
 # What a service may do in another service; on top it names the tenant it acts for.
 SERVICE_PERMISSIONS = frozenset(
     {
@@ -51,13 +54,18 @@ class PrincipalKind(StrEnum):
     SERVICE = "service"
 
 
+# Their bearers have shown something else, for which somebody in between has got the token.
+_EXCHANGED = frozenset({PrincipalKind.API_KEY, PrincipalKind.DEVICE})
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A verified caller.
 
     `subject` is the user name, key id, device id, service name, or issuer and subject of an
     exchanged token; `tenant` is empty for services; `credential_expires` is in seconds since the
-    epoch, infinite when never.
+    epoch, infinite when never. `shown_expires` likewise, of what the caller itself has shown: key or
+    certificate, or else the access token, which ends before its session.
     `issue_us` says when what the credential grants was read, in microseconds since the epoch.
     `scope` are the devices that the caller is bound to, None: to none in particular.
     """
@@ -69,6 +77,7 @@ class Principal:
     role: str = ""
     credential_id: str = ""
     credential_expires: float = float("inf")
+    shown_expires: float = float("inf")
     issue_us: int = 0
     scope: Scope | None = None
 
@@ -146,6 +155,7 @@ class TokenVerifier:
         self._clock = clock
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_at = float("-inf")
+        self._kept_until = float("-inf")
         self._fetching = asyncio.Lock()
         self._verdicts: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
         self.lookups = Lookups()
@@ -158,7 +168,7 @@ class TokenVerifier:
             Unavailable: keys or revocations cannot be fetched, and never were.
         """
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-        now = self._clock.now_us() / MICROS_PER_SECOND
+        now = self._now()
         known = self._verdicts.get(digest)
         if known is not None:
             self.lookups.hits += 1
@@ -181,7 +191,7 @@ class TokenVerifier:
         self._revocations.follow(tell)
 
     def require_live(self, principal: Principal) -> None:
-        """Refuse a principal whose credential has ended since it was verified.
+        """Refuse a principal since whose verification what they have shown has ended.
 
         Raises:
             Unauthenticated: TOKEN_REVOKED, or TOKEN_INVALID when it has expired.
@@ -194,8 +204,8 @@ class TokenVerifier:
                 "log in or refresh",
                 reason=ErrorReason.ERROR_REASON_TOKEN_REVOKED,
             )
-        if principal.credential_expires * MICROS_PER_SECOND <= self._clock.now_us():
-            raise _invalid_token("its credential has expired; send another one in time, or begin anew")
+        if principal.shown_expires * MICROS_PER_SECOND <= self._clock.now_us():
+            raise _invalid_token("it has expired; send another one in time, or begin anew")
 
     async def _examine(self, token: str) -> tuple[Principal, float]:
         try:
@@ -220,6 +230,7 @@ class TokenVerifier:
             never = SERVICE_PERMISSIONS | (frozenset() if is_of_installation else INSTALLATION_PERMISSIONS)
             subject = str(claims["sub"])
             is_device = kind == PrincipalKind.DEVICE
+            credential_expires = float(claims.get("cred_exp", "inf"))
             principal = Principal(
                 tenant=tenant,
                 subject=subject,
@@ -227,7 +238,8 @@ class TokenVerifier:
                 permissions=frozenset(claims["perms"]) - never,
                 role=str(claims.get("role", "")),
                 credential_id=str(claims.get("cred_id", "")),
-                credential_expires=float(claims.get("cred_exp", "inf")),
+                credential_expires=credential_expires,
+                shown_expires=credential_expires if kind in _EXCHANGED else float(claims["exp"]),
                 issue_us=int(claims["iat"] * MICROS_PER_SECOND),
                 scope=scope_of_device(subject) if is_device else Scope.from_claims(claims),
             )
@@ -238,7 +250,7 @@ class TokenVerifier:
         return principal, float(claims["exp"])
 
     async def _key(self, kid: str) -> jwt.PyJWK:
-        if kid not in self._keys:
+        if kid not in self._keys or self._now() >= self._kept_until:
             async with self._fetching:
                 await self._refresh_keys(kid)
         key = self._keys.get(kid)
@@ -247,10 +259,25 @@ class TokenVerifier:
         return key
 
     async def _refresh_keys(self, kid: str) -> None:
-        """Fetch the key set once per second at most, whoever sends unknown key ids."""
-        now = self._clock.now_us() / MICROS_PER_SECOND
-        if kid in self._keys or now - self._fetched_at < _KEY_REFETCH_S:
+        """Fetch the key set once per second at most, whoever sends unknown key ids; all see what is gone."""
+        now = self._now()
+        is_known = kid in self._keys
+        if now < (self._kept_until if is_known else self._fetched_at + _KEY_REFETCH_S):
             return
-        jwks = await self._fetch_keys()
-        self._keys = {jwk["kid"]: jwt.PyJWK(dict(jwk), algorithm=TOKEN_ALGORITHM) for jwk in jwks}
+        self._kept_until = now + _KEYS_KEPT_S
+        try:
+            jwks = await self._fetch_keys()
+        except DomainError as error:
+            if not is_known:
+                raise
+            _log.warning("keys of tokens cannot be read; what is known holds", error=repr(error))
+            return
+        keys = {jwk["kid"]: jwt.PyJWK(dict(jwk), algorithm=TOKEN_ALGORITHM) for jwk in jwks}
+        if self._keys.keys() - keys.keys():
+            self._verdicts.clear()
+        self._keys = keys
         self._fetched_at = now
+
+    def _now(self) -> float:
+        """Return the present in seconds since the epoch."""
+        return self._clock.now_us() / MICROS_PER_SECOND

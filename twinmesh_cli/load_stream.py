@@ -11,8 +11,9 @@ from typing import Any
 import grpc
 
 from meshkit import wire
-from meshkit.status import error_info_of
+from meshkit.status import error_info_of, reason_name
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_cli.outgoing import Outgoing, Recording
 from twinmesh_cli.session import Session
 
@@ -32,6 +33,7 @@ _PASSING = {
 _LOCAL = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
 # What writing raises then; whoever reads is told why.
 _CALL_IS_OVER = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
+_TOKEN_INVALID = reason_name(ErrorReason.ERROR_REASON_TOKEN_INVALID)
 _BATCH = ingest_pb2.StreamTelemetryRequest.DESCRIPTOR.fields_by_name["batch"].number
 
 
@@ -78,6 +80,7 @@ class LoadStream:
         # Sent once at least, and not known to be durable; all of one stream or of those before.
         self._unknown: deque[Outgoing] = deque()
         self._opened_before = False
+        self._is_open = False
         self._progressed = False
 
     async def run(self, skip: Callable[[Outgoing], None]) -> None:
@@ -98,17 +101,18 @@ class LoadStream:
                 tries = 0
             except grpc.aio.AioRpcError as error:
                 tries = 0 if self._progressed else tries + 1
-                if not _is_passing(error) or tries > _RETRIES:
+                if not (_is_passing(error) or self._has_expired(error)) or tries > _RETRIES:
                     raise
                 await asyncio.sleep(_RETRY_S)
 
     async def _stream(self, skip: Callable[[Outgoing], None]) -> bool:
         """Send over one stream; says whether all is durable, rather than that another one is asked for."""
-        self._progressed = False
+        self._is_open = self._progressed = False
         metadata = (("authorization", f"Bearer {await self._session.credential()}"),)
         call = self._open(metadata=metadata)
         try:
             opened = await self._begin(call)
+            self._is_open = True
             if not self._opened_before:
                 self._source = _Ahead(self._recording.batches(opened.last_committed_sequence))
                 await self._skip(opened.last_committed_sequence, skip)
@@ -119,6 +123,10 @@ class LoadStream:
             return await _Exchange(self, call, opened).run()
         finally:
             call.cancel()
+
+    def _has_expired(self, error: grpc.aio.AioRpcError) -> bool:
+        """Say whether a stream has ended with its access token; the next one comes with a new token."""
+        return self._is_open and error_info_of(error).reason == _TOKEN_INVALID
 
     async def _begin(self, call: Any) -> ingest_pb2.Opened:
         message = ingest_pb2.Open(

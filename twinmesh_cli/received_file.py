@@ -13,6 +13,9 @@ from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColum
 
 from twinmesh_cli.session import Session, fail, run
 
+# It ends with its token, so it gets one that is hardly older than a minute: they are good for fifteen.
+_LASTS_S = 13 * 60.0
+
 
 def receive(file: Path, method: Callable[[Session], Any], request: Any) -> None:
     """Write what an rpc streams to a file, which is there when all of it is; says how large it is.
@@ -36,7 +39,7 @@ async def received(session: Session, method: Any, request: Any, out: IO[bytes]) 
     Raises:
         grpc.aio.AioRpcError: as the gateway or the service answered.
     """
-    metadata = (("authorization", f"Bearer {await session.credential()}"),)
+    metadata = (("authorization", f"Bearer {await session.credential(lasts_s=_LASTS_S)}"),)
     size = 0
     columns = (TextColumn("exporting"), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
     console = Console(stderr=True)

@@ -187,16 +187,16 @@ class Session:
             request.page_token = page.next_page_token
         return found, False
 
-    async def credential(self) -> str:
-        """Return what the caller shows: the API key, or the log-in's access token.
+    async def credential(self, *, lasts_s: float = 0.0) -> str:
+        """Return what the caller shows: the API key, or the log-in's access token, good for so many seconds.
 
         Raises:
             grpc.aio.AioRpcError: the session has ended.
         """
-        return self.api_key or await self.access_token()
+        return self.api_key or await self.access_token(lasts_s=lasts_s)
 
-    async def access_token(self) -> str:
-        """Return the log-in's access token, renewed when it is about to end.
+    async def access_token(self, *, lasts_s: float = 0.0) -> str:
+        """Return the log-in's access token, renewed when it is about to end or not good for so many seconds.
 
         Raises:
             grpc.aio.AioRpcError: the session has ended.
@@ -205,7 +205,7 @@ class Session:
             credentials = self.store.read()
             if credentials is None:
                 fail("not logged in; run `twinmesh login`, or set TWINMESH_API_KEY")
-            if time.time() < credentials.renew_at:
+            if time.time() + lasts_s < credentials.renew_at:
                 return credentials.access_token
             stub: Any = session_service_pb2_grpc.SessionServiceStub(self.channel)
             request = session_service_pb2.RefreshRequest(refresh_token=credentials.refresh_token)

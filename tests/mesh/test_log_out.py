@@ -1,4 +1,4 @@
-"""Whoever logs out is out everywhere: JSON and gRPC of every service, and streams that were open."""
+"""Whoever logs out, or is disabled, is out everywhere: JSON and gRPC of every service, and open streams."""
 
 import asyncio
 import json
@@ -120,6 +120,22 @@ async def test_who_logs_out_is_out_everywhere_and_nobody_else(mesh: Mesh, stack:
     spared = await enter(stack, mesh, mesh.log_in())
     leaving = await enter(stack, mesh, mesh.log_in())
     assert (await leaving.json.post("/v1/auth/logout", json={})).status_code == 200
+    await assert_is_out(leaving, reason="TOKEN_REVOKED")
+    await spared.is_in()
+    await spared.ingest_stream.batch(2, columns(21.0))
+    await spared.ingest_stream.durable(2)
+
+
+async def test_who_is_disabled_is_out_everywhere_and_nobody_else(
+    mesh: Mesh, stack: AsyncExitStack, admin: httpx.AsyncClient
+) -> None:
+    name = f"leaver-{uuid.uuid4().hex[:8]}"
+    user = {"username": name, "role": "admin"}
+    (await admin.post("/v1/users", json={"user": user, "password": mesh.password})).raise_for_status()
+    spared = await enter(stack, mesh, mesh.log_in())
+    leaving = await enter(stack, mesh, mesh.log_in(name))
+    disabled = await admin.patch(f"/v1/users/{name}?updateMask=disabled", json={"disabled": True})
+    assert disabled.status_code == 200, disabled.text
     await assert_is_out(leaving, reason="TOKEN_REVOKED")
     await spared.is_in()
     await spared.ingest_stream.batch(2, columns(21.0))

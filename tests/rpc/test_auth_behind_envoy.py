@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -107,6 +108,33 @@ async def test_a_machine_from_its_key_to_its_end(client: httpx.AsyncClient) -> N
             await sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=bearer(made.json()["secret"]))
     assert refused_grpc.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert error_info(status_of(refused_grpc.value)).reason == "API_KEY_INVALID"
+
+
+async def test_a_key_ends_when_it_expires(client: httpx.AsyncClient) -> None:
+    admin = {"authorization": f"Bearer {(await _login(client))['accessToken']}"}
+    ends = datetime.now(UTC) + timedelta(seconds=4)
+    body = {"displayName": "short", "expireTime": ends.isoformat()}
+    made = await client.post("/v1/apiKeys", headers=admin, json=body)
+    assert made.status_code == 200, made.text
+    secret = made.json()["secret"]
+    async with grpc.aio.insecure_channel(urlsplit(str(client.base_url)).netloc) as channel:
+        sessions = session_service_pb2_grpc.SessionServiceStub(channel)
+
+        async def answers() -> tuple[int, str]:
+            json = await client.get("/v1/auth/me", headers={"authorization": f"Bearer {secret}"})
+            try:
+                await sessions.GetMe(session_service_pb2.GetMeRequest(), metadata=bearer(secret))
+            except grpc.aio.AioRpcError as error:
+                return json.status_code, error_info(status_of(error)).reason
+            return json.status_code, ""
+
+        assert await answers() == (200, "")
+
+        async def is_over() -> bool:
+            return await answers() == (401, "API_KEY_INVALID")
+
+        await until(is_over)
+    assert datetime.now(UTC) >= ends
 
 
 async def test_guesses_are_counted_by_the_address_that_envoy_sees(

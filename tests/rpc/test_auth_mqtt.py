@@ -320,6 +320,29 @@ async def test_a_key_comes_in_from_its_networks_only(site: Site) -> None:
         await site.connect(user, here.secret)
 
 
+@pytest.fixture
+def uses_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon."""
+    monkeypatch.setattr("auth_svc.app.machines._USES_EVERY_S", 0.1)
+
+
+async def test_a_log_in_is_a_use_of_its_key(uses_are_written: None, site: Site) -> None:
+    by_device, by_id, refused = await site.key(), await site.key(), await site.key()
+    await site.connect("pump-1", by_device.secret)
+    await site.connect(by_id.id, by_id.secret)
+    assert await site.is_refused("nobody-s", refused.secret)
+
+    async def are_told() -> bool:
+        keys = (await site.auth.api_keys.ListApiKeys(
+            key_pb2.ListApiKeysRequest(), metadata=await site.auth.as_user()
+        )).api_keys  # fmt: skip
+        used = {key.id for key in keys if key.HasField("last_used_time")}
+        assert refused.id not in used
+        return used == {by_device.id, by_id.id}
+
+    await until(are_told)
+
+
 async def test_a_key_that_expires_ends_its_connections(site: Site) -> None:
     request = key_pb2.CreateApiKeyRequest(display_name="short", permissions=["telemetry:write"])
     request.expire_time.GetCurrentTime()

@@ -73,6 +73,12 @@ class Site:
 
 
 @pytest.fixture
+def uses_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon."""
+    monkeypatch.setattr("auth_svc.app.machines._USES_EVERY_S", 0.1)
+
+
+@pytest.fixture
 async def site(database: TestDatabase, short_home: Path) -> AsyncIterator[Site]:
     async with running_auth(database) as auth, behind_envoy(auth, short_home / "envoy") as client:
         bare = Site(auth, client, pb.CreateApiKeyResponse())
@@ -103,6 +109,19 @@ async def test_signed_calls_are_the_keys_in_grpc(site: Site) -> None:
             pb.CreateApiKeyRequest(display_name="ä" * 100, permissions=["twin:read"])
         )
         assert made.api_key.creator == f"api_key:{site.key.id}"
+
+
+async def test_what_signs_counts_as_used(uses_are_written: None, site: Site) -> None:
+    refused = await site.new_key()
+    assert await site.signed("GET", _PATH, secret=refused.signing_secret[:-4] + "0000") == _INVALID
+    assert await site.signed("GET", _PATH) == (200, "")
+
+    async def is_told() -> bool:
+        request = pb.ListApiKeysRequest()
+        keys = (await site.auth.api_keys.ListApiKeys(request, metadata=await site.auth.as_user())).api_keys
+        return [key.id for key in keys if key.HasField("last_used_time")] == [site.key.id]
+
+    await until(is_told)
 
 
 async def _rows(database: TestDatabase, query: str) -> Sequence[Any]:

@@ -103,6 +103,11 @@ async def test_a_retried_request_is_no_way_into_a_deleted_tenant_nor_to_a_later_
     await delete(auth, operator, "acme")
     assert await refusal(ask("acme")) == _TAKEN
 
+    await ask("yard")
+    # The administrator has a password of their own; their sessions have ended, and are forgotten.
+    await auth.sql("UPDATE auth.user_account SET one_time_expire_time = NULL WHERE tenant_id = $1", "yard")
+    assert await refusal(ask("yard")) == _TAKEN
+
     await ask("plant")
     # The administrator went, and another one who has not logged in yet has the name now.
     await auth.sql(

@@ -85,6 +85,34 @@ def test_keys_are_their_owners_alone_and_a_ca_is_made_once(folder: Path) -> None
         read_authority(folder)
 
 
+class _Elsewhere:
+    """A key of which only signatures come out, as of Vault or a PKCS#11 token; counts them."""
+
+    def __init__(self, key: FileKey) -> None:
+        self._key = key
+        self.signed = 0
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._key.public_key()
+
+    def sign(self, tbs: bytes) -> bytes:
+        self.signed += 1
+        return self._key.sign(tbs)
+
+
+def test_a_key_that_only_signs_is_enough_for_all_that_the_ca_does(folder: Path, now: datetime) -> None:
+    issuing, root = (
+        x509.load_pem_x509_certificate((folder / name).read_bytes()) for name in ("issuing.pem", "root.pem")
+    )
+    key = _Elsewhere(FileKey.read(folder / "issuing.key.pem"))
+    authority = CertificateAuthority(certificate=issuing, root=root, key=key)
+    signed = authority.issue_for_device(_NAME, new_key().public_key(), now=now, life=timedelta(days=1))
+    signed.verify_directly_issued_by(issuing)
+    crl = authority.revocation_list([Revoked(serial=signed.serial_number, time=now)], now=now)
+    assert crl.is_signature_valid(issuing.public_key())  # type: ignore[arg-type] # It is an elliptic curve's.
+    assert key.signed == 2
+
+
 def test_the_roots_key_may_be_elsewhere_and_the_issuing_key_must_fit(folder: Path) -> None:
     (folder / "root.key.pem").unlink()
     assert read_authority(folder).trust_domain == "plant.example"

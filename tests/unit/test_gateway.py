@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from auth_svc.signing_keys import JWKS_CACHE_S, PUBLISH_AHEAD_S
 from gateway import transcoder
 from gateway.contract import CONTRACT, read_contract
 from gateway.render import render
@@ -226,3 +227,13 @@ def test_a_wrong_environment_is_refused(monkeypatch: pytest.MonkeyPatch, name: s
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="validation error"):
         GatewayEnvironment()
+
+
+def test_a_new_key_is_published_for_twice_as_long_as_envoy_keeps_keys_before_it_signs() -> None:
+    kept = [
+        node["cache_duration"]
+        for node in walk(rendered())
+        if isinstance(node, dict) and "cache_duration" in node
+    ]
+    assert set(kept) == {f"{JWKS_CACHE_S}s"}
+    assert PUBLISH_AHEAD_S == 2 * JWKS_CACHE_S

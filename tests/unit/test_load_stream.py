@@ -7,10 +7,14 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_status import rpc_status
 
+from meshkit.errors import Unauthenticated
+from meshkit.status import to_status
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 from twinmesh.type.v1 import value_pb2
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_cli import load_stream
 from twinmesh_cli.load_stream import LoadStream
 from twinmesh_cli.outgoing import Outgoing
@@ -18,6 +22,7 @@ from twinmesh_cli.outgoing import Outgoing
 BATCHES = 12
 # What the server does instead of acknowledging a batch when it first comes.
 THROTTLE, BREAK, GO_AWAY, LOSE_ACK, REFUSE = "throttle", "break", "go away", "lose the ack", "refuse"
+EXPIRE = "expire"
 
 
 @dataclass
@@ -69,6 +74,8 @@ class Server(ingest_grpc.IngestServiceServicer):
                 continue
             if fault == BREAK:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+            if fault == EXPIRE:
+                await expire(context)
             if sequence > len(self.committed):
                 assert sequence == len(self.committed) + 1, "a gap"
                 self.committed.append((sequence, request.batch.backfill_id))
@@ -80,6 +87,12 @@ class Server(ingest_grpc.IngestServiceServicer):
             yield _response(ack=ack)
             if fault == GO_AWAY:
                 yield _response(go_away=ingest_pb2.GoAway())
+
+
+async def expire(context: Any) -> None:
+    """End a call whose access token has ended."""
+    expired = Unauthenticated("it has expired", reason=ErrorReason.ERROR_REASON_TOKEN_INVALID)
+    await context.abort_with_status(rpc_status.to_status(to_status(expired)))
 
 
 def _response(**message: Any) -> ingest_pb2.StreamTelemetryResponse:
@@ -162,6 +175,7 @@ COMMITTED = [(sequence, "odd" if sequence % 2 else "even") for sequence in EVERY
         {4: BREAK},
         {4: LOSE_ACK},
         {4: GO_AWAY},
+        {4: EXPIRE},
         {1: BREAK, 2: THROTTLE, 3: LOSE_ACK, 4: GO_AWAY, 5: THROTTLE, 12: LOSE_ACK},
         {12: GO_AWAY},
     ],
@@ -203,6 +217,21 @@ async def test_a_refused_stream_ends_the_load(load: Load) -> None:
 
     with pytest.raises(grpc.aio.AioRpcError, match="fenced"):
         await load(Refusing())
+
+
+async def test_a_token_that_is_refused_at_once_ends_the_load(load: Load) -> None:
+    class Refusing(Server):
+        async def StreamTelemetry(
+            self, request_iterator: AsyncIterator[ingest_pb2.StreamTelemetryRequest], context: Any
+        ) -> AsyncIterator[ingest_pb2.StreamTelemetryResponse]:
+            self.opened.append(("", False, 0))
+            await expire(context)
+            yield ingest_pb2.StreamTelemetryResponse()
+
+    server = Refusing()
+    with pytest.raises(grpc.aio.AioRpcError, match="it has expired"):
+        await load(server)
+    assert len(server.opened) == 1
 
 
 async def test_a_server_that_stays_away_is_given_up(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

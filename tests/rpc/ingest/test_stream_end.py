@@ -167,9 +167,11 @@ async def test_a_stopping_process_asks_its_streams_to_reconnect(ingest: Ingest, 
     assert len(await ingest.samples()) == 2
 
 
-async def test_a_stream_ends_with_its_credential(ingest: Ingest) -> None:
+@pytest.mark.parametrize("kind", ["user", "api_key"])
+async def test_a_stream_ends_with_what_was_shown(ingest: Ingest, kind: str) -> None:
     soon = time.time() + 1
-    token = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"], cred_exp=soon)
+    ends: dict[str, Any] = {"exp": soon} if kind == "user" else {"cred_exp": soon}
+    token = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"], kind=kind, **ends)
     async with streaming(ingest, caller=bearer(token)) as client:
         await client.open()
         assert await client.fails() == Refused(UNAUTHENTICATED, "TOKEN_INVALID")
@@ -179,7 +181,7 @@ async def test_a_stream_ends_with_its_credential(ingest: Ingest) -> None:
 @pytest.mark.parametrize("kind", ["token", "API key"])
 async def test_another_credential_keeps_a_stream_open(ingest: Ingest, kind: str) -> None:
     soon = time.time() + 1
-    token = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"], cred_exp=soon)
+    token = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"], exp=soon)
     later = ingest.mint.token(tenant=TENANT, permissions=["telemetry:write"])
     ingest.mint.api_keys["tmk_acme_1_s"] = later
     async with streaming(ingest, caller=bearer(token)) as client:

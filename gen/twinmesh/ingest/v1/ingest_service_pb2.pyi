@@ -978,9 +978,9 @@ Global___Columns: _TypeAlias = Columns  # noqa: Y015
 @_typing.final
 class Reauthenticate(_message.Message):
     """Reauthenticate replaces the stream's credential by one of the same principal. Without
-    it the stream ends, UNAUTHENTICATED TOKEN_INVALID, when the credential behind it does:
-    the API key, or of an access token the session, not the token's own 15 minutes. It has to
-    come before that is revoked (TOKEN_REVOKED). What is refused ends the stream:
+    it the stream ends, UNAUTHENTICATED TOKEN_INVALID, when the API key, the certificate or the
+    access token ends that was shown. It has to come before that, and before it is revoked
+    (TOKEN_REVOKED). What is refused ends the stream:
     UNAUTHENTICATED TOKEN_INVALID (also for another principal's), TOKEN_REVOKED or
     API_KEY_INVALID, PERMISSION_DENIED PERMISSION_MISSING, ADDRESS_NOT_ALLOWED or
     TENANT_SUSPENDED, RESOURCE_EXHAUSTED LOGIN_LIMITED, UNAVAILABLE DEPENDENCY_UNAVAILABLE.
