@@ -50,11 +50,6 @@ WELL_KNOWN: Mapping[str, Schema] = {
     "google.protobuf.Struct": {"type": "object"},
     "google.protobuf.ListValue": {"type": "array"},
     "google.protobuf.Value": {},
-    "google.protobuf.Any": {
-        "type": "object",
-        "properties": {"@type": {"type": "string"}},
-        "required": ["@type"],
-    },
 }
 
 

@@ -9,7 +9,15 @@ import jsonschema
 import openapi_spec_validator
 import protovalidate
 import pytest
-from google.protobuf import json_format, message_factory
+from google.protobuf import (
+    duration_pb2,
+    field_mask_pb2,
+    json_format,
+    message_factory,
+    struct_pb2,
+    timestamp_pb2,
+    wrappers_pb2,
+)
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +27,7 @@ import twin_svc.export_formats
 from gateway import local_replies
 from gateway.contract import CONTRACT, read_contract
 from gateway.openapi.document import path_of
+from gateway.openapi.schemas import Schemas
 from meshkit import errors
 from meshkit.status import to_status
 from tests.mesh.fuzzing import message_descriptor, messages
@@ -192,6 +201,35 @@ def _refused_fields(message: Message) -> set[str]:
         field = message.DESCRIPTOR.fields_by_name.get(path.elements[0].field_name or "") if path else None
         refused.add(field.json_name if field is not None else "")
     return refused
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wrappers_pb2.Int64Value(value=-(2**63)),
+        wrappers_pb2.UInt64Value(value=2**64 - 1),
+        wrappers_pb2.Int32Value(value=-1),
+        wrappers_pb2.UInt32Value(value=2**32 - 1),
+        wrappers_pb2.DoubleValue(value=0.5),
+        wrappers_pb2.FloatValue(value=0.5),
+        wrappers_pb2.BoolValue(),
+        wrappers_pb2.StringValue(),
+        wrappers_pb2.BytesValue(value=b"\0\xff"),
+        timestamp_pb2.Timestamp(seconds=-62135596800, nanos=1),
+        duration_pb2.Duration(seconds=-315576000000, nanos=-1),
+        field_mask_pb2.FieldMask(paths=["display_name", "device.asset_id"]),
+        struct_pb2.Struct(fields={"a": struct_pb2.Value(null_value=struct_pb2.NULL_VALUE)}),
+        struct_pb2.ListValue(values=[struct_pb2.Value(bool_value=True)]),
+        struct_pb2.Value(number_value=1),
+    ],
+    ids=lambda message: message.DESCRIPTOR.name,
+)
+def test_well_known_types_have_json_of_their_own(message: Any) -> None:
+    printed = json.loads(json_format.MessageToJson(message))
+    schema = Schemas({}).message(message.DESCRIPTOR)
+    check = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    check.validate(printed)
+    assert message.DESCRIPTOR.name == "Value" or not check.is_valid(None)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
