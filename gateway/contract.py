@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from google.api import annotations_pb2, http_pb2
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
 
 import twinmesh
 from meshkit.identity import SERVICE_PERMISSIONS
@@ -24,10 +24,17 @@ _IDEMPOTENT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpBinding:
-    """A JSON form of an rpc: `GET`, `/v1/devices/{id}`."""
+    """A JSON form of an rpc: `GET`, `/v1/devices/{id}`.
+
+    Attributes:
+        method: of HTTP.
+        template: of paths; names in braces are paths of the request's fields.
+        body: the field that the body is, `*` when it is all that the path leaves, "" without one.
+    """
 
     method: str
     template: str
+    body: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +105,24 @@ class Contract:
         raise KeyError(path)
 
 
+def read_files(path: Path) -> descriptor_pb2.FileDescriptorSet:
+    """Read a serialized FileDescriptorSet.
+
+    Raises:
+        OSError: it cannot be read.
+        google.protobuf.message.DecodeError: it is no descriptor set.
+    """
+    return descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
+
+
+def pool_of(files: descriptor_pb2.FileDescriptorSet) -> descriptor_pool.DescriptorPool:
+    """Return a pool of its own with the descriptors of a set, which names files after those they import."""
+    pool = descriptor_pool.DescriptorPool()
+    for file in files.file:
+        pool.Add(file)
+    return pool
+
+
 def read_rpcs(path: Path) -> tuple[Rpc, ...]:
     """Read all rpcs of a serialized FileDescriptorSet, in the contract's order.
 
@@ -105,10 +130,9 @@ def read_rpcs(path: Path) -> tuple[Rpc, ...]:
         OSError: it cannot be read.
         google.protobuf.message.DecodeError: it is no descriptor set.
     """
-    files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
     return tuple(
         _rpc(file.package, service.name, method)
-        for file in files.file
+        for file in read_files(path).file
         if file.package.startswith(_OWN_PACKAGES)
         for service in file.service
         for method in service.method
@@ -149,8 +173,8 @@ def _rpc(package: str, service: str, method: descriptor_pb2.MethodDescriptorProt
 def _bindings(rule: http_pb2.HttpRule) -> Iterator[HttpBinding]:
     verb = rule.WhichOneof("pattern")
     if verb == "custom":
-        yield HttpBinding(method=rule.custom.kind, template=rule.custom.path)
+        yield HttpBinding(method=rule.custom.kind, template=rule.custom.path, body=rule.body)
     elif verb is not None:
-        yield HttpBinding(method=verb.upper(), template=getattr(rule, verb))
+        yield HttpBinding(method=verb.upper(), template=getattr(rule, verb), body=rule.body)
     for additional in rule.additional_bindings:
         yield from _bindings(additional)

@@ -44,6 +44,8 @@ _STRIPPED_HEADERS = (
 _STRIPPED_PREFIX = {"prefix": "x-forwarded-"}
 # The same but x-forwarded-for, which trusted proxies write; RE2 has no look-ahead.
 _STRIPPED_BEHIND_PROXIES = {"safe_regex": {"regex": "x-forwarded-([^f].*|f[^o].*|fo[^r].*|for.+|fo?)?"}}
+# gRPC takes no others as metadata: its servers fail on the whole call. What begins with : is HTTP's own.
+_NO_METADATA = {"safe_regex": {"regex": "[^:a-z0-9.-].*|[^:].*[^a-z0-9.-].*"}}
 # A client that resets most of its first 500 streams within a second of opening them loses its connection,
 # and no connection has more than so many requests read before others have their turn (CVE-2023-44487).
 _RAPID_RESET = {
@@ -77,6 +79,7 @@ def render(settings: GatewaySettings) -> Config:
                     "key_matcher": _STRIPPED_BEHIND_PROXIES if settings.trusted_hops else _STRIPPED_PREFIX
                 }
             },
+            {"remove_on_match": {"key_matcher": _NO_METADATA}},
             *({"remove": name} for name in _STRIPPED_HEADERS),
         ],
         # Nobody listens: make trace ids, record nothing.

@@ -130,13 +130,12 @@ async def file_answer(
         name: under which it is stored.
         content_type: of the file.
     """
-    has_begun = False
     async with aclosing(pieces):
+        # A file of no bytes has a name and a type as well.
+        first = await anext(pieces, b"")
+        await context.send_initial_metadata((("content-disposition", f'attachment; filename="{name}"'),))
+        yield httpbody_pb2.HttpBody(content_type=content_type, data=first)
         async for piece in pieces:
-            if not has_begun:
-                disposition = f'attachment; filename="{name}"'
-                await context.send_initial_metadata((("content-disposition", disposition),))
-                has_begun = True
             yield httpbody_pb2.HttpBody(content_type=content_type, data=piece)
 
 

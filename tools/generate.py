@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 GENERATED = ROOT / "gen"
 PERMISSIONS = ROOT / "docs/permissions.md"
 DESCRIPTOR_SET = "twinmesh.binpb"
+OPENAPI = "openapi/twinmesh.json"
 
 
 def run_buf(*arguments: str) -> None:
@@ -45,7 +46,7 @@ def run_buf(*arguments: str) -> None:
 
 
 def generate(output: Path) -> None:
-    """Writes all generated files into a folder: Python code, and the descriptor set.
+    """Writes all generated files into a folder: Python code, the descriptor set, the OpenAPI document.
 
     The descriptor set holds our packages, everything they import, and the details of
     errors; Envoy's transcoder reads it, and `buf curl --schema` may.
@@ -53,8 +54,32 @@ def generate(output: Path) -> None:
     run_buf("generate", "--output", str(output))
     wanted = ("proto/twinmesh", "third_party/proto/google/rpc/error_details.proto")
     paths = [argument for path in wanted for argument in ("--path", path)]
-    descriptor_set = output / DESCRIPTOR_SET
-    run_buf("build", *paths, "--exclude-source-info", "--output", str(descriptor_set))
+    run_buf("build", *paths, "--exclude-source-info", "--output", str(output / DESCRIPTOR_SET))
+    with tempfile.TemporaryDirectory() as directory:
+        # The same with the contract's comments.
+        commented = Path(directory, DESCRIPTOR_SET)
+        run_buf("build", *paths, "--output", str(commented))
+        write_openapi(commented, output)
+
+
+def write_openapi(commented: Path, output: Path) -> None:
+    """Writes the OpenAPI document of a descriptor set, by the Python code that was generated beside it.
+
+    Raises:
+        SystemExit: it could not be made; what failed is printed.
+    """
+    target = output / OPENAPI
+    target.parent.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.openapi", commented, target],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(output)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stderr}the OpenAPI document could not be made")
 
 
 def drift(fresh: Path, committed: Path) -> list[str]:

@@ -3,12 +3,12 @@
 from typing import Any
 from urllib.parse import quote
 
-from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
-from gateway.contract import CONTRACT, HttpBinding, Rpc
+from gateway.contract import CONTRACT, HttpBinding, Rpc, pool_of, read_files
 
 # The name of everything that the attacked tenant has, so that some requests get past "not found".
 EXISTING = "fuzzed"
@@ -39,8 +39,32 @@ HOSTILE = (
 _TEXTS = st.sampled_from((EXISTING, EXISTING, EXISTING, *HOSTILE)) | st.text(max_size=20)
 # Longer ones are no URL that the client would send; test_metadata_that_is_too_long_is_refused sends one.
 _URL_TEXTS = _TEXTS.map(lambda text: text[:2_000])
+_MAX_TIME_S, _MIN_TIME_S = 253402300799, -62135596800
+_NANOS = st.integers(0, 999_999_999)
+# What has no JSON with just any value in its fields: values that have.
+_WELL_KNOWN: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "google.protobuf.Timestamp": st.fixed_dictionaries(
+        {"seconds": st.integers(_MIN_TIME_S, _MAX_TIME_S), "nanos": _NANOS}
+    ),
+    "google.protobuf.Duration": st.fixed_dictionaries(
+        {"seconds": st.integers(0, 315_576_000_000), "nanos": _NANOS}
+    )
+    | st.fixed_dictionaries({"seconds": st.integers(-315_576_000_000, 0)}),
+    "google.protobuf.FieldMask": st.fixed_dictionaries(
+        {"paths": st.lists(st.from_regex(r"[a-z]{1,9}(_[a-z]{1,9}){0,2}", fullmatch=True), max_size=3)}
+    ),
+    "google.protobuf.Value": st.sampled_from(
+        ({"null_value": 0}, {"number_value": 1.5}, {"string_value": "x"}, {"bool_value": True})
+    ),
+}
 _INTEGERS = (0, 1, -1, 1_000, 10**9, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63), 2**64 - 1)
 _DEEPEST = 4
+
+
+def message_descriptor(name: str) -> Descriptor:
+    """Return the descriptor of the contract's message with this full name."""
+    found: Descriptor = _POOL.FindMessageTypeByName(name)
+    return found
 
 
 def request_descriptor(rpc: Rpc) -> Descriptor:
@@ -55,24 +79,20 @@ def response_descriptor(rpc: Rpc) -> Descriptor:
     return found
 
 
-def _pool() -> descriptor_pool.DescriptorPool:
-    pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes()).file:
-        pool.Add(file)
-    return pool
-
-
-_POOL = _pool()
+_POOL = pool_of(read_files(CONTRACT))
 
 
 @st.composite
-def messages(draw: st.DrawFn, descriptor: Descriptor, depth: int = 0) -> Message:
-    """Messages whose fields have the right type and any value."""
-    message: Message = message_factory.GetMessageClass(descriptor)()
+def messages(draw: st.DrawFn, descriptor: Descriptor, depth: int = 0, *, printable: bool = False) -> Message:
+    """Messages whose fields have the right type and any value; any that has JSON when they are printable."""
+    made: type[Message] = message_factory.GetMessageClass(descriptor)
+    if printable and descriptor.full_name in _WELL_KNOWN:
+        return made(**draw(_WELL_KNOWN[descriptor.full_name]))
+    message = made()
     if descriptor.fields:
         for field in draw(st.lists(st.sampled_from(list(descriptor.fields)), unique=True, max_size=6)):
             if field.message_type is None or depth < _DEEPEST:
-                _fill(draw, message, field, depth)
+                _fill(draw, message, field, depth, printable=printable)
     return message
 
 
@@ -122,17 +142,22 @@ def _bodies(draw: st.DrawFn, descriptor: Descriptor) -> bytes:
     return whole[: draw(st.integers(0, len(whole)))] if draw(st.booleans()) else whole
 
 
-def _fill(draw: st.DrawFn, message: Message, field: FieldDescriptor, depth: int) -> None:
+def _fill(draw: st.DrawFn, message: Message, field: FieldDescriptor, depth: int, *, printable: bool) -> None:
     of_type = field.message_type
     if of_type is not None and of_type.GetOptions().map_entry:
         key, value = of_type.fields_by_name["key"], of_type.fields_by_name["value"]
         entries = getattr(message, field.name)
         if value.message_type is not None:
-            entries[draw(_scalars(key))].CopyFrom(draw(messages(value.message_type, depth + 1)))
+            entries[draw(_scalars(key, printable=printable))].CopyFrom(
+                draw(messages(value.message_type, depth + 1, printable=printable))
+            )
         else:
-            entries[draw(_scalars(key))] = draw(_scalars(value))
+            entries[draw(_scalars(key, printable=printable))] = draw(_scalars(value, printable=printable))
         return
-    values = _scalars(field) if of_type is None else messages(of_type, depth + 1)
+    if of_type is None:
+        values: st.SearchStrategy[Any] = _scalars(field, printable=printable)
+    else:
+        values = messages(of_type, depth + 1, printable=printable)
     if field.is_repeated:
         getattr(message, field.name).extend(draw(st.lists(values, max_size=3)))
     elif of_type is not None:
@@ -141,9 +166,11 @@ def _fill(draw: st.DrawFn, message: Message, field: FieldDescriptor, depth: int)
         setattr(message, field.name, draw(values))
 
 
-def _scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+def _scalars(field: FieldDescriptor, *, printable: bool) -> st.SearchStrategy[Any]:
     if field.enum_type is not None:
-        return st.sampled_from([*(value.number for value in field.enum_type.values), 99])
+        # A number that the contract does not know is printed as a number.
+        unknown = () if printable else (99,)
+        return st.sampled_from([*(value.number for value in field.enum_type.values), *unknown])
     ranges = {
         FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
         FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -154,7 +181,8 @@ def _scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
         low, high = ranges[field.cpp_type]
         return st.sampled_from([number for number in _INTEGERS if low <= number <= high])
     if field.cpp_type in {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}:
-        return st.floats(width=32)
+        finite = False if printable else None
+        return st.floats(width=32, allow_nan=finite, allow_infinity=finite)
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return st.booleans()
     if field.type == FieldDescriptor.TYPE_BYTES:

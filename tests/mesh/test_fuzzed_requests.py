@@ -17,14 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auth_svc.access_tokens import AccessTokens, Grant
-from auth_svc.roles import Role, permissions_of
 from auth_svc.signing_keys import KeyRing
 from gateway.contract import CONTRACT, HttpBinding, Rpc, read_contract
-from meshkit.clock import SystemClock
-from meshkit.identity import INSTALLATION_PERMISSIONS, SYSTEM_TENANT, PrincipalKind
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh
+from tests.mesh.attacked_tenant import attackers_tokens
 from tests.mesh.fuzzing import EXISTING, HOSTILE, json_requests, payloads, request_descriptor
 from tests.mesh.stream_site import SOAK
 
@@ -59,42 +56,7 @@ def _of_route(route: tuple[Rpc, HttpBinding]) -> str:
 
 @pytest.fixture(scope="module")
 def token(mesh: Mesh, signing_keys: KeyRing) -> Callable[..., str]:
-    """Makes tokens of whoever may call an rpc, each of a session of its own.
-
-    It is the attacked tenant's administrator, or an operator of the installation where only they may.
-    One may end its session, or change its user.
-    """
-    mesh.add_tenant(EXISTING)
-    tokens, clock = AccessTokens(signers=signing_keys, clock=SystemClock()), SystemClock()
-    count = iter(range(2**31))
-
-    def make(rpc: Rpc | None = None) -> str:
-        is_operator = rpc is not None and rpc.permission in INSTALLATION_PERMISSIONS
-        role = Role.INSTALLATION_ADMIN if is_operator else Role.ADMIN
-        grant = Grant(
-            tenant=SYSTEM_TENANT if is_operator else EXISTING,
-            subject="attacker",
-            kind=PrincipalKind.USER,
-            permissions=permissions_of(role),
-            credential_id=f"attack-{next(count)}",
-            credential_expire_us=None,
-            read_us=clock.now_us(),
-            role=role,
-        )
-        return tokens.issue(grant, life_s=900)
-
-    metrics = [{"name": EXISTING, "kind": "VALUE_KIND_DOUBLE"}]
-    with httpx.Client(base_url=mesh.url, headers={"authorization": f"Bearer {make()}"}, timeout=30) as admin:
-        for path, body in (
-            ("/v1/deviceTypes", {"id": EXISTING, "metrics": metrics}),
-            ("/v1/devices", {"id": EXISTING, "deviceTypeId": EXISTING}),
-            ("/v1/telemetry", {"readings": [{"deviceId": EXISTING, "numbers": {EXISTING: 1}}]}),
-            ("/v1/roles", {"id": EXISTING, "permissions": ["twin:read"]}),
-            ("/v1/users", {"user": {"username": EXISTING, "role": "viewer"}}),
-        ):
-            made = admin.post(path, json=body)
-            assert made.status_code == 200, made.text
-    return make
+    return attackers_tokens(mesh, signing_keys, EXISTING)
 
 
 @pytest.fixture(scope="module")

@@ -279,6 +279,15 @@ async def test_files_hold_what_is_listed_the_oldest_first(auth: AuthApp, stub: A
     assert parsed == listed[::-1]
 
 
+async def test_a_file_without_lines_is_a_file(auth: AuthApp, stub: Any) -> None:
+    asked = ExportAuditEvents(rpc="/a.b/C", format=audit_event_service_pb2.EXPORT_FORMAT_JSON_LINES)
+    exporting = stub.ExportAuditEvents(asked, metadata=await auth.as_user())
+    pieces = [(piece.content_type, piece.data) async for piece in exporting]
+    assert pieces == [("application/jsonl", b"")]
+    disposition = dict(await exporting.initial_metadata())["content-disposition"]
+    assert disposition == 'attachment; filename="twinmesh-audit.jsonl"'
+
+
 def _entry(**tags: str) -> access_log_pb2.HTTPAccessLogEntry:
     entry = access_log_pb2.HTTPAccessLogEntry()
     entry.common_properties.start_time.GetCurrentTime()

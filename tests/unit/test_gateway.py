@@ -73,16 +73,22 @@ def test_wrong_endpoints_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("trusted_hops", [0, 1])
 def test_only_what_proxies_say_of_addresses_comes_in(trusted_hops: int) -> None:
-    (match,) = (
-        each["key_matcher"]
-        for each in walk(rendered(trusted_hops=trusted_hops))
-        if isinstance(each, dict) and "key_matcher" in each
-    )
+    matches = _header_matches(rendered(trusted_hops=trusted_hops))
     for name in ("x-forwarded-", "f", "fo", "fog", "form", "fuel", "forward", "host", "client-cert"):
         header = f"x-forwarded-{name.removeprefix('x-forwarded-')}"
-        assert _is_stripped(match, header), header
-    assert _is_stripped(match, "x-forwarded-for") == (trusted_hops == 0)
-    assert not _is_stripped(match, "authorization")
+        assert _is_stripped(matches, header), header
+    assert _is_stripped(matches, "x-forwarded-for") == (trusted_hops == 0)
+    assert not _is_stripped(matches, "authorization")
+
+
+@pytest.mark.parametrize("trusted_hops", [0, 1])
+def test_only_names_that_grpc_takes_come_in(trusted_hops: int) -> None:
+    matches = _header_matches(rendered(trusted_hops=trusted_hops))
+    for name in ("$a", "a$", "a$b", "~", "a_b", "a:"):
+        assert _is_stripped(matches, name), name
+    # What HTTP/2 has of its own begins with a colon.
+    for name in (":path", ":authority", "a", "x-plain.2-bin", "0"):
+        assert not _is_stripped(matches, name), name
 
 
 def test_no_proxy_tells_addresses_at_the_devices_listener() -> None:
@@ -95,10 +101,17 @@ def test_no_proxy_tells_addresses_at_the_devices_listener() -> None:
     assert hops == {"edge": 2, "devices": 0}
 
 
-def _is_stripped(match: dict[str, Any], name: str) -> bool:
-    if "prefix" in match:
-        return name.startswith(match["prefix"])
-    return re.fullmatch(match["safe_regex"]["regex"], name) is not None
+def _header_matches(config: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each["key_matcher"] for each in walk(config) if isinstance(each, dict) and "key_matcher" in each]
+
+
+def _is_stripped(matches: list[dict[str, Any]], name: str) -> bool:
+    return any(
+        name.startswith(match["prefix"])
+        if "prefix" in match
+        else re.fullmatch(match["safe_regex"]["regex"], name) is not None
+        for match in matches
+    )
 
 
 def test_nothing_is_left_to_fill_in() -> None:

@@ -278,6 +278,17 @@ def test_a_header_with_an_underscore_does_not_arrive(gateway: Gateway) -> None:
     assert not [name for name in arrived if "_" in name]
 
 
+def test_a_header_that_grpc_does_not_know_does_not_arrive(gateway: Gateway) -> None:
+    """HTTP allows its name, and a gRPC server would fail on the whole call."""
+    unknown = ("v.$hp3", "#first", "last`", "a!b", "x~", "%", "x'y", "x|y", "x^y", "x*y", "x+y", "x&y")
+    headers = gateway.bearer | dict.fromkeys(unknown, "1") | {"x-plain.2": "1"}
+    answer = gateway.http.get("/v1/devices", headers=headers)
+    assert answer.is_success, answer.text
+    arrived = gateway.arrivals.metadata[-1]
+    assert arrived["x-plain.2"] == "1"
+    assert arrived.keys().isdisjoint(unknown)
+
+
 @pytest.mark.parametrize(
     "path",
     [
