@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import jwt
 import structlog
@@ -131,6 +132,12 @@ def _invalid_token(why: str) -> Unauthenticated:
 KeyFetch = Callable[[], Awaitable[Sequence[Mapping[str, str]]]]
 
 
+class _Verdict(NamedTuple):
+    principal: Principal
+    ends: float
+    kid: str
+
+
 class TokenVerifier:
     """Verifies bearer tokens, remembering the verdicts by the token's hash.
 
@@ -157,7 +164,7 @@ class TokenVerifier:
         self._fetched_at = float("-inf")
         self._kept_until = float("-inf")
         self._fetching = asyncio.Lock()
-        self._verdicts: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+        self._verdicts: OrderedDict[bytes, _Verdict] = OrderedDict()
         self.lookups = Lookups()
 
     async def verify(self, token: str) -> Principal:
@@ -172,19 +179,20 @@ class TokenVerifier:
         known = self._verdicts.get(digest)
         if known is not None:
             self.lookups.hits += 1
+            # It may have been taken back meanwhile.
+            await self._key(known.kid)
         else:
             self.lookups.misses += 1
             known = await self._examine(token)
             self._verdicts[digest] = known
             if len(self._verdicts) > _CACHED_TOKENS:
                 self._verdicts.popitem(last=False)
-        principal, ends = known
-        if ends <= now:
+        if known.ends <= now:
             self._verdicts.pop(digest, None)
             raise _invalid_token("it has expired; log in or refresh")
         await self._revocations.require_known()
-        self.require_live(principal)
-        return principal
+        self.require_live(known.principal)
+        return known.principal
 
     def follow_revocations(self, tell: Callable[[Sequence[Revocation]], None]) -> None:
         """Have somebody told when `require_live` may refuse more than before."""
@@ -207,12 +215,13 @@ class TokenVerifier:
         if principal.shown_expires * MICROS_PER_SECOND <= self._clock.now_us():
             raise _invalid_token("it has expired; send another one in time, or begin anew")
 
-    async def _examine(self, token: str) -> tuple[Principal, float]:
+    async def _examine(self, token: str) -> _Verdict:
         try:
             header = jwt.get_unverified_header(token)
             if header.get("typ") != TOKEN_TYPE:
                 raise _invalid_token(f"its typ is not {TOKEN_TYPE}")
-            key = await self._key(str(header.get("kid", "")))
+            kid = str(header.get("kid", ""))
+            key = await self._key(kid)
             claims = jwt.decode(
                 token,
                 key,
@@ -247,7 +256,7 @@ class TokenVerifier:
             raise _invalid_token("it has expired; log in or refresh") from None
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             raise _invalid_token(type(error).__name__) from error
-        return principal, float(claims["exp"])
+        return _Verdict(principal, float(claims["exp"]), kid)
 
     async def _key(self, kid: str) -> jwt.PyJWK:
         if kid not in self._keys or self._now() >= self._kept_until:
@@ -259,7 +268,7 @@ class TokenVerifier:
         return key
 
     async def _refresh_keys(self, kid: str) -> None:
-        """Fetch the key set once per second at most, whoever sends unknown key ids; all see what is gone."""
+        """Fetch the key set once per second at most, whoever sends unknown key ids."""
         now = self._now()
         is_known = kid in self._keys
         if now < (self._kept_until if is_known else self._fetched_at + _KEY_REFETCH_S):
@@ -272,10 +281,7 @@ class TokenVerifier:
                 raise
             _log.warning("keys of tokens cannot be read; what is known holds", error=repr(error))
             return
-        keys = {jwk["kid"]: jwt.PyJWK(dict(jwk), algorithm=TOKEN_ALGORITHM) for jwk in jwks}
-        if self._keys.keys() - keys.keys():
-            self._verdicts.clear()
-        self._keys = keys
+        self._keys = {jwk["kid"]: jwt.PyJWK(dict(jwk), algorithm=TOKEN_ALGORITHM) for jwk in jwks}
         self._fetched_at = now
 
     def _now(self) -> float:

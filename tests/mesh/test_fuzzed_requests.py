@@ -19,13 +19,16 @@ from hypothesis import strategies as st
 
 from auth_svc.signing_keys import KeyRing
 from gateway.contract import CONTRACT, HttpBinding, Rpc, read_contract
+from meshkit.identity import INSTALLATION_PERMISSIONS
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh
 from tests.mesh.attacked_tenant import attackers_tokens
 from tests.mesh.fuzzing import EXISTING, HOSTILE, json_requests, payloads, request_descriptor
 from tests.mesh.stream_site import SOAK
 
-_RPCS = read_contract(CONTRACT).rpcs
+_CONTRACT = read_contract(CONTRACT)
+_RPCS = _CONTRACT.rpcs
+_RESUME = _CONTRACT.rpc("/twinmesh.auth.v1.TenantService/ResumeTenant")
 # test_bad_input_stream has the one whose requests are a stream too.
 _OF_ONE_REQUEST = [rpc for rpc in _RPCS if not rpc.client_streaming]
 _ROUTES = [(rpc, binding) for rpc in _RPCS for binding in rpc.bindings]
@@ -84,6 +87,21 @@ def services_survive(mesh: Mesh) -> Iterator[None]:
     assert mesh.status()["ready"]
 
 
+@pytest.fixture(scope="module")
+def go_on(client: httpx.Client, token: Callable[..., str]) -> Callable[[Rpc], None]:
+    """Resumes the tenant after what an operator sent: suspended it would answer nothing but that."""
+
+    def resume(rpc: Rpc) -> None:
+        if rpc.permission in INSTALLATION_PERMISSIONS:
+            headers = {"authorization": f"Bearer {token(_RESUME)}"}
+            answer = client.post(f"/v1/tenants/{EXISTING}:resume", json={}, headers=headers)
+            assert answer.status_code == 200, answer.text
+            answer = client.get("/v1/devices", headers={"authorization": f"Bearer {token()}"})
+            assert answer.status_code == 200, answer.text
+
+    return resume
+
+
 def _assert_documented(answer: httpx.Response) -> None:
     answer.read()
     assert answer.status_code < 500, answer.text
@@ -112,7 +130,11 @@ def test_pages_are_bounded_and_tokens_of_pages_not_trusted(
 @_counted
 @given(data=st.data())
 def test_no_bytes_make_an_rpc_fail_in_itself(
-    channel: grpc.Channel, token: Callable[..., str], rpc: Rpc, data: st.DataObject
+    channel: grpc.Channel,
+    token: Callable[..., str],
+    go_on: Callable[[Rpc], None],
+    rpc: Rpc,
+    data: st.DataObject,
 ) -> None:
     payload = data.draw(payloads(request_descriptor(rpc)))
     # A single answer is a stream of one.
@@ -125,13 +147,18 @@ def test_no_bytes_make_an_rpc_fail_in_itself(
     except grpc.RpcError as error:
         refused: Any = error
         assert refused.code() not in _NEVER, (payload, refused.code(), refused.details())
+    go_on(rpc)
 
 
 @pytest.mark.parametrize("route", _ROUTES, ids=_of_route)
 @_counted
 @given(data=st.data())
 def test_no_json_is_answered_by_a_server_error(
-    client: httpx.Client, token: Callable[..., str], route: tuple[Rpc, HttpBinding], data: st.DataObject
+    client: httpx.Client,
+    token: Callable[..., str],
+    go_on: Callable[[Rpc], None],
+    route: tuple[Rpc, HttpBinding],
+    data: st.DataObject,
 ) -> None:
     rpc, binding = route
     request = data.draw(json_requests(rpc, binding))
@@ -140,6 +167,7 @@ def test_no_json_is_answered_by_a_server_error(
         if rpc.streaming and answer.status_code == 200:
             return  # It may go on for ever.
         _assert_documented(answer)
+    go_on(rpc)
 
 
 def _peak_bytes(pids: dict[str, int]) -> dict[str, int]:

@@ -108,10 +108,12 @@ async def test_who_has_shown_a_key_or_certificate_ends_with_it_and_not_with_the_
 
 
 async def test_a_token_that_was_good_is_refused_once_it_has_ended(site: _Site) -> None:
-    token = site.token(site.old, lasts_s=2)
-    await site.verifier.verify(token)
-    site.clock.advance(2)
-    assert await _reason(site, token) == _INVALID
+    # A key's or certificate's token ends before what was shown for it.
+    for claims in ({}, {"kind": PrincipalKind.API_KEY, "cred_exp": site.ends_in(3600)}):
+        token = site.token(site.old, lasts_s=2, **claims)
+        await site.verifier.verify(token)
+        site.clock.advance(2)
+        assert await _reason(site, token) == _INVALID
 
 
 async def test_a_key_that_is_no_longer_published_counts_for_a_minute_at_most(site: _Site) -> None:
@@ -119,8 +121,8 @@ async def test_a_key_that_is_no_longer_published_counts_for_a_minute_at_most(sit
     await site.verifier.verify(shown_before)
     site.keys.mints = [site.new]
     site.clock.advance(_MINUTE_S)
-    assert await _reason(site, site.token(site.old)) == _INVALID
     assert await _reason(site, shown_before) == _INVALID
+    assert await _reason(site, site.token(site.old)) == _INVALID
     await site.verifier.verify(site.token(site.new))
 
 
