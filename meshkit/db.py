@@ -3,10 +3,12 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import asyncpg
 
-from meshkit.errors import dependency_unavailable
+from meshkit.errors import Unavailable, dependency_unavailable
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 # Tells a postgresql:// URL as it is now.
@@ -36,19 +38,33 @@ async def pool(
         application: name shown in pg_stat_activity.
         min_size: connections kept open.
         max_size: most connections; callers wait for a free one.
+
+    Raises:
+        Unavailable: DEPENDENCY_UNAVAILABLE, the server is away or refuses, and where it is.
     """
 
     async def connect(*_: Any, **options: Any) -> asyncpg.Connection:
-        return await asyncpg.connect(url if isinstance(url, str) else await url(), **options)
+        return await asyncpg.connect(await present(), **options)
 
-    opened = await asyncpg.create_pool(
-        connect=connect,
-        min_size=min_size,
-        max_size=max_size,
-        timeout=_CONNECT_TIMEOUT_S,
-        command_timeout=_COMMAND_TIMEOUT_S,
-        server_settings={"application_name": application, "timezone": "UTC"},
-    )
+    async def present() -> str:
+        return url if isinstance(url, str) else await url()
+
+    try:
+        opened = await asyncpg.create_pool(
+            connect=connect,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=_CONNECT_TIMEOUT_S,
+            command_timeout=_COMMAND_TIMEOUT_S,
+            server_settings={"application_name": application, "timezone": "UTC"},
+        )
+    except DATABASE_ERRORS as error:
+        where = urlsplit(await present()).netloc.rpartition("@")[2]
+        raise Unavailable(
+            f"PostgreSQL at {where} cannot be reached or refuses: {error}",
+            reason=ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+            metadata={"dependency": "postgresql"},
+        ) from error
     try:
         yield opened
     finally:

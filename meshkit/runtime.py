@@ -5,21 +5,27 @@ import gc
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TypeVar
 
+import asyncpg
+import nats.errors
 import structlog
 import uvloop
 from pydantic import ValidationError
 
 from meshkit.access import own_identity
 from meshkit.config import FiledSettings, ServiceSettings, environment_name
+from meshkit.errors import DomainError
 from meshkit.metrics import metering
 from meshkit.secret_places import SettingsUnreadable
 from meshkit.telemetry import configure_logging, tracing
 
 _log = structlog.get_logger()
 BAD_SETTINGS = 2  # exit status
+NOT_STARTED = 1  # exit status
+# What a service meets that cannot reach what it needs, or is refused there.
+_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, nats.errors.Error, DomainError)
 # By Python's own thresholds what is in flight for a moment counts as long-lived, and each full
 # collection walks all that ten thousand streams hold: half of the time of a process that had them.
 _GC_THRESHOLDS = (50_000, 20, 50)
@@ -55,7 +61,7 @@ def run(
     """Read the settings, keep the app open until SIGTERM or SIGINT, then close it in order.
 
     Exits with status 2 and a line per setting when the settings are wrong, or when the folder of
-    its identity is not this service's.
+    its identity is not this service's; with status 1 and a line when what it needs is away or refuses it.
     """
     settings = read_settings(service, settings_type)
     opened = app(settings)
@@ -80,7 +86,12 @@ async def _serve(app: AbstractAsyncContextManager[object]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     gc.set_threshold(*_GC_THRESHOLDS)
-    async with app:
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(app)
+        except _AWAY as error:
+            _log.error("cannot start", error=f"{type(error).__name__}: {error}")
+            sys.exit(NOT_STARTED)
         gc.freeze()  # Modules and what was wired together stay for good.
         await stop.wait()
         _log.info("stopping")

@@ -1,5 +1,6 @@
 """What a service says that cannot start, and how it ends."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,15 @@ def _ended(service: str, identity_dir: Path) -> subprocess.CompletedProcess[str]
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("service", _MODULES)
+def test_what_a_service_needs_and_is_away_is_told_in_one_line(service: str) -> None:
+    ended = _ended(service, identities.identity_dir(service))
+    told = [json.loads(line) for line in ended.stderr.splitlines()]
+    (cause,) = [line for line in told if line["message"] == "cannot start"]
+    assert "127.0.0.1" in cause["error"], told
+    assert ended.returncode == 1
 
 
 @pytest.mark.parametrize("service", _MODULES)
