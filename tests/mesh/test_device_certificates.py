@@ -230,6 +230,8 @@ def test_certificates_end_with_their_device_though_auth_svc_was_away(
                 lambda: client.get("/v1/auth/me").status_code == 401,
                 "the former device's certificate is over",
             )
+        # The gateway takes a while to believe in a process that did not answer.
+        eventually(lambda: admin.get("/v1/deviceCertificates").is_success, "auth_svc is back")
         new = issue(mesh, admin_token, device_id, tmp_path)
     with device(mesh, new) as client:
         assert client.get("/v1/auth/me").json()["subject"] == device_id
