@@ -13,7 +13,6 @@ from meshkit.config import Settings
 from meshkit.service_identity import ServiceIdentity
 
 REQUESTS_PER_SECOND = 10_000
-TOGETHER = "TWINMESH_GATEWAY_TLS_CERTIFICATE and TWINMESH_GATEWAY_TLS_KEY go together"
 RequestsPerSecond = Annotated[
     int, Field(gt=0, description="Requests of all clients together; twice as many at once.")
 ]
@@ -215,9 +214,9 @@ class GatewayEnvironment(Settings):
 
     @model_validator(mode="after")
     def _encrypted(self) -> Self:
-        if (self.gateway_tls_certificate is None) != (self.gateway_tls_key is None):
-            raise ValueError(TOGETHER)
-        problem = plaintext.refusal(
+        problem = plaintext.unpaired(
+            "GATEWAY", self.gateway_tls_certificate, self.gateway_tls_key
+        ) or plaintext.refusal(
             "GATEWAY",
             self.gateway_published or self.bind,
             has_tls=self.gateway_tls_certificate is not None,

@@ -210,9 +210,9 @@ class _ServerSettings(RootSettings):
 
     @model_validator(mode="after")
     def _encrypted(self) -> Self:
-        if bool(self.mqtt_tls_certificate) != bool(self.mqtt_tls_key):
-            raise ValueError("TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY go together")
-        problem = plaintext.refusal(
+        problem = plaintext.unpaired(
+            "MQTT", self.mqtt_tls_certificate, self.mqtt_tls_key
+        ) or plaintext.refusal(
             "MQTT",
             self.mqtt_published,
             has_tls=bool(self.mqtt_tls_certificate),

@@ -1,4 +1,4 @@
-"""Whether a door may be opened without TLS."""
+"""Whether a door has TLS, and whether it may be opened without."""
 
 from meshkit.addresses import is_loopback
 
@@ -19,3 +19,10 @@ def refusal(door: str, bind: str, *, has_tls: bool, allows_plaintext: bool) -> s
         f" way: set TWINMESH_{door}_TLS_CERTIFICATE and TWINMESH_{door}_TLS_KEY; or, if a proxy that ends"
         f" TLS stands before it, TWINMESH_{door}_PLAINTEXT=true"
     )
+
+
+def unpaired(door: str, certificate: object, key: object) -> str | None:
+    """Say that a door's certificate and key go together, None when both are given or neither."""
+    if bool(certificate) == bool(key):
+        return None
+    return f"TWINMESH_{door}_TLS_CERTIFICATE and TWINMESH_{door}_TLS_KEY go together"

@@ -64,7 +64,6 @@ def run(
     its identity is not this service's; with status 1 and a line when what it needs is away or refuses it.
     """
     settings = read_settings(service, settings_type)
-    opened = app(settings)
     try:
         # Before anything is opened, so that nothing else is told first; the app reads it for itself.
         own_identity(settings, service)
@@ -77,7 +76,7 @@ def run(
         tracing(service, endpoint=endpoint, sample_ratio=settings.trace_sample_ratio),
         metering(service, endpoint=endpoint, interval_ms=settings.metric_export_interval),
     ):
-        uvloop.run(_serve(opened))
+        uvloop.run(_serve(app(settings)))
 
 
 async def _serve(app: AbstractAsyncContextManager[object]) -> None:

@@ -16,13 +16,12 @@ from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as contract_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_cli.options import fill_range, time_option
 from twinmesh_cli.session import Session, fail, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _PREFIX = "ERROR_REASON_"
 _PAGE = 1_000  # the largest that the server gives
 _REPLAYED = 100  # in one call
 _ID_COLUMNS = 8
-_FILE_COLUMNS = 200
 
 deadletters_app = typer.Typer(help="List, read, replay and purge what was refused.", no_args_is_help=True)
 
@@ -253,7 +252,7 @@ def _print_letters(letters: list[contract.DeadLetter]) -> None:
             Text(visible(letter.message)),
         )
     # Into a file or pipe, less is cut for lack of room.
-    Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS).print(table)
+    table_console().print(table)
 
 
 def _print_counts(counts: list[contract.DeadLetterCount]) -> None:

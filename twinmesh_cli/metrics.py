@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from twinmesh_cli.home import Home
 from twinmesh_cli.metric_store import Histogram, Kept, MetricStore
 from twinmesh_cli.settings import load_settings
+from twinmesh_cli.shown import table_console
 from twinmesh_cli.tail_view import age
 
-_FILE_COLUMNS = 200
 _REDRAW_S = 1.0
 _NANOS_PER_SECOND = 1_000_000_000
 
@@ -46,8 +45,7 @@ def metrics(
         print(json.dumps([_plain(each) for each in kept], indent=1))
     else:
         # Into a file or pipe, nothing is cut for lack of room.
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
-        console.print(table(kept, now_ns=time.time_ns()))
+        table_console().print(table(kept, now_ns=time.time_ns()))
 
 
 def _watch(store: MetricStore, service: str) -> None:

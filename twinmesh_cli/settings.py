@@ -8,7 +8,6 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_va
 
 from gateway.settings import (
     REQUESTS_PER_SECOND,
-    TOGETHER,
     CorsOrigins,
     Endpoint,
     Plaintext,
@@ -17,7 +16,7 @@ from gateway.settings import (
     TlsKey,
     TrustedHops,
 )
-from meshkit import secrets
+from meshkit import plaintext, secrets
 from meshkit.ca.names import TRUST_DOMAIN_PATTERN
 from meshkit.config import (
     ARCHIVE_AFTER_DAYS,
@@ -228,10 +227,11 @@ class LauncherSettings(Settings):
 
     @model_validator(mode="after")
     def _certificate_with_key(self) -> Self:
-        if (self.gateway_tls_certificate is None) != (self.gateway_tls_key is None):
-            raise ValueError(TOGETHER)
-        if (self.mqtt_tls_certificate is None) != (self.mqtt_tls_key is None):
-            raise ValueError("TWINMESH_MQTT_TLS_CERTIFICATE and TWINMESH_MQTT_TLS_KEY go together")
+        problem = plaintext.unpaired(
+            "GATEWAY", self.gateway_tls_certificate, self.gateway_tls_key
+        ) or plaintext.unpaired("MQTT", self.mqtt_tls_certificate, self.mqtt_tls_key)
+        if problem:
+            raise ValueError(problem)
         return self
 
     @property

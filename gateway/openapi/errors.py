@@ -8,11 +8,11 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from gateway.openapi.rules import Schema
 from gateway.openapi.schemas import COMPONENTS, Schemas
-from meshkit.status import ERROR_DOMAIN
+from meshkit.status import ERROR_DOMAIN, reason_name
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 ERROR = "google.rpc.Status"
 _REASONS = "twinmesh.type.v1.ErrorReason"
-_REASON_PREFIX = "ERROR_REASON_"
 _INFO = "google.rpc.ErrorInfo"
 _DETAILS = (_INFO, "google.rpc.BadRequest", "google.rpc.RetryInfo", "google.rpc.QuotaFailure")
 # As the transcoder has them (google/rpc/code.proto).
@@ -91,7 +91,7 @@ def _reasons(enum: EnumDescriptor) -> Iterator[tuple[str, str]]:
     """Yield the reasons as they are sent, with the full names of their comments."""
     for value in enum.values:
         if value.number:
-            yield value.name.removeprefix(_REASON_PREFIX), f"{enum.full_name}.{value.name}"
+            yield reason_name(ErrorReason.Value(value.name)), f"{enum.full_name}.{value.name}"
 
 
 def _described(codes: tuple[str, ...], enum: EnumDescriptor, comments: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from ingest_svc.app import knowledge, limits, path
 from ingest_svc.app.common import SERVICE, Common, opened
-from ingest_svc.app.path import Path
+from ingest_svc.app.path import SamplePath
 from ingest_svc.config import IngestSettings
 from ingest_svc.contract import CALLERS
 from ingest_svc.forbidden_publishes import ForbiddenPublishes
@@ -44,7 +44,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def _storing_messages(common: Common, way: Path) -> AsyncIterator[None]:
+async def _storing_messages(common: Common, way: SamplePath) -> AsyncIterator[None]:
     """Store what devices send by MQTT while the context is open, if they may."""
     settings, clock = common.settings, common.clock
     if settings.device_nats_url is None:

@@ -49,7 +49,7 @@ from twinmesh.ingest.v1 import restore_service_pb2_grpc as restore_grpc
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class SamplePath:
     """What the doors are given.
 
     Attributes:
@@ -66,7 +66,7 @@ class Path:
 
 
 @asynccontextmanager
-async def running(common: Common, known: Knowledge, limits: Limits) -> AsyncIterator[Path]:
+async def running(common: Common, known: Knowledge, limits: Limits) -> AsyncIterator[SamplePath]:
     """Take samples while the context is open; what was taken by then is committed at its end."""
     pool, clock = common.pool, common.clock
     chunks, backfills = ChunkStore(pool=pool), BackfillStore(pool=pool)
@@ -122,7 +122,7 @@ async def running(common: Common, known: Knowledge, limits: Limits) -> AsyncIter
             clock=clock,
         )
         common.metrics.observe(waiting=writer.waiting, announcer=announcer, streams=streams, room=room)
-        _observe_caches(common, known, catalog)
+        _observe(common, known, catalog)
         credentials = AuthCredentials(channel=common.door.auth_channel, verifier=common.door.verifier)
         budgets = Budgets()
 
@@ -151,7 +151,7 @@ async def running(common: Common, known: Knowledge, limits: Limits) -> AsyncIter
             new_stream=new_stream,
         )
         async with background(assembler.run(), name="assembler"):
-            yield Path(
+            yield SamplePath(
                 messages,
                 writer,
                 streams,
@@ -167,7 +167,7 @@ async def running(common: Common, known: Knowledge, limits: Limits) -> AsyncIter
             )
 
 
-def _observe_caches(common: Common, known: Knowledge, catalog: SeriesCatalog) -> None:
+def _observe(common: Common, known: Knowledge, catalog: SeriesCatalog) -> None:
     observe_caches(
         meter(),
         profiles=known.profiles.lookups,
