@@ -64,6 +64,8 @@ def run(
     its identity is not this service's; with status 1 and a line when what it needs is away or refuses it.
     """
     settings = read_settings(service, settings_type)
+    # It may refuse settings by itself, as auth_svc does with a file of issuers: that is told first.
+    opened = app(settings)
     try:
         # Before anything is opened, so that nothing else is told first; the app reads it for itself.
         own_identity(settings, service)
@@ -76,7 +78,7 @@ def run(
         tracing(service, endpoint=endpoint, sample_ratio=settings.trace_sample_ratio),
         metering(service, endpoint=endpoint, interval_ms=settings.metric_export_interval),
     ):
-        uvloop.run(_serve(app(settings)))
+        uvloop.run(_serve(opened))
 
 
 async def _serve(app: AbstractAsyncContextManager[object]) -> None:
