@@ -1,5 +1,6 @@
 """Settings of auth_svc."""
 
+import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -14,6 +15,12 @@ from meshkit.config import (
     RootSettings,
     ServiceSettings,
 )
+
+_MOST_WORKERS_UNASKED = 4
+
+
+def _half_the_cores() -> int:
+    return min(max(1, (os.cpu_count() or 1) // 2), _MOST_WORKERS_UNASKED)
 
 
 class AuthSettings(RootSettings, ServiceSettings):
@@ -34,7 +41,10 @@ class AuthSettings(RootSettings, ServiceSettings):
         description="NATS URL of its system account, for log-ins of devices by MQTT; empty: none log in.",
     )
     login_workers: int = Field(
-        2, ge=1, le=64, description="Passwords verified at once (one core, 64 MiB each)."
+        default_factory=_half_the_cores,
+        ge=1,
+        le=64,
+        description="Passwords verified at once (one core, 64 MiB each); empty: half the cores, 1 to 4.",
     )
     login_queue: int = Field(
         16, ge=0, le=1024, description="Log-ins that may wait; more are told LOGIN_BUSY."

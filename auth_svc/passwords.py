@@ -5,6 +5,7 @@ import base64
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -18,8 +19,13 @@ from meshkit.errors import ResourceExhausted
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _R = TypeVar("_R")
-_RETRY_AFTER_S = 1.0
-_NICE = 10
+_SHORTEST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 30.0
+_FIRST_GUESS_S = 0.15
+_WEIGHT_OF_LAST = 0.2
+_CORE_SHARE = 0.5
+_BURST_S = 1.0
+_NICE = 19  # The lowest priority.
 
 
 def _hasher() -> PasswordHasher:
@@ -41,6 +47,63 @@ def _hash_of_nothing(hasher: PasswordHasher) -> str:
     return f"$argon2id$v={ARGON2_VERSION}${cost}${salt}${digest}"
 
 
+class _Turns:
+    """Tells those who are refused when to come again: one after the other, as fast as passwords are done.
+
+    Were all told the same, all would come at once again, and refusing them would take the core that the
+    others need. More than can be served within the longest wait share its turns.
+
+    Args:
+        workers: how many passwords are done at once.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._work_s = _FIRST_GUESS_S
+        self._last_s = 0.0
+
+    def took(self, seconds: float) -> None:
+        """Note what one password took; the mean of the last ones is what a turn lasts."""
+        self._work_s += _WEIGHT_OF_LAST * (seconds - self._work_s)
+
+    def wait_s(self) -> float:
+        """Return how long the next who is refused is to wait, in seconds."""
+        now_s = time.monotonic()
+        next_s = max(self._last_s, now_s + _SHORTEST_WAIT_S) + self._work_s / self._workers
+        if next_s > now_s + _LONGEST_WAIT_S:
+            next_s = now_s + _SHORTEST_WAIT_S
+        self._last_s = next_s
+        return next_s - now_s
+
+
+class _CoreTime(threading.local):
+    """The time of a core that this worker may take: a burst, and half of the time from then on.
+
+    The lowest priority alone does not do: what a thread without end leaves nobody of is an idle core, and
+    others that wake up find none.
+    """
+
+    def __init__(self) -> None:
+        self._left_s = _BURST_S
+        self._at_s = time.monotonic()
+
+    def rest(self) -> None:
+        """Wait until some is left."""
+        self._earn()
+        if self._left_s < 0:
+            time.sleep(-self._left_s / _CORE_SHARE)
+            self._earn()
+
+    def spend(self, seconds: float) -> None:
+        """Note what was taken."""
+        self._left_s -= seconds
+
+    def _earn(self) -> None:
+        now_s = time.monotonic()
+        self._left_s = min(_BURST_S, self._left_s + _CORE_SHARE * (now_s - self._at_s))
+        self._at_s = now_s
+
+
 class PasswordVerifier:
     """Verifies and hashes passwords; verifying costs the same, whether the user exists or not.
 
@@ -55,6 +118,8 @@ class PasswordVerifier:
             workers, thread_name_prefix="argon2", initializer=_yield_to_others
         )
         self._free = threading.BoundedSemaphore(workers + queue)
+        self._turns = _Turns(workers)
+        self._core_time = _CoreTime()
         self._nobodys_hash = _hash_of_nothing(self._hasher)
 
     async def __aenter__(self) -> Self:
@@ -72,7 +137,7 @@ class PasswordVerifier:
             ResourceExhausted: LOGIN_BUSY, too many wait already.
         """
         if not self._free.acquire(blocking=False):
-            raise _busy()
+            raise self._busy()
         self._free.release()
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
@@ -104,19 +169,29 @@ class PasswordVerifier:
 
     async def _run(self, work: Callable[[], _R]) -> _R:
         if not self._free.acquire(blocking=False):
-            raise _busy()
-        future = self._executor.submit(work)
+            raise self._busy()
+        future = self._executor.submit(self._timed, work)
         # Not when the caller goes away, but when the worker is free again.
         future.add_done_callback(lambda _: self._free.release())
         return await asyncio.wrap_future(future)
 
+    def _timed(self, work: Callable[[], _R]) -> _R:
+        began_s = time.monotonic()
+        self._core_time.rest()
+        worked_s = time.thread_time()
+        try:
+            return work()
+        finally:
+            self._core_time.spend(time.thread_time() - worked_s)
+            self._turns.took(time.monotonic() - began_s)
 
-def _busy() -> ResourceExhausted:
-    return ResourceExhausted(
-        "too many log-ins at once; retry in a moment",
-        reason=ErrorReason.ERROR_REASON_LOGIN_BUSY,
-        retry_after_s=_RETRY_AFTER_S,
-    )
+    def _busy(self) -> ResourceExhausted:
+        wait_s = self._turns.wait_s()
+        return ResourceExhausted(
+            f"too many log-ins at once; retry in {wait_s:.1f} s",
+            reason=ErrorReason.ERROR_REASON_LOGIN_BUSY,
+            retry_after_s=wait_s,
+        )
 
 
 def _yield_to_others() -> None:

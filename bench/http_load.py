@@ -5,6 +5,7 @@ Only what the benches need: fixed-length answers, no redirects.
 
 import asyncio
 import itertools
+import json
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from functools import partial
 from types import MappingProxyType
 
 _HEAD_END = b"\r\n\r\n"
+_Pause = Callable[[bytes], float]
 _Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
@@ -58,7 +60,7 @@ async def run(
     connections: int,
     seconds: float,
     tls: ssl.SSLContext | None = None,
-    pause_s: float = 0.0,
+    patient: bool = False,
 ) -> Outcome:
     """Send requests over so many connections, each waiting for its answer, for so long.
 
@@ -68,10 +70,14 @@ async def run(
         connections: how many at once.
         seconds: how long.
         tls: of the connections, None without.
-        pause_s: wait after an answer that is no success.
+        patient: whether to wait as long as the answers of a service that is busy ask for.
     """
     until = time.perf_counter() + seconds
     numbers = itertools.takewhile(lambda _: time.perf_counter() < until, itertools.count())
+
+    def pause_s(answer: bytes) -> float:
+        return min(_asked_wait_s(answer), until - time.perf_counter()) if patient else 0.0
+
     return await _run(
         partial(asyncio.open_connection, *address, ssl=tls), requests, connections, numbers, pause_s
     )
@@ -81,7 +87,8 @@ async def run_all(
     *, address: tuple[str, int], requests: Callable[[int], bytes], connections: int, count: int
 ) -> Outcome:
     """Send so many requests over so many connections; see `run`."""
-    return await _run(partial(asyncio.open_connection, *address), requests, connections, iter(range(count)))
+    connect = partial(asyncio.open_connection, *address)
+    return await _run(connect, requests, connections, iter(range(count)), lambda _: 0.0)
 
 
 async def _run(
@@ -89,7 +96,7 @@ async def _run(
     requests: Callable[[int], bytes],
     connections: int,
     numbers: Iterator[int],
-    pause_s: float = 0.0,
+    pause_s: _Pause,
 ) -> Outcome:
     outcome = Outcome()
     began = time.perf_counter()
@@ -105,25 +112,30 @@ async def _connection(
     requests: Callable[[int], bytes],
     numbers: Iterator[int],
     outcome: Outcome,
-    pause_s: float,
+    pause_s: _Pause,
 ) -> None:
     reader, writer = await connect()
     try:
         for number in numbers:
             sent = time.perf_counter()
             writer.write(requests(number))
-            status = await _answer(reader)
+            status, body = await _answer(reader)
             if status == 200:
                 outcome.latencies.append(time.perf_counter() - sent)
             else:
                 outcome.failures[status] = outcome.failures.get(status, 0) + 1
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(pause_s(body))
     finally:
         writer.close()
 
 
-async def _answer(reader: asyncio.StreamReader) -> int:
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     head = (await reader.readuntil(_HEAD_END)).lower()
     start = head.index(b"content-length:") + len(b"content-length:")
-    await reader.readexactly(int(head[start : head.index(b"\r\n", start)]))
-    return int(head[9:12])
+    body = await reader.readexactly(int(head[start : head.index(b"\r\n", start)]))
+    return int(head[9:12]), body
+
+
+def _asked_wait_s(answer: bytes) -> float:
+    details = json.loads(answer)["details"]
+    return sum(float(detail["retryDelay"].removesuffix("s")) for detail in details if "retryDelay" in detail)

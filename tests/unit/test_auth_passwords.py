@@ -1,6 +1,8 @@
 import asyncio
+import itertools
 import os
 import threading
+import time
 
 import pytest
 
@@ -28,8 +30,24 @@ async def test_more_than_may_wait_are_refused_and_the_rest_is_served() -> None:
         assert outcomes[:3] == [True, True, True]
         assert len(refused) == 2
         assert all(error.reason == ErrorReason.ERROR_REASON_LOGIN_BUSY for error in refused)
-        assert all(error.retry_after_s for error in refused)
+        waits = [error.retry_after_s for error in refused]
+        assert None not in waits
+        assert len(set(waits)) == len(refused), "told the same, they would come as one wave"
         assert await passwords.verify("correct horse", stored)
+
+
+async def test_those_who_are_refused_come_again_as_fast_as_passwords_are_done() -> None:
+    async with PasswordVerifier(workers=2, queue=0) as passwords:
+        for _ in range(100):
+            passwords._turns.took(3.0)
+        began_s = time.monotonic()
+        moments = [time.monotonic() + passwords._turns.wait_s() for _ in range(60)]
+        took_s = time.monotonic() - began_s
+    steps = [later - sooner for sooner, later in itertools.pairwise(moments)]
+    # 1.5 s each, until the longest wait, from where on turns are shared.
+    assert all(abs(step - 1.5) <= took_s + 1e-6 for step in steps if step > 0)
+    assert sum(step < 0 for step in steps) == 3
+    assert all(1.0 <= moment - began_s <= 30.0 + took_s for moment in moments)
 
 
 async def test_callers_that_go_away_leave_the_queue() -> None:
@@ -58,6 +76,21 @@ async def test_whoever_would_be_refused_is_refused_before_anything_else() -> Non
         assert refused.value.reason == ErrorReason.ERROR_REASON_LOGIN_BUSY
         assert await first
         passwords.require_place()
+
+
+async def test_work_without_end_takes_half_of_a_worker_core() -> None:
+    def work() -> float:
+        # What a thread sleeps is no core time, so it turns.
+        until_s = time.thread_time() + 0.25
+        while time.thread_time() < until_s:
+            pass
+        return time.monotonic()
+
+    async with PasswordVerifier(workers=1, queue=20) as passwords:
+        began_s = time.monotonic()
+        ends_s = await asyncio.gather(*(passwords._run(work) for _ in range(14)))
+    # However slow the machine is: 3.25 s of core time before the last, of which 1 s is the burst's.
+    assert ends_s[-1] - began_s >= (3.25 - 1.0) / 0.5
 
 
 async def test_work_on_passwords_leaves_the_cores_to_others() -> None:
