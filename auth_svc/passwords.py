@@ -25,7 +25,7 @@ _FIRST_GUESS_S = 0.15
 _WEIGHT_OF_LAST = 0.2
 _CORE_SHARE = 0.25
 _BURST_S = 1.0
-_NICE = 19  # The lowest priority.
+_NICE = 10
 
 
 def _hasher() -> PasswordHasher:
@@ -79,7 +79,7 @@ class _Turns:
 class _CoreTime(threading.local):
     """The time of a core that this worker may take: a burst, and a quarter from then on.
 
-    The lowest priority alone does not do: while a thread works without end, whoever wakes up finds no idle
+    A low priority alone does not do: while a thread works without end, whoever wakes up finds no idle
     core. With half of a core the p99 of others on a machine of two was still twice what it was alone.
     """
 
