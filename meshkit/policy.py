@@ -74,10 +74,16 @@ def require(permission: str | None, principal: Principal | None, *, method: str)
     if permission is None or permission not in principal.permissions:
         wanted = permission or "(none declared)"
         raise PermissionDenied(
-            f"{method} needs permission {wanted}, which {principal.name} does not hold",
+            f"{method} needs permission {wanted}, which {principal.name} does not hold{_hint(principal)}",
             reason=ErrorReason.ERROR_REASON_PERMISSION_MISSING,
             metadata={"permission": wanted},
         )
+
+
+def _hint(principal: Principal) -> str:
+    if not principal.user or principal.permissions:
+        return ""
+    return "; with a one-time password nobody holds any until they choose a password by ChangePassword"
 
 
 def require_unbound(principal: Principal | None, *, method: str) -> None:

@@ -123,6 +123,10 @@ async def test_a_one_time_password_is_good_for_choosing_one(auth: AuthApp, admin
     refreshed = await _refresh(auth, first.refresh_token)
     for session in (first, refreshed):
         assert list((await _me(auth, bearer(session.access_token))).permissions) == []
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await _get(auth, bearer(session.access_token), "ada")
+        assert (refused.value.code(), error_info(status_of(refused.value)).reason) == _MISSING
+        assert "ChangePassword" in str(refused.value.details())
     await _change(auth, bearer(refreshed.access_token), made.one_time_password, _NEW)
     assert await refusal(_login(auth, "ada", made.one_time_password)) == _FAILED
     second = await _login(auth, "ada", _NEW)
