@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from google.protobuf import json_format
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -106,7 +105,7 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="ID", help="The letter
     table.add_column(overflow="fold")
     for name, value in _told(letter):
         table.add_row(name, Text(visible(value)))
-    Console(highlight=False).print(table)
+    table_console().print(table)
     if letter.text:
         print("\n".join(visible(line) for line in letter.text.splitlines()))
     elif letter.HasField("batch"):
@@ -263,7 +262,7 @@ def _print_counts(counts: list[contract.DeadLetterCount]) -> None:
     table.add_column("samples", justify="right")
     for each in counts:
         table.add_row(_name(each.reason), each.door, f"{each.dead_letters:,}", f"{each.samples:,}")
-    Console(highlight=False).print(table)
+    table_console().print(table)
 
 
 def _told(letter: contract.DeadLetter) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +18,7 @@ from twinmesh.type.v1 import severity_pb2, value_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_cli.options import fill_range, time_option
 from twinmesh_cli.session import Session, run
-from twinmesh_cli.shown import spelled, visible
+from twinmesh_cli.shown import spelled, table_console, visible
 
 _PAGE = 1_000  # the largest that the server gives
 _SEVERITY = "SEVERITY_"
@@ -80,7 +79,7 @@ def list_events(
             " ".join(attributes),
         )
         table.add_row(*(Text(visible(cell)) for cell in cells))
-    Console().print(table)
+    table_console().print(table)
     if not is_whole:
         print(f"there are more than these {limit:,} events; see --limit, --start, --end", file=sys.stderr)
 

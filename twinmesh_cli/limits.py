@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +14,7 @@ from twinmesh.ingest.v1 import (
     limit_service_pb2_grpc,
 )
 from twinmesh_cli.session import Session, fail, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _PAGE = 1_000
 _KINDS = {
@@ -144,7 +143,7 @@ def _show_limits(policy: ingest_policy_service_pb2.IngestPolicy, usage: dict[tup
             table.add_row(name, Text(visible(each.subject) or _of_each(kind)), f"{allowed:,}", Text(used))
     used = f"{usage.get((_CONNECTIONS, ''), 0):,}"
     table.add_row(_CONNECTIONS, "each tenant of the installation", f"{policy.max_connections:,}", used)
-    Console().print(table)
+    table_console().print(table)
 
 
 def _of_each(kind: str) -> str:

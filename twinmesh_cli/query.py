@@ -18,7 +18,7 @@ from twinmesh.type.v1 import value_pb2
 from twinmesh_cli.chart import chart
 from twinmesh_cli.options import Devices, End, Metrics, Start, fill_range
 from twinmesh_cli.session import Session, run
-from twinmesh_cli.shown import spelled, visible
+from twinmesh_cli.shown import spelled, table_console, visible
 
 _COLUMNS = {
     value_pb2.VALUE_KIND_DOUBLE: "double_values",
@@ -201,7 +201,7 @@ def _table(series: Sequence[history_service_pb2.DeviceSeries]) -> None:
         table.add_column(heading, no_wrap=heading == "time", overflow="fold")
     for row in columns.rows(series):
         table.add_row(*(Text(visible(cell)) for cell in row))
-    Console().print(table)
+    table_console().print(table)
 
 
 def _csv(series: Sequence[history_service_pb2.DeviceSeries]) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from google.protobuf import json_format
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -15,7 +14,7 @@ from twinmesh.ingest.v1 import raw_message_service_pb2 as contract
 from twinmesh.ingest.v1 import raw_message_service_pb2_grpc as contract_grpc
 from twinmesh_cli.options import End, Start, fill_range
 from twinmesh_cli.session import Session, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _PAGE = 1_000  # the largest that the server gives
 _PREFIX = "RAW_MESSAGE_FORMAT_"
@@ -45,7 +44,7 @@ def list_messages(
         table.add_column(name, overflow="fold")
     for message in messages:
         table.add_row(*(Text(visible(cell)) for cell in _row(message)))
-    Console().print(table)
+    table_console().print(table)
     if not is_whole:
         print(f"there are more than these {limit:,}; see --limit, --start, --end", file=sys.stderr)
 

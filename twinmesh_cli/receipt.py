@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 import typer
 from google.protobuf import json_format
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +11,7 @@ from twinmesh.ingest.v1 import receipt_service_pb2 as contract
 from twinmesh.ingest.v1 import receipt_service_pb2_grpc as contract_grpc
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 from twinmesh_cli.session import Session, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _STATE_PREFIX = "RECEIPT_STATE_"
 _REASON_PREFIX = "ERROR_REASON_"
@@ -61,7 +60,7 @@ def _print(found: contract.LookupReceiptResponse) -> None:
             rows.append(("trace", found.trace_id))
     for name, text in rows:
         table.add_row(name, Text(visible(text)))
-    Console(highlight=False).print(table)
+    table_console().print(table)
 
 
 def _told(refusal: Any) -> str:

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from google.protobuf import json_format
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -14,7 +13,7 @@ from twinmesh.ingest.v1 import restore_service_pb2 as contract
 from twinmesh.ingest.v1 import restore_service_pb2_grpc as contract_grpc
 from twinmesh_cli.options import fill_range, parsed_time
 from twinmesh_cli.session import Session, fail, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _PAGE = 1_000
 _LOOK_AGAIN_S = 1.0
@@ -87,7 +86,7 @@ def _show(restores: list[contract.Restore]) -> None:
             f"{each.samples:,}",
             Text(visible(each.error)),
         )
-    Console(highlight=False).print(table)
+    table_console().print(table)
 
 
 def _day(time: Any) -> str:

@@ -3,13 +3,12 @@
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from twinmesh.auth.v1 import role_service_pb2, role_service_pb2_grpc
 from twinmesh_cli.session import Session, fail, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _PAGE = 1_000
 
@@ -41,7 +40,7 @@ def roles(context: typer.Context) -> None:
         kind = "built in" if role.built_in else ""
         cells = (role.id, role.display_name, kind, " ".join(role.permissions))
         table.add_row(*(Text(visible(cell)) for cell in cells))
-    Console().print(table)
+    table_console().print(table)
     if not is_all:
         print(f"and more than these {_PAGE:,}")
 

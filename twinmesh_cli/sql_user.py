@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from meshkit.embedded import PartFailedError
@@ -16,6 +15,7 @@ from twinmesh_cli.database import DatabaseAwayError, connected, reachable_databa
 from twinmesh_cli.home import Home
 from twinmesh_cli.session import fail
 from twinmesh_cli.settings import load_settings
+from twinmesh_cli.shown import table_console
 from twinmesh_cli.sql_roles import SqlUserError, role_name
 
 _R = TypeVar("_R")
@@ -68,7 +68,7 @@ def list_users() -> None:
     table = Table("user", "tenant", "created", "connections")
     for user in users:
         table.add_row(user.role, user.tenant, f"{user.created_at:%Y-%m-%d %H:%M}Z", str(user.connections))
-    Console(markup=False).print(table)
+    table_console().print(table)
 
 
 def _run(work: Callable[[asyncpg.Connection], Awaitable[_R]]) -> tuple[str, _R]:

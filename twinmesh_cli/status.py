@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from twinmesh_cli.home import Home
 from twinmesh_cli.metric_store import MetricStore
 from twinmesh_cli.settings import load_settings
+from twinmesh_cli.shown import table_console
 from twinmesh_cli.state import LauncherState, PartRecord, PartState
 
 _GONE = "gone"
@@ -98,7 +98,7 @@ def _print(state: LauncherState, rows: list[_Row], *, running: bool, ready: bool
             _duration(row.uptime_seconds),
             str(row.restarts),
         )
-    console = Console(highlight=False)
+    console = table_console()
     console.print(table)
     for notice in state.notices:
         console.print(notice, markup=False)

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +13,7 @@ from meshkit.clock import to_datetime
 from twinmesh.ingest.v1 import storage_policy_service_pb2, storage_policy_service_pb2_grpc
 from twinmesh.twin.v1 import storage_service_pb2, storage_service_pb2_grpc
 from twinmesh_cli.session import Session, fail, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _TIER = "STORAGE_TIER_"
 _DAY_S = 86_400
@@ -189,7 +188,7 @@ def _show_report(report: storage_service_pb2.StorageReport) -> None:
         )
     for table in (tiers, types, devices):
         if table.row_count:
-            Console().print(table)
+            table_console().print(table)
     print(f"measured at {to_datetime(report.as_of.ToMicroseconds()):%F %T} UTC or later")
 
 
@@ -218,7 +217,7 @@ def _show_preview(preview: storage_service_pb2.StoragePreview) -> None:
             amounts = [getattr(each, f"{what}_{name}") for name in ("rows", "samples", "bytes")]
             if amounts[0]:
                 table.add_row(_tier(each.tier), what, *(f"{amount:,}" for amount in amounts))
-    Console().print(table)
+    table_console().print(table)
     print(f"saves {preview.saved_bytes:,} bytes")
 
 

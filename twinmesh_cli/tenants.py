@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
 from rich.table import Table
 
 from meshkit.embedded import PartFailedError
@@ -20,6 +19,7 @@ from twinmesh_cli.home import Home, mesh_secret
 from twinmesh_cli.seeding import PASSWORD_BYTES, make_operator
 from twinmesh_cli.session import Session, fail, run
 from twinmesh_cli.settings import load_settings
+from twinmesh_cli.shown import table_console
 
 _PAGE = 1_000
 
@@ -49,7 +49,7 @@ def tenants(
     table = Table("tenant", "made", "state")
     for tenant in found:
         table.add_row(tenant.id, f"{tenant.create_time.ToDatetime():%F %T} UTC", _state(tenant))
-    Console().print(table)
+    table_console().print(table)
     if not is_all:
         print(f"and more; --limit shows more than {limit:,}")
 

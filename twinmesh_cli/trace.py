@@ -9,17 +9,16 @@ from dataclasses import asdict
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from twinmesh_cli.home import Home
 from twinmesh_cli.settings import load_settings
+from twinmesh_cli.shown import table_console
 from twinmesh_cli.traces import Span, TraceStore, TraceView
 
 _ID = re.compile(r"[0-9a-f]{4,32}")
 _BAR_CELLS = 30
-_FILE_COLUMNS = 160
 _POLL_SECONDS = 0.25
 
 
@@ -67,8 +66,7 @@ def _is_whole(spans: Sequence[Span]) -> bool:
 
 
 def _print(view: TraceView) -> None:
-    # Into a file or pipe, nothing is cut for lack of room.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+    console = table_console()
     console.print(f"trace [bold]{view.trace_id}[/bold]  {len(view.spans)} spans")
     begin = min(span.start_ns for span in view.spans)
     console.print(waterfall(view.spans, begin_ns=begin))

@@ -5,13 +5,12 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from twinmesh.auth.v1 import user_service_pb2, user_service_pb2_grpc
 from twinmesh_cli.session import Session, fail, run
-from twinmesh_cli.shown import visible
+from twinmesh_cli.shown import table_console, visible
 
 _PAGE = 1_000
 
@@ -46,7 +45,7 @@ def users(
         table.add_row(
             *(Text(visible(cell)) for cell in (user.username, user.display_name, user.role, _state(user)))
         )
-    Console().print(table)
+    table_console().print(table)
     if not is_all:
         print(f"and more; --limit shows more than {limit:,}")
 
