@@ -95,9 +95,10 @@ class Site:
 
 async def ended(client: aiomqtt.Client) -> None:
     """Wait until a client is disconnected."""
-    with pytest.raises(aiomqtt.MqttError):
-        async for _ in client.messages:
-            pass
+    async with asyncio.timeout(30):
+        with pytest.raises(aiomqtt.MqttError):
+            async for _ in client.messages:
+                pass
 
 
 @pytest.fixture
@@ -264,6 +265,42 @@ async def test_a_revoked_key_ends_its_connections_and_no_others(
     assert await site.is_refused("pump-1", key.secret)
     await spared.publish("devices/pump-2/telemetry", b"{}", qos=1)
     assert await site.count() == 1
+
+
+async def test_a_log_in_that_was_under_way_when_its_key_was_revoked_is_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[None] = []
+    sweep, log_in = mqtt_callout.MqttCallout._sweep, DeviceLogins.log_in
+    decided, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def look(self: mqtt_callout.MqttCallout) -> None:
+        await sweep(self)
+        looks.append(None)
+
+    async def log_in_slowly(self: DeviceLogins, *arguments: Any, **more: Any) -> Any:
+        permitted = await log_in(self, *arguments, **more)
+        decided.set()
+        await may_go_on.wait()
+        return permitted
+
+    async def one_more_look() -> bool:
+        return len(looks) > before
+
+    monkeypatch.setattr(mqtt_callout.MqttCallout, "_sweep", look)
+    monkeypatch.setattr(DeviceLogins, "log_in", log_in_slowly)
+    monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", 3600.0)
+    key = await site.key()
+    before = 0
+    # From here on nobody looks but for a revocation.
+    await until(one_more_look)
+    connecting = asyncio.create_task(site.connect("pump-1", key.secret))
+    await decided.wait()
+    before = len(looks)
+    await site.revoke(key.id)
+    await until(one_more_look)
+    may_go_on.set()
+    await ended(await connecting)
 
 
 async def test_the_end_of_an_overlap_ends_what_came_in_by_the_former_secret_alone(
