@@ -161,7 +161,8 @@ def _retries(on: str) -> Config:
                 "typed_config": {"@type": _PREVIOUS_HOSTS},
             }
         ],
-        "host_selection_retry_max_attempts": 3,
+        # Each picks at random: of two processes with one away, three left one opening in 500 with it.
+        "host_selection_retry_max_attempts": 10,
     }
 
 
