@@ -53,7 +53,7 @@ class Peers:
     async def health(self) -> Mapping[str, Answer]:
         """Return, by service, then by `WHOLE` and dependency: serving or not, None unanswered.
 
-        One of its processes speaks for a service: one that serves, if there is one.
+        One of its processes speaks for a service: the one that is best off.
         """
         answers = await asyncio.gather(*(self._of_service(stubs) for stubs in self._stubs.values()))
         return dict(zip(self._stubs, answers, strict=True))
@@ -78,8 +78,17 @@ class Peers:
 
 
 def best(answers: Iterable[Answer]) -> Answer:
-    """Return the answer of the process that is best off: serving, then answering, then none."""
-    return max(answers, key=lambda answer: (answer[WHOLE] is True, answer[WHOLE] is not None))
+    """Return the answer of the process that is best off.
+
+    One that serves, with as few dependencies away as possible: one that just started may serve
+    before it is connected to all of them. Else one that answers at all.
+    """
+
+    def health(answer: Answer) -> tuple[bool, bool, int]:
+        away = sum(answer[name] is False for name in DEPENDENCIES)
+        return answer[WHOLE] is True, answer[WHOLE] is not None, -away
+
+    return max(answers, key=health)
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from auth_svc.stores.signing_keys import SigningKeyStore
 from meshkit import db
 from meshkit.clock import MICROS_PER_SECOND, SystemClock
 from meshkit.identity import PrincipalKind
+from meshkit.testing.auth import bearer
 from meshkit.testing.clock import ManualClock
 from meshkit.testing.mesh import Mesh, eventually, own_mesh, start_mesh
 from tests.mesh.stream_site import SOAK, Site, site
@@ -121,16 +122,33 @@ async def admin(mesh: Mesh, admin_token: str) -> AsyncIterator[httpx.AsyncClient
 
 
 @pytest.fixture(scope="session")
-def fragile_mesh() -> Iterator[Mesh]:
-    """A mesh for tests that break its parts; ingest has two processes."""
+def breakable_mesh() -> Iterator[Mesh]:
+    """What `fragile_mesh` lends to one test after the other."""
     with own_mesh(TWINMESH_INGEST_PROCESSES="2", OTEL_METRIC_EXPORT_INTERVAL="500") as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def fragile_key(fragile_mesh: Mesh) -> str:
+def fragile_key(breakable_mesh: Mesh) -> str:
     """API key of the fragile mesh that may send and read, and does not end."""
-    return fragile_mesh.api_key()
+    return breakable_mesh.api_key()
+
+
+@pytest.fixture
+def fragile_mesh(breakable_mesh: Mesh, fragile_key: str) -> Iterator[Mesh]:
+    """A mesh for tests that break its parts; ingest has two processes."""
+    yield breakable_mesh
+
+    def mended() -> bool:
+        # The gateway takes a while to believe in a process that did not answer, ready as it may be.
+        answers = [
+            httpx.get(f"{breakable_mesh.url}{path}", headers=dict(bearer(fragile_key)), timeout=30)
+            for path in ("/v1/devices", "/v1/twins", "/v1/ingestPolicy", "/v1/apiKeys")
+        ]
+        return all(answer.status_code in {200, 403} for answer in answers)
+
+    eventually(lambda: breakable_mesh.status()["ready"], "the mesh is ready again", seconds=120)
+    eventually(mended, "the gateway reaches all services again")
 
 
 @pytest.fixture
@@ -143,9 +161,6 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture
 async def fragile_site(fragile_mesh: Mesh, fragile_key: str, chance: random.Random) -> AsyncIterator[Site]:
-    """Devices of one test in the mesh whose parts are broken, once the last test's faults are mended."""
-    await asyncio.to_thread(
-        eventually, lambda: fragile_mesh.status()["ready"], "the mesh is ready again", seconds=120
-    )
+    """Devices of one test in the mesh whose parts are broken."""
     async with site(fragile_mesh, fragile_mesh.log_in(), key=fragile_key, chance=chance) as made:
         yield made

@@ -1,7 +1,7 @@
 """The health of the whole mesh, from what its services say."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -42,24 +42,29 @@ class _Neighbours:
         await self.say(name, postgresql=True, nats=True)
         await server.start()
 
-    async def say(self, name: str, **dependencies: bool) -> None:
+    async def say(self, name: str, *, serving: bool | None = None, **dependencies: bool) -> None:
         for dependency, works in dependencies.items():
             await self._servicers[name].set(dependency, _SERVING if works else _NOT_SERVING)
-        whole = _SERVING if all(dependencies.values()) else _NOT_SERVING
-        await self._servicers[name].set("", whole)
+        whole = all(dependencies.values()) if serving is None else serving
+        await self._servicers[name].set("", _SERVING if whole else _NOT_SERVING)
 
     async def stop(self, name: str) -> None:
-        await self._servers[name].stop(0)
+        await self._servers.pop(name).stop(0)
+
+    async def stop_all(self) -> None:
+        for name in list(self._servers):
+            await self.stop(name)
 
 
 @asynccontextmanager
 async def _started() -> AsyncIterator[_Neighbours]:
     neighbours = _Neighbours()
-    async with AsyncExitStack() as stack:
+    try:
         for name in _PEERS:
             await neighbours.start(name)
-            stack.push_async_callback(neighbours.stop, name)
         yield neighbours
+    finally:
+        await neighbours.stop_all()
 
 
 @pytest.fixture
@@ -146,6 +151,18 @@ async def test_one_process_that_serves_is_enough(database: TestDatabase, neighbo
         assert await _failing(auth) == "ingest_svc"
 
 
+@pytest.mark.parametrize("connecting", ["ingest_address", "ingest_address-2"])
+async def test_a_process_that_serves_before_it_has_all_its_connections_fails_nothing(
+    database: TestDatabase, neighbours: _Neighbours, connecting: str
+) -> None:
+    await neighbours.start("ingest_address-2")
+    together = f"{neighbours.addresses['ingest_address']},{neighbours.addresses['ingest_address-2']}"
+    peers = {**{name: neighbours.addresses[name] for name in _PEERS}, "ingest_address": together}
+    async with running_auth(database, peers=peers) as auth:
+        await neighbours.say(connecting, serving=True, postgresql=True, nats=False)
+        assert await _failing(auth) == ""
+
+
 async def test_a_name_may_stand_for_several_processes(neighbours: _Neighbours) -> None:
     await neighbours.start("ingest_address-2")
     one, another = neighbours.addresses["ingest_address"], neighbours.addresses["ingest_address-2"]
@@ -174,7 +191,6 @@ async def test_a_name_may_stand_for_several_processes(neighbours: _Neighbours) -
             return await answers() == {None}
 
         await until(unanswered)
-    await neighbours.stop("ingest_address-2")
 
 
 async def test_its_own_database_counts_too(auth: AuthApp) -> None:
