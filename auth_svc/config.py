@@ -8,19 +8,21 @@ from pydantic import Field, SecretStr
 from meshkit.config import (
     AUDIT_KEPT_DAYS,
     ISSUERS,
+    LOGIN_QUEUE,
+    LOGIN_WORKERS,
     OUTBOUND_ALLOWED,
+    SIGNING_KEY_DAYS,
     AuditKeptDays,
     Issuers,
+    LoginQueue,
+    LoginWorkers,
     OutboundAllowed,
     RootSettings,
     ServiceSettings,
+    SigningKeyDays,
 )
 
 _MOST_WORKERS_UNASKED = 4
-
-
-def _half_the_cores() -> int:
-    return min(max(1, (os.cpu_count() or 1) // 2), _MOST_WORKERS_UNASKED)
 
 
 class AuthSettings(RootSettings, ServiceSettings):
@@ -40,19 +42,10 @@ class AuthSettings(RootSettings, ServiceSettings):
         None,
         description="NATS URL of its system account, for log-ins of devices by MQTT; empty: none log in.",
     )
-    login_workers: int = Field(
-        default_factory=_half_the_cores,
-        ge=1,
-        le=64,
-        description="Passwords verified at once (one core, 64 MiB each); empty: half the cores, 1 to 4.",
-    )
-    login_queue: int = Field(
-        16, ge=0, le=1024, description="Log-ins that may wait; more are told LOGIN_BUSY."
-    )
+    login_workers: LoginWorkers = LOGIN_WORKERS
+    login_queue: LoginQueue = LOGIN_QUEUE
     audit_kept_days: AuditKeptDays = AUDIT_KEPT_DAYS
-    signing_key_days: int = Field(
-        30, ge=1, le=365, description="Days that a key signs before the next is made."
-    )
+    signing_key_days: SigningKeyDays = SIGNING_KEY_DAYS
     ca_dir: Path | None = Field(
         None,
         description="Folder of the CA, as `twinmesh ca init` makes it; empty: no device certificates.",
@@ -65,3 +58,8 @@ class AuthSettings(RootSettings, ServiceSettings):
     )
     issuers: Issuers = ISSUERS
     outbound_allowed: OutboundAllowed = OUTBOUND_ALLOWED
+
+    @property
+    def password_workers(self) -> int:
+        """How many passwords are verified at once: as said, or on half the cores."""
+        return self.login_workers or min(max(1, (os.cpu_count() or 1) // 2), _MOST_WORKERS_UNASKED)

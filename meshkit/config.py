@@ -255,9 +255,27 @@ DatabaseMaxBytes = Annotated[
     int | None,
     Field(ge=1, description="Size of the database from which on new data are refused; empty: any."),
 ]
-# auth_svc keeps the audit; the launcher passes it on.
+# auth_svc keeps the audit, verifies passwords and signs tokens; the launcher passes it on.
 AUDIT_KEPT_DAYS = 90
 AuditKeptDays = Annotated[int, Field(ge=30, le=3650, description="How many days audit events are kept.")]
+LOGIN_WORKERS: int | None = None
+LoginWorkers = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=64,
+        description="Passwords verified at once (64 MiB each, and a core, for long a quarter of one);"
+        " empty: half the cores, 1 to 4.",
+    ),
+]
+LOGIN_QUEUE = 16
+LoginQueue = Annotated[
+    int, Field(ge=0, le=1024, description="Log-ins that may wait; more are told LOGIN_BUSY.")
+]
+SIGNING_KEY_DAYS = 30
+SigningKeyDays = Annotated[
+    int, Field(ge=1, le=365, description="Days that a key signs tokens before the next is made.")
+]
 METRIC_EXPORT_INTERVAL = 10_000
 MetricExportInterval = Annotated[
     int,

@@ -72,8 +72,34 @@ def service_processes(
         surroundings: what they live on.
         ports: theirs, by service.
     """
+    return [
+        ServiceProcess(
+            name=part,
+            module=_MODULES.get(name, name),
+            port=port,
+            variables=service_variables(
+                name, settings=settings, home=home, secret=secret, surroundings=surroundings, ports=ports
+            ),
+            log_path=home.log(part),
+            connect=partial(connect, service=name, identity=surroundings.identity),
+        )
+        for name in _SERVICE_ROLES
+        for part, port in _parts(name, ports[name]).items()
+    ]
+
+
+def service_variables(
+    service: str,
+    *,
+    settings: LauncherSettings,
+    home: Home,
+    secret: str,
+    surroundings: Surroundings,
+    ports: Mapping[str, Sequence[int]],
+) -> dict[str, str]:
+    """What all processes of a service are told in their environment; arguments as of `service_processes`."""
     root = secrets.decode_root(secret)
-    shared = {
+    return {
         "TWINMESH_NATS_URL": surroundings.nats_url,
         "TWINMESH_AUTH_ADDRESS": _addresses(ports["auth_svc"]),
         "TWINMESH_ASSET_ADDRESS": _addresses(ports["asset_svc"]),
@@ -94,24 +120,12 @@ def service_processes(
         "TWINMESH_DELETE_AFTER_DAYS": _written(settings.delete_after_days),
         "TWINMESH_MAX_STREAM_LIFETIME_SECONDS": str(settings.max_stream_lifetime_seconds),
         "TWINMESH_MAX_TENANT_CONNECTIONS": str(settings.max_tenant_connections),
+        "TWINMESH_IDENTITY_DIR": str(home.identities / service),
+        "TWINMESH_SERVICE_DATABASE_URL": role_url(
+            surroundings.admin_url, root=root, role=_SERVICE_ROLES[service]
+        ),
+        **_own(service, settings, home, surroundings, secret),
     }
-    return [
-        ServiceProcess(
-            name=part,
-            module=_MODULES.get(name, name),
-            port=port,
-            variables={
-                **shared,
-                "TWINMESH_IDENTITY_DIR": str(home.identities / name),
-                "TWINMESH_SERVICE_DATABASE_URL": role_url(surroundings.admin_url, root=root, role=role),
-                **_own(name, settings, home, surroundings, secret),
-            },
-            log_path=home.log(part),
-            connect=partial(connect, service=name, identity=surroundings.identity),
-        )
-        for name, role in _SERVICE_ROLES.items()
-        for part, port in _parts(name, ports[name]).items()
-    ]
 
 
 def _written(setting: int | None) -> str:
@@ -138,6 +152,9 @@ def _own(
             return {
                 "TWINMESH_MESH_SECRET": secret,
                 "TWINMESH_AUDIT_KEPT_DAYS": str(settings.audit_kept_days),
+                "TWINMESH_LOGIN_WORKERS": _written(settings.login_workers),
+                "TWINMESH_LOGIN_QUEUE": str(settings.login_queue),
+                "TWINMESH_SIGNING_KEY_DAYS": str(settings.signing_key_days),
                 "TWINMESH_CALLOUT_NATS_URL": nats.url_of(NatsUser.AUTH) if nats is not None else "",
                 "TWINMESH_CA_DIR": str(ca_folder(settings, home)),
                 "TWINMESH_CRL_FILE": str(surroundings.trust / devices.CRL),

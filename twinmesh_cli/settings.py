@@ -28,6 +28,8 @@ from meshkit.config import (
     FUTURE_WINDOW_MINUTES,
     ISSUERS,
     LATE_WINDOW_DAYS,
+    LOGIN_QUEUE,
+    LOGIN_WORKERS,
     MAX_STREAM_LIFETIME_SECONDS,
     MAX_TENANT_CONNECTIONS,
     METRIC_EXPORT_INTERVAL,
@@ -36,6 +38,7 @@ from meshkit.config import (
     RAW_MESSAGES,
     RAW_MESSAGES_KEPT_DAYS,
     SEAL_AFTER_MINUTES,
+    SIGNING_KEY_DAYS,
     ArchiveAfterDays,
     ArchiveUrl,
     AuditKeptDays,
@@ -46,6 +49,8 @@ from meshkit.config import (
     FutureWindowMinutes,
     Issuers,
     LateWindowDays,
+    LoginQueue,
+    LoginWorkers,
     MaxStreamLifetimeSeconds,
     MaxTenantConnections,
     MetricExportInterval,
@@ -55,6 +60,7 @@ from meshkit.config import (
     RawMessagesKeptDays,
     SealAfterMinutes,
     Settings,
+    SigningKeyDays,
 )
 from meshkit.runtime import read_settings
 
@@ -150,6 +156,9 @@ class LauncherSettings(Settings):
     raw_messages: RawMessages = RAW_MESSAGES
     raw_messages_kept_days: RawMessagesKeptDays = RAW_MESSAGES_KEPT_DAYS
     audit_kept_days: AuditKeptDays = AUDIT_KEPT_DAYS
+    login_workers: LoginWorkers = LOGIN_WORKERS
+    login_queue: LoginQueue = LOGIN_QUEUE
+    signing_key_days: SigningKeyDays = SIGNING_KEY_DAYS
     archive_url: ArchiveUrl | None = Field(
         None,
         description="Folder of the archive: a path, s3://bucket/folder or another URL of fsspec's;"

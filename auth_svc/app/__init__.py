@@ -109,7 +109,7 @@ async def _common(settings: AuthSettings, clock: Clock) -> AsyncIterator[Common]
     present = PresentSettings(settings, clock=clock)
     async with (
         db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
-        PasswordVerifier(workers=settings.login_workers, queue=settings.login_queue) as passwords,
+        PasswordVerifier(workers=settings.password_workers, queue=settings.login_queue) as passwords,
         _bus(
             settings, revocations := Revocations(fetch=RevocationStore(pool=pool).all_after, clock=clock)
         ) as bus_client,
