@@ -32,13 +32,18 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 BATCH_EVENTS = 1_000
+# Half of what a message may have: a batch that is refused for its size would be sent again for ever.
+_BATCH_BYTES = 2 * 1024 * 1024
 MOST_WAITING = 20_000
 MOST_TARGETS = 100
+# As many as a hundred names of usual length take: what a caller makes up is no reason to keep more.
+MOST_TARGET_BYTES = 3_200
 LONGEST_TEXT = 256
 _EVERY_S = 0.5
 _FLUSH_S = 5.0
 _FLUSH_AGAIN_S = 0.1
 _TOGETHER = 100
+_MOST_BYTES_OF_NUMBERS = 160  # and of the trace id, and the tags of all fields
 _Item = TypeVar("_Item")
 # Asked over and over by machines, about no resource: health and reflection; what was revoked, which devices
 # are gone and which tenants closed; what is open; what the account itself is given by; and whether a key
@@ -67,7 +72,7 @@ class AuditEvent:
         credential_id: of the caller's session or key.
         address: of the client.
         rpc: full rpc path, or method and path of what is no rpc.
-        targets: ids of resources, MOST_TARGETS at most.
+        targets: ids of resources, MOST_TARGETS of MOST_TARGET_BYTES at most.
         code: a google.rpc.Code.
         duration_us: how long it took, microseconds.
         trace_id: 32 hexadecimal digits.
@@ -90,6 +95,13 @@ class AuditEvent:
     changed_fields: Sequence[str] = ()
     received: int = 0
     sent: int = 0
+
+    @property
+    def most_bytes(self) -> int:
+        """What it takes at most when it is sent."""
+        texts = (self.id, self.tenant, self.principal, self.credential_id, self.address, self.rpc)
+        characters = sum(map(len, chain(texts, self.targets, self.changed_fields)))
+        return _MOST_BYTES_OF_NUMBERS + 4 * characters + 4 * len(self.targets) + 4 * len(self.changed_fields)
 
 
 async def unhurried(items: Iterable[_Item]) -> AsyncIterator[_Item]:
@@ -192,7 +204,7 @@ class AuditedCall:
             credential_id="" if principal is None else storable(principal.credential_id),
             address=storable(self.address),
             rpc=self.rpc,
-            targets=[storable(target) for target in self.targets],
+            targets=list(self.targets),
             code=self.code,
             duration_us=(self._ended_ns - self._started_ns) // 1000,
             trace_id=self.trace_id,
@@ -244,6 +256,19 @@ def concerned() -> tuple[str, str]:
 def storable(text: str) -> str:
     """Return a text that came from outside as it is kept: without NUL, LONGEST_TEXT characters at most."""
     return text[:LONGEST_TEXT].replace("\0", "")
+
+
+def storable_targets(targets: Iterable[str]) -> Sequence[str]:
+    """Return the ids of resources as they are kept; those that are too many are left out."""
+    kept: list[str] = []
+    left = MOST_TARGET_BYTES
+    for target in islice(targets, MOST_TARGETS):
+        text = storable(target)
+        left -= len(text.encode())
+        if left < 0:
+            break
+        kept.append(text)
+    return kept
 
 
 def is_recorded(method: str) -> bool:
@@ -334,13 +359,7 @@ class AuditTrail:
     async def _send_waiting(self) -> None:
         """Send what waits, batch after batch, until one cannot be sent."""
         while self._waiting:
-            next_ones = list(islice(self._waiting, BATCH_EVENTS))
-            batch = [
-                event
-                async for event in unhurried(
-                    recordable.event(f"{self._recorder}-{number}") for number, recordable in next_ones
-                )
-            ]
+            batch = await self._next_batch()
             try:
                 await self._send(batch)
             except InvalidArgument as error:
@@ -354,6 +373,18 @@ class AuditTrail:
             self._is_away = False
             for _ in batch:
                 self._waiting.popleft()
+
+    async def _next_batch(self) -> list[AuditEvent]:
+        next_ones = list(islice(self._waiting, BATCH_EVENTS))
+        events = (recordable.event(f"{self._recorder}-{number}") for number, recordable in next_ones)
+        batch: list[AuditEvent] = []
+        left = _BATCH_BYTES
+        async for event in unhurried(events):
+            left -= event.most_bytes
+            if left < 0 and batch:
+                break
+            batch.append(event)
+        return batch
 
     def _lose(self, count: int, why: str) -> None:
         self.lost += count

@@ -1,7 +1,7 @@
 """Which resources a call is about, as the contract names them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -10,7 +10,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from meshkit.audit import MOST_TARGETS
+from meshkit.audit import storable_targets
 
 # It names a request, so that a repetition is recognised.
 _NO_RESOURCE = "request_id"
@@ -40,11 +40,11 @@ class TargetReader:
         self._of_answer = answered is not None and _is_text(answered) and not answered.is_repeated
 
     def asked(self, request: Message) -> Sequence[str]:
-        """Return the ids that a request names."""
+        """Return the ids that a request names, as they are kept: whatever its caller made up."""
         if not self._read:
             return ()
         found = chain.from_iterable(read(request) for read in self._read)
-        return [target for target in islice(found, MOST_TARGETS) if target]
+        return storable_targets(filter(None, found))
 
     def answered(self, response: object) -> Sequence[str]:
         """Return the id of the resource that a call without one made."""

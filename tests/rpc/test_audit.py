@@ -245,6 +245,19 @@ async def test_of_many_resources_the_first_are_named(channel: Any, caller: Any, 
     assert event.targets == [f"d{number}" for number in range(100)]
 
 
+async def test_names_that_are_made_up_are_kept_as_far_as_there_is_room(
+    channel: Any, caller: Any, account: Account
+) -> None:
+    stub: Any = device_service_pb2_grpc.DeviceServiceStub(channel)
+    devices = [device_service_pb2.Device(id="\U0001d11e" * 30_000) for _ in range(4)]
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.BatchCreateDevices(
+            device_service_pb2.BatchCreateDevicesRequest(devices=devices), metadata=caller
+        )
+    event = await account.event("BatchCreateDevices")
+    assert event.targets == ["\U0001d11e" * 256] * 3
+
+
 async def test_a_call_that_makes_a_resource_names_it(channel: Any, caller: Any, account: Account) -> None:
     stub: Any = ingest_service_pb2_grpc.IngestServiceStub(channel)
     request = ingest_service_pb2.CreateBackfillRequest()

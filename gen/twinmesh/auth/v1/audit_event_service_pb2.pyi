@@ -115,7 +115,9 @@ class AuditEvent(_message.Message):
 
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of the resources that the request names, 100 at most; of a call that made one, its id."""
+        """Ids of the resources that the request names, 100 of 3,200 bytes in all at most; of a call
+        that made one, its id.
+        """
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:

@@ -395,7 +395,8 @@ class AuditEvent(betterproto2.Message):
 
     targets: "list[str]" = betterproto2.field(8, betterproto2.TYPE_STRING, repeated=True)
     """
-    Ids of the resources that the request names, 100 at most; of a call that made one, its id.
+    Ids of the resources that the request names, 100 of 3,200 bytes in all at most; of a call
+    that made one, its id.
     """
 
     code: "___google__rpc__.Code" = betterproto2.field(
