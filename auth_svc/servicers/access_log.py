@@ -24,16 +24,16 @@ class AccessLogServicer(access_log_pb2_grpc.AccessLogServiceServicer):
         self, request_iterator: AsyncIterator[pb.StreamAccessLogsMessage], context: object
     ) -> pb.StreamAccessLogsResponse:
         """Take refusals until Envoy, or this process, ends."""
-        tasks = {
-            asyncio.create_task(self._take(request_iterator)),
-            asyncio.create_task(self._is_ending.wait()),
-        }
+        taking = asyncio.create_task(self._take(request_iterator))
+        ending = asyncio.create_task(self._is_ending.wait())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({taking, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if taking.done():
+                taking.result()
         finally:
-            for task in tasks:
+            for task in (taking, ending):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(taking, ending, return_exceptions=True)
         return pb.StreamAccessLogsResponse()
 
     async def drain(self) -> None:
@@ -49,7 +49,7 @@ class AccessLogServicer(access_log_pb2_grpc.AccessLogServiceServicer):
 def _refusal(entry: pb.HTTPAccessLogEntry) -> Refusal:
     common = entry.common_properties
     return refusal(
-        common.custom_tags,
+        {name: value.decode(errors="replace") for name, value in common.custom_tags.items()},
         http_status=entry.response.response_code.value,
         time_us=common.start_time.ToMicroseconds(),
         duration_us=common.duration.ToMicroseconds(),

@@ -130,12 +130,12 @@ class AccessLogCommon(_message.Message):
         KEY_FIELD_NUMBER: _builtins.int
         VALUE_FIELD_NUMBER: _builtins.int
         key: _builtins.str
-        value: _builtins.str
+        value: _builtins.bytes
         def __init__(
             self,
             *,
             key: _builtins.str = ...,
-            value: _builtins.str = ...,
+            value: _builtins.bytes = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -151,8 +151,10 @@ class AccessLogCommon(_message.Message):
         """When the request began."""
 
     @_builtins.property
-    def custom_tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What the configuration of the log names."""
+    def custom_tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """What the configuration of the log names. Envoy's are strings, the same on the wire; but it
+        puts headers into them as they came, and a message with a string that is no UTF-8 is lost.
+        """
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
@@ -162,7 +164,7 @@ class AccessLogCommon(_message.Message):
         self,
         *,
         start_time: _timestamp_pb2.Timestamp | None = ...,
-        custom_tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        custom_tags: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
         duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time"]  # noqa: Y015

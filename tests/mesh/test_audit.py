@@ -98,6 +98,18 @@ async def test_what_the_gateway_refuses_is_found_too(
     assert event(mesh, admin_token, served.headers["x-trace-id"])["recorder"] == "asset_svc"
 
 
+async def test_no_header_keeps_refusals_out_of_the_account(mesh: Mesh, operator_token: str) -> None:
+    async with mesh.client() as nobody:
+        answers = [
+            await nobody.get("/v1/devices", headers={"content-type": each})
+            for each in (b"\xff", b"application/grpc\xc3", b"application/json")
+        ]
+        answers.append(await nobody.get("/v1/devices", headers={"x-request-id": b"\xff"}))
+    for answer in answers:
+        found = event(mesh, operator_token, answer.headers["x-trace-id"], codes="UNAUTHENTICATED")
+        assert found["recorder"] == "gateway"
+
+
 async def test_a_key_that_is_refused_is_found_where_the_key_is(
     mesh: Mesh, admin: httpx.AsyncClient, admin_token: str, rival_token: str
 ) -> None:

@@ -293,7 +293,7 @@ def _entry(**tags: str) -> access_log_pb2.HTTPAccessLogEntry:
     entry.common_properties.start_time.GetCurrentTime()
     entry.common_properties.duration.FromMilliseconds(3)
     known = {"trace_id": "-", "path": "/v1/devices", "method": "GET", **tags}
-    entry.common_properties.custom_tags.update(known)
+    entry.common_properties.custom_tags.update({name: text.encode() for name, text in known.items()})
     entry.response.response_code.value = 429
     return entry
 
