@@ -52,7 +52,7 @@ class ExchangedTokens:
 
         Args:
             tenant: whose.
-            shown: SHA-256 of the secret or certificate that was shown.
+            shown: what it is known by: of the secret or certificate that was shown the SHA-256.
             look_up: asked what its holder may do when nothing is remembered.
         """
         known = self._exchanged.get((tenant, shown))

@@ -67,7 +67,9 @@ class KeyExchange:
         if token is None:
             raise refused()
         async with self._limits.exchange(Secret.API_KEY, address, token.hash):
-            known = await self._tokens.get(token.tenant, token.hash, partial(self._look_up, token))
+            # By its id as well: a good secret behind another key's id is no key.
+            shown = token.id.encode() + token.hash
+            known = await self._tokens.get(token.tenant, shown, partial(self._look_up, token))
             if known is None:
                 raise refused()
             audit.concerns(token.tenant, f"{PrincipalKind.API_KEY}:{token.id}")

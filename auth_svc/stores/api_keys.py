@@ -6,7 +6,7 @@ from datetime import datetime
 import asyncpg
 
 from auth_svc.api_keys import MOST_SECRETS, ApiKey, KeySecret, StoredKey, credential_id
-from auth_svc.stores.revocations import insert_revocation
+from auth_svc.stores.revocations import insert_revocations
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import Connection, tenant_transaction
 from meshkit.errors import FailedPrecondition
@@ -248,11 +248,11 @@ async def _revoke_ended(connection: Connection, tenant: str, now_us: int, until:
 async def _revoke_secret(
     connection: Connection, tenant: str, key_id: str, generation: int, until: datetime
 ) -> None:
-    await insert_revocation(
+    await insert_revocations(
         connection,
         tenant=tenant,
         kind=RevocationKind.API_KEY,
-        id=credential_id(key_id, generation),
+        ids=[credential_id(key_id, generation)],
         until=until,
     )
 

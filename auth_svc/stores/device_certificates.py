@@ -7,7 +7,7 @@ import asyncpg
 
 from auth_svc.device_certificates import DeviceCertificate
 from auth_svc.device_credentials import IssuedCertificate
-from auth_svc.stores.revocations import insert_revocation
+from auth_svc.stores.revocations import insert_revocations
 from meshkit.ca.authority import Revoked
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import tenant_transaction
@@ -155,10 +155,9 @@ class DeviceCertificateStore:
                 rows = await connection.fetch(_REVOKE_RENEWED, tenant, origins, began)
                 origins = [row["id"] for row in rows]
                 revoked += [row["id"] for row in rows if row["is_new"]]
-            for each in revoked:
-                await insert_revocation(
-                    connection, tenant=tenant, kind=RevocationKind.CERTIFICATE, id=each, until=until
-                )
+            await insert_revocations(
+                connection, tenant=tenant, kind=RevocationKind.CERTIFICATE, ids=revoked, until=until
+            )
         return revoked
 
     async def revoke_of_device(
@@ -170,11 +169,11 @@ class DeviceCertificateStore:
         """
         async with tenant_transaction(self._pool, tenant) as connection:
             rows = await connection.fetch(_REVOKE_OF_DEVICE, tenant, device_id, made_until)
-            for row in rows:
-                await insert_revocation(
-                    connection, tenant=tenant, kind=RevocationKind.CERTIFICATE, id=row["id"], until=until
-                )
-        return [row["id"] for row in rows]
+            revoked = [row["id"] for row in rows]
+            await insert_revocations(
+                connection, tenant=tenant, kind=RevocationKind.CERTIFICATE, ids=revoked, until=until
+            )
+        return revoked
 
     async def on_crl(self) -> Sequence[Revoked]:
         """Return those of all tenants that are revoked and have not expired."""

@@ -17,7 +17,8 @@ _DELETE_ENDED = "DELETE FROM auth.revocation WHERE tenant_id = $1 AND until_time
 # Not now(), which is when the transaction began: tokens may have been issued since.
 _INSERT = """
 INSERT INTO auth.revocation (tenant_id, kind, id, revoke_time, until_time)
-VALUES ($1, $2, $3, clock_timestamp(), $4)
+SELECT $1, $2, id, clock_timestamp(), $4
+FROM unnest($3::text[]) AS id
 """
 
 _AFTER = """
@@ -26,10 +27,10 @@ FROM auth.revocations_after($1, $2)
 """
 
 
-async def insert_revocation(
-    connection: Connection, *, tenant: str, kind: RevocationKind, id: str, until: datetime
+async def insert_revocations(
+    connection: Connection, *, tenant: str, kind: RevocationKind, ids: Sequence[str], until: datetime
 ) -> None:
-    """Revoke something in the transaction that ends or changes it.
+    """Revoke things of a kind in the transaction that ends or changes them.
 
     Call it last: it locks out all other revocations until the transaction ends, and of a user or tenant
     it refuses what was issued before this call, so the change that it belongs to must hold its row
@@ -37,14 +38,17 @@ async def insert_revocation(
 
     Args:
         connection: in a transaction that sees the tenant.
-        tenant: whose it is.
-        kind: what it is.
-        id: of the session, key, certificate or tenant, or the user's name.
-        until: when no token is left that it concerns; auth_svc.revocations.kept_until tells.
+        tenant: whose they are.
+        kind: what they are.
+        ids: of sessions, keys, certificates or the tenant, or users' names; however many, in one go,
+            since others wait.
+        until: when no token is left that they concern; auth_svc.revocations.kept_until tells.
     """
+    if not ids:
+        return
     await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK_KEY)
     await connection.execute(_DELETE_ENDED, tenant)
-    await connection.execute(_INSERT, tenant, kind, id, until)
+    await connection.execute(_INSERT, tenant, kind, ids, until)
 
 
 class RevocationStore:

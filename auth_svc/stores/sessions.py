@@ -8,7 +8,7 @@ from auth_svc.grants import held_in_session
 from auth_svc.opaque_tokens import OpaqueToken
 from auth_svc.revocations import kept_until
 from auth_svc.sessions import NewSession, Postpone, Presented, Refuse, Replay, Revoke, Rotate, Verdict
-from auth_svc.stores.revocations import insert_revocation
+from auth_svc.stores.revocations import insert_revocations
 from meshkit.clock import from_datetime, to_datetime
 from meshkit.db import Connection, tenant_transaction
 from meshkit.revocations import RevocationKind
@@ -133,14 +133,9 @@ class SessionStore:
     async def end_all(connection: Connection, tenant: str, usernames: Sequence[str], revoke_us: int) -> None:
         """End all sessions of users, last in the transaction that changes their rights."""
         await connection.execute(_REVOKE_ALL, tenant, usernames, to_datetime(revoke_us))
-        for username in usernames:
-            await insert_revocation(
-                connection,
-                tenant=tenant,
-                kind=RevocationKind.USER,
-                id=username,
-                until=kept_until(revoke_us),
-            )
+        await insert_revocations(
+            connection, tenant=tenant, kind=RevocationKind.USER, ids=usernames, until=kept_until(revoke_us)
+        )
 
 
 async def _presented(connection: Connection, token: OpaqueToken) -> Presented | None:
@@ -184,10 +179,10 @@ async def _apply(connection: Connection, token: OpaqueToken, generation: int, ve
 
 async def _revoke(connection: Connection, tenant: str, session_id: str, revoke_us: int) -> None:
     if await connection.fetchval(_REVOKE, tenant, session_id, to_datetime(revoke_us)):
-        await insert_revocation(
+        await insert_revocations(
             connection,
             tenant=tenant,
             kind=RevocationKind.SESSION,
-            id=session_id,
+            ids=[session_id],
             until=kept_until(revoke_us),
         )

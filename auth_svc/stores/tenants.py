@@ -4,7 +4,7 @@ import asyncpg
 
 from auth_svc.revocations import kept_until
 from auth_svc.rights import NewPassword
-from auth_svc.stores.revocations import insert_revocation
+from auth_svc.stores.revocations import insert_revocations
 from auth_svc.stores.users import UserRows
 from meshkit.clock import to_datetime
 from meshkit.db import Connection, tenant_transaction
@@ -141,8 +141,8 @@ class TenantStore:
 
 
 async def _revoke(connection: Connection, tenant_id: str, now_us: int) -> None:
-    await insert_revocation(
-        connection, tenant=tenant_id, kind=RevocationKind.TENANT, id=tenant_id, until=kept_until(now_us)
+    await insert_revocations(
+        connection, tenant=tenant_id, kind=RevocationKind.TENANT, ids=[tenant_id], until=kept_until(now_us)
     )
 
 

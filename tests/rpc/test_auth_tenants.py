@@ -12,7 +12,7 @@ from google.rpc import code_pb2
 from auth_svc.access_tokens import AccessTokens, Grant
 from auth_svc.roles import Role
 from auth_svc.signing_keys import KeyRing
-from auth_svc.stores.revocations import insert_revocation
+from auth_svc.stores.revocations import insert_revocations
 from auth_svc.stores.signing_keys import SigningKeyStore
 from meshkit import db
 from meshkit.clock import SystemClock
@@ -310,12 +310,12 @@ async def test_a_token_that_was_issued_while_it_was_being_suspended_does_not_cou
     came_in: list[session_service_pb2.LoginResponse] = []
 
     async def slowly(*args: Any, **kwargs: Any) -> None:
-        await insert_revocation(*args, **kwargs)
+        await insert_revocations(*args, **kwargs)
         if not came_in:
             # It is written and not committed: everybody still reads what was before.
             came_in.append(await auth.login())
 
-    monkeypatch.setattr("auth_svc.stores.tenants.insert_revocation", slowly)
+    monkeypatch.setattr("auth_svc.stores.tenants.insert_revocations", slowly)
     await suspend(auth, operator)
     (session,) = came_in
     assert await refusal(_me(auth, bearer(session.access_token))) == _ENDED

@@ -9,7 +9,7 @@ import pytest
 from auth_svc.access_tokens import ACCESS_TOKEN_LIFE_S
 from auth_svc.exchanged_tokens import CACHE_LIFE_S, TOKEN_LIFE_S
 from auth_svc.revocations import kept_until
-from auth_svc.stores.revocations import RevocationStore, insert_revocation
+from auth_svc.stores.revocations import RevocationStore, insert_revocations
 from meshkit import db
 from meshkit.clock import SystemClock, from_datetime
 from meshkit.db import tenant_transaction
@@ -32,7 +32,7 @@ async def revoke(
     connection: db.Connection, id_: str, *, tenant: str = "demo", kept_s: float = KEPT_S
 ) -> None:
     until = kept_until(SystemClock().now_us() + int((kept_s - KEPT_S) * 1_000_000))
-    await insert_revocation(connection, tenant=tenant, kind=RevocationKind.USER, id=id_, until=until)
+    await insert_revocations(connection, tenant=tenant, kind=RevocationKind.USER, ids=[id_], until=until)
 
 
 def test_they_are_kept_for_longer_than_any_token_lives() -> None:
@@ -54,6 +54,15 @@ async def test_they_come_after_each_other(pool: asyncpg.Pool, store: RevocationS
     assert [each.id for each in await store.all_after(found[0].number)] == ["bob", "eve"]
     assert [each.id for each in await store.after(0, limit=1)] == ["ada"]
     assert await store.all_after(found[-1].number) == []
+
+
+async def test_many_are_revoked_in_one_go(pool: asyncpg.Pool, store: RevocationStore) -> None:
+    names = [f"user-{number:03}" for number in range(300)]
+    until = kept_until(SystemClock().now_us())
+    async with tenant_transaction(pool, "demo") as connection:
+        await insert_revocations(connection, tenant="demo", kind=RevocationKind.USER, ids=names, until=until)
+        await insert_revocations(connection, tenant="demo", kind=RevocationKind.USER, ids=[], until=until)
+    assert sorted(each.id for each in await store.all_after(0)) == names
 
 
 async def test_nothing_is_revoked_by_a_transaction_that_fails(

@@ -139,6 +139,12 @@ async def test_a_remembered_key_does_not_let_another_secret_in(exchange: KeyExch
         await exchange.exchange(replace(_TOKEN, secret=new_secret()).text, address="203.0.113.7")
 
 
+async def test_a_remembered_secret_lets_no_other_id_in(exchange: KeyExchange) -> None:
+    await exchange.exchange(_TOKEN.text, address="203.0.113.7")
+    with pytest.raises(Unauthenticated):
+        await exchange.exchange(replace(_TOKEN, id="gateway8").text, address="203.0.113.7")
+
+
 async def test_a_key_ends_on_time_even_when_remembered(
     exchange: KeyExchange, keys: _Keys, clock: ManualClock
 ) -> None:
