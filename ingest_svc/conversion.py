@@ -484,6 +484,7 @@ def to_profiles(answer: profile_pb2.BatchGetProfilesResponse) -> dict[str, Devic
             asset_id=device.asset_id,
             asset_location=locations.get(device.asset_id),
             parent_id=device.parent_id,
+            create_us=device.create_time.ToMicroseconds(),
         )
         for device in answer.devices
     }

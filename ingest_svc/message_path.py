@@ -34,7 +34,7 @@ from ingest_svc.raw_trail import RawTrail
 from ingest_svc.reading import Reading, samples_by_device
 from ingest_svc.tenant_cache import TenantCache
 from ingest_svc.window import LiveWindow, TimeWindow
-from meshkit.clock import Clock
+from meshkit.clock import MICROS_PER_SECOND, Clock
 from meshkit.errors import ResourceExhausted, Unavailable
 from meshkit.telemetry import tracer
 from telemetry_store.ingest_policies import SubjectKind
@@ -45,6 +45,8 @@ PRINCIPAL = "mqtt"
 _log = structlog.get_logger()
 _NOTHING = np.zeros(1, np.int64)
 _PASSING = (Unavailable, ResourceExhausted)
+# The broker dates messages, the database devices.
+_CLOCKS_DIFFER_US = MICROS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +197,18 @@ class MessagePath:
         tenants, profiles = await self._find({message.device_id for message in messages})
         found: defaultdict[str, _TenantMessages] = defaultdict(_TenantMessages)
         for message in messages:
-            tenant = tenants.get(message.device_id)
-            if tenant is None:
-                # Deleted since it logged in. There is no tenant that could be told.
+            tenant, profile = tenants.get(message.device_id), profiles.get(message.device_id)
+            if tenant is None or (
+                profile is not None and message.arrival_us < profile.create_us - _CLOCKS_DIFFER_US
+            ):
+                # Deleted since it logged in; one that has its id since may be another tenant's. There is no
+                # tenant that could be told.
                 _log.warning("message of an unknown device", device_id=message.device_id)
-            else:
-                of_tenant = found[tenant]
-                of_tenant.messages.append(message)
-                if (profile := profiles.get(message.device_id)) is not None:
-                    of_tenant.profiles[message.device_id] = profile
+                continue
+            of_tenant = found[tenant]
+            of_tenant.messages.append(message)
+            if profile is not None:
+                of_tenant.profiles[message.device_id] = profile
         return found
 
     async def _find(self, device_ids: set[str]) -> tuple[dict[str, str], dict[str, DeviceProfile]]:

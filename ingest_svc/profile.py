@@ -122,6 +122,7 @@ class DeviceProfile:
         asset_id: the asset that it is on, "" for none.
         asset_location: where that is, None when nobody knows.
         parent_id: its gateway, "" for none.
+        create_us: when it was made, microseconds since the epoch: what came before is of a former device.
         gateway: how its messages are taken apart; None: all they say is of itself.
         all_or_nothing: mode of its messages, unless their sender says it.
     """
@@ -136,6 +137,7 @@ class DeviceProfile:
     asset_id: str = ""
     asset_location: Point | None = None
     parent_id: str = ""
+    create_us: int = 0
 
     def metric(self, name: str) -> MetricProfile | None:
         """Return the metric of a name or alias, None when there is none."""

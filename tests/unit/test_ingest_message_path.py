@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ from ingest_svc.window import LiveWindow
 from meshkit.errors import InvalidArgument, Unavailable, dependency_unavailable
 from meshkit.testing.clock import ManualClock
 from telemetry_store.requests import DeadLetter, MessageIdentity, WriteRequest, WriteResult
-from tests.unit.ingest_world import NOW, Assets, ChunkChecks, SeriesIds, unlimited
+from tests.unit.ingest_world import NOW, PUMP, Assets, ChunkChecks, SeriesIds, unlimited
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 
@@ -60,11 +61,16 @@ def writer() -> _Writer:
 
 
 @pytest.fixture
-async def path(writer: _Writer) -> AsyncIterator[MessagePath]:
+def assets() -> Assets:
+    return Assets()
+
+
+@pytest.fixture
+async def path(writer: _Writer, assets: Assets) -> AsyncIterator[MessagePath]:
     clock = ManualClock(NOW)
     async with (
         TenantCache(source=_Tenants(), clock=clock) as tenants,
-        ProfileCache(source=(assets := Assets()), clock=clock) as profiles,
+        ProfileCache(source=assets, clock=clock) as profiles,
         ChildCache(source=assets, clock=clock) as children,
     ):
         yield MessagePath(
@@ -114,6 +120,18 @@ async def test_while_the_database_is_away_nothing_is_given_up(path: MessagePath,
     with pytest.raises(Unavailable):
         await path.store(_messages(4), stream="s")
     assert writer.stored == []
+
+
+async def test_what_waited_since_before_the_device_was_made_is_of_a_former_one(
+    path: MessagePath, writer: _Writer, assets: Assets
+) -> None:
+    assets.devices["pump-1"] = replace(PUMP, create_us=NOW + 1_000_001)
+    assets.devices["pump-2"] = replace(PUMP, create_us=NOW + 1_000_000)
+    former = DeviceMessage("pump-1", b'{"x": 1}', NOW, 1)
+    # As far as clocks may differ.
+    present = DeviceMessage("pump-2", b'{"x": 2}', NOW, 2)
+    await path.store([former, present], stream="s")
+    assert (writer.stored, writer.letters) == ([2], [])
 
 
 async def test_a_dead_letter_is_bounded_and_quotes_what_the_device_wrote(

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,22 @@ async def test_a_device_that_moved_belongs_to_its_new_tenant(world: World) -> No
         await world.site.send(counting(3))
         await until_counts(ingest, [2, 3], tenant="other")
         assert 3 not in await counts(ingest)
+
+
+async def test_what_waited_while_a_device_changed_hands_is_not_its_new_tenants(world: World) -> None:
+    await world.site.send(counting(1))
+    device = world.assets.devices[TENANT].pop("pump-1")
+    device.create_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=3))
+    world.assets.devices.setdefault("other", {})["pump-1"] = device
+    async with world.ingest() as ingest:
+
+        async def taken() -> bool:
+            await world.site.send(counting(2))
+            return bool(await counts(ingest, tenant="other"))
+
+        await until(taken)
+        assert 1 not in await counts(ingest, tenant="other")
+        assert await counts(ingest) == []
 
 
 async def test_nothing_is_lost_or_stored_twice_while_postgresql_is_away(world: World) -> None:
