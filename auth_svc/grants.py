@@ -1,8 +1,9 @@
 """Who may give which permissions to whom, and what a tenant must not lose.
 
-Nobody gives or takes, by key, role or user, a permission that they do not hold; who is bound to
-devices gives nothing that is bound to others; a key that is good from some networks or for some time gives
-nothing that is good from others or for longer. A tenant keeps somebody who can let people in.
+Nobody gives, by key, role or user, or takes, by role or user, a permission that they do not hold; who is
+bound to devices gives nothing that is bound to others; a key that is good from some networks or for some time
+makes no key that is good from others or for longer. Users and devices that a key lets in are not bound to its
+networks and time: whoever may let them in may do so for good. A tenant keeps somebody who can let people in.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence

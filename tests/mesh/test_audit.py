@@ -101,10 +101,10 @@ async def test_what_the_gateway_refuses_is_found_too(
 async def test_no_header_keeps_refusals_out_of_the_account(mesh: Mesh, operator_token: str) -> None:
     async with mesh.client() as nobody:
         answers = [
-            await nobody.get("/v1/devices", headers={"content-type": each})
+            await nobody.get("/v1/devices", headers={b"content-type": each})
             for each in (b"\xff", b"application/grpc\xc3", b"application/json")
         ]
-        answers.append(await nobody.get("/v1/devices", headers={"x-request-id": b"\xff"}))
+        answers.append(await nobody.get("/v1/devices", headers={b"x-request-id": b"\xff"}))
     for answer in answers:
         found = event(mesh, operator_token, answer.headers["x-trace-id"], codes="UNAUTHENTICATED")
         assert found["recorder"] == "gateway"
