@@ -134,9 +134,14 @@ def unpacked(message: DeviceMessage) -> DeviceMessage:
         raise MalformedMessageError("index: a number from 0 and below total is expected")
     if not isinstance(payload, str | list):
         raise MalformedMessageError("payload: text or an array is expected")
+    try:
+        carried = payload.encode() if isinstance(payload, str) else orjson.dumps(payload)
+    except orjson.JSONEncodeError:
+        # It writes fewer levels than it reads.
+        raise MalformedMessageError("payload: its arrays and objects are nested too deeply") from None
     return replace(
         message,
-        payload=payload.encode() if isinstance(payload, str) else orjson.dumps(payload),
+        payload=carried,
         chunk=ChunkPlace(message_id, index, total, is_array=isinstance(payload, list)),
     )
 

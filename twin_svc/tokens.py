@@ -41,7 +41,7 @@ def decode(token: str) -> ResumePoint:
         content = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         form, base, numbers, members = content
         coverage = Coverage(base, dict(numbers))
-    except (ValueError, TypeError, binascii.Error) as error:
+    except (ValueError, TypeError, binascii.Error, RecursionError) as error:
         raise _no_token() from error
     integers = [base, *coverage.numbers, *coverage.numbers.values(), members]
     if form != _FORM or not all(type(number) is int and 0 <= number < 1 << 63 for number in integers):

@@ -13,6 +13,7 @@ from meshkit import paging
 from meshkit.clock import to_datetime
 from meshkit.errors import InvalidArgument, not_found
 from meshkit.identity import current_principal
+from meshkit.time_bounds import EARLIEST_US, LATEST_US
 from telemetry_store.dead_letter_store import DeadLetterStore, KeptLetter, LetterFilter, Position
 from twinmesh.ingest.v1 import dead_letter_service_pb2 as contract
 from twinmesh.ingest.v1 import dead_letter_service_pb2_grpc as contract_grpc
@@ -163,7 +164,9 @@ def _position(question: Sequence[str], token: str) -> Position | None:
     match paging.decode(question, token):
         case None:
             return None
-        case [int(received_us), int(dead_letter_id)]:
+        case [int(received_us), int(dead_letter_id)] if (
+            EARLIEST_US <= received_us < LATEST_US and 0 < dead_letter_id < 2**63
+        ):
             return received_us, dead_letter_id
         case _:
             raise paging.invalid_token()

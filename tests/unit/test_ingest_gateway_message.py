@@ -86,6 +86,7 @@ def test_anything_else_is_a_message(content: Any) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"payload": [json.loads("[" * 400 + "]" * 400)]},
         {"messageId": ""},
         {"messageId": "a b"},
         {"messageId": "ä"},

@@ -44,7 +44,17 @@ def test_what_comes_from_nowhere_was_not_told() -> None:
 
 @pytest.mark.parametrize(
     "token",
-    ["x", "====", "W10", "bnVsbA", "WzEsMCxbXSwtMV0", "WzIsMCxbXSwwXQ", "WzEsMCxbWzEsMS41XV0sMF0", "é"],
+    [
+        "x",
+        "====",
+        "W1tb" * 1_000,
+        "W10",
+        "bnVsbA",
+        "WzEsMCxbXSwtMV0",
+        "WzIsMCxbXSwwXQ",
+        "WzEsMCxbWzEsMS41XV0sMF0",
+        "é",
+    ],
 )
 def test_what_is_no_token_is_refused_by_name(token: str) -> None:
     with pytest.raises(InvalidArgument) as caught:

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from meshkit import paging
 from meshkit.clock import SystemClock
 from meshkit.testing.auth import TokenMint
 from meshkit.testing.database import TestDatabase
@@ -333,6 +334,10 @@ async def test_letters_are_listed_by_page_and_filter(ingest: Ingest, letters: Le
     assert not any(letter.HasField("batch") or letter.payload for letter in found)
     other = await refused(letters.page(page_size=4, page_token=first.next_page_token, door="unary"))
     assert other.reason == "PAGE_TOKEN_INVALID"
+    # Anybody can make a token that belongs to the question.
+    for position in ([10**20, 1], [10**30, 1], [-(10**18), 1], [0, 2**63], [0, 0], [0], ["", ""]):
+        made = paging.encode(["list", TENANT, ""], position)
+        assert (await refused(letters.page(page_token=made))).reason == "PAGE_TOKEN_INVALID", position
 
     assert [list(each.device_ids) for each in await letters.all(device_id="gone-3")] == [["gone-3"]]
     assert len(await letters.all(reason=ErrorReason.ERROR_REASON_METRIC_UNKNOWN)) == 5
