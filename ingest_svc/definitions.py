@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from ingest_svc import conversion
-from ingest_svc.budget import Budget
+from ingest_svc.budget import Shares
 from ingest_svc.series_table import SeriesDefinition, SeriesTable
 from meshkit.errors import ResourceExhausted
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
@@ -18,15 +18,17 @@ class Definitions:
     """The definitions of one stream.
 
     Args:
+        tenant: whose stream.
         budget: of places of series tables, shared with all other streams.
 
     Attributes:
         table: what was defined.
     """
 
-    __slots__ = ("_budget", "table")
+    __slots__ = ("_budget", "_tenant", "table")
 
-    def __init__(self, *, budget: Budget) -> None:
+    def __init__(self, *, tenant: str, budget: Shares) -> None:
+        self._tenant = tenant
         self._budget = budget
         self.table = SeriesTable()
 
@@ -35,7 +37,7 @@ class Definitions:
 
         Raises:
             InvalidArgument: ALIAS_REDEFINED.
-            ResourceExhausted: INGEST_BUSY, the streams of this process define too many.
+            ResourceExhausted: INGEST_BUSY, the tenant's streams at this process define too many.
         """
         for start in range(0, len(message.defs), _DEFINED_AT_ONCE):
             self._define(conversion.to_definitions(message.defs[start : start + _DEFINED_AT_ONCE]))
@@ -43,19 +45,20 @@ class Definitions:
 
     def close(self) -> None:
         """Give back to the budget what the table takes."""
-        self._budget.give_back(self.table.places)
+        self._budget.give_back(self._tenant, self.table.places)
 
     def _define(self, definitions: Sequence[tuple[int, SeriesDefinition]]) -> None:
-        budget = self._budget
-        if not budget.take(self.table.places_with(definitions) - self.table.places):
+        budget, tenant = self._budget, self._tenant
+        if not budget.take(tenant, self.table.places_with(definitions) - self.table.places):
             raise ResourceExhausted(
-                f"the streams of this process define {budget.used} series, of {budget.limit} at most; "
-                "open the stream again later, or at another process",
+                f"your tenant's streams at this process define {budget.of(tenant)} series, of"
+                f" {budget.most(tenant)} at most beside those of others; open the stream again later,"
+                " or at another process",
                 reason=ErrorReason.ERROR_REASON_INGEST_BUSY,
                 metadata={
                     "limit_name": "definitions",
-                    "limit": str(budget.limit),
-                    "used": str(budget.used),
+                    "limit": str(budget.most(tenant)),
+                    "used": str(budget.of(tenant)),
                 },
                 retry_after_s=_RETRY_S,
             )

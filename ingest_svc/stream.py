@@ -138,7 +138,7 @@ class TelemetryStream:
         self._clock = clock
         self._news = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
-        self._definitions = Definitions(budget=budgets.definitions)
+        self._definitions = Definitions(tenant=call.principal.tenant, budget=budgets.definitions)
         self._flow: BatchFlow | None = None
         self._path: BatchPath | None = None
         self._acks = Acks()

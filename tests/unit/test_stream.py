@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from ingest_svc.applied import Applied
-from ingest_svc.budget import Budget, Budgets
+from ingest_svc.budget import Budget, Budgets, Shares
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.raw_trail import RawTrail
 from ingest_svc.servicer import IngestServicer
@@ -202,7 +202,7 @@ async def test_applied_follows_durable_and_leaves_nothing() -> None:
 
 
 async def test_definitions_beyond_the_process_budget_end_the_stream() -> None:
-    budgets = Budgets(definitions=Budget(100))
+    budgets = Budgets(definitions=Shares(200))
     async with opened(budgets) as one, opened(budgets) as other:
         one.define(60)
         other.define(60)
