@@ -259,10 +259,10 @@ def storable(text: str) -> str:
 
 
 def storable_targets(targets: Iterable[str]) -> Sequence[str]:
-    """Return the ids of resources as they are kept; those that are too many are left out."""
+    """Return the ids of resources, MOST_TARGETS at most, as they are kept, as far as there is room."""
     kept: list[str] = []
     left = MOST_TARGET_BYTES
-    for target in islice(targets, MOST_TARGETS):
+    for target in targets:
         text = storable(target)
         left -= len(text.encode())
         if left < 0:

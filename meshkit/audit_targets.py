@@ -1,7 +1,7 @@
 """Which resources a call is about, as the contract names them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from operator import attrgetter
 from typing import Any
 
@@ -10,7 +10,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from meshkit.audit import storable_targets
+from meshkit.audit import MOST_TARGETS, storable_targets
 
 # It names a request, so that a repetition is recognised.
 _NO_RESOURCE = "request_id"
@@ -44,7 +44,7 @@ class TargetReader:
         if not self._read:
             return ()
         found = chain.from_iterable(read(request) for read in self._read)
-        return storable_targets(filter(None, found))
+        return storable_targets(filter(None, islice(found, MOST_TARGETS)))
 
     def answered(self, response: object) -> Sequence[str]:
         """Return the id of the resource that a call without one made."""
