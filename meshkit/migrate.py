@@ -14,6 +14,8 @@ from importlib import resources
 import asyncpg
 import structlog
 
+from meshkit.database_doors import close_doors
+
 _log = structlog.get_logger()
 _FILE = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z0-9_]+)\.up\.sql")
 _LOCK_KEY = 0x7477696E  # "twin": one migration at a time per database
@@ -110,7 +112,7 @@ def migrations_of(owner: Owner) -> list[Migration]:
 async def ensure_roles(
     connection: asyncpg.Connection, owners: Sequence[Owner], passwords: Mapping[str, str]
 ) -> None:
-    """Create the owners' roles where absent and set their passwords and settings.
+    """Create the owners' roles where absent and set their passwords, settings and right to locks.
 
     Args:
         connection: as a role with CREATEROLE (and BYPASSRLS to grant it).
@@ -145,6 +147,9 @@ async def ensure_roles(
                     value,
                 )
                 await connection.execute(statement)
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK_KEY)
+        await close_doors(connection, [role.name for owner in owners for role in owner.roles if role.login])
 
 
 async def steps(connection: asyncpg.Connection, owners: Sequence[Owner]) -> list[Step]:

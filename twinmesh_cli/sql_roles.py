@@ -15,6 +15,9 @@ from datetime import datetime
 
 import asyncpg
 
+from meshkit.database_doors import are_doors_open, closing_statements
+from twinmesh_cli.owners import OWNERS
+
 GROUP = "twinmesh_sql"
 PREFIX = "sql_"
 # Defaults, which their sessions may change: only the number of connections is a limit.
@@ -28,8 +31,6 @@ SETTINGS: Mapping[str, str] = {
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _ITERATIONS = 4096
-# What PostgreSQL lets everybody do: make a large object, which would be writing.
-_LARGE_OBJECTS = ("lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)")
 
 
 class SqlUserError(Exception):
@@ -144,15 +145,13 @@ async def list_users(connection: asyncpg.Connection) -> list[SqlUser]:
     ]
 
 
-async def open_doors(connection: asyncpg.Connection) -> list[str]:
-    """Return what a superuser should run, so that SQL users cannot write large objects."""
-    return [
-        f"REVOKE EXECUTE ON FUNCTION pg_catalog.{function} FROM PUBLIC;"
-        for function in _LARGE_OBJECTS
-        if await connection.fetchval(
-            "SELECT has_function_privilege($1, $2, 'EXECUTE')", GROUP, f"pg_catalog.{function}"
-        )
-    ]
+async def statements_for_superuser(connection: asyncpg.Connection) -> list[str]:
+    """Return what a superuser should run, so that SQL users neither write nor hold up services."""
+    if not await are_doors_open(connection, GROUP):
+        return []
+    migrator = await connection.fetchval("SELECT quote_ident(current_user)")
+    services = [role.name for owner in OWNERS for role in owner.roles if role.login]
+    return closing_statements(migrator=migrator, services=services)
 
 
 def role_name(name: str) -> str:

@@ -37,13 +37,14 @@ def create(
 
     async def make(connection: asyncpg.Connection) -> tuple[str, list[str]]:
         password = await sql_roles.create_user(connection, name, tenant=tenant, most_connections=connections)
-        return password, await sql_roles.open_doors(connection)
+        return password, await sql_roles.statements_for_superuser(connection)
 
-    url, (password, doors) = _run(make)
+    url, (password, statements) = _run(make)
     _tell(url, role_name(name), password)
-    if doors:
-        print("This server lets everybody make large objects. As its superuser, in this database, run:")
-        for statement in doors:
+    if statements:
+        print("This server lets everybody make large objects, and take locks that services wait for.")
+        print("As its superuser, in this database, run:")
+        for statement in statements:
             print(f"  {statement}")
 
 

@@ -6,6 +6,7 @@ nobody needs them, and so no path is bound by their limit of 107 bytes.
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ from typing import IO
 
 import psutil
 
+from meshkit.database_doors import closing_statements
 from meshkit.embedded import binaries
 from meshkit.embedded.account import Account, unprivileged_account
 from meshkit.embedded.part import Part, PartFailedError, until_ready
@@ -48,19 +50,23 @@ _SETTINGS: Mapping[str, str] = {
     "log_lock_waits": "on",
 }
 _PORT_FILE = "port"
-# Each statement by itself can be repeated, since a start may be interrupted between any two. People who
-# have a role of their own (docs/sql.md) shall write nothing, not even large objects, in no database.
+# Each statement by itself can be repeated, since a start may be interrupted between any two, and a later
+# version may have more to say. People who have a role of their own (docs/sql.md) shall write nothing, not
+# even large objects, and hold up nobody, in no database.
+_DOORS = "\n    ".join(closing_statements(migrator=MIGRATOR))
 _MAKE_DATABASE = f"""
+    SELECT 'CREATE ROLE {MIGRATOR}' WHERE to_regrole('{MIGRATOR}') IS NULL \\gexec
+    ALTER ROLE {MIGRATOR} LOGIN CREATEDB CREATEROLE BYPASSRLS PASSWORD '{{password}}';
     \\connect template1
-    REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
+    {_DOORS}
     CREATE OR REPLACE FUNCTION public.twinmesh_array_bytes(anyarray) RETURNS bytea
         LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'byteasend';
     \\connect postgres
     REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC;
-    SELECT 'CREATE ROLE {MIGRATOR}' WHERE to_regrole('{MIGRATOR}') IS NULL \\gexec
-    ALTER ROLE {MIGRATOR} LOGIN CREATEDB CREATEROLE BYPASSRLS PASSWORD '{{password}}';
     SELECT 'CREATE DATABASE {DATABASE} OWNER {MIGRATOR}'
     WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
+    \\connect {DATABASE}
+    {_DOORS}
 """  # noqa: S608 - names are constants, the password is url-safe text made here.  # nosec B608
 # What a start meets for a moment after its predecessor was killed, or when somebody took the port.
 _WORTH_ANOTHER_TRY = (
@@ -300,9 +306,10 @@ class EmbeddedPostgres(Part):
         return lines[7].strip() == "ready"
 
     def _make_database(self) -> Iterator[None]:
-        """Creates migrator and database unless an earlier start did."""
+        """Creates migrator and database unless an earlier start did so in the same way."""
         done = self._folder / "database.made"
-        if done.exists():
+        way = hashlib.sha256(_MAKE_DATABASE.encode()).hexdigest()
+        if done.exists() and done.read_text() == way:
             return
         script = _MAKE_DATABASE.format(password=self._password(MIGRATOR))
         command = [
@@ -333,7 +340,7 @@ class EmbeddedPostgres(Part):
             output, _ = psql.communicate()
         if psql.returncode != 0:
             raise PartFailedError(self.name, "the database could not be made", log_tail=output)
-        write_private(done, "", self._account)
+        write_private(done, way, self._account)
 
     def _environment(self) -> dict[str, str]:
         # PG* variables of the caller would point clients and initdb elsewhere.

@@ -64,6 +64,20 @@ def closed_home() -> Iterator[Path]:
     shutil.rmtree(top)
 
 
+async def test_postgres_of_an_earlier_version_is_closed_to_what_everybody_could_do(short_home: Path) -> None:
+    async with EmbeddedPostgres(home=short_home) as postgres:
+        superuser_url = postgres.superuser_url.removesuffix("/postgres") + "/twinmesh"
+        await _fetch(superuser_url, "GRANT EXECUTE ON FUNCTION pg_advisory_lock(bigint) TO PUBLIC")
+        (short_home / "postgres" / "database.made").write_text("")
+        postgres.stop()
+        await postgres.start_async()
+        assert not await _fetch(
+            superuser_url,
+            "SELECT has_function_privilege('pg_monitor', 'pg_advisory_lock(bigint)', 'EXECUTE')",
+        )
+        assert await _fetch(postgres.admin_url, "SELECT pg_try_advisory_lock(1)")
+
+
 async def test_postgres_keeps_what_was_committed_when_it_is_killed(short_home: Path) -> None:
     async with EmbeddedPostgres(home=short_home) as postgres:
         connection = await asyncpg.connect(postgres.admin_url)

@@ -96,5 +96,7 @@ async def test_roles_get_what_they_declare_and_no_more(database: TestDatabase) -
         with pytest.raises(MigrationError, match="no password"):
             await migrate.ensure_roles(connection, [owner], {})
     finally:
-        await connection.execute("DROP ROLE IF EXISTS twinmesh_toy")
+        await connection.execute("GRANT twinmesh_toy TO CURRENT_USER")
+        await connection.execute("DROP OWNED BY twinmesh_toy")
+        await connection.execute("DROP ROLE twinmesh_toy")
         await connection.close()

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from meshkit import db
-from meshkit.migrate import migrate_down, migrate_up, migrations_of
+from meshkit.migrate import Owner, Role, ensure_roles, migrate_down, migrate_up, migrations_of
 from meshkit.tenant_deletion import ClosedTenant
 from meshkit.testing.database import TestDatabase
 from telemetry_store.maintenance.closed_tenants import SqlUserDoor, delete_tenant
@@ -30,6 +30,20 @@ from twinmesh_cli.sql_roles import SqlUserError
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy/observability/grafana"
 VIEWS = ("series", "telemetry", "latest", "events", "rollup_minute", "rollup_hour", "rollup_day")
+# A service that comes with a later version.
+LATER = Owner("later", "later", (Role("twinmesh_later"),))
+LET_EVERYBODY = """
+    DO $$
+    DECLARE
+        function regprocedure;
+    BEGIN
+        FOR function IN SELECT oid FROM pg_proc WHERE proname ~ 'advisory|^lo_(creat|create|from_bytea)$' LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', function);
+            EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM twinmesh_migrator CASCADE', function);
+        END LOOP;
+    END
+    $$
+"""
 DEMO_ONLY = dict.fromkeys(VIEWS, frozenset(["demo"]))
 
 
@@ -298,6 +312,66 @@ async def test_nothing_else_is_allowed(people: People, statements: Sequence[str]
         assert await seen(connection) == DEMO_ONLY
 
 
+async def test_no_lock_that_services_take_can_be_held(people: People) -> None:
+    async with people.connected(people.ada) as connection:
+        functions = await connection.fetch(
+            """
+            SELECT format('SELECT %I(%s)', proname, CASE pronargs WHEN 1 THEN '1' ELSE '1, 2' END) AS call,
+                has_function_privilege(oid, 'EXECUTE') AS allowed
+            FROM pg_proc WHERE proname ~ 'advisory' AND proname !~ 'unlock'
+            """
+        )
+        assert len(functions) == 16
+        assert [function["call"] for function in functions if function["allowed"]] == []
+        for function in functions:
+            assert await refuses(connection, function["call"]), function["call"]
+
+
+async def test_a_superuser_closes_what_everybody_is_let(database: TestDatabase) -> None:
+    """As on a server that is not the launcher's, by what `twinmesh sql-user create` prints."""
+    async with admin(database) as connection, superuser(database) as owner:
+        statements = await _open_again(owner, connection)
+        # Services go on without another migration, and the next one lets new services in.
+        await connection.execute("SELECT pg_advisory_lock(1)")
+        for statement in statements:
+            await owner.execute(statement)
+        assert await sql_roles.statements_for_superuser(connection) == []
+        async with db.pool(database.url("twinmesh_auth"), application="test", max_size=1) as pool:
+            await pool.execute("SELECT pg_try_advisory_lock(1)")
+        await ensure_roles(connection, [LATER], {"twinmesh_later": "its password"})
+        assert await connection.fetchval(
+            "SELECT has_function_privilege('twinmesh_later', 'pg_advisory_lock(bigint)', 'EXECUTE')"
+        )
+
+
+async def test_a_migrator_that_is_a_superuser_closes_it_itself(database: TestDatabase) -> None:
+    async with admin(database) as connection, superuser(database) as owner:
+        await _open_again(owner, connection)
+        await ensure_roles(owner, [LATER], {"twinmesh_later": "its password"})
+        assert await sql_roles.statements_for_superuser(connection) == []
+
+
+@asynccontextmanager
+async def superuser(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database.superuser_url)
+    try:
+        yield connection
+        # The migrator's grants are nobody else's to take back, but end with its right to make them.
+        await connection.execute(LET_EVERYBODY)
+        await connection.execute("DROP OWNED BY twinmesh_later")
+        await connection.execute("DROP ROLE twinmesh_later")
+    finally:
+        await connection.close()
+
+
+async def _open_again(owner: asyncpg.Connection, connection: asyncpg.Connection) -> list[str]:
+    """Let everybody do what PostgreSQL lets everybody do; returns what is told to close it."""
+    await owner.execute(LET_EVERYBODY)
+    statements = await sql_roles.statements_for_superuser(connection)
+    assert statements
+    return statements
+
+
 async def test_a_session_is_read_only_and_bounded_unless_it_says_otherwise(people: People) -> None:
     async with people.connected(people.ada) as connection:
         assert {
@@ -382,7 +456,7 @@ async def test_the_rights_of_a_user_are_the_groups_and_nothing_more(people: Peop
         assert {row["relname"]: row["reloptions"] for row in options} == {
             view: ["security_invoker=true"] for view in VIEWS
         }
-        assert await sql_roles.open_doors(connection) == []
+        assert await sql_roles.statements_for_superuser(connection) == []
 
 
 async def test_a_dropped_user_loses_access_at_once(people: People) -> None:
