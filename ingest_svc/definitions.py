@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Sequence
 
 from ingest_svc import conversion
-from ingest_svc.budget import Shares
 from ingest_svc.series_table import SeriesDefinition, SeriesTable
 from meshkit.errors import ResourceExhausted
+from meshkit.shares import Share
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
@@ -18,17 +18,15 @@ class Definitions:
     """The definitions of one stream.
 
     Args:
-        tenant: whose stream.
-        budget: of places of series tables, shared with all other streams.
+        budget: the tenant's, of places of series tables.
 
     Attributes:
         table: what was defined.
     """
 
-    __slots__ = ("_budget", "_tenant", "table")
+    __slots__ = ("_budget", "table")
 
-    def __init__(self, *, tenant: str, budget: Shares) -> None:
-        self._tenant = tenant
+    def __init__(self, *, budget: Share) -> None:
         self._budget = budget
         self.table = SeriesTable()
 
@@ -45,20 +43,20 @@ class Definitions:
 
     def close(self) -> None:
         """Give back to the budget what the table takes."""
-        self._budget.give_back(self._tenant, self.table.places)
+        self._budget.give_back(self.table.places)
 
     def _define(self, definitions: Sequence[tuple[int, SeriesDefinition]]) -> None:
-        budget, tenant = self._budget, self._tenant
-        if not budget.take(tenant, self.table.places_with(definitions) - self.table.places):
+        budget = self._budget
+        if not budget.take(self.table.places_with(definitions) - self.table.places):
             raise ResourceExhausted(
-                f"your tenant's streams at this process define {budget.of(tenant)} series, of"
-                f" {budget.most(tenant)} at most beside those of others; open the stream again later,"
+                f"your tenant's streams at this process define {budget.used} series, of"
+                f" {budget.most} at most beside those of others; open the stream again later,"
                 " or at another process",
                 reason=ErrorReason.ERROR_REASON_INGEST_BUSY,
                 metadata={
                     "limit_name": "definitions",
-                    "limit": str(budget.most(tenant)),
-                    "used": str(budget.of(tenant)),
+                    "limit": str(budget.most),
+                    "used": str(budget.used),
                 },
                 retry_after_s=_RETRY_S,
             )

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from opentelemetry.trace import Span
 
-from ingest_svc.budget import Budget
 from meshkit.errors import DomainError, FailedPrecondition, ResourceExhausted, Unavailable
+from meshkit.shares import Share
 from telemetry_store.commit_numbers import CommitNumbers
 from telemetry_store.requests import WriteResult
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
@@ -75,7 +75,7 @@ class BatchFlow:
 
     Args:
         last_committed: the writer's cursor when the stream was opened.
-        budget: of bytes in flight, shared with all other streams.
+        budget: the tenant's, of bytes in flight.
         max_batches: most batches of this stream in flight.
         max_bytes: most bytes of them.
 
@@ -108,7 +108,7 @@ class BatchFlow:
         self,
         *,
         last_committed: int,
-        budget: Budget,
+        budget: Share,
         max_batches: int = MAX_INFLIGHT_BATCHES,
         max_bytes: int = MAX_INFLIGHT_BYTES,
     ) -> None:
@@ -269,7 +269,7 @@ class BatchFlow:
         if self._bytes + size > self._max_bytes:
             return _limit_reached("inflight_bytes", self._max_bytes, self._bytes)
         if not self._budget.take(size):
-            return _limit_reached("process_inflight_bytes", self._budget.limit, self._budget.used)
+            return _limit_reached("process_inflight_bytes", self._budget.most, self._budget.used)
         self._batches += 1
         self._bytes += size
         return None

@@ -138,7 +138,7 @@ class TelemetryStream:
         self._clock = clock
         self._news = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
-        self._definitions = Definitions(tenant=call.principal.tenant, budget=budgets.definitions)
+        self._definitions = Definitions(budget=budgets.definitions.share(call.principal.tenant))
         self._flow: BatchFlow | None = None
         self._path: BatchPath | None = None
         self._acks = Acks()
@@ -360,7 +360,7 @@ class TelemetryStream:
         max_inflight_bytes = self._limiter.connection_inflight_bytes(tenant, most=MAX_INFLIGHT_BYTES)
         self._flow = BatchFlow(
             last_committed=cursor.last_sequence,
-            budget=self._budgets.inflight_bytes,
+            budget=self._budgets.inflight_bytes.share(tenant),
             max_bytes=max_inflight_bytes,
         )
         self._path = BatchPath(

@@ -1,7 +1,6 @@
 """Files for callers: few at once, fairly between tenants, in pieces, and never whole by mistake."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
@@ -9,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from google.api import httpbody_pb2
 
 from meshkit.errors import DomainError, ResourceExhausted
+from meshkit.shares import Shares
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 MOST_EXPORTS = 4
@@ -36,13 +36,10 @@ class ExportWriter(Protocol[_Part_contra]):
 
 
 class ExportSlots:
-    """Makes files, MOST_EXPORTS at once.
-
-    A tenant gets another one while more are free than it has: alone 2 of 4, and there is one left for others.
-    """
+    """Makes files, MOST_EXPORTS at once, of which a tenant alone gets 2, and there is one left for others."""
 
     def __init__(self) -> None:
-        self._running: Counter[str] = Counter()
+        self._running = Shares(MOST_EXPORTS)
 
     async def file(
         self, tenant: str, parts: AsyncGenerator[_Part, None], writer: ExportWriter[_Part]
@@ -75,27 +72,24 @@ class ExportSlots:
 
     @contextmanager
     def _admitted(self, tenant: str) -> Iterator[None]:
-        free, own = MOST_EXPORTS - self._running.total(), self._running[tenant]
-        if not free:
-            raise _busy(
-                f"all {MOST_EXPORTS} exports of this process are running; retry when one has ended",
-                limit_name="exports",
-                used=MOST_EXPORTS,
-            )
-        if free <= own:
+        own = self._running.of(tenant)
+        if not self._running.take(tenant, 1):
+            if self._running.used == MOST_EXPORTS:
+                raise _busy(
+                    f"all {MOST_EXPORTS} exports of this process are running; retry when one has ended",
+                    limit_name="exports",
+                    used=MOST_EXPORTS,
+                )
             raise _busy(
                 f"your tenant has {own} of the {MOST_EXPORTS} exports of this process, and what is free is"
                 " kept for other tenants; retry when one of yours has ended, or ask for more in one",
                 limit_name="exports_of_tenant",
                 used=own,
             )
-        self._running[tenant] += 1
         try:
             yield
         finally:
-            self._running[tenant] -= 1
-            # What has none is not remembered.
-            self._running += Counter()
+            self._running.give_back(tenant, 1)
 
 
 def _busy(message: str, *, limit_name: str, used: int) -> ResourceExhausted:

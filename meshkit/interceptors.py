@@ -25,6 +25,7 @@ from meshkit.callers import Callers, bind_caller, callers_of, require_caller, se
 from meshkit.errors import DeadlineExceeded, DomainError, InvalidArgument
 from meshkit.identity import Principal, TokenVerifier, bind_principal
 from meshkit.open_calls import OpenCall, OpenCalls
+from meshkit.request_memory import RequestMemory
 from meshkit.service_identity import ServiceIdentity
 from meshkit.telemetry import current_trace_id, join_trace
 from meshkit.validation import validate
@@ -49,6 +50,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         callers: which of them may call which rpcs; all may ask for health.
         verifier: proves bearer tokens.
         open_calls: ends streams with the credentials that opened them.
+        memory: for requests that are worked on.
         audit: takes the account of each call.
     """
 
@@ -59,12 +61,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         callers: Callers,
         verifier: TokenVerifier,
         open_calls: OpenCalls,
+        memory: RequestMemory,
         audit: AuditTrail,
     ) -> None:
         self._identity = identity
         self._callers = callers
         self._verifier = verifier
         self._open_calls = open_calls
+        self._memory = memory
         self._audit = audit
         self._wrapped: dict[str, Handler] = {}
 
@@ -92,19 +96,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             allowed=callers_of(method, self._callers),
             verifier=self._verifier,
             open_calls=self._open_calls,
+            memory=self._memory,
+            decode=_decoder(handler.request_deserializer),
             audit=self._audit,
         )
-        codec: dict[str, Any] = {
-            "request_deserializer": _decoder(handler.request_deserializer),
-            "response_serializer": _encoder(handler.response_serializer),
-        }
+        # One request is read when its caller is known and there is room for it, those of a stream as they come.
+        encoded: dict[str, Any] = {"response_serializer": _encoder(handler.response_serializer)}
+        decoded: dict[str, Any] = {**encoded, "request_deserializer": call.decode}
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(call.unary_unary(handler.unary_unary), **codec)
+            return grpc.unary_unary_rpc_method_handler(call.unary_unary(handler.unary_unary), **encoded)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(call.unary_stream(handler.unary_stream), **codec)
+            return grpc.unary_stream_rpc_method_handler(call.unary_stream(handler.unary_stream), **encoded)
         if handler.stream_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(call.stream_unary(handler.stream_unary), **codec)
-        return grpc.stream_stream_rpc_method_handler(call.stream_stream(handler.stream_stream), **codec)
+            return grpc.stream_unary_rpc_method_handler(call.stream_unary(handler.stream_unary), **decoded)
+        return grpc.stream_stream_rpc_method_handler(call.stream_stream(handler.stream_stream), **decoded)
 
     def _wrap_health(self, handler: Handler, method: str) -> Handler:
         """Let every service ask, and nobody else."""
@@ -137,6 +142,8 @@ class _Call:
         allowed: Collection[str],
         verifier: TokenVerifier,
         open_calls: OpenCalls,
+        memory: RequestMemory,
+        decode: Callable[[bytes], Any],
         audit: AuditTrail,
     ) -> None:
         self._method = method
@@ -146,17 +153,17 @@ class _Call:
         self._is_for_bound = self._permission == policy.PUBLIC or policy.keeps_to_scope(method)
         self._verifier = verifier
         self._open_calls = open_calls
+        self._memory = memory
+        self.decode = decode
         self._endings: set[asyncio.Task[None]] = set()
         self._targets = TargetReader(method)
         self._audited = partial(audit.call, method, recorded=is_recorded(method))
 
     def unary_unary(self, inner: Any) -> Any:
-        async def serve(request: Message, context: Context) -> Any:
+        async def serve(payload: bytes, context: Context) -> Any:
             with self._audited(context) as call:
                 try:
-                    self._note_targets(request, call)
-                    await self._admit(context, call)
-                    _check(request)
+                    request = await self._received(payload, context, call)
                     if context.time_remaining() is None:
                         async with asyncio.timeout(_UNARY_DEADLINE_S):
                             response = await inner(request, context)
@@ -171,12 +178,10 @@ class _Call:
         return serve
 
     def unary_stream(self, inner: Any) -> Any:
-        async def serve(request: Message, context: Context) -> AsyncIterator[Message]:
+        async def serve(payload: bytes, context: Context) -> AsyncIterator[Message]:
             with self._audited(context) as call:
                 try:
-                    self._note_targets(request, call)
-                    await self._admit(context, call)
-                    _check(request)
+                    request = await self._received(payload, context, call)
                     await self._hold(call, context)
                     async with aclosing(inner(request, context)) as responses:
                         async for response in responses:
@@ -214,10 +219,31 @@ class _Call:
 
         return serve
 
-    def _note_targets(self, request: Message, call: AuditedCall) -> None:
-        """Note what the call is about, also when it will be refused."""
+    async def _received(self, payload: bytes, context: Context, call: AuditedCall) -> Any:
+        """Return a request of one message, for which there is room until the call is over, or raise why not."""
+        try:
+            await self._admit(context, call)
+        except Exception:
+            # It is recorded what was asked for, also when it is denied.
+            self._read(payload, call)
+            raise
+        _when_done(context, self._memory.take(self._whose(call), len(payload)))
+        request = self._read(payload, call)
+        _check(request)
+        return request
+
+    def _read(self, payload: bytes, call: AuditedCall) -> Any:
+        """Return the message, and note what it is about."""
+        request = self.decode(payload)
         if request is not _UNREADABLE:
             call.targets = self._targets.asked(request)
+        return request
+
+    def _whose(self, call: AuditedCall) -> str:
+        """Return whose share of memory a request takes."""
+        if call.principal is None:
+            return self._method
+        return call.principal.tenant or f"/{call.principal.subject}"
 
     async def _admit(self, context: Context, call: AuditedCall) -> None:
         """Let the caller in, or raise why not."""
@@ -248,13 +274,9 @@ class _Call:
             self._endings.add(ending)
             ending.add_done_callback(self._endings.discard)
 
-        def is_over(_: Context) -> None:
-            self._open_calls.remove(open_call)
-
         open_call = OpenCall(call.principal, address=call.address, cut_off=cut_off, renewed=call.renew)
         await self._open_calls.add(open_call)
-        # Not by the generator: a call that ends while a response is being written never comes back to it.
-        context.add_done_callback(is_over)  # type: ignore[arg-type] # grpc-stubs take another type for it.
+        _when_done(context, lambda: self._open_calls.remove(open_call))
 
     async def _identify(self, metadata: Iterable[tuple[str, str | bytes]], caller: str) -> Principal | None:
         """Return the user whose token came along, else the service that calls for itself."""
@@ -286,6 +308,15 @@ class _Call:
             await _refuse(context, known, method=self._method)
         await context.abort_with_status(rpc_status.to_status(answer))
         raise AssertionError("unreachable: aborting raises")
+
+
+def _when_done(context: Context, call: Callable[[], object]) -> None:
+    """Call something when an rpc is over; one that ends while it writes never comes back to its generator."""
+
+    def is_over(_: Context) -> None:
+        call()
+
+    context.add_done_callback(is_over)  # type: ignore[arg-type] # grpc-stubs take another type for it.
 
 
 async def _refuse(context: Context, error: DomainError, *, method: str) -> NoReturn:

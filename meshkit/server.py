@@ -17,6 +17,7 @@ from meshkit.callers import Callers
 from meshkit.connections import Connections
 from meshkit.interceptors import CallInterceptor
 from meshkit.open_calls import OpenCalls
+from meshkit.request_memory import RequestMemory
 from meshkit.tasks import background
 from meshkit.telemetry import deserves_span
 
@@ -71,6 +72,7 @@ async def running_server(
     reflected: Sequence[str] | None = None,
     drain: Callable[[], Awaitable[None]] | None = None,
     connections: Connections | None = None,
+    memory: RequestMemory | None = None,
 ) -> AsyncIterator[int]:
     """Serve until the context ends, then drain; yields the port.
 
@@ -90,6 +92,7 @@ async def running_server(
         drain: asks the clients of long streams to leave, and returns when they have; awaited
             when health says NOT_SERVING already and calls are still served.
         connections: counts the calls of tenants that last; None for a service that has none.
+        memory: for requests that are worked on; the usual amount when None.
     """
     open_calls = OpenCalls(verifier=door.verifier, connections=connections)
     server = grpc.aio.server(
@@ -100,6 +103,7 @@ async def running_server(
                 callers=callers,
                 verifier=door.verifier,
                 open_calls=open_calls,
+                memory=RequestMemory() if memory is None else memory,
                 audit=door.audit,
             ),
         ],

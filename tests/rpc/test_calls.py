@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import asyncpg
@@ -18,6 +18,7 @@ from meshkit.audit import AuditTrail
 from meshkit.clock import SystemClock
 from meshkit.errors import not_found
 from meshkit.identity import TokenVerifier
+from meshkit.request_memory import CALL_BYTES, RequestMemory
 from meshkit.revocations import RevocationKind, Revocations
 from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
@@ -37,14 +38,18 @@ class Twins(twin_service_pb2_grpc.TwinServiceServicer):
 
     Attributes:
         left: set when a watch that goes on for ever was ended.
+        answered: lets those go on that asked for what is slow.
     """
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
+        self.answered = asyncio.Event()
 
     async def GetTwin(self, request: Any, context: Any) -> twin_service_pb2.Twin:
         if request.id == "absent":
             raise not_found("twin", request.id)
+        if request.id == "slow":
+            await self.answered.wait()
         if request.id == "broken":
             raise RuntimeError("secret detail")
         if request.id == "database-away":
@@ -83,7 +88,13 @@ def servicer() -> Twins:
 
 
 @pytest.fixture
-async def address(auth_address: str, servicer: Twins) -> AsyncIterator[str]:
+def memory() -> RequestMemory:
+    """Room for ten calls."""
+    return RequestMemory(10 * (CALL_BYTES + 100))
+
+
+@pytest.fixture
+async def address(auth_address: str, servicer: Twins, memory: RequestMemory) -> AsyncIterator[str]:
     async with (
         client.service_channel(auth_address, service="auth_svc", identity=_IDENTITY) as auth,
         (
@@ -113,6 +124,7 @@ async def address(auth_address: str, servicer: Twins) -> AsyncIterator[str]:
                 callers={**asset_contract.CALLERS, **twin_contract.CALLERS},
                 registrations=registrations,
                 checks={},
+                memory=memory,
             ) as port,
         ):
             yield f"127.0.0.1:{port}"
@@ -132,6 +144,12 @@ def twins(channel: grpc.aio.Channel) -> Any:
 @pytest.fixture
 def reader(mint: TokenMint) -> tuple[tuple[str, str], ...]:
     return bearer(mint.token(tenant="demo", permissions=["twin:read"]))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)
 
 
 async def test_a_verified_caller_reaches_the_handler(twins: Any, reader: Any) -> None:
@@ -278,6 +296,58 @@ async def until_refused(twins: Any, caller: Any) -> None:
 
     async with asyncio.timeout(10):
         assert (await failure(go_on())).code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_tenant_that_waits_for_much_leaves_room_for_others(
+    twins: Any, servicer: Twins, memory: RequestMemory, mint: TokenMint
+) -> None:
+    def as_of(tenant: str) -> Any:
+        return bearer(mint.token(tenant=tenant, permissions=["twin:read"]))
+
+    slow = [twins.GetTwin(GetTwin(id="slow"), metadata=as_of("demo")) for _ in range(5)]
+    await until(lambda: memory.used > 5 * CALL_BYTES)
+    refused = await failure(twins.GetTwin(GetTwin(id="pump"), metadata=as_of("demo")))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUESTS_BUSY")
+    assert refused.metadata["limit_name"] == "request_bytes"
+    # Of a watch it is kept as long as that is open, and whoever may not ask takes nothing.
+    watch = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(ids=["silence"]), metadata=as_of("acme"))
+    await watch.read()
+    assert (await twins.GetTwin(GetTwin(id="pump"), metadata=as_of("acme"))).id == "pump"
+    await until(lambda: memory.used < 7 * CALL_BYTES)
+    held = memory.used
+    assert (await failure(twins.GetTwin(GetTwin(id="slow")))).reason == "CREDENTIAL_MISSING"
+    assert memory.used == held
+    watch.cancel()
+    servicer.answered.set()
+    await asyncio.gather(*slow)
+    await until(lambda: memory.used == 0)
+    assert (await twins.GetTwin(GetTwin(id="pump"), metadata=as_of("demo"))).id == "pump"
+
+
+async def test_what_ends_in_any_way_gives_its_room_back(
+    twins: Any, servicer: Twins, memory: RequestMemory, reader: Any
+) -> None:
+    for ends in ("absent", "broken", "database-away", ""):
+        await failure(twins.GetTwin(GetTwin(id=ends), metadata=reader))
+    given_up = twins.GetTwin(GetTwin(id="slow"), metadata=reader)
+    await until(lambda: memory.used > 0)
+    given_up.cancel()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await twins.GetTwin(GetTwin(id="slow"), metadata=reader, timeout=0.05)
+    # Nobody reads it, so that its writes wait.
+    flood = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(ids=["flood"]), metadata=reader)
+    await until(lambda: memory.used > 0)
+    flood.cancel()
+    await until(lambda: memory.used == 0)
+
+
+async def test_a_message_that_is_too_large_for_what_is_left_is_not_read(
+    twins: Any, memory: RequestMemory, reader: Any
+) -> None:
+    call = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(ids=["x" * 100] * 250), metadata=reader)
+    refused = await failure(call.read())
+    assert refused.reason == "REQUESTS_BUSY"
+    assert (memory.used, refused.metadata["used"]) == (0, "0")
 
 
 async def test_calls_that_arrive_all_at_once_wait_and_none_is_cancelled(address: str) -> None:

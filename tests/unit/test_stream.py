@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from ingest_svc.applied import Applied
-from ingest_svc.budget import Budget, Budgets, Shares
+from ingest_svc.budget import Budgets
 from ingest_svc.open_streams import OpenStreams
 from ingest_svc.raw_trail import RawTrail
 from ingest_svc.servicer import IngestServicer
@@ -20,6 +20,7 @@ from ingest_svc.twin_frontiers import LISTENED_TICKS, TwinFrontiers
 from meshkit.errors import DomainError, InvalidArgument, Unauthenticated, Unavailable, dependency_unavailable
 from meshkit.identity import Principal, PrincipalKind
 from meshkit.open_calls import OpenCall, bind_call
+from meshkit.shares import Shares
 from telemetry_store.commit_numbers import CommitNumbers, Coverage
 from telemetry_store.frontier_report import FrontierReport
 from telemetry_store.requests import OpenedCursor, WriteRequest, WriteResult
@@ -221,7 +222,7 @@ async def test_definitions_beyond_the_process_budget_end_the_stream() -> None:
 
 async def test_bytes_beyond_the_process_budget_are_thrown_back() -> None:
     size = ingest_pb2.Batch(sequence=1, traceparent="x" * 60).ByteSize()
-    budgets = Budgets(inflight_bytes=Budget(size))
+    budgets = Budgets(inflight_bytes=Shares(2 * size))
     async with opened(budgets) as one, opened(budgets) as other:
         for site in (one, other):
             site.send(batch=ingest_pb2.Batch(sequence=1, traceparent="x" * 60))

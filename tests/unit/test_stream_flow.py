@@ -7,20 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_svc.budget import Budget
 from ingest_svc.flow import BatchFlow, Taken
 from meshkit.errors import DomainError, FailedPrecondition, InvalidArgument, dependency_unavailable
+from meshkit.shares import Share, Shares
 from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 _BATCHES = 12
 _CREDITS = 4
 
 
+def share_of(most: int) -> Share:
+    """Return the share of a tenant that is alone."""
+    return Shares(2 * most).share("acme")
+
+
 class Model:
     """An honest client, a writer that fails and answers in any order, and a transport in between."""
 
     def __init__(self, last_committed: int, first: int) -> None:
-        self.budget = Budget(100)
+        self.budget = share_of(100)
         self.flow = BatchFlow(
             last_committed=last_committed, budget=self.budget, max_batches=_CREDITS, max_bytes=1000
         )
@@ -144,7 +149,7 @@ def test_an_honest_client_comes_to_the_end(
 
 
 def _flow(**limits: int) -> BatchFlow:
-    return BatchFlow(last_committed=0, budget=Budget(limits.pop("budget", 100)), **limits)
+    return BatchFlow(last_committed=0, budget=share_of(limits.pop("budget", 100)), **limits)
 
 
 def _taken(flow: BatchFlow, sequence: int, size: int = 1) -> Taken:
@@ -219,7 +224,7 @@ def test_what_ends_the_stream_is_told_after_what_came_before() -> None:
 
 
 def test_resending_may_leave_out_what_is_committed() -> None:
-    flow = BatchFlow(last_committed=9, budget=Budget(100))
+    flow = BatchFlow(last_committed=9, budget=share_of(100))
     flow.throw_back(_taken(flow, 5), dependency_unavailable("postgresql"))
     assert flow.take(7, 1) is None  # Sent before the client read that it is to go back.
     for sequence in (5, 7, 10):
@@ -229,7 +234,7 @@ def test_resending_may_leave_out_what_is_committed() -> None:
 
 
 def test_closing_gives_everything_back() -> None:
-    budget = Budget(100)
+    budget = share_of(100)
     flow = BatchFlow(last_committed=0, budget=budget)
     flow.answer(_taken(flow, 1), b"")
     flow.acknowledge(100)

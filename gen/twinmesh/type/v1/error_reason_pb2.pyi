@@ -279,6 +279,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Only a suspended tenant can be deleted; suspend it, after its export. FAILED_PRECONDITION."""
     ERROR_REASON_TENANT_DELETED: _ErrorReason.ValueType  # 187
     """The tenant was deleted, or is being deleted, and does not come back. FAILED_PRECONDITION."""
+    ERROR_REASON_REQUESTS_BUSY: _ErrorReason.ValueType  # 188
+    """The requests that this process works on for the tenant, or of the kind when the rpc asks for no
+    credential, have as many bytes as they get beside those of others; retry after RetryInfo.
+    RESOURCE_EXHAUSTED. Metadata: limit_name, limit, used.
+    """
     ERROR_REASON_LOGIN_LIMITED: _ErrorReason.ValueType  # 190
     """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
     was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
@@ -575,6 +580,11 @@ ERROR_REASON_TENANT_NOT_SUSPENDED: ErrorReason.ValueType  # 186
 """Only a suspended tenant can be deleted; suspend it, after its export. FAILED_PRECONDITION."""
 ERROR_REASON_TENANT_DELETED: ErrorReason.ValueType  # 187
 """The tenant was deleted, or is being deleted, and does not come back. FAILED_PRECONDITION."""
+ERROR_REASON_REQUESTS_BUSY: ErrorReason.ValueType  # 188
+"""The requests that this process works on for the tenant, or of the kind when the rpc asks for no
+credential, have as many bytes as they get beside those of others; retry after RetryInfo.
+RESOURCE_EXHAUSTED. Metadata: limit_name, limit, used.
+"""
 ERROR_REASON_LOGIN_LIMITED: ErrorReason.ValueType  # 190
 """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
 was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.

@@ -486,6 +486,13 @@ class ErrorReason(betterproto2.Enum):
     The tenant was deleted, or is being deleted, and does not come back. FAILED_PRECONDITION.
     """
 
+    REQUESTS_BUSY = 188
+    """
+    The requests that this process works on for the tenant, or of the kind when the rpc asks for no
+    credential, have as many bytes as they get beside those of others; retry after RetryInfo.
+    RESOURCE_EXHAUSTED. Metadata: limit_name, limit, used.
+    """
+
     LOGIN_LIMITED = 190
     """
     Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
@@ -621,6 +628,7 @@ class ErrorReason(betterproto2.Enum):
             185: "ERROR_REASON_TENANT_SUSPENDED",
             186: "ERROR_REASON_TENANT_NOT_SUSPENDED",
             187: "ERROR_REASON_TENANT_DELETED",
+            188: "ERROR_REASON_REQUESTS_BUSY",
             190: "ERROR_REASON_LOGIN_LIMITED",
             191: "ERROR_REASON_OUTSIDE_OF_SCOPE",
             192: "ERROR_REASON_SIGNATURE_INVALID",
@@ -717,6 +725,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_TENANT_SUSPENDED": 185,
             "ERROR_REASON_TENANT_NOT_SUSPENDED": 186,
             "ERROR_REASON_TENANT_DELETED": 187,
+            "ERROR_REASON_REQUESTS_BUSY": 188,
             "ERROR_REASON_LOGIN_LIMITED": 190,
             "ERROR_REASON_OUTSIDE_OF_SCOPE": 191,
             "ERROR_REASON_SIGNATURE_INVALID": 192,

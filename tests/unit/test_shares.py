@@ -1,9 +1,9 @@
-"""What streams share in a process, and how much of it one tenant gets."""
+"""What a process has for all tenants, and how much of it one of them gets."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_svc.budget import Shares
+from meshkit.shares import Shares
 
 _TENANTS = st.sampled_from(["acme", "demo", "rival"])
 
@@ -30,6 +30,22 @@ def test_whoever_has_more_than_it_would_get_now_keeps_it_and_gets_no_more() -> N
     assert shares.take("acme", 37)
 
 
+def test_of_four_the_third_tenant_gets_the_last() -> None:
+    shares = Shares(4)
+    assert [
+        shares.take(tenant, 1) for tenant in ("acme", "acme", "acme", "demo", "demo", "rival", "other")
+    ] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert shares.used == 4
+
+
 @given(st.lists(st.tuples(_TENANTS, st.integers(0, 60), st.booleans())))
 def test_there_is_always_something_left_for_others(steps: list[tuple[str, int, bool]]) -> None:
     limit = 100
@@ -43,6 +59,6 @@ def test_there_is_always_something_left_for_others(steps: list[tuple[str, int, b
             held[tenant] = own - back
         elif shares.take(tenant, amount):
             held[tenant] = own + amount
-            assert not amount or held[tenant] <= limit - sum(held.values())
+            assert not amount or held[tenant] <= limit - sum(held.values()) + 1
         assert shares.used == sum(held.values())
         assert all(shares.of(each) == amount for each, amount in held.items())
