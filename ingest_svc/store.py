@@ -37,6 +37,7 @@ class BackfillStore:
         """Declare a backfill; the same range answers the same one.
 
         Raises:
+            ResourceExhausted: BACKFILL_LIMIT_REACHED.
             Unavailable: PostgreSQL is away.
         """
         return await create_backfill(

@@ -100,7 +100,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             decode=_decoder(handler.request_deserializer),
             audit=self._audit,
         )
-        # One request is read when its caller is known and there is room for it, those of a stream as they come.
+        # One request is read when its caller is known and there is room, those of a stream as they come.
         encoded: dict[str, Any] = {"response_serializer": _encoder(handler.response_serializer)}
         decoded: dict[str, Any] = {**encoded, "request_deserializer": call.decode}
         if handler.unary_unary is not None:
@@ -220,7 +220,7 @@ class _Call:
         return serve
 
     async def _received(self, payload: bytes, context: Context, call: AuditedCall) -> Any:
-        """Return a request of one message, for which there is room until the call is over, or raise why not."""
+        """Return the one message of a request, for which there is room until the call is over."""
         try:
             await self._admit(context, call)
         except Exception:

@@ -1,7 +1,7 @@
 """Room for the requests that a process works on at once, so that none of its callers takes its memory.
 
-A message may have megabytes, and while a database stands still each waits with what was made of it. Counted is
-what came, from when its caller is known until the call is over; before that it is what the transport holds.
+A message may have megabytes, and while a database stands still each waits with what was made of it. What came
+counts from when its caller is known until the call is over; before that it is what the transport holds.
 Batches of gateway streams have budgets of their own, which last until they are durable.
 """
 
@@ -43,8 +43,8 @@ class RequestMemory:
         size += CALL_BYTES
         if not share.take(size):
             raise ResourceExhausted(
-                f"requests of your tenant, or like this one, that this process works on have {share.used} bytes,"
-                f" of {share.most} at most beside those of others; retry when some have ended",
+                f"requests of your tenant, or like this one, that this process works on have {share.used}"
+                f" bytes, of {share.most} at most beside those of others; retry when some have ended",
                 reason=ErrorReason.ERROR_REASON_REQUESTS_BUSY,
                 metadata={
                     "limit_name": "request_bytes",

@@ -8,7 +8,8 @@ import asyncpg
 
 from meshkit.clock import from_datetime
 from meshkit.db import DATABASE_ERRORS
-from meshkit.errors import dependency_unavailable
+from meshkit.errors import ResourceExhausted, dependency_unavailable
+from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 
 VALID_FOR = timedelta(days=7)
 
@@ -41,6 +42,7 @@ async def create_backfill(
         end_us: after the start, at most 400 days, and not in the future.
 
     Raises:
+        ResourceExhausted: BACKFILL_LIMIT_REACHED, so much is declared already.
         Unavailable: DEPENDENCY_UNAVAILABLE.
         asyncpg.InvalidParameterValueError: the range breaks these rules, which callers
             check before.
@@ -60,6 +62,8 @@ async def create_backfill(
         )
     except asyncpg.InvalidParameterValueError:
         raise
+    except asyncpg.ConfigurationLimitExceededError as error:
+        raise _limit_reached(error) from None
     except DATABASE_ERRORS as error:
         raise dependency_unavailable("postgresql") from error
     return _backfill(row)
@@ -84,6 +88,17 @@ async def find_backfill(pool: asyncpg.Pool, *, tenant: str, backfill_id: str) ->
     except DATABASE_ERRORS as error:
         raise dependency_unavailable("postgresql") from error
     return None if row is None else _backfill(row)
+
+
+def _limit_reached(error: asyncpg.ConfigurationLimitExceededError) -> ResourceExhausted:
+    name, (limit, used) = error.message, (error.detail or "").split()
+    what = "days in declared backfills" if name == "backfill_days" else "declared backfills"
+    return ResourceExhausted(
+        f"your tenant has {used} {what}, of {limit} at most beside those of others; each counts for"
+        f" {VALID_FOR.days} days: declare less, or later",
+        reason=ErrorReason.ERROR_REASON_BACKFILL_LIMIT_REACHED,
+        metadata={"limit_name": name, "limit": limit, "used": used},
+    )
 
 
 def _backfill(row: asyncpg.Record) -> BackfillRow:

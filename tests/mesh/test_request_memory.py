@@ -35,7 +35,7 @@ async def _outcome(call: Any) -> str:
     try:
         await call
     except grpc.aio.AioRpcError as error:
-        return error_info_of(error).reason
+        return str(error_info_of(error).reason)
     return ""
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -23,6 +23,7 @@ from meshkit.revocations import RevocationKind, Revocations
 from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
+from tests.rpc.ingest.neighbours import until
 from twin_svc import contract as twin_contract
 from twinmesh.asset.v1 import profile_service_pb2, profile_service_pb2_grpc
 from twinmesh.ingest.v1 import connection_service_pb2, connection_service_pb2_grpc
@@ -144,12 +145,6 @@ def twins(channel: grpc.aio.Channel) -> Any:
 @pytest.fixture
 def reader(mint: TokenMint) -> tuple[tuple[str, str], ...]:
     return bearer(mint.token(tenant="demo", permissions=["twin:read"]))
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_verified_caller_reaches_the_handler(twins: Any, reader: Any) -> None:

@@ -119,6 +119,7 @@ class IngestServiceServicer:
         makes room for them. Live telemetry outside of the live window is refused;
         telemetry that names a backfill is taken inside of the backfill's range instead.
         INVALID_ARGUMENT TIME_RANGE_INVALID for an empty, reversed or too long range.
+        RESOURCE_EXHAUSTED BACKFILL_LIMIT_REACHED when the tenant has declared too many days at once.
         Safe to retry: the same range answers the same backfill.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

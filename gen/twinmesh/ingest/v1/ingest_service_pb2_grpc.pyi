@@ -74,6 +74,7 @@ class IngestServiceStub:
     makes room for them. Live telemetry outside of the live window is refused;
     telemetry that names a backfill is taken inside of the backfill's range instead.
     INVALID_ARGUMENT TIME_RANGE_INVALID for an empty, reversed or too long range.
+    RESOURCE_EXHAUSTED BACKFILL_LIMIT_REACHED when the tenant has declared too many days at once.
     Safe to retry: the same range answers the same backfill.
     """
     StreamTelemetry: _grpc.StreamStreamMultiCallable[_ingest_service_pb2.StreamTelemetryRequest, _ingest_service_pb2.StreamTelemetryResponse]
@@ -143,6 +144,7 @@ class IngestServiceAsyncStub(IngestServiceStub):
     makes room for them. Live telemetry outside of the live window is refused;
     telemetry that names a backfill is taken inside of the backfill's range instead.
     INVALID_ARGUMENT TIME_RANGE_INVALID for an empty, reversed or too long range.
+    RESOURCE_EXHAUSTED BACKFILL_LIMIT_REACHED when the tenant has declared too many days at once.
     Safe to retry: the same range answers the same backfill.
     """
     StreamTelemetry: _aio.StreamStreamMultiCallable[_ingest_service_pb2.StreamTelemetryRequest, _ingest_service_pb2.StreamTelemetryResponse]  # type: ignore[assignment]
@@ -229,6 +231,7 @@ class IngestServiceServicer:
         makes room for them. Live telemetry outside of the live window is refused;
         telemetry that names a backfill is taken inside of the backfill's range instead.
         INVALID_ARGUMENT TIME_RANGE_INVALID for an empty, reversed or too long range.
+        RESOURCE_EXHAUSTED BACKFILL_LIMIT_REACHED when the tenant has declared too many days at once.
         Safe to retry: the same range answers the same backfill.
         """
 

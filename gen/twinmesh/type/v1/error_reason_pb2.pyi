@@ -284,6 +284,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     credential, have as many bytes as they get beside those of others; retry after RetryInfo.
     RESOURCE_EXHAUSTED. Metadata: limit_name, limit, used.
     """
+    ERROR_REASON_BACKFILL_LIMIT_REACHED: _ErrorReason.ValueType  # 189
+    """The tenant has declared as many days in backfills as it gets beside others', or as many backfills
+    (limit_name: backfill_days, backfills). RESOURCE_EXHAUSTED. Metadata: limit_name, limit, used.
+    """
     ERROR_REASON_LOGIN_LIMITED: _ErrorReason.ValueType  # 190
     """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
     was looked at; retry after RetryInfo. RESOURCE_EXHAUSTED.
@@ -584,6 +588,10 @@ ERROR_REASON_REQUESTS_BUSY: ErrorReason.ValueType  # 188
 """The requests that this process works on for the tenant, or of the kind when the rpc asks for no
 credential, have as many bytes as they get beside those of others; retry after RetryInfo.
 RESOURCE_EXHAUSTED. Metadata: limit_name, limit, used.
+"""
+ERROR_REASON_BACKFILL_LIMIT_REACHED: ErrorReason.ValueType  # 189
+"""The tenant has declared as many days in backfills as it gets beside others', or as many backfills
+(limit_name: backfill_days, backfills). RESOURCE_EXHAUSTED. Metadata: limit_name, limit, used.
 """
 ERROR_REASON_LOGIN_LIMITED: ErrorReason.ValueType  # 190
 """Too many log-ins failed for this account, whether it exists or not, or from this address; nothing

@@ -493,6 +493,12 @@ class ErrorReason(betterproto2.Enum):
     RESOURCE_EXHAUSTED. Metadata: limit_name, limit, used.
     """
 
+    BACKFILL_LIMIT_REACHED = 189
+    """
+    The tenant has declared as many days in backfills as it gets beside others', or as many backfills
+    (limit_name: backfill_days, backfills). RESOURCE_EXHAUSTED. Metadata: limit_name, limit, used.
+    """
+
     LOGIN_LIMITED = 190
     """
     Too many log-ins failed for this account, whether it exists or not, or from this address; nothing
@@ -629,6 +635,7 @@ class ErrorReason(betterproto2.Enum):
             186: "ERROR_REASON_TENANT_NOT_SUSPENDED",
             187: "ERROR_REASON_TENANT_DELETED",
             188: "ERROR_REASON_REQUESTS_BUSY",
+            189: "ERROR_REASON_BACKFILL_LIMIT_REACHED",
             190: "ERROR_REASON_LOGIN_LIMITED",
             191: "ERROR_REASON_OUTSIDE_OF_SCOPE",
             192: "ERROR_REASON_SIGNATURE_INVALID",
@@ -726,6 +733,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_TENANT_NOT_SUSPENDED": 186,
             "ERROR_REASON_TENANT_DELETED": 187,
             "ERROR_REASON_REQUESTS_BUSY": 188,
+            "ERROR_REASON_BACKFILL_LIMIT_REACHED": 189,
             "ERROR_REASON_LOGIN_LIMITED": 190,
             "ERROR_REASON_OUTSIDE_OF_SCOPE": 191,
             "ERROR_REASON_SIGNATURE_INVALID": 192,

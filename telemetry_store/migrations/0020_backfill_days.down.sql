@@ -1,0 +1,82 @@
+CREATE OR REPLACE FUNCTION telemetry.create_backfill(
+    tenant text, new_id text, declared_by text, range_start bigint, range_end bigint, valid_for interval
+) RETURNS SETOF telemetry.backfill
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '4s'
+AS $$
+DECLARE
+    day_us constant bigint := 86400000000;
+    earliest constant bigint := 631152000000000; -- 1990-01-01
+BEGIN
+    IF range_start < earliest OR range_start >= range_end OR range_end - range_start > 400 * day_us
+        OR range_end > extract(epoch FROM now()) * 1000000 + day_us
+    THEN
+        RAISE invalid_parameter_value USING MESSAGE =
+            format('a backfill covers at most 400 days between 1990 and now, not %s to %s', range_start, range_end);
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('telemetry.segment'));
+    FOR day_no IN range_start / day_us .. (range_end - 1) / day_us LOOP
+        PERFORM telemetry.make_segment_day(date '1970-01-01' + day_no::integer);
+    END LOOP;
+    PERFORM telemetry.ensure_sealed_months(
+        date '1970-01-01' + (range_start / day_us)::integer, date '1970-01-01' + ((range_end - 1) / day_us)::integer
+    );
+    RETURN QUERY
+    INSERT INTO telemetry.backfill AS b (tenant_id, backfill_id, principal, start_time, end_time, expire_time)
+    VALUES (tenant, new_id, declared_by, range_start, range_end, now() + valid_for)
+    ON CONFLICT (tenant_id, start_time, end_time) DO UPDATE SET expire_time = excluded.expire_time
+    RETURNING b.tenant_id, b.backfill_id, b.principal, b.start_time, b.end_time, b.expire_time;
+END $$;
+
+DROP FUNCTION telemetry.days_of(int4multirange);
+
+CREATE OR REPLACE FUNCTION telemetry.drop_segment_days(days_back integer, long_empty date[])
+    RETURNS TABLE (day date, dropped boolean)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '500ms'
+AS $$
+DECLARE
+    day_us constant bigint := 86400000000;
+    partition text;
+    start_us bigint;
+    one integer;
+    is_busy boolean := false;
+BEGIN
+    IF days_back NOT BETWEEN 0 AND 400 THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('at most 400 days back, not %s', days_back);
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('telemetry.segment'));
+    FOR partition IN
+        SELECT child.relname
+        FROM pg_inherits
+        JOIN pg_class AS child ON child.oid = pg_inherits.inhrelid
+        WHERE pg_inherits.inhparent = 'telemetry.segment'::regclass
+          AND to_date(right(child.relname, 8), 'YYYYMMDD') < (now() AT TIME ZONE 'UTC')::date - days_back
+        ORDER BY child.relname
+    LOOP
+        day := to_date(right(partition, 8), 'YYYYMMDD');
+        dropped := false;
+        start_us := (day - date '1970-01-01') * day_us;
+        -- A batch may be under way that found its backfill just before it expired.
+        CONTINUE WHEN EXISTS (
+            SELECT FROM telemetry.backfill
+            WHERE start_time < start_us + day_us AND end_time > start_us AND expire_time > now() - interval '1 hour'
+        );
+        -- Along the index: what was deleted is still in the table, and not in there for long.
+        EXECUTE format('SELECT 1 FROM telemetry.%I ORDER BY series_id LIMIT 1', partition) INTO one;
+        CONTINUE WHEN one IS NOT NULL;
+        IF NOT is_busy AND day = ANY (long_empty) THEN
+            BEGIN
+                -- The parent first, as its readers and writers do.
+                LOCK TABLE ONLY telemetry.segment IN ACCESS EXCLUSIVE MODE;
+                EXECUTE format('LOCK TABLE telemetry.%I IN ACCESS EXCLUSIVE MODE', partition);
+                EXECUTE format('SELECT 1 FROM telemetry.%I ORDER BY series_id LIMIT 1', partition) INTO one;
+                CONTINUE WHEN one IS NOT NULL;
+                EXECUTE format('DROP TABLE telemetry.%I', partition);
+                dropped := true;
+            EXCEPTION WHEN lock_not_available THEN
+                -- Somebody reads for long, and everybody else would wait behind us: another time.
+                is_busy := true;
+            END;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END $$;
