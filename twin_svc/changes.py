@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 # Who waits for more devices than these is woken by every change of the tenant: most concern it,
@@ -25,13 +25,12 @@ class Waiter:
         self._devices: frozenset[int] | None = None
         of_tenant.add(self, None)
 
-    def wait_for(self, devices: Iterable[int]) -> None:
+    def wait_for(self, devices: Collection[int]) -> None:
         """Wait for changes of these devices, by their slots, from now on.
 
         It is woken at once, too: what changed since it looked may be of a device that is new to it.
         """
-        wanted = frozenset(devices)
-        wanted_or_all = wanted if len(wanted) <= _MOST_DEVICES else None
+        wanted_or_all = frozenset(map(int, devices)) if len(devices) <= _MOST_DEVICES else None
         if wanted_or_all != self._devices:
             self._of_tenant.remove(self, self._devices)
             self._of_tenant.add(self, wanted_or_all)

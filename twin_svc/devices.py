@@ -17,7 +17,8 @@ _PAGE = 1_000
 _RELOAD_S = 60.0  # Bounds what a lost announcement can do.
 _RETRY_S = 1.0
 _FETCHED_AT_ONCE = 1_000
-_CHANGES_KEPT = 100
+# Who looks less often than devices change compares all of them: as many ids are kept as that is worth.
+_CHANGES_KEPT = 20_000
 
 
 class TenantDevices:
@@ -29,7 +30,8 @@ class TenantDevices:
 
     def __init__(self) -> None:
         self._devices: dict[str, Device] = {}
-        self._changes: deque[Collection[str]] = deque(maxlen=_CHANGES_KEPT)  # of the latest versions
+        self._changes: deque[Collection[str]] = deque()  # of the latest versions
+        self._changes_kept = 0
         self.version = 0
 
     @property
@@ -55,6 +57,9 @@ class TenantDevices:
             return False
         self.version += 1
         self._changes.append(different)
+        self._changes_kept += len(different)
+        while self._changes_kept > _CHANGES_KEPT:
+            self._changes_kept -= len(self._changes.popleft())
         for id_ in different:
             if id_ in devices:
                 self._devices[id_] = devices[id_]

@@ -193,9 +193,10 @@ class Fleet:
         ]
         return np.array(chosen, dtype=np.int32)
 
-    def has_new_metrics(self, devices: Slots, *, after: int) -> bool:
-        """Say whether any of the devices has a metric that was not there at a layout."""
-        return bool((self._devices["layout"][devices] > after).any())
+    def have_new_metrics(self, devices: Slots, *, after: int) -> npt.NDArray[np.bool_]:
+        """Return of each of the devices whether it has a metric that was not there at a layout."""
+        new: npt.NDArray[np.bool_] = self._devices["layout"][devices] > after
+        return new
 
     def changed(self, slots: Slots, *, after: int) -> npt.NDArray[np.bool_]:
         """Return of each of the metrics whether its value is of after a version."""

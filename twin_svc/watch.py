@@ -5,6 +5,7 @@ again, it tells the present state of what changed since.
 """
 
 import hashlib
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from twin_svc.tokens import ResumePoint
 from twin_svc.twins import Device, Twin
 
 _TWINS_PER_EVENT = 500
+# Of more it is quicker to sort them all.
+_FEW = 100
 _NONE = np.empty(0, dtype=np.int32)
 _T = TypeVar("_T")
 
@@ -143,27 +146,24 @@ class _Fitting:
 
 @dataclass(slots=True)
 class _Members:
-    """Twins that a watch holds, in columns.
+    """Twins that a watch holds, in columns, by id.
 
     Attributes:
         ids: of the devices.
         devices: their slots.
         heartbeats: of their types, microseconds; 0: none.
         online: whether they were told to be.
-        have_heartbeats: whether any of them has one.
     """
 
     ids: list[str] = field(default_factory=list)
     devices: Slots = field(default_factory=lambda: _NONE)
     heartbeats: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     online: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
-    have_heartbeats: bool = False
 
     def places(self, ids: Collection[str]) -> set[int]:
         """Return the places of those of some devices that are members."""
-        if not ids:
-            return set()
-        return {place for place, id_ in enumerate(self.ids) if id_ in ids}
+        places = ((bisect_left(self.ids, id_), id_) for id_ in ids)
+        return {place for place, id_ in places if place < len(self.ids) and self.ids[place] == id_}
 
 
 class Watch:
@@ -213,7 +213,8 @@ class Watch:
             checkpoint: where values whose commit is not known come from.
         """
         self._follow_devices()
-        self._set_members(self._present())
+        self._follow_members()
+        self._follow_layout()
         self._told = self._fleet.version
         told = np.zeros(len(self._slots), dtype=np.bool_)
         # Of a twin that has entered since, nothing was told, however old its values are.
@@ -229,11 +230,13 @@ class Watch:
     def look(self) -> Iterator[Event]:
         """Yield what changed since the last look; each look is to be taken to its end."""
         renewed = self._follow_devices()
-        left, entered = self._follow_members(changed=bool(renewed))
+        left, entered = self._follow_members()
+        touched = self._members.places(renewed)
+        self._follow_heartbeats(touched)
         self._follow_layout()
         after, self._told = self._told, self._fleet.version
         slots = self._by_member(self._fleet.changed(self._slots, after=after))
-        concerned = self._turned().union(slots, self._members.places(renewed))
+        concerned = self._turned().union(slots, touched)
         concerned -= self._members.places(entered)
         yield from (Leave(part) for part in _parts(left))
         for ids in _parts(entered):
@@ -241,29 +244,45 @@ class Watch:
         for places in _parts(sorted(concerned)):
             yield Change([self._twin(self._members.ids[place], slots.get(place, ())) for place in places])
 
-    def _follow_members(self, *, changed: bool) -> tuple[Sequence[str], Sequence[str]]:
+    def _follow_members(self) -> tuple[Sequence[str], Sequence[str]]:
         """Decide anew who is a member; returns the ids of those that left and of those that entered."""
-        if not changed and self._selection.area is None:
+        before = self._members
+        fitting, slots = self._sorted
+        inside = None
+        if self._selection.area is not None:
+            inside = np.flatnonzero(self._selection.area.holds(self._fleet.positions(slots)))
+            slots = slots[inside]
+        if slots is before.devices or np.array_equal(slots, before.devices):
             return (), ()
-        members = self._members
-        present = self._present()
-        if not changed and present == members.ids:
-            return (), ()
-        self._set_members(present)
-        # Who stayed is told of when it turns from what it was told to be.
-        told = dict(zip(members.ids, members.online.tolist(), strict=True))
-        now = zip(present, self._members.online.tolist(), strict=True)
-        self._members.online = np.array([told.get(id_, online) for id_, online in now], dtype=np.bool_)
-        remaining = set(present)
-        return (
-            [id_ for id_ in members.ids if id_ not in remaining],
-            [id_ for id_ in present if id_ not in told],
-        )
+        ids = fitting if inside is None else [fitting[place] for place in inside.tolist()]
+        stay, new = np.isin(before.devices, slots), ~np.isin(slots, before.devices)
+        left = [before.ids[place] for place in np.flatnonzero(~stay).tolist()]
+        entered = [ids[place] for place in np.flatnonzero(new).tolist()]
+        for id_ in (*left, *entered):
+            self._digest ^= _digest(id_)
+        # Both are in the order of ids, so who stays keeps its order. It is told of when it turns from what it
+        # was told to be.
+        heartbeats = np.zeros(len(slots), dtype=np.int64)
+        heartbeats[~new] = before.heartbeats[stay]
+        heartbeats[new] = [self._fitting[id_].device.heartbeat_us for id_ in entered]
+        self._members = _Members(ids, slots, heartbeats)
+        self._members.online = self._online()
+        self._members.online[~new] = before.online[stay]
+        places = np.full(len(before.devices), -1, dtype=np.intp)
+        places[stay] = np.flatnonzero(~new)
+        self._owners = places[self._owners]
+        self._place_metrics(self._owners >= 0, np.flatnonzero(new))
+        return left, entered
+
+    def _follow_heartbeats(self, places: Collection[int]) -> None:
+        for place in places:
+            device = self._fitting[self._members.ids[place]].device
+            self._members.heartbeats[place] = device.heartbeat_us
 
     def _turned(self) -> set[int]:
         """Return the places of members that are online and were told to be offline, or the reverse."""
         members = self._members
-        if not members.have_heartbeats:
+        if not members.heartbeats.any():
             return set()
         online = self._online()
         turned = np.flatnonzero(online != members.online)
@@ -284,7 +303,7 @@ class Watch:
         return found
 
     def _follow_devices(self) -> Collection[str]:
-        """Take over changes of devices; returns the ids of those that fit and changed."""
+        """Take over changes of devices; returns the ids of those that changed and fit."""
         version = self._devices.version
         if version == self._devices_version:
             return ()
@@ -295,52 +314,55 @@ class Watch:
             if self._selection.ids:
                 changed = changed & self._selection.ids
         self._devices_version = version
-        concerned = set()
+        fit, came, went = set(), [], []
         for id_ in changed:
             device = everything.get(id_)
             if device is not None and self._selection.fits(device):
+                if id_ not in self._fitting:
+                    came.append(id_)
                 self._fitting[id_] = _Fitting(device, self._fleet.device_slot(self._tenant, id_))
-                concerned.add(id_)
+                fit.add(id_)
             elif self._fitting.pop(id_, None) is not None:
-                concerned.add(id_)
-        if concerned:
+                went.append(id_)
+        if came or went:
+            self._sort(came, went)
+        return fit
+
+    def _sort(self, came: Sequence[str], went: Sequence[str]) -> None:
+        """Take over who fits now; of a few it costs no walk over all."""
+        ids, slots = self._sorted
+        if len(came) + len(went) > _FEW:
             ids = sorted(self._fitting)
             self._sorted = ids, np.array([self._fitting[id_].slot for id_ in ids], dtype=np.int32)
-        return concerned
-
-    def _present(self) -> list[str]:
-        """Return the ids of those that fit and are where the selection is."""
-        ids, slots = self._sorted
-        if self._selection.area is None:
-            return ids
-        inside = self._selection.area.holds(self._fleet.positions(slots))
-        return [ids[place] for place in np.flatnonzero(inside).tolist()]
-
-    def _set_members(self, ids: list[str]) -> None:
-        for id_ in set(ids).symmetric_difference(self._members.ids):
-            self._digest ^= _digest(id_)
-        members = [self._fitting[id_] for id_ in ids]
-        self._members = _Members(
-            ids,
-            np.array([member.slot for member in members], dtype=np.int32),
-            np.array([member.device.heartbeat_us for member in members], dtype=np.int64),
-        )
-        self._members.have_heartbeats = bool(self._members.heartbeats.any())
-        self._members.online = self._online()
-        self._layout = -1
-        self._follow_layout()
+            return
+        ids = ids.copy()
+        for id_ in went:
+            place = bisect_left(ids, id_)
+            del ids[place]
+            slots = np.delete(slots, place)
+        for id_ in came:
+            place = bisect_left(ids, id_)
+            ids.insert(place, id_)
+            slots = np.insert(slots, place, self._fitting[id_].slot)
+        self._sorted = ids, slots
 
     def _follow_layout(self) -> None:
         """Look for metrics that members have reported for the first time."""
         if self._layout == self._fleet.layout:
             return
-        if self._layout < 0 or self._fleet.has_new_metrics(self._members.devices, after=self._layout):
-            devices = self._members.devices
-            self._slots = self._fleet.metric_slots(devices.tolist(), self._selection.metrics)
-            owners = self._fleet.devices_of(self._slots)
-            order = np.argsort(devices)
-            self._owners = order[np.searchsorted(devices, owners, sorter=order)]
+        new = self._fleet.have_new_metrics(self._members.devices, after=self._layout)
         self._layout = self._fleet.layout
+        if new.any():
+            self._place_metrics(~new[self._owners], np.flatnonzero(new))
+
+    def _place_metrics(self, kept: npt.NDArray[np.bool_], places: npt.NDArray[np.intp]) -> None:
+        """Keep some of the metrics, and take those of the members at some places anew."""
+        devices = self._members.devices[places]
+        slots = self._fleet.metric_slots(devices.tolist(), self._selection.metrics)
+        order = np.argsort(devices)
+        owners = places[order[np.searchsorted(devices, self._fleet.devices_of(slots), sorter=order)]]
+        self._slots = np.concatenate((self._slots[kept], slots))
+        self._owners = np.concatenate((self._owners[kept], owners))
 
     def _online(self) -> npt.NDArray[np.bool_]:
         heartbeats = self._members.heartbeats

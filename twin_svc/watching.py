@@ -88,7 +88,7 @@ async def watch_events(
         has_told |= told
         if watch.devices is not devices:
             devices = watch.devices
-            waiter.wait_for(devices.tolist())
+            waiter.wait_for(devices)
         since_s = loop.time() - bookmarked
         if since_s >= (_BOOKMARK_S if has_told else _QUIET_BOOKMARK_S):
             yield Bookmark(ResumePoint(coverage, watch.members))

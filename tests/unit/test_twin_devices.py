@@ -119,11 +119,19 @@ async def test_while_nobody_can_tell_a_watch_is_refused_and_a_running_one_goes_o
         await until(lambda: "a" not in devices.all)
 
 
-async def test_changes_long_ago_are_not_known_any_more(watched: WatchedDevices, source: Source) -> None:
+async def test_changes_long_ago_are_not_known_any_more(
+    watched: WatchedDevices, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twin_devices, "_CHANGES_KEPT", 100)
     async with watched.of(TENANT) as devices:
         version = devices.version
         for number in range(200):
             devices.update(["a"], {"a": Device("a", str(number), "pump", {})})
         assert devices.changed(after=version) is None
-        assert devices.changed(after=devices.version - 1) == {"a"}
+        assert devices.changed(after=devices.version - 100) == {"a"}
+        assert devices.changed(after=devices.version - 101) is None
         assert devices.changed(after=devices.version) == set()
+        # More at once than are kept: nobody knows any more what was different.
+        many = {str(number): Device(str(number), "", "pump", {}) for number in range(101)}
+        devices.update(many, many)
+        assert devices.changed(after=devices.version - 1) is None
