@@ -34,6 +34,7 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 _log = structlog.get_logger()
 _BEARER = "bearer "
 _UNARY_DEADLINE_S = 30.0
+_SMALL_BYTES = 64 * 1024
 # Stands in for a message whose bytes are none, until its sender is known and can be told.
 _UNREADABLE = object()
 
@@ -227,7 +228,7 @@ class _Call:
             # It is recorded what was asked for, also when it is denied.
             self._read(payload, call)
             raise
-        _when_done(context, self._memory.take(self._whose(call), len(payload)))
+        _when_done(context, self._memory.take(self._whose(call, len(payload)), len(payload)))
         request = self._read(payload, call)
         _check(request)
         return request
@@ -239,10 +240,11 @@ class _Call:
             call.targets = self._targets.asked(request)
         return request
 
-    def _whose(self, call: AuditedCall) -> str:
+    def _whose(self, call: AuditedCall, size: int) -> str:
         """Return whose share of memory a request takes."""
         if call.principal is None:
-            return self._method
+            # Anybody can send large ones, so that they must not keep log-ins and checks of keys from coming in.
+            return f"{self._method} {'large' if size > _SMALL_BYTES else 'small'}"
         return call.principal.tenant or f"/{call.principal.subject}"
 
     async def _admit(self, context: Context, call: AuditedCall) -> None:

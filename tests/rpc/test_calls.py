@@ -12,7 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from asset_svc import contract as asset_contract
-from meshkit import client, identity, server, status
+from auth_svc import contract as auth_contract
+from meshkit import client, identity, interceptors, server, status
 from meshkit.access import Door
 from meshkit.audit import AuditTrail
 from meshkit.clock import SystemClock
@@ -26,6 +27,7 @@ from meshkit.testing.calls import failure
 from tests.rpc.ingest.neighbours import until
 from twin_svc import contract as twin_contract
 from twinmesh.asset.v1 import profile_service_pb2, profile_service_pb2_grpc
+from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
 from twinmesh.ingest.v1 import connection_service_pb2, connection_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 from twinmesh_cli.identities import connect
@@ -76,6 +78,17 @@ class Twins(twin_service_pb2_grpc.TwinServiceServicer):
         raise not_found("twin", "c")
 
 
+class Sessions(session_service_pb2_grpc.SessionServiceServicer):
+    """Whose log-ins take until they are let go on."""
+
+    def __init__(self, twins: Twins) -> None:
+        self._twins = twins
+
+    async def Login(self, request: Any, context: Any) -> session_service_pb2.LoginResponse:
+        await self._twins.answered.wait()
+        return session_service_pb2.LoginResponse(access_token="token")
+
+
 class Profiles(profile_service_pb2_grpc.ProfileServiceServicer):
     async def BatchGetProfiles(
         self, request: Any, context: Any
@@ -112,6 +125,11 @@ async def address(auth_address: str, servicer: Twins, memory: RequestMemory) -> 
                 servicer,
             ),
             server.Registration(
+                "twinmesh.auth.v1.SessionService",
+                session_service_pb2_grpc.add_SessionServiceServicer_to_server,
+                Sessions(servicer),
+            ),
+            server.Registration(
                 "twinmesh.asset.v1.ProfileService",
                 profile_service_pb2_grpc.add_ProfileServiceServicer_to_server,
                 Profiles(),
@@ -122,7 +140,7 @@ async def address(auth_address: str, servicer: Twins, memory: RequestMemory) -> 
             server.running_server(
                 listen="127.0.0.1:0",
                 door=Door(_IDENTITY, verifier, audit),
-                callers={**asset_contract.CALLERS, **twin_contract.CALLERS},
+                callers={**asset_contract.CALLERS, **auth_contract.CALLERS, **twin_contract.CALLERS},
                 registrations=registrations,
                 checks={},
                 memory=memory,
@@ -334,6 +352,34 @@ async def test_what_ends_in_any_way_gives_its_room_back(
     await until(lambda: memory.used > 0)
     flood.cancel()
     await until(lambda: memory.used == 0)
+
+
+async def test_large_log_ins_of_anybody_keep_neither_small_ones_nor_tenants_out(
+    channel: grpc.aio.Channel,
+    twins: Any,
+    servicer: Twins,
+    memory: RequestMemory,
+    reader: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interceptors, "_SMALL_BYTES", 1_000)
+    request = session_service_pb2.LoginRequest(tenant="demo", username="ada", password="secret")
+    # As an older server sees what a newer client sends.
+    unknown = request.SerializeToString() + b"\x82\x7d\xd0\x0f" + bytes(2_000)
+
+    async def log_in(payload: bytes) -> bytes:
+        answer: bytes = await channel.unary_unary("/twinmesh.auth.v1.SessionService/Login")(payload)
+        return answer
+
+    large = [asyncio.create_task(log_in(unknown)) for _ in range(4)]
+    refused, waiting = await asyncio.wait(large, return_when=asyncio.FIRST_COMPLETED)
+    assert (await failure(refused.pop())).reason == "REQUESTS_BUSY"
+    assert (len(waiting), memory.used > 3 * CALL_BYTES) == (3, True)
+    small = asyncio.create_task(log_in(request.SerializeToString()))
+    await until(lambda: memory.used > 4 * CALL_BYTES + 6_000)
+    assert (await twins.GetTwin(GetTwin(id="pump"), metadata=reader)).id == "pump"
+    servicer.answered.set()
+    await asyncio.gather(small, *waiting)
 
 
 async def test_a_message_that_is_too_large_for_what_is_left_is_not_read(
