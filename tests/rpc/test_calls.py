@@ -356,7 +356,6 @@ async def test_what_ends_in_any_way_gives_its_room_back(
 
 async def test_large_log_ins_of_anybody_keep_neither_small_ones_nor_tenants_out(
     channel: grpc.aio.Channel,
-    twins: Any,
     servicer: Twins,
     memory: RequestMemory,
     reader: Any,
@@ -377,6 +376,7 @@ async def test_large_log_ins_of_anybody_keep_neither_small_ones_nor_tenants_out(
     assert (len(waiting), memory.used > 3 * CALL_BYTES) == (3, True)
     small = asyncio.create_task(log_in(request.SerializeToString()))
     await until(lambda: memory.used > 4 * CALL_BYTES + 6_000)
+    twins: Any = twin_service_pb2_grpc.TwinServiceStub(channel)
     assert (await twins.GetTwin(GetTwin(id="pump"), metadata=reader)).id == "pump"
     servicer.answered.set()
     await asyncio.gather(small, *waiting)
