@@ -1,14 +1,14 @@
 """Log-ins of devices by MQTT: a certificate, or an API key and the device that it is used for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
 from auth_svc import device_credentials
-from auth_svc.api_keys import credential_id
-from auth_svc.device_credentials import CertificateLookup, ShownCertificate, is_good
+from auth_svc.api_keys import StoredKey, credential_id
+from auth_svc.device_credentials import CertificateLookup, IssuedCertificate, ShownCertificate, is_good
 from auth_svc.enabled_devices import EnabledDevice
 from auth_svc.key_exchange import KeyLookup, find_good, live_secrets, refused
 from auth_svc.key_networks import require_allowed
@@ -29,6 +29,23 @@ PERMISSION = "telemetry:write"
 MOST_DEVICES = 5_000
 # Holds no device.
 _ENDED = Scope()
+_T = TypeVar("_T")
+
+
+class Keys(KeyLookup, Protocol):
+    """Finds API keys."""
+
+    async def find_all(self, tenant: str, key_ids: Sequence[str]) -> Mapping[str, StoredKey]:
+        """Return those of some keys that are there and not revoked, by id."""
+        ...
+
+
+class Certificates(CertificateLookup, Protocol):
+    """Finds device certificates."""
+
+    async def find_all(self, tenant: str, certificate_ids: Sequence[str]) -> Mapping[str, IssuedCertificate]:
+        """Return those of some certificates that are there, not revoked and not expired, by id."""
+        ...
 
 
 class Devices(Protocol):
@@ -105,8 +122,8 @@ class DeviceLogins:
     def __init__(
         self,
         *,
-        keys: KeyLookup,
-        certificates: CertificateLookup,
+        keys: Keys,
+        certificates: Certificates,
         devices: Devices,
         deletions: Deletions,
         uses: KeyUses,
@@ -198,11 +215,18 @@ class DeviceLogins:
 
         While nobody can tell about devices these are those whose credential or tenant has no right any more.
         """
-        credentials = {(login.tenant, login.credential_id, login.by_certificate) for login in logins}
-        scopes = {each: await self._live(*each) for each in credentials}
+        keys = await self._of_tenants(
+            self._keys.find_all, [each for each in logins if not each.by_certificate]
+        )
+        certificates = await self._of_tenants(
+            self._certificates.find_all, [each for each in logins if each.by_certificate]
+        )
 
         def scope_of(login: Login) -> Scope | None:
-            return scopes[login.tenant, login.credential_id, login.by_certificate]
+            if login.by_certificate:
+                return _scope_of_certificate(certificates[login.tenant].get(login.credential_id))
+            key = keys[login.tenant].get(key_of(login.credential_id))
+            return _scope_of_key(key, login.credential_id, self._clock)
 
         live = [login for login in logins if scope_of(login) is not _ENDED]
         try:
@@ -234,18 +258,16 @@ class DeviceLogins:
             return {}
         return await self._deletions.last_by_tenant(after=min(login.devices_as_of for login in logins))
 
-    async def _live(self, tenant: str, shown_id: str, by_certificate: bool) -> Scope | None:
-        """Return what a credential is bound to, _ENDED when it has no right any more."""
-        if by_certificate:
-            certificate = await self._certificates.find(tenant, shown_id)
-            return _ENDED if certificate is None or certificate.tenant_suspended else None
-        key_id = key_of(shown_id)
-        stored = await self._keys.find(tenant, key_id)
-        if stored is None or stored.tenant_suspended:
-            return _ENDED
-        secrets = live_secrets(stored, self._clock)
-        is_live = shown_id in {credential_id(key_id, secret.generation) for secret in secrets}
-        return stored.api_key.scope if is_live else _ENDED
+    async def _of_tenants(
+        self, find_all: Callable[[str, Sequence[str]], Awaitable[Mapping[str, _T]]], logins: Sequence[Login]
+    ) -> Mapping[str, Mapping[str, _T]]:
+        """Return the credentials of log-ins, by tenant and id, each tenant's in one question."""
+        ids: dict[str, set[str]] = {}
+        for login in logins:
+            ids.setdefault(login.tenant, set()).add(
+                login.credential_id if login.by_certificate else key_of(login.credential_id)
+            )
+        return {tenant: await find_all(tenant, sorted(wanted)) for tenant, wanted in ids.items()}
 
     async def _all_devices(self, tenant: str, scope: Scope | None) -> Sequence[str]:
         found = await self._devices.all_of(tenant, scope=scope, most=MOST_DEVICES)
@@ -256,6 +278,20 @@ class DeviceLogins:
                 reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
             )
         return ids
+
+
+def _scope_of_certificate(certificate: IssuedCertificate | None) -> Scope | None:
+    """Return what a certificate is bound to, _ENDED when it has no right any more."""
+    return _ENDED if certificate is None or certificate.tenant_suspended else None
+
+
+def _scope_of_key(stored: StoredKey | None, shown_id: str, clock: Clock) -> Scope | None:
+    """Return what a key is bound to, _ENDED when it or the secret that was shown has no right any more."""
+    if stored is None or stored.tenant_suspended:
+        return _ENDED
+    secrets = live_secrets(stored, clock)
+    is_live = shown_id in {credential_id(stored.api_key.id, secret.generation) for secret in secrets}
+    return stored.api_key.scope if is_live else _ENDED
 
 
 def _may_publish(scope: Scope | None, device: EnabledDevice) -> bool:

@@ -45,6 +45,7 @@ _QUEUE = "auth"
 _CONNECT = "MQTT CONNECT"  # as the account calls a log-in, which is no rpc
 _PROTOCOL = "mqtt"
 _ANSWER_S = 3.0
+_ENDED_AT_ONCE = 100
 _LOGINS_AT_ONCE = 64
 _CONSUMER_SEEN_S = 1.0
 _PAGE = 1_024
@@ -276,10 +277,15 @@ class MqttCallout:
         if not connections:
             return
         outdated = set(await self._logins.outdated(list(set(connections.values()))))
-        for connection, login in connections.items():
-            if login in outdated:
-                await self._ask(f"$SYS.REQ.SERVER.{server}.KICK", {"cid": connection})
-                _log.info("device disconnected", login=login.text)
+        ended = [(connection, login) for connection, login in connections.items() if login in outdated]
+        for start in range(0, len(ended), _ENDED_AT_ONCE):
+            await asyncio.gather(
+                *(self._end(server, *each) for each in ended[start : start + _ENDED_AT_ONCE])
+            )
+
+    async def _end(self, server: str, connection: int, login: Login) -> None:
+        await self._ask(f"$SYS.REQ.SERVER.{server}.KICK", {"cid": connection})
+        _log.info("device disconnected", login=login.text)
 
     async def _connected(self) -> tuple[str, Mapping[int, Login]]:
         """Return the server's id and who is behind its MQTT connections, by connection."""

@@ -1,18 +1,25 @@
 """What PostgreSQL lets everybody do in a database, and people who ask in SQL shall not (docs/sql.md).
 
-Making a large object is writing. Who takes an advisory lock that services take keeps them from their work:
-the numbers are no secret, and there is no right to a single lock, only to the functions that take any. So
-everybody loses them, and services get them. Only a superuser can close these doors: the launcher is one at
-its own PostgreSQL, a migrator may be one elsewhere, for others `twinmesh sql-user create` prints what to run.
+Making a large object is writing, and so is a message in the write-ahead log. Who takes an advisory lock that
+services take keeps them from their work: the numbers are no secret, and there is no right to a single lock,
+only to the functions that take any. So everybody loses them, and services get them. Only a superuser can do
+that: the launcher is one at its own PostgreSQL, a migrator may be one elsewhere, and for others
+`twinmesh sql-user create` prints what to run.
 """
 
 from collections.abc import Sequence
 
 import asyncpg
 
-_LARGE_OBJECTS = [
+_WRITING = [
     f"pg_catalog.{function}"
-    for function in ("lo_creat(integer)", "lo_create(oid)", "lo_from_bytea(oid, bytea)")
+    for function in (
+        "lo_creat(integer)",
+        "lo_create(oid)",
+        "lo_from_bytea(oid, bytea)",
+        "pg_logical_emit_message(boolean, text, text, boolean)",
+        "pg_logical_emit_message(boolean, text, bytea, boolean)",
+    )
 ]
 _ADVISORY_LOCKS = [
     f"pg_catalog.pg_{attempt}advisory_{span}lock{mode}({key})"
@@ -34,7 +41,7 @@ def closing_statements(*, migrator: str, services: Sequence[str] = ()) -> list[s
     return [
         f"GRANT EXECUTE ON FUNCTION {_LOCKS} TO {migrator} WITH GRANT OPTION;",
         *_letting(services),
-        f"REVOKE EXECUTE ON FUNCTION {_LOCKS}, {', '.join(_LARGE_OBJECTS)} FROM PUBLIC;",
+        f"REVOKE EXECUTE ON FUNCTION {_LOCKS}, {', '.join(_WRITING)} FROM PUBLIC;",
     ]
 
 
@@ -73,7 +80,7 @@ async def are_doors_open(connection: asyncpg.Connection, role: str) -> bool:
             FROM unnest($2::text[]) AS function
             """,
             role,
-            [*_LARGE_OBJECTS, *_ADVISORY_LOCKS],
+            [*_WRITING, *_ADVISORY_LOCKS],
         )
     )
 

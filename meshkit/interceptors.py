@@ -34,7 +34,8 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 _log = structlog.get_logger()
 _BEARER = "bearer "
 _UNARY_DEADLINE_S = 30.0
-_SMALL_BYTES = 64 * 1024
+_UNCOUNTED_BYTES = 8 * 1024
+_READ_REFUSED_BYTES = 64 * 1024
 # Stands in for a message whose bytes are none, until its sender is known and can be told.
 _UNREADABLE = object()
 
@@ -224,14 +225,26 @@ class _Call:
         """Return the one message of a request, for which there is room until the call is over."""
         try:
             await self._admit(context, call)
+            self._make_room(len(payload), context, call)
         except Exception:
-            # It is recorded what was asked for, also when it is denied.
-            self._read(payload, call)
+            # What was asked for is recorded also when it is refused, but not at any price.
+            if len(payload) <= _READ_REFUSED_BYTES:
+                self._read(payload, call)
             raise
-        _when_done(context, self._memory.take(self._whose(call, len(payload)), len(payload)))
         request = self._read(payload, call)
         _check(request)
         return request
+
+    def _make_room(self, size: int, context: Context, call: AuditedCall) -> None:
+        if call.principal is not None:
+            whose = call.principal.tenant or f"/{call.principal.subject}"
+        elif size <= _UNCOUNTED_BYTES:
+            # Anybody could fill the share of log-ins and of checks of keys, and keep all others out: how many
+            # there are is bounded by the gateway.
+            return
+        else:
+            whose = self._method
+        _when_done(context, self._memory.take(whose, size))
 
     def _read(self, payload: bytes, call: AuditedCall) -> Any:
         """Return the message, and note what it is about."""
@@ -239,13 +252,6 @@ class _Call:
         if request is not _UNREADABLE:
             call.targets = self._targets.asked(request)
         return request
-
-    def _whose(self, call: AuditedCall, size: int) -> str:
-        """Return whose share of memory a request takes."""
-        if call.principal is None:
-            # Anybody can send large ones, so that they must not keep log-ins and checks of keys from coming in.
-            return f"{self._method} {'large' if size > _SMALL_BYTES else 'small'}"
-        return call.principal.tenant or f"/{call.principal.subject}"
 
     async def _admit(self, context: Context, call: AuditedCall) -> None:
         """Let the caller in, or raise why not."""

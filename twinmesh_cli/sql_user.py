@@ -42,7 +42,7 @@ def create(
     url, (password, statements) = _run(make)
     _tell(url, role_name(name), password)
     if statements:
-        print("This server lets everybody make large objects, and take locks that services wait for.")
+        print("This server lets everybody write large objects and into its log, and take locks of services.")
         print("As its superuser, in this database, run:")
         for statement in statements:
             print(f"  {statement}")

@@ -50,7 +50,7 @@ CROSS JOIN LATERAL (
     FROM auth.api_key_former_secret AS secret
     WHERE secret.tenant_id = api_key.tenant_id AND secret.key_id = api_key.id
 ) AS former
-WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL
+WHERE tenant_id = $1 AND id = ANY ($2) AND revoke_time IS NULL
 """
 
 # Of revoked ones as well.
@@ -146,9 +146,13 @@ class ApiKeyStore:
 
     async def find(self, tenant: str, key_id: str) -> StoredKey | None:
         """Return a key, None when there is none or it is revoked."""
+        return (await self.find_all(tenant, [key_id])).get(key_id)
+
+    async def find_all(self, tenant: str, key_ids: Sequence[str]) -> Mapping[str, StoredKey]:
+        """Return those of some keys that are there and not revoked, by id."""
         async with tenant_transaction(self._pool, tenant) as connection:
-            row = await connection.fetchrow(_FIND, tenant, key_id)
-        return None if row is None else _stored_key(row)
+            rows = await connection.fetch(_FIND, tenant, key_ids)
+        return {row["id"]: _stored_key(row) for row in rows}
 
     async def scope(self, tenant: str, key_id: str) -> tuple[Sequence[str], Sequence[str]] | None:
         """Return the device and gateway ids that a key is bound to, None when there never was one."""
@@ -201,7 +205,7 @@ class ApiKeyStore:
             await connection.execute(_INSERT_FORMER, tenant, key_id, former_expire_time)
             await connection.execute(_TAKE_NEW, tenant, key_id, secret_hash)
             await _revoke_ended(connection, tenant, now_us, until)
-            (row,) = await connection.fetch(_FIND, tenant, key_id)
+            (row,) = await connection.fetch(_FIND, tenant, [key_id])
             stored = _stored_key(row)
             if len(stored.secrets) > MOST_SECRETS:
                 raise FailedPrecondition(

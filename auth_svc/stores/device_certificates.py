@@ -1,6 +1,6 @@
 """Table auth.device_certificate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import asyncpg
@@ -54,10 +54,10 @@ LIMIT $3
 """
 
 _FIND = """
-SELECT fingerprint, tenant.suspend_time IS NOT NULL AS tenant_suspended
+SELECT id, fingerprint, tenant.suspend_time IS NOT NULL AS tenant_suspended
 FROM auth.device_certificate
 JOIN auth.tenant USING (tenant_id)
-WHERE tenant_id = $1 AND id = $2 AND revoke_time IS NULL AND expire_time > clock_timestamp()
+WHERE tenant_id = $1 AND id = ANY ($2) AND revoke_time IS NULL AND expire_time > clock_timestamp()
 """
 
 # By the database's clock, which all processes share. Waits for renewals that are under way, by their lock.
@@ -134,9 +134,13 @@ class DeviceCertificateStore:
 
     async def find(self, tenant: str, certificate_id: str) -> IssuedCertificate | None:
         """Return a certificate, None when there is none, or it is revoked or has expired."""
+        return (await self.find_all(tenant, [certificate_id])).get(certificate_id)
+
+    async def find_all(self, tenant: str, certificate_ids: Sequence[str]) -> Mapping[str, IssuedCertificate]:
+        """Return those of some certificates that are there, not revoked and not expired, by id."""
         async with tenant_transaction(self._pool, tenant) as connection:
-            row = await connection.fetchrow(_FIND, tenant, certificate_id)
-        return None if row is None else IssuedCertificate(row["fingerprint"], row["tenant_suspended"])
+            rows = await connection.fetch(_FIND, tenant, certificate_ids)
+        return {row["id"]: IssuedCertificate(row["fingerprint"], row["tenant_suspended"]) for row in rows}
 
     async def revoke(self, tenant: str, certificate_id: str, *, until: datetime) -> Sequence[str] | None:
         """Revoke one and all that were renewed from it; return the ids, None when there is no such one.

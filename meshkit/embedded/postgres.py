@@ -45,7 +45,7 @@ _SETTINGS: Mapping[str, str] = {
     "random_page_cost": "1.1",
     "jit": "off",
     # A question over years of declared backfills locks a partition and its index for each day.
-    "max_locks_per_transaction": "512",
+    "max_locks_per_transaction": "1024",
     "timezone": "'UTC'",
     "log_timezone": "'UTC'",
     "log_line_prefix": "'%m [%p] %q%u '",

@@ -1,6 +1,6 @@
 -- How much of the past all tenants may have declared at once: each day is a partition that reads lock.
 
--- Declares a backfill and makes its days; the same range answers the same backfill, valid anew. Of 4,000 days a tenant
+-- Declares a backfill and makes its days; the same range answers the same backfill, valid anew. Of 8,000 days a tenant
 -- may declare half of what the others have not, so that there is always room for one more, and 1,000 ranges.
 CREATE OR REPLACE FUNCTION telemetry.create_backfill(
     tenant text, new_id text, declared_by text, range_start bigint, range_end bigint, valid_for interval
@@ -10,7 +10,7 @@ AS $$
 DECLARE
     day_us constant bigint := 86400000000;
     earliest constant bigint := 631152000000000; -- 1990-01-01
-    most_days constant integer := 4000;
+    most_days constant integer := 8000;
     most_ranges constant integer := 1000;
     range_days int4multirange;
     own int4multirange;
@@ -39,7 +39,8 @@ BEGIN
         FROM telemetry.backfill,
             int4range((start_time / day_us)::integer, ((end_time - 1) / day_us)::integer, '[]') AS days
         WHERE expire_time > now();
-        most := (most_days - telemetry.days_of(others - own - range_days) + 1) / 2;
+        -- Days that others have declared as well count for both: the answer must not tell which they are.
+        most := (most_days - telemetry.days_of(others) + 1) / 2;
         IF telemetry.days_of(own + range_days) > most THEN
             RAISE configuration_limit_exceeded
                 USING MESSAGE = 'backfill_days', DETAIL = format('%s %s', most, telemetry.days_of(own));
@@ -66,7 +67,8 @@ CREATE FUNCTION telemetry.days_of(days int4multirange) RETURNS integer
 RETURN (SELECT coalesce(sum(upper(part) - lower(part)), 0)::integer FROM unnest(days) AS part);
 REVOKE ALL ON FUNCTION telemetry.days_of(int4multirange) FROM PUBLIC;
 
--- As before, but 200 at a time: each that is dropped stays locked until the transaction ends.
+-- As before, but 200 are dropped at a time, and of the others no partition is locked for longer than it is looked at:
+-- locks last until the transaction ends, so that a look at thousands of days would need more than there are.
 CREATE OR REPLACE FUNCTION telemetry.drop_segment_days(days_back integer, long_empty date[])
     RETURNS TABLE (day date, dropped boolean)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' SET lock_timeout = '500ms'
@@ -99,8 +101,13 @@ BEGIN
             SELECT FROM telemetry.backfill
             WHERE start_time < start_us + day_us AND end_time > start_us AND expire_time > now() - interval '1 hour'
         );
-        -- Along the index: what was deleted is still in the table, and not in there for long.
-        EXECUTE format('SELECT 1 FROM telemetry.%I ORDER BY series_id LIMIT 1', partition) INTO one;
+        BEGIN
+            -- Along the index: what was deleted is still in the table, and not in there for long.
+            EXECUTE format('SELECT 1 FROM telemetry.%I ORDER BY series_id LIMIT 1', partition) INTO one;
+            RAISE no_data_found;
+        EXCEPTION WHEN no_data_found THEN
+            NULL; -- It was raised above, so that the locks of the look are given back.
+        END;
         CONTINUE WHEN one IS NOT NULL;
         IF NOT is_busy AND dropped_days < 200 AND day = ANY (long_empty) THEN
             BEGIN

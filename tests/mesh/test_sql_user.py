@@ -13,7 +13,7 @@ async def test_a_user_asks_the_running_mesh(mesh: Mesh) -> None:
     name = f"ada_{secrets.token_hex(4)}"
     told = mesh.twinmesh("sql-user", "create", name, "--tenant", "demo").stdout
     entry = dict(line.split(maxsplit=1) for line in told.splitlines()[:5])
-    assert "large objects" not in told
+    assert "superuser" not in told
     url = (
         f"postgresql://{entry['user']}:{quote(entry['password'])}@{entry['host']}:{entry['port']}"
         f"/{entry['database']}"

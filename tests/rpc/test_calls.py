@@ -361,7 +361,7 @@ async def test_large_log_ins_of_anybody_keep_neither_small_ones_nor_tenants_out(
     reader: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(interceptors, "_SMALL_BYTES", 1_000)
+    monkeypatch.setattr(interceptors, "_UNCOUNTED_BYTES", 1_000)
     request = session_service_pb2.LoginRequest(tenant="demo", username="ada", password="secret")
     # As an older server sees what a newer client sends.
     unknown = request.SerializeToString() + b"\x82\x7d\xd0\x0f" + bytes(2_000)
@@ -374,12 +374,13 @@ async def test_large_log_ins_of_anybody_keep_neither_small_ones_nor_tenants_out(
     refused, waiting = await asyncio.wait(large, return_when=asyncio.FIRST_COMPLETED)
     assert (await failure(refused.pop())).reason == "REQUESTS_BUSY"
     assert (len(waiting), memory.used > 3 * CALL_BYTES) == (3, True)
-    small = asyncio.create_task(log_in(request.SerializeToString()))
-    await until(lambda: memory.used > 4 * CALL_BYTES + 6_000)
+    held = memory.used
+    small = [asyncio.create_task(log_in(request.SerializeToString())) for _ in range(20)]
     twins: Any = twin_service_pb2_grpc.TwinServiceStub(channel)
     assert (await twins.GetTwin(GetTwin(id="pump"), metadata=reader)).id == "pump"
+    await until(lambda: memory.used == held)
     servicer.answered.set()
-    await asyncio.gather(small, *waiting)
+    await asyncio.gather(*small, *waiting)
 
 
 async def test_a_message_that_is_too_large_for_what_is_left_is_not_read(

@@ -312,6 +312,25 @@ async def test_days_that_sealing_emptied_are_dropped_but_not_those_that_are_to_b
     assert emptied in await days(connection)
 
 
+async def test_of_many_empty_days_some_are_dropped_at_a_time_and_no_others_are_locked(
+    connection: asyncpg.Connection,
+) -> None:
+    """Locks last until a transaction ends, and PostgreSQL has so many for all."""
+    empty = [TODAY - timedelta(days=number) for number in range(20, 230)]
+    await connection.execute("SELECT telemetry.make_segment_day(day) FROM unnest($1::date[]) AS day", empty)
+    drop = "SELECT day, dropped FROM telemetry.drop_segment_days($1, $2)"
+    locked = """
+        SELECT count(*) FROM pg_locks JOIN pg_inherits ON inhrelid = relation
+        WHERE pid = pg_backend_pid() AND inhparent = 'telemetry.segment'::regclass
+    """
+    async with connection.transaction():
+        assert {row["day"] for row in await connection.fetch(drop, LATE_DAYS, [])} >= set(empty)
+        assert await connection.fetchval(locked) == 0
+    for expected in (200, 10):
+        rows = await connection.fetch(drop, LATE_DAYS, empty)
+        assert sum(row["dropped"] for row in rows) == expected
+
+
 async def test_an_answer_under_way_finds_what_was_sealed_since_it_began(
     database: TestDatabase, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:

@@ -37,7 +37,7 @@ LET_EVERYBODY = """
     DECLARE
         function regprocedure;
     BEGIN
-        FOR function IN SELECT oid FROM pg_proc WHERE proname ~ 'advisory|^lo_(creat|create|from_bytea)$' LOOP
+        FOR function IN SELECT oid FROM pg_proc WHERE proname ~ 'advisory|^lo_(cr|from)|^pg_logical_emit' LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', function);
             EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM twinmesh_migrator CASCADE', function);
         END LOOP;
@@ -283,6 +283,8 @@ TO_WRITE = (
     "SELECT lo_create(0)",
     "SELECT lo_creat(-1)",
     "SELECT lo_from_bytea(0, 'x')",
+    "SELECT pg_logical_emit_message(false, 'x', 'x')",
+    "SELECT pg_logical_emit_message(false, 'x', 'x'::bytea)",
     "SELECT telemetry.ensure_segment_days(1, 1)",
     "SELECT nextval('telemetry.commit_order')",
     "VACUUM FULL telemetry.segment",

@@ -54,6 +54,9 @@ class _Keys:
     async def find(self, tenant: str, key_id: str) -> StoredKey | None:
         return self.stored.get((tenant, key_id))
 
+    async def find_all(self, tenant: str, key_ids: Sequence[str]) -> Mapping[str, StoredKey]:
+        return {id_: self.stored[tenant, id_] for id_ in key_ids if (tenant, id_) in self.stored}
+
 
 class _Certificates:
     """Where there is none but one."""
@@ -61,6 +64,10 @@ class _Certificates:
     async def find(self, tenant: str, certificate_id: str) -> IssuedCertificate | None:
         is_there = (tenant, certificate_id) == ("demo", "c7")
         return IssuedCertificate(b"x", tenant_suspended=False) if is_there else None
+
+    async def find_all(self, tenant: str, certificate_ids: Sequence[str]) -> Mapping[str, IssuedCertificate]:
+        found = {id_: await self.find(tenant, id_) for id_ in certificate_ids}
+        return {id_: certificate for id_, certificate in found.items() if certificate is not None}
 
 
 class _Devices:
