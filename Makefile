@@ -4,7 +4,7 @@
 PYTHON ?= python3
 # Of `make test`; `make test TESTS=tests/unit` runs a part.
 TESTS ?= tests
-BENCHES ?= unary query storage ingest load streams latency twins mqtt access rollups
+BENCHES ?= unary query storage ingest load streams latency twins mqtt access revocations rollups
 
 UV := .tools/bin/uv
 BIN := .venv/bin

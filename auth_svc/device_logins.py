@@ -210,24 +210,17 @@ class DeviceLogins:
         login = Login(tenant, shown.id, device_id, by_certificate=True)
         return Permitted(login, [device_id], shown.expire_us)
 
+    async def ended(self, logins: Sequence[Login]) -> Sequence[Login]:
+        """Return those whose credential or tenant has no right any more."""
+        scope_of = await self._scopes(logins)
+        return [login for login in logins if scope_of(login) is _ENDED]
+
     async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
         """Return those that would be refused today, or would be told other devices since one was deleted.
 
-        While nobody can tell about devices these are those whose credential or tenant has no right any more.
+        While nobody can tell about devices these are those that have ended.
         """
-        keys = await self._of_tenants(
-            self._keys.find_all, [each for each in logins if not each.by_certificate]
-        )
-        certificates = await self._of_tenants(
-            self._certificates.find_all, [each for each in logins if each.by_certificate]
-        )
-
-        def scope_of(login: Login) -> Scope | None:
-            if login.by_certificate:
-                return _scope_of_certificate(certificates[login.tenant].get(login.credential_id))
-            key = keys[login.tenant].get(key_of(login.credential_id))
-            return _scope_of_key(key, login.credential_id, self._clock)
-
+        scope_of = await self._scopes(logins)
         live = [login for login in logins if scope_of(login) is not _ENDED]
         try:
             enabled = await self._enabled([login for login in live if login.device_id])
@@ -244,6 +237,23 @@ class DeviceLogins:
             return device is not None and _may_publish(scope, device)
 
         return [login for login in logins if not is_good(login)]
+
+    async def _scopes(self, logins: Sequence[Login]) -> Callable[[Login], Scope | None]:
+        """Return what tells what a log-in's credential is bound to, _ENDED when it has no right any more."""
+        keys = await self._of_tenants(
+            self._keys.find_all, [each for each in logins if not each.by_certificate]
+        )
+        certificates = await self._of_tenants(
+            self._certificates.find_all, [each for each in logins if each.by_certificate]
+        )
+
+        def scope_of(login: Login) -> Scope | None:
+            if login.by_certificate:
+                return _scope_of_certificate(certificates[login.tenant].get(login.credential_id))
+            key = keys[login.tenant].get(key_of(login.credential_id))
+            return _scope_of_key(key, login.credential_id, self._clock)
+
+        return scope_of
 
     async def _enabled(self, logins: Sequence[Login]) -> Mapping[str, Mapping[str, EnabledDevice]]:
         """Return enabled devices of log-ins, by tenant and id."""

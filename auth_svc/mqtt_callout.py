@@ -70,6 +70,10 @@ class Logins(Protocol):
         """Return what a device may do that has shown a certificate, as DeviceLogins does."""
         ...
 
+    async def ended(self, logins: Sequence[Login]) -> Sequence[Login]:
+        """Return those whose credential was revoked, as DeviceLogins does."""
+        ...
+
     async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
         """Return those that may not go on, as DeviceLogins does."""
         ...
@@ -264,7 +268,7 @@ class MqttCallout:
             self._revoked_at = [at for at in self._revoked_at if at + _LOGIN_LASTS_S > now]
             self._sweep_at = min([self._sweep_at, *(at + _LOGIN_LASTS_S for at in self._revoked_at)])
 
-    async def _recount(self) -> tuple[str, Mapping[int, Login]]:
+    async def _recount(self) -> tuple[str, dict[int, Login]]:
         """Count them; returns what `_connected` does."""
         if self._client is None or not self._client.is_connected:
             return "", {}
@@ -276,18 +280,19 @@ class MqttCallout:
         server, connections = await self._recount()
         if not connections:
             return
-        outdated = set(await self._logins.outdated(list(set(connections.values()))))
-        ended = [(connection, login) for connection, login in connections.items() if login in outdated]
-        for start in range(0, len(ended), _ENDED_AT_ONCE):
-            await asyncio.gather(
-                *(self._end(server, *each) for each in ended[start : start + _ENDED_AT_ONCE])
-            )
+        # What has been revoked first: the look at devices takes its time.
+        for look in (self._logins.ended, self._logins.outdated):
+            found = set(await look(list(set(connections.values()))))
+            ended = [connection for connection, login in connections.items() if login in found]
+            for start in range(0, len(ended), _ENDED_AT_ONCE):
+                part = ended[start : start + _ENDED_AT_ONCE]
+                await asyncio.gather(*(self._end(server, each, connections.pop(each)) for each in part))
 
     async def _end(self, server: str, connection: int, login: Login) -> None:
         await self._ask(f"$SYS.REQ.SERVER.{server}.KICK", {"cid": connection})
         _log.info("device disconnected", login=login.text)
 
-    async def _connected(self) -> tuple[str, Mapping[int, Login]]:
+    async def _connected(self) -> tuple[str, dict[int, Login]]:
         """Return the server's id and who is behind its MQTT connections, by connection."""
         found: dict[int, Login] = {}
         offset, total, server = 0, 1, ""

@@ -58,6 +58,11 @@ class MqttPublisher:
         await self.publish_all([payload], window=1)
         return time.perf_counter() - began
 
+    async def until_closed(self) -> None:
+        """Return when the broker has closed the connection."""
+        while await self._reader.read(_READ_BYTES):
+            pass
+
     def _publish(self, payload: bytes) -> bytes:
         self._published += 1
         body = self._topic + struct.pack(">H", self._published % _IDS + 1) + payload

@@ -170,19 +170,26 @@ class Connections:
             _log.info("connections are counted again")
         for each in refused:
             del self._refused[each.tenant, each.principal]
-        for (tenant, places), comers, held in zip(asked, waiting, answers, strict=True):
+        for (tenant, places), comers, want, held in zip(asked, waiting, wanted, answers, strict=True):
             places.held = held
             for principal, comer in comers:
-                self._decide(tenant, places, principal, comer)
+                self._decide(tenant, places, principal, comer, is_full=held.granted < want.connections)
             if not (places.open or places.waiting or held.granted):
                 del self._tenants[tenant]
 
-    def _decide(self, tenant: str, places: _Places, principal: str, comer: asyncio.Future[None]) -> None:
+    def _decide(
+        self, tenant: str, places: _Places, principal: str, comer: asyncio.Future[None], *, is_full: bool
+    ) -> None:
         if comer.done():
             return
         if places.open < places.held.granted:
             places.open += 1
             comer.set_result(None)
+            return
+        if not is_full:
+            # All that was asked for was granted, but more were counted meanwhile: ask for them as well.
+            places.waiting.append((principal, comer))
+            self._wake.set()
             return
         comer.set_exception(limit_exceeded(tenant, places.held))
         if (tenant, principal) in self._refused or len(self._refused) < _MOST_REFUSED:

@@ -25,6 +25,7 @@ class Bench(StrEnum):
     STORAGE = "storage"
     ACCESS = "access"
     ROLLUPS = "rollups"
+    REVOCATIONS = "revocations"
 
 
 def bench(

@@ -91,6 +91,35 @@ async def test_a_gateway_streams_with_its_certificate(mesh: Mesh, identity: Iden
         await client.close()
 
 
+def test_a_gateway_writes_for_its_children_with_its_certificate_and_for_nobody_else(
+    mesh: Mesh, admin_token: str, tmp_path: Path, chance: Any
+) -> None:
+    hub = f"hub-{chance.randrange(1_000_000)}"
+    child, value = f"{hub}-child", float(chance.randrange(1_000_000))
+    made = [
+        {"id": hub, "deviceTypeId": "temperature-sensor", "role": "DEVICE_ROLE_GATEWAY"},
+        {
+            "id": child,
+            "deviceTypeId": "temperature-sensor",
+            "role": "DEVICE_ROLE_CHILD",
+            "parentId": hub,
+            "logicalId": "slot 1",
+        },
+    ]
+    with httpx.Client(base_url=mesh.url, headers={"authorization": f"Bearer {admin_token}"}) as admin:
+        for each in made:
+            assert admin.post("/v1/devices", json=each).is_success
+    with device(mesh, issue(mesh, admin_token, hub, tmp_path)) as client:
+        readings = [_reading(child, value), _reading(_OTHER, value)]
+        answer = client.post("/v1/telemetry", json={"readings": readings}).json()
+    assert answer["storedSamples"] == "1"
+    assert [(each["deviceId"], each["reason"]) for each in answer["refusals"]] == [
+        (_OTHER, "ERROR_REASON_DEVICE_NOT_OWN")
+    ]
+    assert _stored(mesh, admin_token, child, value)
+    assert not _stored(mesh, admin_token, _OTHER, value)
+
+
 def test_a_tls_handshake_that_does_not_end_ends_the_connection(mesh: Mesh) -> None:
     with socket.create_connection(("127.0.0.1", mesh.device_port), timeout=60) as slow:
         # The beginning of a ClientHello.
@@ -272,6 +301,11 @@ def test_a_person_issues_renews_lists_and_revokes_on_the_command_line(
     # Envoy refuses it once it has the CRL, auth_svc until then.
     with device(mesh, Identity(new, tmp_path / "new.key.pem")) as client, suppress(httpx.TransportError):
         assert client.get("/v1/auth/me").status_code == 401
+    fresh = tmp_path / "another" / "ca"
+    elsewhere = Mesh(mesh.home, mesh.port, {**mesh.environment, "TWINMESH_CA_DIR": str(fresh)}, mesh.password)
+    assert "move that to where nobody finds it" in " ".join(elsewhere.twinmesh("ca", "init").stdout.split())
+    assert {path.stat().st_mode & 0o777 for path in fresh.glob("*.key.pem")} == {0o600}
+    assert elsewhere.twinmesh("ca", "show").stdout.encode() == read_authority(fresh).bundle
     failed = asked.twinmesh("ca", "init", check=False)
     assert failed.returncode == 1
     assert "is there already" in failed.stderr

@@ -337,6 +337,7 @@ async def test_while_nobody_knows_the_devices_only_credentials_make_outdated(
         devices.away = deletions.away = False
         each.away = True
         assert await logins.outdated([single, whole, *revoked]) == revoked
+        assert await logins.ended([single, whole, *revoked]) == revoked
 
 
 async def test_a_bound_key_logs_in_its_devices_only(

@@ -119,6 +119,31 @@ async def test_whoever_gives_up_takes_no_place(counter: _Counter, connections: C
     await _until_held(counter, "acme", 0)
 
 
+async def test_whoever_was_asked_for_while_more_were_counted_is_asked_for_again(
+    counter: _Counter, connections: Connections
+) -> None:
+    """As at MQTT, where it is the broker that knows who is connected."""
+    counter.limit = 10
+    await connections.open("acme", "user:0")
+    counter.answering.clear()
+    counter.asked.clear()
+    coming = asyncio.create_task(connections.open("acme", "user:1"))
+    await counter.asked.wait()
+    connections.recount({"acme": 5})
+    counter.answering.set()
+    await coming
+    assert (len(connections), counter.refused) == (6, [])
+    # Counted beyond the limit: now it is full.
+    counter.answering.clear()
+    counter.asked.clear()
+    coming = asyncio.create_task(connections.open("acme", "user:2"))
+    await counter.asked.wait()
+    connections.recount({"acme": 11})
+    counter.answering.set()
+    with pytest.raises(ResourceExhausted):
+        await coming
+
+
 async def test_what_is_counted_elsewhere_replaces_what_was_opened(
     counter: _Counter, connections: Connections
 ) -> None:
