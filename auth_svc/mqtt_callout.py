@@ -71,7 +71,7 @@ class Logins(Protocol):
         ...
 
     async def ended(self, logins: Sequence[Login]) -> Sequence[Login]:
-        """Return those whose credential was revoked, as DeviceLogins does."""
+        """Return those whose credential has no right any more, as DeviceLogins does."""
         ...
 
     async def outdated(self, logins: Sequence[Login]) -> Sequence[Login]:
@@ -280,13 +280,20 @@ class MqttCallout:
         server, connections = await self._recount()
         if not connections:
             return
+        failed: list[BaseException] = []
         # What has been revoked first: the look at devices takes its time.
         for look in (self._logins.ended, self._logins.outdated):
             found = set(await look(list(set(connections.values()))))
             ended = [connection for connection, login in connections.items() if login in found]
             for start in range(0, len(ended), _ENDED_AT_ONCE):
                 part = ended[start : start + _ENDED_AT_ONCE]
-                await asyncio.gather(*(self._end(server, each, connections.pop(each)) for each in part))
+                told = await asyncio.gather(
+                    *(self._end(server, each, connections.pop(each)) for each in part), return_exceptions=True
+                )
+                failed += [each for each in told if isinstance(each, BaseException)]
+        if failed:
+            # Those are looked for again; the others had not to wait for that.
+            raise failed[0]
 
     async def _end(self, server: str, connection: int, login: Login) -> None:
         await self._ask(f"$SYS.REQ.SERVER.{server}.KICK", {"cid": connection})

@@ -102,7 +102,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             decode=_decoder(handler.request_deserializer),
             audit=self._audit,
         )
-        # One request is read when its caller is known and there is room, those of a stream as they come.
+        # One request is read once it is known who sent it, those of a stream as they come.
         encoded: dict[str, Any] = {"response_serializer": _encoder(handler.response_serializer)}
         decoded: dict[str, Any] = {**encoded, "request_deserializer": call.decode}
         if handler.unary_unary is not None:
@@ -226,8 +226,8 @@ class _Call:
         try:
             await self._admit(context, call)
             self._make_room(len(payload), context, call)
-        except Exception:
-            # What was asked for is recorded also when it is refused, but not at any price.
+        except (Exception, asyncio.CancelledError):
+            # What was asked for is recorded also when it is refused or given up, but not at any price.
             if len(payload) <= _READ_REFUSED_BYTES:
                 self._read(payload, call)
             raise

@@ -1,8 +1,9 @@
 """Room for the requests that a process works on at once, so that none of its callers takes its memory.
 
 A message may have megabytes, and while a database stands still each waits with what was made of it. What came
-counts from when its caller is known until the call is over; before that it is what the transport holds.
-Batches of gateway streams have budgets of their own, which last until they are durable.
+counts from when its caller is known until the call is over; before that it is what the transport holds. With
+what is made of it a request takes some times as much. Batches of gateway streams have budgets of their own,
+which last until they are durable.
 """
 
 from collections.abc import Callable

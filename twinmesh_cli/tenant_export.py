@@ -177,6 +177,11 @@ def _drop_empty(file: Path) -> None:
         file.unlink()
 
 
+_PASSING = frozenset(
+    map(reason_name, (ErrorReason.ERROR_REASON_EXPORTS_BUSY, ErrorReason.ERROR_REASON_REQUESTS_BUSY))
+)
+
+
 async def _patiently(call: Callable[..., Awaitable[_R]], *arguments: Any) -> _R:
     """Call until it is done, or fails with what does not pass."""
     retrying = AsyncRetrying(
@@ -191,8 +196,7 @@ async def _patiently(call: Callable[..., Awaitable[_R]], *arguments: Any) -> _R:
 
 def _passes(error: BaseException) -> bool:
     return isinstance(error, grpc.aio.AioRpcError) and (
-        error.code() is grpc.StatusCode.UNAVAILABLE
-        or error_info_of(error).reason == reason_name(ErrorReason.ERROR_REASON_EXPORTS_BUSY)
+        error.code() is grpc.StatusCode.UNAVAILABLE or error_info_of(error).reason in _PASSING
     )
 
 

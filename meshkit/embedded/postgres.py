@@ -44,8 +44,8 @@ _SETTINGS: Mapping[str, str] = {
     "checkpoint_timeout": "15min",
     "random_page_cost": "1.1",
     "jit": "off",
-    # A question over years of declared backfills locks a partition and its index for each day.
-    "max_locks_per_transaction": "1024",
+    # A question over years of declared backfills locks a partition and its two indexes for each day.
+    "max_locks_per_transaction": "2048",
     "timezone": "'UTC'",
     "log_timezone": "'UTC'",
     "log_line_prefix": "'%m [%p] %q%u '",

@@ -1,6 +1,6 @@
 -- How much of the past all tenants may have declared at once: each day is a partition that reads lock.
 
--- Declares a backfill and makes its days; the same range answers the same backfill, valid anew. Of 8,000 days a tenant
+-- Declares a backfill and makes its days; the same range answers the same backfill, valid anew. Of 6,000 days a tenant
 -- may declare half of what the others have not, so that there is always room for one more, and 1,000 ranges.
 CREATE OR REPLACE FUNCTION telemetry.create_backfill(
     tenant text, new_id text, declared_by text, range_start bigint, range_end bigint, valid_for interval
@@ -10,7 +10,7 @@ AS $$
 DECLARE
     day_us constant bigint := 86400000000;
     earliest constant bigint := 631152000000000; -- 1990-01-01
-    most_days constant integer := 8000;
+    most_days constant integer := 6000;
     most_ranges constant integer := 1000;
     range_days int4multirange;
     own int4multirange;

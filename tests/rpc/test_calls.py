@@ -384,7 +384,7 @@ async def test_large_log_ins_of_anybody_keep_neither_small_ones_nor_tenants_out(
     await asyncio.gather(*small, *waiting)
 
 
-async def test_a_message_that_is_too_large_for_what_is_left_is_not_read(
+async def test_a_message_that_is_too_large_for_what_is_left_takes_no_room(
     twins: Any, memory: RequestMemory, reader: Any
 ) -> None:
     call = twins.WatchTwins(twin_service_pb2.WatchTwinsRequest(ids=["x" * 100] * 250), metadata=reader)

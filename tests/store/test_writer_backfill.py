@@ -85,20 +85,20 @@ async def test_of_the_days_that_may_be_declared_a_tenant_leaves_half_to_others(
 
         day = MICROS_PER_DAY
         await declared(connection, "demo", [(number * day, (number + 1) * day) for number in range(900)])
-        await declared(connection, "demo", [(600 * day, 2795 * day)])
+        await declared(connection, "demo", [(600 * day, 1995 * day)])
         await declared(connection, "demo", [(8000 * day, 9000 * day)], days_left=-1)
-        await declared(connection, "rival", [(5000 * day, 7400 * day)])
-        await declare("demo", 2795, 5)
+        await declared(connection, "rival", [(5000 * day, 7000 * day)])
+        await declare("demo", 1995, 5)
         with pytest.raises(ResourceExhausted) as refused:
-            await declare("demo", 2799, 2)
-        assert refused.value.metadata == {"limit_name": "backfill_days", "limit": "2800", "used": "2800"}
+            await declare("demo", 1999, 2)
+        assert refused.value.metadata == {"limit_name": "backfill_days", "limit": "2000", "used": "2000"}
         assert "declare less, or later" in refused.value.message
-        await declare("demo", 2799, 1)
-        await declare("demo", 2795, 5)
-        await declare("acme", 2795, 5)
+        await declare("demo", 1999, 1)
+        await declare("demo", 1995, 5)
+        await declare("acme", 1995, 5)
         with pytest.raises(ResourceExhausted) as refused:
-            await declare("rival", 7400, 201)
-        assert refused.value.metadata == {"limit_name": "backfill_days", "limit": "2600", "used": "2400"}
+            await declare("rival", 7000, 1)
+        assert refused.value.metadata == {"limit_name": "backfill_days", "limit": "2000", "used": "2000"}
 
 
 async def test_a_tenant_s_backfills_are_so_many(database: TestDatabase) -> None:
