@@ -1,6 +1,6 @@
 """Log-ins of devices by MQTT: a certificate, or an API key and the device that it is used for."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -223,7 +223,9 @@ class DeviceLogins:
         scope_of = await self._scopes(logins)
         live = [login for login in logins if scope_of(login) is not _ENDED]
         try:
-            enabled = await self._enabled([login for login in live if login.device_id])
+            enabled = await _by_tenant(
+                self._devices.enabled, ((login.tenant, login.device_id) for login in live if login.device_id)
+            )
             deletions = await self._last_deletions([login for login in live if not login.device_id])
         except Unavailable as error:
             _log.warning("log-ins are not held against devices; they are later", error=str(error))
@@ -240,11 +242,13 @@ class DeviceLogins:
 
     async def _scopes(self, logins: Sequence[Login]) -> Callable[[Login], Scope | None]:
         """Return what tells what a log-in's credential is bound to, _ENDED when it has no right any more."""
-        keys = await self._of_tenants(
-            self._keys.find_all, [each for each in logins if not each.by_certificate]
+        keys = await _by_tenant(
+            self._keys.find_all,
+            ((each.tenant, key_of(each.credential_id)) for each in logins if not each.by_certificate),
         )
-        certificates = await self._of_tenants(
-            self._certificates.find_all, [each for each in logins if each.by_certificate]
+        certificates = await _by_tenant(
+            self._certificates.find_all,
+            ((each.tenant, each.credential_id) for each in logins if each.by_certificate),
         )
 
         def scope_of(login: Login) -> Scope | None:
@@ -255,29 +259,11 @@ class DeviceLogins:
 
         return scope_of
 
-    async def _enabled(self, logins: Sequence[Login]) -> Mapping[str, Mapping[str, EnabledDevice]]:
-        """Return enabled devices of log-ins, by tenant and id."""
-        devices: dict[str, set[str]] = {}
-        for login in logins:
-            devices.setdefault(login.tenant, set()).add(login.device_id)
-        return {tenant: await self._devices.enabled(tenant, sorted(ids)) for tenant, ids in devices.items()}
-
     async def _last_deletions(self, logins: Sequence[Login]) -> Mapping[str, int]:
         """Return the last deletions that may make log-ins for all devices outdated, by tenant."""
         if not logins:
             return {}
         return await self._deletions.last_by_tenant(after=min(login.devices_as_of for login in logins))
-
-    async def _of_tenants(
-        self, find_all: Callable[[str, Sequence[str]], Awaitable[Mapping[str, _T]]], logins: Sequence[Login]
-    ) -> Mapping[str, Mapping[str, _T]]:
-        """Return the credentials of log-ins, by tenant and id, each tenant's in one question."""
-        ids: dict[str, set[str]] = {}
-        for login in logins:
-            ids.setdefault(login.tenant, set()).add(
-                login.credential_id if login.by_certificate else key_of(login.credential_id)
-            )
-        return {tenant: await find_all(tenant, sorted(wanted)) for tenant, wanted in ids.items()}
 
     async def _all_devices(self, tenant: str, scope: Scope | None) -> Sequence[str]:
         found = await self._devices.all_of(tenant, scope=scope, most=MOST_DEVICES)
@@ -288,6 +274,16 @@ class DeviceLogins:
                 reason=ErrorReason.ERROR_REASON_DEVICE_UNKNOWN,
             )
         return ids
+
+
+async def _by_tenant(
+    find: Callable[[str, Sequence[str]], Awaitable[Mapping[str, _T]]], wanted: Iterable[tuple[str, str]]
+) -> Mapping[str, Mapping[str, _T]]:
+    """Return what is found of (tenant, id), by tenant and id, each tenant's by one question."""
+    ids: dict[str, set[str]] = {}
+    for tenant, id_ in wanted:
+        ids.setdefault(tenant, set()).add(id_)
+    return {tenant: await find(tenant, sorted(each)) for tenant, each in ids.items()}
 
 
 def _scope_of_certificate(certificate: IssuedCertificate | None) -> Scope | None:
