@@ -55,8 +55,10 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
     """Run asset_svc while the context is open; yields its port."""
     clock = SystemClock()
     present = PresentSettings(settings, clock=clock)
+    database_url = present.of(lambda now: now.database_url)
     async with (
-        db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
+        db.pool(database_url, application=SERVICE) as pool,
+        db.server_check(database_url, application=SERVICE) as database_check,
         access(settings, service=SERVICE, clock=clock) as door,
         bus.connection(
             settings.nats_url.get_secret_value(),
@@ -78,7 +80,7 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
                 registrations=_registrations(pool, client),
                 door=door,
                 callers=CALLERS,
-                checks={"postgresql": lambda: pool.fetchval("SELECT 1")},
+                checks={"postgresql": database_check},
                 hints={"nats": bus.connected(client)},
                 reflected=PUBLIC_SERVICES,
             ) as port,

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -13,6 +14,8 @@ from twinmesh.type.v1.error_reason_pb2 import ErrorReason
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 # Tells a postgresql:// URL as it is now.
 PresentUrl = Callable[[], Awaitable[str]]
+# Returns when the server answers.
+ServerCheck = Callable[[], Awaitable[object]]
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 # What asyncpg raises when the server refuses or is away.
 # The driver's internal error comes when a connection is lost just as it is used.
@@ -69,6 +72,24 @@ async def pool(
         yield opened
     finally:
         await opened.close()
+
+
+@asynccontextmanager
+async def server_check(url: str | PresentUrl, *, application: str) -> AsyncIterator[ServerCheck]:
+    """Keep a connection that proves whether the server answers, also while callers hold all of a pool's.
+
+    Args:
+        url: as a pool's.
+        application: whose name with "health" is shown in pg_stat_activity.
+
+    Yields:
+        What returns when the server answers, and raises one of DATABASE_ERRORS when it does not.
+
+    Raises:
+        Unavailable: DEPENDENCY_UNAVAILABLE, the server is away or refuses, and where it is.
+    """
+    async with pool(url, application=f"{application} health", max_size=1) as own:
+        yield partial(own.fetchval, "SELECT 1")
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ _log = structlog.get_logger()
 _BEARER = "bearer "
 _UNARY_DEADLINE_S = 30.0
 _UNCOUNTED_BYTES = 8 * 1024
-_READ_REFUSED_BYTES = 64 * 1024
+_LARGE_BYTES = 64 * 1024
 # Stands in for a message whose bytes are none, until its sender is known and can be told.
 _UNREADABLE = object()
 
@@ -72,6 +72,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._open_calls = open_calls
         self._memory = memory
         self._audit = audit
+        self._large = asyncio.Lock()
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -99,6 +100,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             verifier=self._verifier,
             open_calls=self._open_calls,
             memory=self._memory,
+            large=self._large,
             decode=_decoder(handler.request_deserializer),
             audit=self._audit,
         )
@@ -145,6 +147,7 @@ class _Call:
         verifier: TokenVerifier,
         open_calls: OpenCalls,
         memory: RequestMemory,
+        large: asyncio.Lock,
         decode: Callable[[bytes], Any],
         audit: AuditTrail,
     ) -> None:
@@ -156,6 +159,7 @@ class _Call:
         self._verifier = verifier
         self._open_calls = open_calls
         self._memory = memory
+        self._large = large
         self.decode = decode
         self._endings: set[asyncio.Task[None]] = set()
         self._targets = TargetReader(method)
@@ -228,12 +232,16 @@ class _Call:
             self._make_room(len(payload), context, call)
         except (Exception, asyncio.CancelledError):
             # What was asked for is recorded also when it is refused or given up, but not at any price.
-            if len(payload) <= _READ_REFUSED_BYTES:
+            if len(payload) <= _LARGE_BYTES:
                 self._read(payload, call)
             raise
-        request = self._read(payload, call)
-        _check(request)
-        return request
+        if len(payload) <= _LARGE_BYTES:
+            return self._checked(payload, call)
+        # Megabytes take tens of milliseconds. Many at once would hold up all others, and the gateway takes a
+        # service for gone that does not answer for seconds: between any two the process does what else waits.
+        async with self._large:
+            await asyncio.sleep(0)
+            return self._checked(payload, call)
 
     def _make_room(self, size: int, context: Context, call: AuditedCall) -> None:
         if call.principal is not None:
@@ -245,6 +253,11 @@ class _Call:
         else:
             whose = self._method
         _when_done(context, self._memory.take(whose, size))
+
+    def _checked(self, payload: bytes, call: AuditedCall) -> Any:
+        request = self._read(payload, call)
+        _check(request)
+        return request
 
     def _read(self, payload: bytes, call: AuditedCall) -> Any:
         """Return the message, and note what it is about."""

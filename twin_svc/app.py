@@ -55,9 +55,9 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
     database_url = present.of(lambda now: now.database_url)
     async with (
         db.pool(database_url, application=SERVICE) as query_pool,
-        # One connection follows the feed, one reads the series that announcements name, and one
-        # proves that the database answers, also while long answers hold all of the first pool.
-        db.pool(present.of(lambda now: now.feed_url), application=f"{SERVICE} feed", max_size=3) as feed_pool,
+        db.server_check(database_url, application=SERVICE) as database_check,
+        # One connection follows the feed, and one reads the series that announcements name.
+        db.pool(present.of(lambda now: now.feed_url), application=f"{SERVICE} feed", max_size=2) as feed_pool,
         # Exports last minutes; they must not take the connections of short answers.
         db.pool(
             database_url, application=f"{SERVICE} export", min_size=0, max_size=MOST_EXPORTS
@@ -175,7 +175,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
                 door=door,
                 callers=CALLERS,
                 checks={
-                    "postgresql": lambda: feed_pool.fetchval("SELECT 1"),
+                    "postgresql": database_check,
                     "feed": follower.check,
                 },
                 hints={"nats": bus.connected(client)},

@@ -95,7 +95,7 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
             ],
             door=Door(identity, verifier, kept.trail),
             callers=CALLERS,
-            checks={"postgresql": lambda: common.pool.fetchval("SELECT 1")},
+            checks={"postgresql": common.database_check},
             hints=known.hints,
             drain=kept.access_log.drain,
             connections=connections,
@@ -106,9 +106,10 @@ async def app(settings: AuthSettings) -> AsyncIterator[int]:
 @asynccontextmanager
 async def _common(settings: AuthSettings, clock: Clock) -> AsyncIterator[Common]:
     """Open what all parts are given while the context is open."""
-    present = PresentSettings(settings, clock=clock)
+    database_url = PresentSettings(settings, clock=clock).of(lambda now: now.database_url)
     async with (
-        db.pool(present.of(lambda now: now.database_url), application=SERVICE) as pool,
+        db.pool(database_url, application=SERVICE) as pool,
+        db.server_check(database_url, application=SERVICE) as database_check,
         PasswordVerifier(workers=settings.password_workers, queue=settings.login_queue) as passwords,
         _bus(
             settings, revocations := Revocations(fetch=RevocationStore(pool=pool).all_after, clock=clock)
@@ -134,6 +135,7 @@ async def _common(settings: AuthSettings, clock: Clock) -> AsyncIterator[Common]
                 settings=settings,
                 clock=clock,
                 pool=pool,
+                database_check=database_check,
                 passwords=passwords,
                 limits=LoginLimits(store=failures, clock=clock, require_place=passwords.require_place),
                 key_ring=key_ring,

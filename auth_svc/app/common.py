@@ -15,6 +15,7 @@ from auth_svc.passwords import PasswordVerifier
 from auth_svc.revocations import Announcer
 from auth_svc.signing_keys import KeyRing
 from meshkit.clock import Clock
+from meshkit.db import ServerCheck
 from meshkit.revocations import Revocations
 from meshkit.tasks import background
 
@@ -30,6 +31,7 @@ class Common:
         settings: of the process.
         clock: of the process.
         pool: connections to PostgreSQL.
+        database_check: proves that it answers.
         passwords: work on passwords, bounded.
         limits: count what was guessed wrong.
         key_ring: the keys that sign access tokens.
@@ -41,6 +43,7 @@ class Common:
     settings: AuthSettings
     clock: Clock
     pool: asyncpg.Pool
+    database_check: ServerCheck
     passwords: PasswordVerifier
     limits: LoginLimits
     key_ring: KeyRing

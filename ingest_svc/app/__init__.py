@@ -34,7 +34,7 @@ async def app(settings: IngestSettings) -> AsyncIterator[int]:
             registrations=[*way.registrations, *limited.registrations],
             door=common.door,
             callers=CALLERS,
-            checks={"postgresql": lambda: common.pool.fetchval("SELECT 1")},
+            checks={"postgresql": common.database_check},
             hints={"nats": bus.connected(known.nats)},
             drain=way.streams.drain,
             connections=limited.connections,

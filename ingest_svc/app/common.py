@@ -27,6 +27,7 @@ class Common:
         door: knows callers, by auth_svc.
         pool: connections to PostgreSQL for commits and short answers.
         raw_pool: others for long answers, which hold none that commits need.
+        database_check: proves that PostgreSQL answers.
         metrics: of the process.
     """
 
@@ -35,6 +36,7 @@ class Common:
     door: AuthDoor
     pool: asyncpg.Pool
     raw_pool: asyncpg.Pool
+    database_check: db.ServerCheck
     metrics: IngestMetrics
 
 
@@ -47,5 +49,6 @@ async def opened(settings: IngestSettings) -> AsyncIterator[Common]:
         access(settings, service=SERVICE, clock=clock) as door,
         db.pool(database_url, application=SERVICE) as pool,
         db.pool(database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
+        db.server_check(database_url, application=SERVICE) as database_check,
     ):
-        yield Common(settings, clock, door, pool, raw_pool, IngestMetrics(meter()))
+        yield Common(settings, clock, door, pool, raw_pool, database_check, IngestMetrics(meter()))

@@ -146,9 +146,11 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
     """Run the worker while the context is open; yields its health port."""
     clock = SystemClock()
     present = PresentSettings(settings, clock=clock)
+    database_url = present.of(lambda now: now.database_url)
     async with (
         # A connection of each worker holds its lock while others work.
-        db.pool(present.of(lambda now: now.database_url), application=SERVICE, max_size=16) as pool,
+        db.pool(database_url, application=SERVICE, max_size=16) as pool,
+        db.server_check(database_url, application=SERVICE) as database_check,
         access(settings, service=SERVICE, clock=clock) as door,
         archive_store(settings.archive_url) as store,
     ):
@@ -195,7 +197,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
                 # Asked for its health only.
                 callers={},
                 checks={
-                    "postgresql": lambda: pool.fetchval("SELECT 1"),
+                    "postgresql": database_check,
                     "maintenance": worker.check,
                     "rollups": keeper.check,
                     "moving": mover.check,

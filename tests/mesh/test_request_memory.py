@@ -2,10 +2,12 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import grpc
+import pytest
 
 from meshkit.request_memory import REQUEST_BYTES
 from meshkit.status import error_info_of
@@ -39,10 +41,16 @@ async def _outcome(call: Any) -> str:
     return ""
 
 
+@pytest.fixture
+async def database(mesh: Mesh) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(mesh.database_url())
+    yield connection
+    await connection.close()
+
+
 async def test_a_tenant_s_large_requests_leave_room_for_others_while_nothing_is_written(
-    mesh: Mesh, admin_token: str, rival_token: str
+    mesh: Mesh, database: asyncpg.Connection, admin_token: str, rival_token: str
 ) -> None:
-    database = await asyncpg.connect(mesh.database_url())
     async with grpc.aio.insecure_channel(mesh.address) as channel:
         devices: Any = device_grpc.DeviceServiceStub(channel)
         large = _request("memory")
@@ -68,4 +76,3 @@ async def test_a_tenant_s_large_requests_leave_room_for_others_while_nothing_is_
             await devices.DeleteDevice(
                 device_pb2.DeleteDeviceRequest(id=device.id), metadata=bearer(admin_token)
             )
-    await database.close()

@@ -16,6 +16,7 @@ from auth_svc import contract as auth_contract
 from meshkit import client, identity, interceptors, server, status
 from meshkit.access import Door
 from meshkit.audit import AuditTrail
+from meshkit.callers import GATEWAY
 from meshkit.clock import SystemClock
 from meshkit.errors import not_found
 from meshkit.identity import TokenVerifier
@@ -391,6 +392,32 @@ async def test_a_message_that_is_too_large_for_what_is_left_takes_no_room(
     refused = await failure(call.read())
     assert refused.reason == "REQUESTS_BUSY"
     assert (memory.used, refused.metadata["used"]) == (0, "0")
+
+
+@pytest.mark.parametrize("memory", [RequestMemory()], ids=["with-room"])
+async def test_between_large_requests_others_are_answered(
+    twins: Any, address: str, reader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = 0
+
+    def takes_long(_: Any) -> None:
+        nonlocal read
+        read += 1
+        time.sleep(0.05)
+
+    # From here on the server knows the caller's key, and has nothing to wait for.
+    await twins.GetTwin(GetTwin(id="pump"), metadata=reader)
+    monkeypatch.setattr(interceptors, "validate", takes_long)
+    large = GetTwin(id="x" * 3_000_000)
+    with connect(address, service="asset_svc", identity=identities.identity(GATEWAY)) as channel:
+        stub: Any = twin_service_pb2_grpc.TwinServiceStub(channel)
+        asked = [stub.GetTwin.future(large, metadata=reader) for _ in range(20)]
+        await until(lambda: read > 0)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        await asyncio.to_thread(health.Check, health_pb2.HealthCheckRequest())
+        assert read < len(asked) // 2
+        codes = await asyncio.to_thread(lambda: {request.code() for request in asked})
+    assert (codes, read) == ({grpc.StatusCode.OK}, len(asked))
 
 
 async def test_calls_that_arrive_all_at_once_wait_and_none_is_cancelled(address: str) -> None:

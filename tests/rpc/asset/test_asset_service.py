@@ -1,9 +1,12 @@
 """What asset_svc is to other services and to tools: profiles, permissions, reflection, health."""
 
+import asyncio
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,7 +16,9 @@ import twinmesh.asset.v1
 from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint, bearer
 from meshkit.testing.calls import failure
+from meshkit.testing.database import TestDatabase
 from tests.rpc.asset.conftest import Caller, Connect
+from tests.rpc.ingest.neighbours import until
 from twinmesh.asset.v1.device_service_pb2 import BatchCreateDevicesRequest, Device, GetDeviceRequest
 from twinmesh.asset.v1.device_type_service_pb2 import (
     CreateDeviceTypeRequest,
@@ -23,6 +28,9 @@ from twinmesh.asset.v1.device_type_service_pb2 import (
 from twinmesh.asset.v1.profile_service_pb2 import BatchGetProfilesRequest, ListProfilesRequest
 
 Code = grpc.StatusCode
+_OF_THIS_SERVICE = "FROM pg_stat_activity WHERE datname = current_database() AND application_name ="
+_WAITING = f"SELECT count(*) {_OF_THIS_SERVICE} 'asset_svc' AND wait_event_type = 'Lock'"
+_LAST_CHECK = f"SELECT query_start {_OF_THIS_SERVICE} 'asset_svc health'"
 
 
 async def test_profiles_are_those_of_the_tenant_in_the_request(connect: Connect, profiles: Any) -> None:
@@ -125,3 +133,33 @@ async def test_health_names_the_parts(asset_address: str) -> None:
         for part in ("", "postgresql", "nats", "twinmesh.asset.v1.DeviceService"):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=part))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_service_is_healthy_while_its_callers_hold_all_connections(
+    asset_address: str, caller: Caller, database: TestDatabase
+) -> None:
+    await caller.add_type("sensor")
+    async with (
+        asyncpg.create_pool(database.superuser_url, min_size=2) as admin,
+        admin.acquire() as holder,
+        identities.channel(asset_address, "asset_svc") as channel,
+    ):
+
+        async def all_are_held() -> bool:
+            return bool(await admin.fetchval(_WAITING) == 8)
+
+        async with holder.transaction():
+            await holder.execute("LOCK TABLE asset.device IN EXCLUSIVE MODE")
+            added = [asyncio.create_task(caller.add_device(f"d-{number}")) for number in range(20)]
+            await until(all_are_held)
+            for _ in range(2):
+                before = await admin.fetchval(_LAST_CHECK)
+
+                async def is_checked_again(before: datetime = before) -> bool:
+                    return bool(await admin.fetchval(_LAST_CHECK) > before)
+
+                await until(is_checked_again)
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            answer = await health.Check(health_pb2.HealthCheckRequest())
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        await asyncio.gather(*added)
