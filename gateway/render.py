@@ -22,9 +22,10 @@ from gateway import Config, clusters, devices, local_replies, mesh_tls, routes, 
 from gateway.contract import CONTRACT, read_contract
 from gateway.settings import GatewayEnvironment, GatewaySettings, Upstream
 from gateway.transcoder import as_events, transcoder
+from meshkit.config import MAX_MESSAGE_BYTES
 
-# auth_svc takes messages of 4 MiB, in which headers are as well.
-_MAX_SIGNED_BODY_BYTES = 4 * 1024 * 1024 - 64 * 1024
+# auth_svc is sent it in a message, in which headers are as well.
+_MAX_SIGNED_BODY_BYTES = MAX_MESSAGE_BYTES - 64 * 1024
 _TEMPLATE = Path(__file__).with_name("envoy.yaml")
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 # Identity comes from the verified credential, the address from the connection.

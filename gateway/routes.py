@@ -7,7 +7,7 @@ from gateway.clusters import NOWHERE, unchecked
 from gateway.contract import Contract, HttpBinding, Rpc
 from gateway.settings import Upstream
 from meshkit import route_context
-from meshkit.config import MAX_STREAM_LIFETIME_SECONDS
+from meshkit.config import MAX_MESSAGE_BYTES, MAX_STREAM_LIFETIME_SECONDS
 
 _UPSTREAM_OF_PACKAGE = {
     "twinmesh.auth.v1": Upstream.AUTH.value,
@@ -21,6 +21,8 @@ _UPSTREAM_OF_PACKAGE = {
 _REFLECTION_UPSTREAM = unchecked(Upstream.ASSET)
 _INNER_RPCS = ("/twinmesh.auth.v1.SessionService/GetJwks", "/twinmesh.mesh.v1.HealthService/GetReadiness")
 
+# Before each message: whether it is compressed, and its length.
+_MESSAGE_PREFIX_BYTES = 5
 _UNARY_LIMIT = {"max_stream_duration": "30s", "grpc_timeout_header_max": "300s"}
 # 0s: no limit but the caller's own grpc-timeout.
 _STREAM_LIMIT = {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"}
@@ -35,11 +37,15 @@ _PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_host
 _SAFE_FOR_ALL = "connect-failure,refused-stream,reset-before-request"
 # … and what changes nothing also after it did.
 _SAFE_WITHOUT_SIDE_EFFECTS = f"{_SAFE_FOR_ALL},reset"
+_BUFFER = "envoy.filters.http.buffer"
 # Switches the filter on as the listener configures it.
-_BUFFERED = {
-    "envoy.filters.http.buffer": {
-        "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
-        "config": {},
+_BUFFERED_JSON = {_BUFFER: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}}
+# A service is sent what is there as a whole: of callers that stop in the midst of thousands of messages it
+# would hold all that came, while the gateway counts its memory and ends those that take most of it.
+_BUFFERED_MESSAGE = {
+    _BUFFER: {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        "buffer": {"max_request_bytes": MAX_MESSAGE_BYTES + _MESSAGE_PREFIX_BYTES},
     }
 }
 SIGNED_REQUESTS = "envoy.filters.http.ext_authz.signed_requests"
@@ -78,10 +84,13 @@ def edge_routes(contract: Contract, *, events: Config, body_timeout_s: int) -> l
     }
     made: list[Config] = []
     for rpc in contract.rpcs:
-        made.append({"match": {"path": rpc.path}, "route": _action(rpc), **_filters(_authorization(rpc))})
+        buffered = {} if rpc.client_streaming else _BUFFERED_MESSAGE
+        of_grpc = _filters(buffered | _authorization(rpc))
+        made.append({"match": {"path": rpc.path}, "route": _action(rpc), **of_grpc})
         own = _authorization(rpc) | ({transcoder.FILTER: events} if rpc in contract.streamed else {})
         if own:
-            made += [{"match": match, **waiting, **_filters(_BUFFERED | own)} for match in _json_matches(rpc)]
+            of_json = _filters(_BUFFERED_JSON | own)
+            made += [{"match": match, **waiting, **of_json} for match in _json_matches(rpc)]
     for prefix in ("/grpc.reflection.v1.", "/grpc.reflection.v1alpha."):
         made.append(
             {
@@ -92,7 +101,7 @@ def edge_routes(contract: Contract, *, events: Config, body_timeout_s: int) -> l
         )
     is_grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
     made.append({"match": {"prefix": "/", "headers": [is_grpc]}, "direct_response": {"status": 404}})
-    made.append({"match": {"prefix": "/"}, **waiting, **_filters(_BUFFERED)})
+    made.append({"match": {"prefix": "/"}, **waiting, **_filters(_BUFFERED_JSON)})
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from meshkit import plaintext
-from meshkit.config import Settings
+from meshkit.config import MAX_MESSAGE_BYTES, Settings
 from meshkit.service_identity import ServiceIdentity
 
 REQUESTS_PER_SECOND = 10_000
@@ -148,7 +148,7 @@ class GatewaySettings:
         requests_per_second: of all clients together; twice as many at once.
         trusted_hops: proxies before the gateway that are trusted to tell callers' addresses.
         access_log_path: file or device for one JSON object per request.
-        max_json_body_bytes: largest JSON body; gRPC messages are limited by the services.
+        max_json_body_bytes: largest JSON body; a gRPC message may have MAX_MESSAGE_BYTES.
         client_limits: connections and patience.
     """
 
@@ -167,7 +167,7 @@ class GatewaySettings:
     requests_per_second: int = REQUESTS_PER_SECOND
     trusted_hops: int = 0
     access_log_path: str = "/dev/stdout"
-    max_json_body_bytes: int = 4 * 1024 * 1024
+    max_json_body_bytes: int = MAX_MESSAGE_BYTES
     client_limits: ClientLimits = ClientLimits()
 
 

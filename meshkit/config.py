@@ -155,6 +155,8 @@ LateWindowDays = Annotated[
     int,
     Field(ge=1, le=365, description="How many days old live telemetry may be; partitions reach as far back."),
 ]
+# Of one gRPC message that a service takes; the gateway keeps larger ones out.
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # How long a gateway stream may last: the launcher passes it on to ingest_svc, and the gateway
 # lets an idle stream live longer than the longest.
 MAX_STREAM_LIFETIME_SECONDS = 3600

@@ -14,6 +14,7 @@ from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from meshkit.access import Door
 from meshkit.callers import Callers
+from meshkit.config import MAX_MESSAGE_BYTES
 from meshkit.connections import Connections
 from meshkit.interceptors import CallInterceptor
 from meshkit.open_calls import OpenCalls
@@ -29,7 +30,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _OPTIONS = [
     # Each process owns its port: with SO_REUSEPORT a proxy's streams all pin to one.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", 64 * 1024 * 1024),
     # Both, or gRPC refuses calls by chance between the first and a quarter more.
     ("grpc.max_metadata_size", 32 * 1024),

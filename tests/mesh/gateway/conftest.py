@@ -23,6 +23,7 @@ from meshkit.embedded import EmbeddedEnvoy
 from meshkit.embedded.ports import free_ports
 from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint
+from meshkit.testing.mesh import eventually
 from tests.mesh.gateway import neighbours
 from tests.mesh.gateway.neighbours import TENANT, Arrivals, Watches
 
@@ -58,6 +59,11 @@ class Gateway:
             trust_env=False,
         )
         return int(answer.json()["stats"][0]["value"])
+
+    def reach(self, *services: Upstream) -> None:
+        """Wait until Envoy has found services healthy; until then it refuses what is for them."""
+        healthy = [f"cluster.{service}.membership_healthy" for service in services]
+        eventually(lambda: all(map(self.counted, healthy)), f"{services} are reached")
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -167,7 +173,9 @@ def gateway(start_gateway: StartGateway) -> Iterator[Gateway]:
             Upstream.TWIN: [stack.enter_context(neighbours.twin_svc(arrivals))],
         }
         otlp = stack.enter_context(neighbours.collector(arrivals))
-        yield start_gateway(mint=mint, arrivals=arrivals, upstreams=upstreams, otlp=otlp)
+        gateway = start_gateway(mint=mint, arrivals=arrivals, upstreams=upstreams, otlp=otlp)
+        gateway.reach(*Upstream)
+        yield gateway
 
 
 @pytest.fixture

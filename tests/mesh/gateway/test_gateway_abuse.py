@@ -1,7 +1,7 @@
 """Clients that take what they need not: slow, greedy, or only out to keep the gateway busy."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 
 import h2.config
@@ -18,6 +18,7 @@ from meshkit.testing.auth import TokenMint
 from tests.mesh.gateway import neighbours
 from tests.mesh.gateway.conftest import Gateway, StartGateway, reason
 from tests.mesh.gateway.neighbours import Arrivals
+from twinmesh.asset.v1 import device_service_pb2
 
 _STREAMS = 1_000  # of one connection, as envoy.yaml says
 _CONNECTIONS = 20
@@ -31,7 +32,7 @@ def narrow(start_gateway: StartGateway) -> Iterator[Gateway]:
     with ExitStack() as stack:
         auth = stack.enter_context(neighbours.auth_svc(arrivals, mint))
         asset = stack.enter_context(neighbours.asset_svc(arrivals))
-        yield start_gateway(
+        gateway = start_gateway(
             mint=mint,
             arrivals=arrivals,
             upstreams={
@@ -44,6 +45,8 @@ def narrow(start_gateway: StartGateway) -> Iterator[Gateway]:
                 connections=40, listener_connections=_CONNECTIONS, headers_timeout_s=1, body_timeout_s=2
             ),
         )
+        gateway.reach(Upstream.ASSET)
+        yield gateway
 
 
 def _connect(gateway: Gateway) -> socket.socket:
@@ -83,11 +86,13 @@ class Http2:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def open_stream(self, path: str, *, more: list[tuple[str, str]] | None = None) -> int:
+    def open_stream(
+        self, path: str, *, content_type: str = "application/json", more: Mapping[str, str] | None = None
+    ) -> int:
         """Send headers of a POST whose body does not come."""
         stream = self.h2.get_next_available_stream_id()
         headers = [(":method", "POST"), (":scheme", "http"), (":authority", self._authority), (":path", path)]
-        self.h2.send_headers(stream, [*headers, ("content-type", "application/json"), *(more or [])])
+        self.h2.send_headers(stream, [*headers, ("content-type", content_type), *(more or {}).items()])
         return stream
 
     def flush(self) -> None:
@@ -203,6 +208,31 @@ def test_streams_beyond_those_of_a_connection_are_refused(gateway: Gateway) -> N
     assert _serves(gateway)
 
 
+def test_a_message_that_does_not_end_is_kept_from_the_service(gateway: Gateway) -> None:
+    active = f"cluster.{Upstream.ASSET}.upstream_rq_active"
+    message = device_service_pb2.GetDeviceRequest(id="pump").SerializeToString()
+    body = b"\0" + len(message).to_bytes(4) + message
+    before = gateway.counted(active)
+    with Http2(gateway) as client:
+        stream = client.open_stream(
+            "/twinmesh.asset.v1.DeviceService/GetDevice",
+            content_type="application/grpc",
+            more=gateway.bearer | {"te": "trailers"},
+        )
+        client.h2.send_data(stream, body[:-1])
+        # Frames are handled in order: all of it is there when this is answered.
+        client.h2.ping(bytes(8))
+        client.flush()
+        events = client.events()
+        next(each for each in events if isinstance(each, h2.events.PingAckReceived))
+        assert gateway.counted(active) == before
+        client.h2.send_data(stream, body[-1:], end_stream=True)
+        client.flush()
+        answer = next(each for each in events if isinstance(each, h2.events.ResponseReceived))
+        assert (b":status", b"200") in answer.headers
+        assert isinstance(next(events), h2.events.DataReceived)
+
+
 def test_opening_and_resetting_without_end_ends_the_connection(gateway: Gateway) -> None:
     counter = "http.edge.downstream_rq_too_many_premature_resets"
     before, ended_before = len(gateway.arrivals.requests), gateway.counted(counter)
@@ -262,7 +292,7 @@ def test_headers_beyond_the_limit_are_refused(gateway: Gateway) -> None:
         many.sendall(b"GET /v1/devices HTTP/1.1\r\nhost: a\r\n" + b"x-one: 1\r\n" * 200 + b"\r\n")
         assert _all(many).startswith(b"HTTP/1.1 431 ")
     with Http2(gateway) as client:
-        client.open_stream("/v1/auth/login", more=[("x-large", "x" * 30_000)])
+        client.open_stream("/v1/auth/login", more={"x-large": "x" * 30_000})
         client.flush()
         kinds = (h2.events.StreamReset, h2.events.ConnectionTerminated)
         assert any(isinstance(each, kinds) for each in client.events())

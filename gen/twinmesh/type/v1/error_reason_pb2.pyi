@@ -171,8 +171,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ROUTE_NOT_FOUND: _ErrorReason.ValueType  # 101
     """No rpc has this method and path. NOT_FOUND in JSON, UNIMPLEMENTED in gRPC."""
     ERROR_REASON_BODY_TOO_LARGE: _ErrorReason.ValueType  # 102
-    """A JSON body, or path and headers, are larger than the gateway takes; send less
-    at once. INVALID_ARGUMENT (JSON: 413 or 431).
+    """A body (of JSON, or a message that is not one of a stream), or path and headers, are
+    larger than the gateway takes; send less at once. INVALID_ARGUMENT (JSON: 413 or 431).
     """
     ERROR_REASON_CHUNK_INVALID: _ErrorReason.ValueType  # 114
     """A chunk disagrees with what came of its message before (total, mode, form, or content of
@@ -476,8 +476,8 @@ RESOURCE_EXHAUSTED.
 ERROR_REASON_ROUTE_NOT_FOUND: ErrorReason.ValueType  # 101
 """No rpc has this method and path. NOT_FOUND in JSON, UNIMPLEMENTED in gRPC."""
 ERROR_REASON_BODY_TOO_LARGE: ErrorReason.ValueType  # 102
-"""A JSON body, or path and headers, are larger than the gateway takes; send less
-at once. INVALID_ARGUMENT (JSON: 413 or 431).
+"""A body (of JSON, or a message that is not one of a stream), or path and headers, are
+larger than the gateway takes; send less at once. INVALID_ARGUMENT (JSON: 413 or 431).
 """
 ERROR_REASON_CHUNK_INVALID: ErrorReason.ValueType  # 114
 """A chunk disagrees with what came of its message before (total, mode, form, or content of

@@ -311,8 +311,8 @@ class ErrorReason(betterproto2.Enum):
 
     BODY_TOO_LARGE = 102
     """
-    A JSON body, or path and headers, are larger than the gateway takes; send less
-    at once. INVALID_ARGUMENT (JSON: 413 or 431).
+    A body (of JSON, or a message that is not one of a stream), or path and headers, are
+    larger than the gateway takes; send less at once. INVALID_ARGUMENT (JSON: 413 or 431).
     """
 
     CHUNK_INVALID = 114
