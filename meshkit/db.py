@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -28,6 +27,7 @@ DATABASE_ERRORS = (
 )
 _CONNECT_TIMEOUT_S = 5.0
 _COMMAND_TIMEOUT_S = 30.0
+_CHECK_TIMEOUT_S = 1.0
 
 
 @asynccontextmanager
@@ -89,7 +89,13 @@ async def server_check(url: str | PresentUrl, *, application: str) -> AsyncItera
         Unavailable: DEPENDENCY_UNAVAILABLE, the server is away or refuses, and where it is.
     """
     async with pool(url, application=f"{application} health", max_size=1) as own:
-        yield partial(own.fetchval, "SELECT 1")
+
+        async def check() -> None:
+            # Also a connection on whose line nothing comes any more is given up, and another one made.
+            async with own.acquire(timeout=_CHECK_TIMEOUT_S) as connection:
+                await connection.fetchval("SELECT 1", timeout=_CHECK_TIMEOUT_S)
+
+        yield check
 
 
 @asynccontextmanager
