@@ -296,7 +296,7 @@ class MqttCallout:
             raise failed[0]
 
     async def _end(self, server: str, connections: Mapping[int, Login]) -> None:
-        """Disconnect some. NATS takes in order what it is told, so its answer about the last is one for all."""
+        """Disconnect some; as NATS takes what it is told in order, its answer about the last is for all."""
         assert self._client is not None  # noqa: S101 - nobody asks before it follows
         subject = f"$SYS.REQ.SERVER.{server}.KICK"
         *all_before, last = connections
