@@ -133,7 +133,12 @@ async def running_server(
 
 
 class _HealthMonitor:
-    """Keeps the health service true."""
+    """Keeps the health service true.
+
+    A dependency that refuses is away at once, one that does not answer in time when that happens twice in a
+    row: an event loop that stood still for a moment looks the same, and the gateway leaves a process without
+    calls from the first answer that it does not serve.
+    """
 
     def __init__(
         self,
@@ -148,6 +153,7 @@ class _HealthMonitor:
         self._required = frozenset(checks)
         self._checks = {**checks, **hints}
         self._failing: set[str] = set()
+        self._late: set[str] = set()
 
     async def run(self) -> None:
         while True:
@@ -167,10 +173,14 @@ class _HealthMonitor:
             async with asyncio.timeout(_CHECK_EVERY_S):
                 await self._checks[name]()
         except Exception as error:
+            if isinstance(error, TimeoutError) and name not in self._late | self._failing:
+                self._late.add(name)
+                return True
             if name not in self._failing:
                 self._failing.add(name)
                 _log.warning("dependency is away", dependency=name, error=repr(error))
             return False
+        self._late.discard(name)
         if name in self._failing:
             self._failing.discard(name)
             _log.info("dependency is back", dependency=name)

@@ -91,9 +91,9 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc] # Untyped.
 
 _MESHES = {
     "mesh": re.compile(
-        r"tests/mesh/test_(applied|archive|audit|bad_input\w*|dead_letters|device_certificates|end_to_end|events|fuzzed_requests|history|load|log_out|metrics|mqtt(_flood)?|permissions|processing|raw_messages|readme|sql_user|tail_and_simulate|tenant_ids|token_attacks|watch)\.py"
+        r"tests/mesh/test_(applied|archive|audit(_writes)?|bad_input\w*|dead_letters|device_certificates|end_to_end|events|fuzzed_requests|history|key_scopes|load|log_out|metrics|mqtt(_flood)?|openapi|permissions|processing|raw_messages|readme|request_memory|signed_requests|sql_user|tail_and_simulate|tenant_ids|tenant_references|token_attacks|watch)\.py"
     ),
-    "fragile mesh": re.compile(r"tests/mesh/test_((\w+_)?faults\w*|rollups)\.py"),
+    "fragile mesh": re.compile(r"tests/mesh/test_((\w+_)?faults\w*|rollups|tenant_deletion)\.py"),
 }
 
 

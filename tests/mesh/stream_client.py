@@ -22,12 +22,16 @@ from tests.mesh.stream_load import RandomBatches
 from twinmesh.ingest.v1 import ingest_service_pb2 as ingest_pb2
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc as ingest_grpc
 
-# A connection of its own that comes back soon, and that finds out when nobody is there any more.
-CHANNEL_OPTIONS = (
+# A connection of its own that comes back soon …
+PATIENT_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+# … and that finds out when nobody is there any more, or nobody was for two seconds.
+CHANNEL_OPTIONS = (
+    *PATIENT_OPTIONS,
     ("grpc.keepalive_time_ms", 1_000),
     ("grpc.keepalive_timeout_ms", 2_000),
     # Of the pings that measure bandwidth; while one is out no other is sent.

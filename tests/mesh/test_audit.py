@@ -137,7 +137,7 @@ async def test_log_ins_by_mqtt_are_found_good_and_bad(
     key = (await admin.post("/v1/apiKeys", json=body)).json()
 
     async def log_in(user: str, password: str) -> None:
-        async with aiomqtt.Client("127.0.0.1", mesh.mqtt_port, username=user, password=password, timeout=10):
+        async with aiomqtt.Client("127.0.0.1", mesh.mqtt_port, username=user, password=password, timeout=30):
             pass
 
     await log_in("temp-1", key["secret"])

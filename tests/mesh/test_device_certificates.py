@@ -233,7 +233,6 @@ def test_a_revoked_certificate_ends_for_open_connections_and_new_ones(
     eventually(
         lambda: "alert certificate revoked" in alert(mesh, tls(mesh, identity), wait_s=1),
         "Envoy has read the new CRL",
-        seconds=10,
     )
     crl = x509.load_der_x509_crl(httpx.get(f"{mesh.url}/v1/deviceCertificates:crl").content)
     assert crl.get_revoked_certificate_by_serial_number(int(identity.id, 16)) is not None

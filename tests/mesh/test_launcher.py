@@ -99,7 +99,7 @@ def test_every_part_comes_back_when_it_is_killed(own_mesh: Mesh) -> None:
         status = own_mesh.status()
         return bool(status["ready"]) and all(part["restarts"] >= 1 for part in status["parts"])
 
-    eventually(all_back, "every part is back", seconds=60)
+    eventually(all_back, "every part is back", seconds=150)
     assert not set(before.values()) & set(_pids(own_mesh).values())
     assert own_mesh.log_in()
 

@@ -42,12 +42,12 @@ def keys(mesh: Mesh) -> list[str]:
 
 
 def test_a_fleet_sends_and_goes_on_when_it_was_killed(lively: Mesh) -> None:
-    eventually(lambda: len(last_seen(lively)) == 20, "all devices are heard of", seconds=60)
+    eventually(lambda: len(last_seen(lively)) == 20, "all devices are heard of", seconds=120)
     assert lively.status()["ready"]
     lively.kill("simulator")
     eventually(lambda: lively.part("simulator")["restarts"] == 1, "it is started again")
     heard = max(last_seen(lively))
-    eventually(lambda: min(last_seen(lively)) > heard, "all devices are heard of again", seconds=60)
+    eventually(lambda: min(last_seen(lively)) > heard, "all devices are heard of again", seconds=120)
     assert len(last_seen(lively)) == 20
 
 

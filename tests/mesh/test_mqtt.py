@@ -136,7 +136,7 @@ async def test_those_whose_right_ends_are_disconnected_and_do_not_come_back(
 ) -> None:
     expired, gone, without_key, staying = [await site.device() for _ in range(4)]
     revoked = await site.new_key()
-    ending = await site.new_key(expireTime=(datetime.now(UTC) + timedelta(seconds=3)).isoformat())
+    ending = await site.new_key(expireTime=(datetime.now(UTC) + timedelta(seconds=10)).isoformat())
     losers = [site.login(expired, key=ending), site.login(gone), site.login(without_key, key=revoked)]
 
     async def end(login: Login) -> None:

@@ -55,7 +55,7 @@ class Site:
             tls_context=context,
             username=user or None,
             password=password or None,
-            timeout=5,
+            timeout=30,
         )
         await client.__aenter__()
 

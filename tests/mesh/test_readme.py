@@ -57,7 +57,7 @@ def test_every_command_works_as_printed(mesh: Mesh, tmp_path: Path, guide: str, 
         input=f"{mesh.password}\n" * 3,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"

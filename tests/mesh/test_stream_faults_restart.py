@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.mesh.oracle import Sample
+from tests.mesh.stream_client import PATIENT_OPTIONS
 from tests.mesh.stream_site import SOAK, Site, sending
 from twinmesh_client import GatewayClient
 
@@ -49,7 +50,7 @@ class Recorder:
 
 async def test_a_rolling_restart_is_not_noticed(fragile_site: Site, tmp_path: Path) -> None:
     site = fragile_site
-    clients = [await site.client() for _ in range(6)]
+    clients = [await site.client(await site.channel(options=PATIENT_OPTIONS)) for _ in range(6)]
     async with GatewayClient(
         site.mesh.address, token=site.key, name="recorder", spool=tmp_path / "spool", max_age=0.01
     ) as gateway:

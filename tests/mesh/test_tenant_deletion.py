@@ -234,7 +234,7 @@ async def test_nothing_of_a_deleted_tenant_is_left(
         assert await sql.fetchval("SELECT count(*) FROM series")
 
         await done(operator.post(f"/v1/tenants/{GONE}:suspend", json={}))
-        await until(_ended(sql), "the SQL user's connection ends", seconds=10)
+        await until(_ended(sql), "the SQL user's connection ends")
         assert (await done(operator.delete(deletion)))["deleteTime"]
         assert await refused(operator.post(f"/v1/tenants/{GONE}:resume", json={})) == (400, "TENANT_DELETED")
         async with mesh.client(gone.key) as client:

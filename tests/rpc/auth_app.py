@@ -231,7 +231,9 @@ async def behind_envoy(
     envoy = EmbeddedEnvoy(home=home, descriptor=CONTRACT, render=rendered, concurrency=1)
     await asyncio.to_thread(envoy.start)
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as opened:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60
+        ) as opened:
 
             async def keys_are_there() -> bool:
                 return (await opened.get("/.well-known/jwks.json")).is_success

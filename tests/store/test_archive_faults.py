@@ -109,8 +109,9 @@ async def test_a_store_that_hangs_is_given_up(
         assert (await days.sealed(), await days.manifest()) == (2, [])
         faults.hangs = False
         faults.released.set()
-    async with faulty_store(tmp_path, read_timeout_s=0.2) as (store, faults):
+    async with faulty_store(tmp_path) as (store, _):
         await archive_day(pool, store, "demo", DAY)
+    async with faulty_store(tmp_path, read_timeout_s=0.2) as (store, faults):
         faults.hangs = True
         assert reason_of(await failure(query, series, store)) == "ARCHIVE_UNAVAILABLE"
 

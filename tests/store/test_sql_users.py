@@ -358,11 +358,11 @@ async def superuser(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]
     connection = await asyncpg.connect(database.superuser_url)
     try:
         yield connection
+    finally:
         # The migrator's grants are nobody else's to take back, but end with its right to make them.
         await connection.execute(LET_EVERYBODY)
         await connection.execute("DROP OWNED BY twinmesh_later")
         await connection.execute("DROP ROLE twinmesh_later")
-    finally:
         await connection.close()
 
 

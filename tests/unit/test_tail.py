@@ -206,7 +206,9 @@ class Seen:
 
 
 @asynccontextmanager
-async def following(script: Scripted, seen: Seen, watched: Watched) -> AsyncIterator["asyncio.Task[None]"]:
+async def following(
+    script: Scripted, seen: Seen, watched: Watched, *, silence_s: float = 30.0
+) -> AsyncIterator["asyncio.Task[None]"]:
     server = grpc.aio.server()
     add_TwinServiceServicer_to_server(script, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -219,7 +221,7 @@ async def following(script: Scripted, seen: Seen, watched: Watched) -> AsyncIter
             watched=watched,
             on_told=seen.on_told,
             on_lost=seen.lost.append,
-            silence_s=0.3,
+            silence_s=silence_s,
         )
         task = asyncio.create_task(followed.run())
         yield task
@@ -247,7 +249,7 @@ async def test_what_is_lost_is_resumed_behind_the_token(
 ) -> None:
     script = Scripted((*WHOLE, *breaks), (snapshot(twin("a"), twin("b", t=2)), snapshot_end("three"), None))
     seen, watched = Seen(), Watched()
-    async with following(script, seen, watched):
+    async with following(script, seen, watched, silence_s=0.3 if breaks[-1] is None else 30.0):
         await seen.until(lambda: watched.resume_token == "three")
     assert script.asked[:2] == [("", "Bearer key"), ("two", "Bearer key")]
     assert seen.lost[0] == why

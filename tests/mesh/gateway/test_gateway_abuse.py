@@ -160,6 +160,7 @@ def test_a_watch_lasts_longer_than_a_body_may_take(start_gateway: StartGateway, 
             upstreams=upstreams,
             client_limits=ClientLimits(body_timeout_s=1),
         )
+        patient.reach(Upstream.TWIN)
         path = "/v1/twins:watch?ids=a"
         with patient.http.stream("GET", path, headers=patient.bearer, timeout=20) as answer:
             lines = answer.iter_lines()

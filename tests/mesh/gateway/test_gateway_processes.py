@@ -106,9 +106,8 @@ def test_new_streams_avoid_a_process_that_says_so_and_its_own_go_on(
     fleet_gateway: Gateway, processes: tuple[_Process, _Process]
 ) -> None:
     first, second = processes
-    _open_streams(fleet_gateway, 8)
-    assert first.taken
-    assert second.taken
+    for process in processes:
+        eventually(partial(_gets_streams, fleet_gateway, process), "it gets streams")
     before = first.taken
     stream = _Stream(fleet_gateway)
     stream.send(1)

@@ -47,7 +47,9 @@ async def replica(nats_url: str, name: str = "stand-in") -> AsyncIterator[Replic
     """A replica that has not reported yet; it leaves in the end."""
     bus = await nats.connect(nats_url)
     made = Replica(bus, name)
-    async with background(made.repeat(), name=name):
-        yield made
-    await made.leave()
-    await bus.close()
+    try:
+        async with background(made.repeat(), name=name):
+            yield made
+        await made.leave()
+    finally:
+        await bus.close()

@@ -190,20 +190,20 @@ async def test_what_a_limit_holds_back_waits_and_holds_back_nobody_else(world: W
     async with world.ingest() as first:
         await _limit(first, [{"subject_kind": 1, "subject": "", "samples_per_second": 10}])
     async with world.ingest() as ingest:  # It begins with the policies that there are.
-        await world.site.send(json.dumps([json.loads(counting(number)) for number in range(15)]).encode())
-        await until_counts(ingest, list(range(15)))
-        # The tenant owes a second's worth now.
+        await world.site.send(json.dumps([json.loads(counting(number)) for number in range(60)]).encode())
+        await until_counts(ingest, list(range(60)))
+        # The tenant owes five seconds' worth now.
         await world.site.send(*map(counting, range(100, 103)))
         await world.site.send(counting(1), device="foreign")
         await until_counts(ingest, [1], tenant="other", device="foreign")
-        await until_counts(ingest, [*range(15), 100, 101, 102])
+        await until_counts(ingest, [*range(60), 100, 101, 102])
 
         async def is_told() -> bool:
             hits = "SELECT coalesce(sum(batches), 0) FROM telemetry.limit_hit WHERE tenant_id = 'acme'"
             return int(await ingest.fetch_value(hits)) >= 1
 
         await until(is_told)
-        assert await rows(ingest) == 19
+        assert await rows(ingest) == 64
         assert await world.letters() == []
 
 

@@ -85,7 +85,7 @@ async def test_what_cannot_be_stored_is_tried_again(site: DeviceNats) -> None:
 
 
 async def test_what_takes_long_stays_ours(site: DeviceNats, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt, "_ACK_WAIT_S", 1.0)
+    monkeypatch.setattr(mqtt, "_ACK_WAIT_S", 4.0)
     slow, other = Store(), Store()
     slow.storing.clear()
     async with taking(site, slow) as client:
@@ -259,7 +259,7 @@ async def test_a_full_stream_acknowledges_nothing_that_it_does_not_keep(
             async with site.device() as device:
                 while len(acknowledged) < 100:
                     payload = f"{len(acknowledged):06}".encode() * 1_000
-                    await device.publish("devices/pump-1/telemetry", payload, qos=1, timeout=2)
+                    await device.publish("devices/pump-1/telemetry", payload, qos=1, timeout=10)
                     acknowledged.append(payload)
         assert 5 < len(acknowledged) < 20
         assert (await client.jetstream().stream_info(STREAM)).state.messages == len(acknowledged)

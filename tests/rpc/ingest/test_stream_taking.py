@@ -3,6 +3,7 @@
 from typing import Any
 
 import grpc
+import pytest
 
 from meshkit.clock import SystemClock
 from tests.rpc.ingest.neighbours import Ingest, reading
@@ -256,7 +257,11 @@ async def test_while_nobody_knows_the_devices_the_client_is_throttled(ingest: In
         await client.durable(1)
 
 
-async def test_a_client_beyond_its_credits_is_throttled(ingest: Ingest) -> None:
+async def test_a_client_beyond_its_credits_is_throttled(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What waits is not to be thrown back, however long sending takes.
+    monkeypatch.setattr("telemetry_store.writer.LOCK_WAIT_S", 60.0)
     sent = [columns(1.0) for _ in range(131)]
     async with opened(ingest) as client:
         async with locked_cursor(ingest):
@@ -273,7 +278,9 @@ async def test_a_client_beyond_its_credits_is_throttled(ingest: Ingest) -> None:
     assert len(await ingest.samples()) == 131
 
 
-async def test_credits_count_bytes(ingest: Ingest) -> None:
+async def test_credits_count_bytes(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What waits is not to be thrown back, however long sending takes.
+    monkeypatch.setattr("telemetry_store.writer.LOCK_WAIT_S", 60.0)
     async with opened(ingest) as client:
         async with locked_cursor(ingest):
             for sequence in range(1, 7):

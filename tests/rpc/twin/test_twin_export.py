@@ -184,7 +184,7 @@ async def test_an_export_that_takes_too_long_says_so_in_its_file(
     neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("twin_svc.exports._SAMPLES_AT_ONCE", 1_000)
-    monkeypatch.setattr("twin_svc.exports.Exports.__init__.__kwdefaults__", {"longest_s": 0.2})
+    monkeypatch.setattr("twin_svc.exports.Exports.__init__.__kwdefaults__", {"longest_s": 2.0})
     neighbours.has("pump-1")
     async with many_samples(neighbours), neighbours.twin_svc() as twins:
         await twins.ready()
@@ -198,7 +198,7 @@ async def test_an_export_that_takes_too_long_says_so_in_its_file(
 async def test_the_database_lets_go_of_a_snapshot_that_nobody_reads_from(
     neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twin_svc.exports.Exports.__init__.__kwdefaults__", {"longest_s": 0.5})
+    monkeypatch.setattr("twin_svc.exports.Exports.__init__.__kwdefaults__", {"longest_s": 3.0})
     neighbours.has("pump-1")
     async with many_samples(neighbours), neighbours.twin_svc() as twins:
         await twins.ready()

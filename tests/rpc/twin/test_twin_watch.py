@@ -119,7 +119,7 @@ async def test_a_process_that_stops_says_where_to_go_on(neighbours: Neighbours, 
 
 
 async def test_a_token_that_ends_ends_the_watch(neighbours: Neighbours, twins: TwinApp) -> None:
-    short = TwinApp(twins.channel, twins.stub, neighbours.caller(exp=int(time.time()) + 2))
+    short = TwinApp(twins.channel, twins.stub, neighbours.caller(exp=int(time.time()) + 5))
     watcher = await watch(short).begun()
     await watcher.until(lambda: watcher.end is not None)
     with pytest.raises(grpc.aio.AioRpcError) as ended:
