@@ -77,9 +77,9 @@ async def rival(mesh: Mesh, rival_token: str) -> AsyncIterator[httpx.AsyncClient
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def signing_keys(mesh: Mesh) -> KeyRing:
-    """auth_svc's own keys, to sign what auth_svc would not."""
+    """auth_svc's own keys as they are now, to sign what auth_svc would not."""
 
     async def read() -> KeyRing:
         async with db.pool(mesh.role_url("twinmesh_auth"), application="test", max_size=1) as pool:
@@ -95,7 +95,7 @@ def signing_keys(mesh: Mesh) -> KeyRing:
     return asyncio.run(read())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def expired_token(signing_keys: KeyRing) -> str:
     """A token of auth_svc's own key that was good an hour ago."""
     hour_ago = ManualClock(SystemClock().now_us() - 3600 * MICROS_PER_SECOND)
