@@ -58,7 +58,7 @@ async def app(settings: AssetSettings) -> AsyncIterator[int]:
     database_url = present.of(lambda now: now.database_url)
     async with (
         db.pool(database_url, application=SERVICE) as pool,
-        db.server_check(database_url, application=SERVICE) as database_check,
+        db.database_check(database_url, application=SERVICE) as database_check,
         access(settings, service=SERVICE, clock=clock) as door,
         bus.connection(
             settings.nats_url.get_secret_value(),

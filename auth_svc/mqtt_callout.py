@@ -289,7 +289,7 @@ class MqttCallout:
                 part = {each: connections.pop(each) for each in ended[start : start + _ENDED_AT_ONCE]}
                 try:
                     await self._end(server, part)
-                except (BusError, TimeoutError) as error:
+                except Exception as error:
                     failed.append(error)
         if failed:
             # Those are looked for again; the others had not to wait for that.
@@ -299,9 +299,12 @@ class MqttCallout:
         """Disconnect some; as NATS takes what it is told in order, its answer about the last is for all."""
         assert self._client is not None  # noqa: S101 - nobody asks before it follows
         subject = f"$SYS.REQ.SERVER.{server}.KICK"
+        # NATS ends nobody without a subject to answer on. To this one it sends nothing: nobody listens.
+        unheard = self._client.new_inbox()
         *all_before, last = connections
         for connection in all_before:
-            await self._client.publish(subject, json.dumps({"cid": connection}).encode())
+            question = json.dumps({"cid": connection}).encode()
+            await self._client.publish(subject, question, reply=unheard)
         await self._ask(subject, {"cid": last})
         _log.info("devices disconnected", logins=[login.text for login in connections.values()])
 

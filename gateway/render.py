@@ -70,6 +70,7 @@ def render(settings: GatewaySettings) -> Config:
         "runtime": _runtime(limits.listener_connections),
         "max_connections": limits.connections,
         "headers_timeout": f"{limits.headers_timeout_s}s",
+        "request_timeout": f"{limits.request_timeout_s}s",
         "bind": settings.bind,
         "port": settings.port,
         "admin_port": settings.admin_port,
@@ -98,9 +99,7 @@ def render(settings: GatewaySettings) -> Config:
         "transcoder": transcoding,
         "max_json_body_bytes": settings.max_json_body_bytes,
         "cors_origins": [{"exact": origin} for origin in settings.cors_origins],
-        "routes": routes.edge_routes(
-            contract, events=as_events(transcoding), body_timeout_s=limits.body_timeout_s
-        ),
+        "routes": routes.edge_routes(contract, events=as_events(transcoding)),
         "jwks_routes": routes.jwks_routes(contract),
         "clusters": clusters.clusters(settings),
     }

@@ -66,7 +66,7 @@ _SIGNED_STREAM = {
 }
 
 
-def edge_routes(contract: Contract, *, events: Config, body_timeout_s: int) -> list[Config]:
+def edge_routes(contract: Contract, *, events: Config) -> list[Config]:
     """Return the routes of the edge listener.
 
     A JSON request has a route twice: one by its own path, which decides what the filters
@@ -75,13 +75,10 @@ def edge_routes(contract: Contract, *, events: Config, body_timeout_s: int) -> l
     Args:
         contract: what is reachable.
         events: the transcoder's configuration for rpcs that answer by a stream.
-        body_timeout_s: until the body of a JSON request is there, seconds.
     """
-    # A JSON request stays here until the transcoder has found its rpc, whose limit holds from then on. The
-    # CORS filter wants a route that leads somewhere; this one leads to a cluster of no endpoints.
-    waiting = {
-        "route": {"cluster": NOWHERE, "max_stream_duration": {"max_stream_duration": f"{body_timeout_s}s"}}
-    }
+    # A JSON request stays here until the transcoder has found its rpc. The CORS filter wants a route that
+    # leads somewhere; this one leads to a cluster of no endpoints.
+    waiting = {"route": {"cluster": NOWHERE}}
     made: list[Config] = []
     for rpc in contract.rpcs:
         buffered = {} if rpc.client_streaming else _BUFFERED_MESSAGE

@@ -119,13 +119,13 @@ class ClientLimits:
         connections: open at once, to all listeners together.
         listener_connections: of these to one listener.
         headers_timeout_s: from a request's first byte to the end of its headers, and for a TLS handshake.
-        body_timeout_s: from a JSON request's headers to the end of its body.
+        request_timeout_s: from a request's headers to its end, or to the beginning of the answer.
     """
 
     connections: int = 16_000
     listener_connections: int = 12_000
     headers_timeout_s: int = 10
-    body_timeout_s: int = 30
+    request_timeout_s: int = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

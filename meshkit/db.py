@@ -14,7 +14,7 @@ Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 # Tells a postgresql:// URL as it is now.
 PresentUrl = Callable[[], Awaitable[str]]
 # Returns when the server answers.
-ServerCheck = Callable[[], Awaitable[object]]
+DatabaseCheck = Callable[[], Awaitable[object]]
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 # What asyncpg raises when the server refuses or is away.
 # The driver's internal error comes when a connection is lost just as it is used.
@@ -75,7 +75,7 @@ async def pool(
 
 
 @asynccontextmanager
-async def server_check(url: str | PresentUrl, *, application: str) -> AsyncIterator[ServerCheck]:
+async def database_check(url: str | PresentUrl, *, application: str) -> AsyncIterator[DatabaseCheck]:
     """Keep a connection that proves whether the server answers, also while callers hold all of a pool's.
 
     Args:

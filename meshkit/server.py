@@ -153,7 +153,8 @@ class _HealthMonitor:
         self._required = frozenset(checks)
         self._checks = {**checks, **hints}
         self._failing: set[str] = set()
-        self._late: set[str] = set()
+        # At first nothing has answered, so that the first late answer counts.
+        self._late = set(self._checks)
 
     async def run(self) -> None:
         while True:

@@ -55,7 +55,7 @@ async def app(settings: TwinSettings) -> AsyncIterator[int]:
     database_url = present.of(lambda now: now.database_url)
     async with (
         db.pool(database_url, application=SERVICE) as query_pool,
-        db.server_check(database_url, application=SERVICE) as database_check,
+        db.database_check(database_url, application=SERVICE) as database_check,
         # One connection follows the feed, and one reads the series that announcements name.
         db.pool(present.of(lambda now: now.feed_url), application=f"{SERVICE} feed", max_size=2) as feed_pool,
         # Exports last minutes; they must not take the connections of short answers.

@@ -109,7 +109,7 @@ async def _common(settings: AuthSettings, clock: Clock) -> AsyncIterator[Common]
     database_url = PresentSettings(settings, clock=clock).of(lambda now: now.database_url)
     async with (
         db.pool(database_url, application=SERVICE) as pool,
-        db.server_check(database_url, application=SERVICE) as database_check,
+        db.database_check(database_url, application=SERVICE) as database_check,
         PasswordVerifier(workers=settings.password_workers, queue=settings.login_queue) as passwords,
         _bus(
             settings, revocations := Revocations(fetch=RevocationStore(pool=pool).all_after, clock=clock)

@@ -15,7 +15,7 @@ from auth_svc.passwords import PasswordVerifier
 from auth_svc.revocations import Announcer
 from auth_svc.signing_keys import KeyRing
 from meshkit.clock import Clock
-from meshkit.db import ServerCheck
+from meshkit.db import DatabaseCheck
 from meshkit.revocations import Revocations
 from meshkit.tasks import background
 
@@ -43,7 +43,7 @@ class Common:
     settings: AuthSettings
     clock: Clock
     pool: asyncpg.Pool
-    database_check: ServerCheck
+    database_check: DatabaseCheck
     passwords: PasswordVerifier
     limits: LoginLimits
     key_ring: KeyRing

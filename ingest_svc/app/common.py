@@ -36,7 +36,7 @@ class Common:
     door: AuthDoor
     pool: asyncpg.Pool
     raw_pool: asyncpg.Pool
-    database_check: db.ServerCheck
+    database_check: db.DatabaseCheck
     metrics: IngestMetrics
 
 
@@ -49,6 +49,6 @@ async def opened(settings: IngestSettings) -> AsyncIterator[Common]:
         access(settings, service=SERVICE, clock=clock) as door,
         db.pool(database_url, application=SERVICE) as pool,
         db.pool(database_url, application=f"{SERVICE} raw", max_size=2) as raw_pool,
-        db.server_check(database_url, application=SERVICE) as database_check,
+        db.database_check(database_url, application=SERVICE) as database_check,
     ):
         yield Common(settings, clock, door, pool, raw_pool, database_check, IngestMetrics(meter()))

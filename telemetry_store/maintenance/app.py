@@ -150,7 +150,7 @@ async def app(settings: MaintenanceSettings) -> AsyncIterator[int]:
     async with (
         # A connection of each worker holds its lock while others work.
         db.pool(database_url, application=SERVICE, max_size=16) as pool,
-        db.server_check(database_url, application=SERVICE) as database_check,
+        db.database_check(database_url, application=SERVICE) as database_check,
         access(settings, service=SERVICE, clock=clock) as door,
         archive_store(settings.archive_url) as store,
     ):

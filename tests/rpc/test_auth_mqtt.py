@@ -256,9 +256,13 @@ async def test_a_device_subscribes_to_nothing(site: Site, topic: str) -> None:
 async def test_a_revoked_key_ends_its_connections_and_no_others(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # By one look, in two parts, of which the latter is not full.
     monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", 3600.0)
+    monkeypatch.setattr(mqtt_callout, "_LOGIN_LASTS_S", 3600.0)
+    monkeypatch.setattr(mqtt_callout, "_ENDED_AT_ONCE", 3)
     key, other = await site.key(), await site.key()
-    devices = [await site.connect("pump-1", key.secret), await site.connect(key.id, key.secret)]
+    devices = [await site.connect("pump-1", key.secret)]
+    devices += [await site.connect(key.id, key.secret, f"client-{number}") for number in range(4)]
     spared = await site.connect("pump-2", other.secret)
     await site.revoke(key.id)
     await asyncio.gather(*map(ended, devices))

@@ -16,7 +16,7 @@ async def test_a_connection_that_has_gone_dumb_is_replaced(database: TestDatabas
     assert url.port is not None
     async with FaultyLine(url.hostname, url.port).open() as line:
         through = url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{line.port}").geturl()
-        async with db.server_check(through, application="test") as check:
+        async with db.database_check(through, application="test") as check:
             await check()
             assert line.swallow() == 1
             with pytest.raises(db.DATABASE_ERRORS):

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 
+import grpc
 import h2.config
 import h2.connection
 import h2.events
@@ -42,7 +43,7 @@ def narrow(start_gateway: StartGateway) -> Iterator[Gateway]:
                 Upstream.TWIN: [asset],
             },
             client_limits=ClientLimits(
-                connections=40, listener_connections=_CONNECTIONS, headers_timeout_s=1, body_timeout_s=2
+                connections=40, listener_connections=_CONNECTIONS, headers_timeout_s=1, request_timeout_s=2
             ),
         )
         gateway.reach(Upstream.ASSET)
@@ -148,7 +149,21 @@ def test_a_json_body_has_its_time_however_steadily_it_drips(narrow: Gateway) -> 
     assert len(narrow.arrivals.requests) == before
 
 
-def test_a_watch_lasts_longer_than_a_body_may_take(start_gateway: StartGateway, gateway: Gateway) -> None:
+def test_a_message_has_its_time_also_that_of_a_watch(narrow: Gateway) -> None:
+    with Http2(narrow) as client:
+        client.open_stream(
+            "/twinmesh.twin.v1.TwinService/WatchTwins",
+            content_type="application/grpc",
+            more=narrow.bearer | {"te": "trailers"},
+        )
+        client.flush()
+        answer = next(each for each in client.events() if isinstance(each, h2.events.ResponseReceived))
+    assert (b"grpc-status", str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0]).encode()) in answer.headers
+
+
+def test_a_watch_lasts_longer_than_its_request_may_take(
+    start_gateway: StartGateway, gateway: Gateway
+) -> None:
     arrivals = Arrivals()
     with ExitStack() as stack:
         auth = stack.enter_context(neighbours.auth_svc(arrivals, gateway.mint))
@@ -158,7 +173,7 @@ def test_a_watch_lasts_longer_than_a_body_may_take(start_gateway: StartGateway, 
             mint=gateway.mint,
             arrivals=arrivals,
             upstreams=upstreams,
-            client_limits=ClientLimits(body_timeout_s=1),
+            client_limits=ClientLimits(request_timeout_s=1),
         )
         patient.reach(Upstream.TWIN)
         path = "/v1/twins:watch?ids=a"
