@@ -183,7 +183,7 @@ async def test_few_run_at_once_and_no_tenant_takes_all(neighbours: Neighbours, t
 async def test_an_export_that_takes_too_long_says_so_in_its_file(
     neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twin_svc.exports._SAMPLES_AT_ONCE", 1_000)
+    monkeypatch.setattr("twin_svc.exports._SAMPLES_AT_ONCE", 100)
     monkeypatch.setattr("twin_svc.exports.Exports.__init__.__kwdefaults__", {"longest_s": 2.0})
     neighbours.has("pump-1")
     async with many_samples(neighbours), neighbours.twin_svc() as twins:
