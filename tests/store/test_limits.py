@@ -202,5 +202,4 @@ async def test_a_limit_holds_for_all_processes_together(
     )
     assert most <= 1.2 * rate * window_s + (size if size > rate / 10 else 0)
     steady = sum(amount for at_s, amount in passed if end_s - window_s <= at_s < end_s)
-    # What is not sent for longer than the bucket saves is lost to it.
-    assert steady >= 0.5 * rate * window_s - (size if size > rate / 10 else 0)
+    assert steady >= 0.8 * rate * window_s - (size if size > rate / 10 else 0)

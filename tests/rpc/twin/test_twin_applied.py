@@ -59,10 +59,9 @@ async def test_a_read_after_the_answer_shows_the_value_at_every_replica(
         ]
         for one in twins:
             await one.ready()
+        await is_applied(ingest, neighbours)
         for number in range(100):
-            # Until it has heard of the replicas, and where one is slow, it promises less.
-            while await promised(ingest, neighbours, float(number)) != APPLIED:
-                pass
+            assert await promised(ingest, neighbours, float(number)) == APPLIED
             for shown in await asyncio.gather(*(one.twin("pump-1") for one in twins)):
                 assert shown.metrics["pressure"].value.double_value == number
 
