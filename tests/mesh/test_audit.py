@@ -13,6 +13,8 @@ import grpc
 import httpx
 import pytest
 
+from meshkit.config import MAX_MESSAGE_BYTES
+from meshkit.status import error_info_of
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh, eventually
 from tests.mesh.audit_events import event, events
@@ -174,6 +176,21 @@ async def test_a_grpc_call_without_a_token_is_found(mesh: Mesh, operator_token: 
     trace_id = dict(refused.value.trailing_metadata())["x-trace-id"]
     found = event(mesh, operator_token, str(trace_id), rpc=f"{DEVICES}GetDevice")
     assert (found["code"], found["recorder"]) == ("UNAUTHENTICATED", "gateway")
+
+
+async def test_a_grpc_message_that_is_too_large_is_found(mesh: Mesh, admin_token: str) -> None:
+    async with grpc.aio.insecure_channel(mesh.address) as channel:
+        stub: Any = device_service_pb2_grpc.DeviceServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ListDevices(
+                device_service_pb2.ListDevicesRequest(search="x" * MAX_MESSAGE_BYTES),
+                metadata=bearer(admin_token),
+            )
+    assert error_info_of(refused.value).reason == "BODY_TOO_LARGE"
+    trace_id = dict(refused.value.trailing_metadata())["x-trace-id"]
+    found = event(mesh, admin_token, str(trace_id), rpc=f"{DEVICES}ListDevices")
+    assert (found["code"], found["recorder"]) == ("INVALID_ARGUMENT", "gateway")
+    assert (found["principal"], found["tenant"]) == ("user:admin", "demo")
 
 
 async def test_a_stream_is_found_when_it_has_ended(mesh: Mesh, admin_token: str) -> None:

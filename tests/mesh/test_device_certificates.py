@@ -1,6 +1,5 @@
 """Devices at the gateway's listener for them: who comes in, as whom, and who does not."""
 
-import json
 import signal
 import socket
 import ssl
@@ -11,19 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import h2.events
 import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from gateway.settings import Upstream
 from meshkit.ca.authority import CertificateAuthority
 from meshkit.ca.folder import make_authority, read_authority
 from meshkit.testing.auth import bearer
 from meshkit.testing.certificates import DeviceKey, new_key
 from meshkit.testing.mesh import Mesh, eventually
-from tests.mesh.device_site import Identity, alert, device, issue, reason, revoke, signed, tls, write_identity
+from tests.mesh import envoy_admin
+from tests.mesh.device_site import (
+    HOST,
+    Identity,
+    alert,
+    device,
+    issue,
+    reason,
+    revoke,
+    signed,
+    tls,
+    write_identity,
+)
+from tests.mesh.grpc_frames import framed
+from tests.mesh.http2_client import Http2
 from tests.rpc.ingest.streaming import Client, columns
 from twinmesh.ingest.v1 import ingest_service_pb2_grpc
+from twinmesh.ingest.v1.ingest_service_pb2 import IngestTelemetryRequest, IngestTelemetryResponse, Reading
+from twinmesh.type.v1 import error_reason_pb2
 
 _DEVICE, _OTHER = "temp-1", "temp-2"
 
@@ -120,6 +137,28 @@ def test_a_gateway_writes_for_its_children_with_its_certificate_and_for_nobody_e
     assert not _stored(mesh, admin_token, _OTHER, value)
 
 
+def test_a_device_s_message_that_does_not_end_is_kept_from_the_service(
+    mesh: Mesh, identity: Identity
+) -> None:
+    context = tls(mesh, identity)
+    context.set_alpn_protocols(["h2"])
+    active = f"cluster.{Upstream.INGEST}.upstream_rq_active"
+    port = envoy_admin.port_of(mesh)
+    before = envoy_admin.counted(port, active)
+    body = framed(IngestTelemetryRequest(readings=[Reading(device_id=_OTHER, numbers={"temperature": 1})]))
+    plain = socket.create_connection((HOST, mesh.device_port), timeout=60)
+    with Http2(context.wrap_socket(plain, server_hostname=HOST), HOST) as client:
+        stream = client.open_rpc("/twinmesh.ingest.v1.IngestService/IngestTelemetry")
+        client.h2.send_data(stream, body[:-1])
+        client.settle()
+        assert envoy_admin.counted(port, active) == before
+        client.h2.send_data(stream, body[-1:], end_stream=True)
+        client.flush()
+        answer = next(each for each in client.events() if isinstance(each, h2.events.DataReceived))
+    (refusal,) = IngestTelemetryResponse.FromString(answer.data[5:]).refusals
+    assert refusal.reason == error_reason_pb2.ERROR_REASON_DEVICE_NOT_OWN
+
+
 def test_a_tls_handshake_that_does_not_end_ends_the_connection(mesh: Mesh) -> None:
     with socket.create_connection(("127.0.0.1", mesh.device_port), timeout=60) as slow:
         # The beginning of a ClientHello.
@@ -174,12 +213,10 @@ def test_certificates_in_headers_are_none(mesh: Mesh, identity: Identity) -> Non
 
 
 def test_envoys_admin_interface_shows_no_secrets(mesh: Mesh, identity: Identity) -> None:
-    config = json.loads((mesh.home / "envoy" / "envoy.json").read_text())
-    port = config["admin"]["address"]["socket_address"]["port_value"]
-    shown = httpx.get(f"http://127.0.0.1:{port}/config_dump?include_eds").text
+    shown = httpx.get(f"http://127.0.0.1:{envoy_admin.port_of(mesh)}/config_dump?include_eds").text
     assert "spiffe://twinmesh/service/auth_svc" in shown
     assert "PRIVATE KEY" not in shown
-    assert "PRIVATE KEY" not in json.dumps(config)
+    assert "PRIVATE KEY" not in (mesh.home / "envoy" / "envoy.json").read_text()
 
 
 def test_nobody_comes_in_without_a_good_certificate(

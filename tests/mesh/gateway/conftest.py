@@ -24,6 +24,7 @@ from meshkit.embedded.ports import free_ports
 from meshkit.testing import identities
 from meshkit.testing.auth import TokenMint
 from meshkit.testing.mesh import eventually
+from tests.mesh import envoy_admin
 from tests.mesh.gateway import neighbours
 from tests.mesh.gateway.neighbours import TENANT, Arrivals, Watches
 
@@ -53,12 +54,7 @@ class Gateway:
 
     def counted(self, counter: str) -> int:
         """What Envoy has counted since its start."""
-        answer = httpx.get(
-            f"http://127.0.0.1:{self.admin_port}/stats",
-            params={"format": "json", "filter": f"^{counter}$"},
-            trust_env=False,
-        )
-        return int(answer.json()["stats"][0]["value"])
+        return envoy_admin.counted(self.admin_port, counter)
 
     def reach(self, *services: Upstream) -> None:
         """Wait until Envoy has found services healthy; until then it refuses what is for them."""

@@ -1,14 +1,11 @@
 """Clients that take what they need not: slow, greedy, or only out to keep the gateway busy."""
 
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import grpc
-import h2.config
-import h2.connection
 import h2.events
-import h2.exceptions
 import h2.settings
 import httpx
 import pytest
@@ -19,6 +16,8 @@ from meshkit.testing.auth import TokenMint
 from tests.mesh.gateway import neighbours
 from tests.mesh.gateway.conftest import Gateway, StartGateway, reason
 from tests.mesh.gateway.neighbours import Arrivals
+from tests.mesh.grpc_frames import framed
+from tests.mesh.http2_client import Http2
 from twinmesh.asset.v1 import device_service_pb2
 
 _STREAMS = 1_000  # of one connection, as envoy.yaml says
@@ -54,6 +53,16 @@ def _connect(gateway: Gateway) -> socket.socket:
     return socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
 
 
+def _deaf(gateway: Gateway) -> socket.socket:
+    """A connection that soon takes no answers, as little as the kernel keeps of them for it."""
+    made = socket.socket()
+    # Before it connects: what the other side may send is told then.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.settimeout(20)
+    made.connect(("127.0.0.1", gateway.port))
+    return made
+
+
 def _all(connection: socket.socket) -> bytes:
     """All that is said until the other side closes."""
     said = b""
@@ -65,52 +74,14 @@ def _all(connection: socket.socket) -> bytes:
     return said
 
 
+def _http2(gateway: Gateway) -> Http2:
+    return Http2(_connect(gateway), "a")
+
+
 def _serves(gateway: Gateway) -> bool:
     return httpx.get(
         f"http://127.0.0.1:{gateway.port}/v1/devices", headers=gateway.bearer, trust_env=False
     ).is_success
-
-
-class Http2:
-    """One connection of HTTP/2, frame by frame; what it sends need not be allowed."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._socket = _connect(gateway)
-        config = h2.config.H2Configuration(client_side=True, validate_outbound_headers=False)
-        self.h2 = h2.connection.H2Connection(config)
-        self.h2.initiate_connection()
-        self._authority = f"127.0.0.1:{gateway.port}"
-
-    def __enter__(self) -> "Http2":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def open_stream(
-        self, path: str, *, content_type: str = "application/json", more: Mapping[str, str] | None = None
-    ) -> int:
-        """Send headers of a POST whose body does not come."""
-        stream = self.h2.get_next_available_stream_id()
-        headers = [(":method", "POST"), (":scheme", "http"), (":authority", self._authority), (":path", path)]
-        self.h2.send_headers(stream, [*headers, ("content-type", content_type), *(more or {}).items()])
-        return stream
-
-    def flush(self) -> None:
-        """Send what was written.
-
-        Raises:
-            ConnectionError: the other side has closed.
-        """
-        self._socket.sendall(self.h2.data_to_send())
-
-    def events(self) -> Iterator[h2.events.Event]:
-        """Read what comes, until the other side closes."""
-        try:
-            while data := self._socket.recv(65536):
-                yield from self.h2.receive_data(data)
-        except ConnectionError:
-            return
 
 
 @pytest.mark.parametrize(
@@ -150,12 +121,8 @@ def test_a_json_body_has_its_time_however_steadily_it_drips(narrow: Gateway) -> 
 
 
 def test_a_message_has_its_time_also_that_of_a_watch(narrow: Gateway) -> None:
-    with Http2(narrow) as client:
-        client.open_stream(
-            "/twinmesh.twin.v1.TwinService/WatchTwins",
-            content_type="application/grpc",
-            more=narrow.bearer | {"te": "trailers"},
-        )
+    with _http2(narrow) as client:
+        client.open_rpc("/twinmesh.twin.v1.TwinService/WatchTwins", narrow.bearer)
         client.flush()
         answer = next(each for each in client.events() if isinstance(each, h2.events.ResponseReceived))
     assert (b"grpc-status", str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0]).encode()) in answer.headers
@@ -206,7 +173,7 @@ def test_a_listener_takes_so_many_connections_and_others_go_on(narrow: Gateway) 
 
 
 def test_streams_beyond_those_of_a_connection_are_refused(gateway: Gateway) -> None:
-    with Http2(gateway) as client:
+    with _http2(gateway) as client:
         client.flush()
         events = client.events()
         settings = next(e for e in events if isinstance(e, h2.events.RemoteSettingsChanged))
@@ -226,24 +193,16 @@ def test_streams_beyond_those_of_a_connection_are_refused(gateway: Gateway) -> N
 
 def test_a_message_that_does_not_end_is_kept_from_the_service(gateway: Gateway) -> None:
     active = f"cluster.{Upstream.ASSET}.upstream_rq_active"
-    message = device_service_pb2.GetDeviceRequest(id="pump").SerializeToString()
-    body = b"\0" + len(message).to_bytes(4) + message
+    body = framed(device_service_pb2.GetDeviceRequest(id="pump"))
     before = gateway.counted(active)
-    with Http2(gateway) as client:
-        stream = client.open_stream(
-            "/twinmesh.asset.v1.DeviceService/GetDevice",
-            content_type="application/grpc",
-            more=gateway.bearer | {"te": "trailers"},
-        )
+    with _http2(gateway) as client:
+        stream = client.open_rpc("/twinmesh.asset.v1.DeviceService/GetDevice", gateway.bearer)
         client.h2.send_data(stream, body[:-1])
-        # Frames are handled in order: all of it is there when this is answered.
-        client.h2.ping(bytes(8))
-        client.flush()
-        events = client.events()
-        next(each for each in events if isinstance(each, h2.events.PingAckReceived))
+        client.settle()
         assert gateway.counted(active) == before
         client.h2.send_data(stream, body[-1:], end_stream=True)
         client.flush()
+        events = client.events()
         answer = next(each for each in events if isinstance(each, h2.events.ResponseReceived))
         assert (b":status", b"200") in answer.headers
         assert isinstance(next(events), h2.events.DataReceived)
@@ -258,7 +217,7 @@ def test_opening_and_resetting_without_end_ends_the_connection(gateway: Gateway)
             client.h2.reset_stream(client.open_stream("/v1/auth/login"))
             client.flush()
 
-    with Http2(gateway) as client, pytest.raises(ConnectionError):
+    with _http2(gateway) as client, pytest.raises(ConnectionError):
         flood(client)
     assert gateway.counted(counter) == ended_before + 1
     assert len(gateway.arrivals.requests) == before
@@ -280,13 +239,13 @@ def test_pings_and_settings_without_end_end_the_connection(gateway: Gateway) -> 
             send(client)
             client.flush()
 
-    with Http2(gateway) as first:
+    with _http2(gateway) as first:
         # From here on Envoy counts.
         first.flush()
         next(first.events())
     for send in (ping, settings):
         before = gateway.counted(counter)
-        with Http2(gateway) as client, pytest.raises(ConnectionError):
+        with Http2(_deaf(gateway), "a") as client, pytest.raises(ConnectionError):
             flood(client, send)
         assert gateway.counted(counter) == before + 1, send.__name__
     assert _serves(gateway)
@@ -307,7 +266,7 @@ def test_headers_beyond_the_limit_are_refused(gateway: Gateway) -> None:
     with _connect(gateway) as many:
         many.sendall(b"GET /v1/devices HTTP/1.1\r\nhost: a\r\n" + b"x-one: 1\r\n" * 200 + b"\r\n")
         assert _all(many).startswith(b"HTTP/1.1 431 ")
-    with Http2(gateway) as client:
+    with _http2(gateway) as client:
         client.open_stream("/v1/auth/login", more={"x-large": "x" * 30_000})
         client.flush()
         kinds = (h2.events.StreamReset, h2.events.ConnectionTerminated)

@@ -1,7 +1,7 @@
 """Native gRPC and gRPC-Web through the same port."""
 
+import base64
 import json
-import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,8 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from meshkit import errors
+from meshkit.config import MAX_MESSAGE_BYTES
 from tests.mesh.gateway.conftest import Gateway, info_of
 from tests.mesh.gateway.neighbours import GOOD_KEY, Watches
+from tests.mesh.grpc_frames import framed, frames
 from twinmesh.asset.v1 import (
     device_service_pb2,
     device_service_pb2_grpc,
@@ -143,28 +145,20 @@ def test_reflection_needs_a_token(gateway: Gateway) -> None:
 
 
 def _web(gateway: Gateway, message: Message, headers: dict[str, str]) -> httpx.Response:
-    payload = message.SerializeToString()
     return gateway.http.post(
         LIST_DEVICES,
         headers={"content-type": "application/grpc-web+proto", "x-grpc-web": "1", **headers},
-        content=struct.pack(">BI", 0, len(payload)) + payload,
+        content=framed(message),
     )
-
-
-def _frames(body: bytes) -> Iterator[tuple[int, bytes]]:
-    while body:
-        flags, length = struct.unpack(">BI", body[:5])
-        yield flags, body[5 : 5 + length]
-        body = body[5 + length :]
 
 
 def test_grpc_web(gateway: Gateway) -> None:
     answer = _web(gateway, device_service_pb2.ListDevicesRequest(page_size=7), gateway.bearer)
     assert answer.status_code == 200
     assert gateway.arrivals.requests[-1].page_size == 7
-    frames = dict(_frames(answer.content))
-    device_service_pb2.ListDevicesResponse.FromString(frames[0])
-    assert b"grpc-status:0" in frames[0x80]
+    answered = dict(frames(answer.content))
+    device_service_pb2.ListDevicesResponse.FromString(answered[0])
+    assert b"grpc-status:0" in answered[0x80]
 
 
 def test_grpc_web_refusals_carry_a_status(gateway: Gateway) -> None:
@@ -173,6 +167,44 @@ def test_grpc_web_refusals_carry_a_status(gateway: Gateway) -> None:
     assert answer.headers["grpc-status"] == "16"
     assert answer.headers["grpc-status-details-bin"]
     assert "grpc-status-details-bin" not in answer.headers["grpc-message"]
+
+
+def _of_size(size: int) -> device_service_pb2.ListDevicesRequest:
+    """A message of so many bytes; a field of some MiB has five more than its text."""
+    made = device_service_pb2.ListDevicesRequest(search="x" * (size - 5))
+    assert made.ByteSize() == size
+    return made
+
+
+def test_a_message_of_the_largest_size_arrives_and_none_above(gateway: Gateway) -> None:
+    devices = device_service_pb2_grpc.DeviceServiceStub(gateway.channel)
+    devices.ListDevices(_of_size(MAX_MESSAGE_BYTES), metadata=gateway.metadata)
+    assert gateway.arrivals.requests[-1].ByteSize() == MAX_MESSAGE_BYTES
+    before = len(gateway.arrivals.requests)
+    with pytest.raises(grpc.RpcError) as refused:
+        devices.ListDevices(_of_size(MAX_MESSAGE_BYTES + 1), metadata=gateway.metadata)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert info_of(refused.value).reason == "BODY_TOO_LARGE"
+    assert len(gateway.arrivals.requests) == before
+
+
+@pytest.mark.parametrize("content_type", ["application/grpc-web+proto", "application/grpc-web-text"])
+def test_the_largest_size_is_the_same_for_grpc_web(gateway: Gateway, content_type: str) -> None:
+    def answer(size: int) -> httpx.Response:
+        body = framed(_of_size(size))
+        return gateway.http.post(
+            LIST_DEVICES,
+            headers={**gateway.bearer, "content-type": content_type, "x-grpc-web": "1"},
+            content=base64.b64encode(body) if content_type.endswith("text") else body,
+        )
+
+    assert answer(MAX_MESSAGE_BYTES).is_success
+    assert gateway.arrivals.requests[-1].ByteSize() == MAX_MESSAGE_BYTES
+    before = len(gateway.arrivals.requests)
+    refused = answer(MAX_MESSAGE_BYTES + 1)
+    assert (refused.status_code, refused.headers["grpc-status"]) == (200, "3")
+    assert b"BODY_TOO_LARGE" in base64.b64decode(refused.headers["grpc-status-details-bin"] + "==")
+    assert len(gateway.arrivals.requests) == before
 
 
 def test_one_trace_through_the_gateway(gateway: Gateway) -> None:

@@ -22,6 +22,7 @@ from gateway.contract import CONTRACT
 from meshkit import errors
 from tests.mesh.gateway.conftest import ORIGIN, Gateway
 from tests.mesh.gateway.neighbours import Watch, Watches
+from tests.mesh.grpc_frames import framed
 from twinmesh.twin.v1.twin_service_pb2 import WatchTwinsRequest, WatchTwinsResponse
 from twinmesh.type.v1.error_reason_pb2 import ERROR_REASON_DEPENDENCY_UNAVAILABLE
 
@@ -171,8 +172,7 @@ async def test_a_page_of_another_origin_may_not_watch(web_client: Path, gateway:
 
 @pytest.mark.parametrize("content_type", ["application/grpc-web", "application/grpc-web-text"])
 def test_each_event_is_a_frame_as_it_is_told(gateway: Gateway, watches: Watches, content_type: str) -> None:
-    asked = WatchTwinsRequest(ids=["pump"]).SerializeToString()
-    body = struct.pack(">BI", 0, len(asked)) + asked
+    body = framed(WatchTwinsRequest(ids=["pump"]))
     if content_type.endswith("-text"):
         body = base64.b64encode(body)
     headers = {**gateway.bearer, "content-type": content_type, "accept": content_type, "x-grpc-web": "1"}
