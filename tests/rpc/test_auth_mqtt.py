@@ -1,7 +1,7 @@
 """Log-ins of devices by MQTT: auth_svc, a real NATS and PostgreSQL, devices faked at their contract."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,10 +256,11 @@ async def test_a_device_subscribes_to_nothing(site: Site, topic: str) -> None:
 async def test_a_revoked_key_ends_its_connections_and_no_others(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # By one look, in two parts, of which the latter is not full.
+    # By one look of three pages, in two parts, of which the latter is not full.
     monkeypatch.setattr(mqtt_callout, "_SWEEP_EVERY_S", 3600.0)
     monkeypatch.setattr(mqtt_callout, "_LOGIN_LASTS_S", 3600.0)
     monkeypatch.setattr(mqtt_callout, "_ENDED_AT_ONCE", 3)
+    monkeypatch.setattr(mqtt_callout, "_PAGE", 2)
     key, other = await site.key(), await site.key()
     devices = [await site.connect("pump-1", key.secret)]
     devices += [await site.connect(key.id, key.secret, f"client-{number}") for number in range(4)]
@@ -269,6 +270,24 @@ async def test_a_revoked_key_ends_its_connections_and_no_others(
     assert await site.is_refused("pump-1", key.secret)
     await spared.publish("devices/pump-2/telemetry", b"{}", qos=1)
     assert await site.count() == 1
+
+
+async def test_a_revoked_key_does_not_wait_for_who_is_asked_about_devices(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def for_ever(_: DeviceLogins, __: Sequence[Login]) -> Sequence[Login]:
+        asked.set()
+        await asyncio.Future()
+        return []
+
+    monkeypatch.setattr(DeviceLogins, "outdated", for_ever)
+    key = await site.key()
+    device = await site.connect("pump-1", key.secret)
+    await asked.wait()
+    await site.revoke(key.id)
+    await ended(device)
 
 
 async def test_a_log_in_that_was_under_way_when_its_key_was_revoked_is_ended(
@@ -416,16 +435,16 @@ async def test_a_device_that_is_no_longer_ends_its_connection(site: Site, become
 
 @pytest.fixture
 def swept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many connections each look through all of them has found."""
+    """How many log-ins each look at all devices was about."""
     looks: list[int] = []
-    connected = mqtt_callout.MqttCallout._connected
+    outdated = DeviceLogins.outdated
 
-    async def counted(self: mqtt_callout.MqttCallout) -> tuple[str, Mapping[int, Login]]:
-        server, found = await connected(self)
-        looks.append(len(found))
-        return server, found
+    async def counted(self: DeviceLogins, logins: Sequence[Login]) -> Sequence[Login]:
+        found = await outdated(self, logins)
+        looks.append(len(logins))
+        return found
 
-    monkeypatch.setattr(mqtt_callout.MqttCallout, "_connected", counted)
+    monkeypatch.setattr(DeviceLogins, "outdated", counted)
     return looks
 
 
@@ -485,28 +504,34 @@ async def test_a_device_that_was_deleted_while_nobody_looked_through_the_connect
 async def test_connections_are_looked_through_after_the_database_was_away(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[bool] = []
-    outdated: Callable[..., Awaitable[Any]] = mqtt_callout.MqttCallout._sweep
+    failed: set[str] = set()
 
-    async def look(self: mqtt_callout.MqttCallout) -> None:
-        try:
-            await outdated(self)
-        except Exception:
-            looked.append(False)
-            raise
-        looked.append(True)
+    def watch(look: str) -> None:
+        inner: Callable[..., Awaitable[None]] = getattr(mqtt_callout.MqttCallout, look)
 
-    monkeypatch.setattr(mqtt_callout.MqttCallout, "_sweep", look)
-    key = await site.key()
-    client = await site.connect("pump-1", key.secret)
+        async def outer(self: mqtt_callout.MqttCallout) -> None:
+            try:
+                await inner(self)
+            except Exception:
+                failed.add(look)
+                raise
 
-    async def failed() -> bool:
-        return False in looked
+        monkeypatch.setattr(mqtt_callout.MqttCallout, look, outer)
+
+    looks = {"_sweep", "_check_devices"}
+    for each in looks:
+        watch(each)
+    key, other = await site.key(), await site.key()
+    client, revoked = await site.connect("pump-1", key.secret), await site.connect("pump-2", other.secret)
+
+    async def both_failed() -> bool:
+        return failed == looks
 
     async with site.auth.without_database():
-        await until(failed, within_s=60)
+        await until(both_failed, within_s=60)
     site.devices.of["demo"]["pump-1"] = False
-    await ended(client)
+    await site.revoke(other.id)
+    await asyncio.gather(ended(client), ended(revoked))
 
 
 async def test_a_refusal_has_connections_counted_and_no_credentials_looked_at(
