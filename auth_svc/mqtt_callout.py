@@ -27,6 +27,7 @@ from meshkit.errors import (
     ResourceExhausted,
     Unauthenticated,
     dependency_unavailable,
+    invalid_field,
 )
 from meshkit.mqtt import CONSUMER, DEVICES_ACCOUNT, STREAM, Login, telemetry_subject
 from meshkit.revocations import Revocation, RevocationKind
@@ -50,6 +51,8 @@ _LOGINS_AT_ONCE = 64
 _CONSUMER_SEEN_S = 1.0
 # NATS goes through all connections for each page of them: ten thousand cost twice as much in ten pages.
 _PAGE = 8_192
+# All of a page's have to fit into an answer of NATS: it ends connections that are not read as fast.
+_MOST_CLIENT_ID_BYTES = 256
 _ID = re.compile("[a-z0-9-]{1,64}")
 _SWEEP_EVERY_S = 10.0
 # A log-in that was under way when its key was revoked has come in by then, or been given up by NATS.
@@ -194,6 +197,8 @@ class MqttCallout:
             raise PermissionDenied(
                 "devices come in by MQTT only", reason=ErrorReason.ERROR_REASON_PERMISSION_MISSING
             )
+        if len(request.client_id.encode()) > _MOST_CLIENT_ID_BYTES:
+            raise invalid_field("client_id", f"has more than {_MOST_CLIENT_ID_BYTES} bytes")
         if request.certificate:
             permitted = await self._logins.log_in_by_certificate(request.certificate)
         else:
@@ -321,6 +326,8 @@ class MqttCallout:
                 await self._end(server, part)
             except Exception as error:
                 failed.append(error)
+                if not self._is_connected:
+                    break
         if failed:
             # Those are looked for again; the others had not to wait for that.
             raise failed[0]
@@ -349,8 +356,8 @@ class MqttCallout:
             total = page["total"]
             offset += _PAGE
             for connection in page["connections"]:
-                if connection.get("type") == "mqtt":
-                    found[connection["cid"]] = Login.parse(connection["authorized_user"])
+                if connection.get("type") == "mqtt" and (login := _login_of(connection)):
+                    found[connection["cid"]] = login
         return server, found
 
     async def _ask(self, subject: str, question: Mapping[str, object]) -> Mapping[str, Any]:
@@ -363,6 +370,15 @@ class MqttCallout:
         message = await self._client.request(subject, json.dumps(question).encode(), timeout=_ANSWER_S)
         answer: Mapping[str, Any] = json.loads(message.data)
         return answer
+
+
+def _login_of(connection: Mapping[str, Any]) -> Login | None:
+    """Return who is behind a connection, None while NATS has not taken over what it was told."""
+    try:
+        return Login.parse(connection["authorized_user"])
+    except (LookupError, ValueError) as error:
+        _log.warning("a connection names no log-in", connection=connection["cid"], error=repr(error))
+        return None
 
 
 def _shown(user: str) -> str:

@@ -31,6 +31,7 @@ class LoginRequest:
         server: id of the server that asks.
         host: address of the device.
         protocol: what it speaks, "mqtt" or another.
+        client_id: by which it tells its sessions apart, "" when it speaks no MQTT.
         certificate: that it has shown, PEM, verified by the server; "" when it was asked for none.
     """
 
@@ -40,6 +41,7 @@ class LoginRequest:
     server: str
     host: str
     protocol: str
+    client_id: str = ""
     certificate: str = ""
 
     @classmethod
@@ -59,6 +61,7 @@ class LoginRequest:
                 server=str(claims["server_id"]["id"]),
                 host=str(client.get("host", "")),
                 protocol=str(client.get("type", "")),
+                client_id=str(client.get("mqtt_id", "")),
                 certificate=_verified(claims.get("client_tls")),
             )
         except (jwt.PyJWTError, LookupError, AttributeError, TypeError) as error:

@@ -48,6 +48,13 @@ _BUFFERED_MESSAGE = {
         "buffer": {"max_request_bytes": MAX_MESSAGE_BYTES + _MESSAGE_PREFIX_BYTES},
     }
 }
+# Anybody may send these, so that there is little to keep of each.
+_BUFFERED_PUBLIC = {
+    _BUFFER: {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        "buffer": {"max_request_bytes": 64 * 1024},
+    }
+}
 SIGNED_REQUESTS = "envoy.filters.http.ext_authz.signed_requests"
 _PER_ROUTE = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
 _EXT_AUTHZ_OFF = {
@@ -81,12 +88,12 @@ def edge_routes(contract: Contract, *, events: Config) -> list[Config]:
     waiting = {"route": {"cluster": NOWHERE}}
     made: list[Config] = []
     for rpc in contract.rpcs:
-        buffered = {} if rpc.client_streaming else _BUFFERED_MESSAGE
-        of_grpc = _filters(buffered | _authorization(rpc))
+        whole = _BUFFERED_PUBLIC if rpc.is_public else _BUFFERED_MESSAGE
+        of_grpc = _filters(({} if rpc.client_streaming else whole) | _authorization(rpc))
         made.append({"match": {"path": rpc.path}, "route": _action(rpc), **of_grpc})
         own = _authorization(rpc) | ({transcoder.FILTER: events} if rpc in contract.streamed else {})
         if own:
-            of_json = _filters(_BUFFERED_JSON | own)
+            of_json = _filters((_BUFFERED_PUBLIC if rpc.is_public else _BUFFERED_JSON) | own)
             made += [{"match": match, **waiting, **of_json} for match in _json_matches(rpc)]
     for prefix in ("/grpc.reflection.v1.", "/grpc.reflection.v1alpha."):
         made.append(

@@ -145,6 +145,18 @@ async def test_a_body_over_the_limit_is_refused(admin: httpx.AsyncClient) -> Non
     assert reason_of(answer) == "BODY_TOO_LARGE"
 
 
+async def test_what_anybody_may_send_is_smaller(mesh: Mesh, admin_token: str) -> None:
+    """The gateway keeps bodies until they are whole, and of whoever has no credential as well."""
+    body = {"tenant": "demo", "username": "admin", "password": "x" * 65_536}
+    async with mesh.client() as nobody, mesh.client(admin_token) as admin:
+        for client in (nobody, admin):
+            answer = await client.post("/v1/auth/login", json=body)
+            assert (answer.status_code, reason_of(answer)) == (413, "BODY_TOO_LARGE")
+        # Of others it is the message that is wrong.
+        answer = await admin.post("/v1/devices", json={"id": "x" * 65_536})
+        assert (answer.status_code, reason_of(answer)) == (400, "INVALID_FIELD")
+
+
 async def test_page_size_is_bounded(admin: httpx.AsyncClient) -> None:
     answer = await admin.get("/v1/devices", params={"pageSize": 10**9})
     assert answer.status_code == 200

@@ -183,6 +183,14 @@ async def test_who_is_not_let_in(site: Site) -> None:
     await site.connect("pump-1", key.secret)
 
 
+async def test_a_client_id_is_bounded(site: Site) -> None:
+    """NATS lists those of all connections, in answers that it does not bound."""
+    key = await site.key()
+    await site.connect("pump-1", key.secret, "é" * 128)
+    with pytest.raises(aiomqtt.MqttError):
+        await site.connect("pump-1", key.secret, "é" * 128 + "x")
+
+
 async def test_our_own_users_do_not_come_in_by_mqtt(site: Site) -> None:
     for user in NatsUser:
         password = site.nats.url_of(user).removeprefix(f"nats://{user}:").partition("@")[0]

@@ -23,6 +23,7 @@ from twinmesh.asset.v1 import (
     profile_service_pb2,
     profile_service_pb2_grpc,
 )
+from twinmesh.auth.v1 import session_service_pb2, session_service_pb2_grpc
 from twinmesh.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 from twinmesh.twin.v1 import twin_service_pb2, twin_service_pb2_grpc
 
@@ -184,6 +185,15 @@ def test_a_message_of_the_largest_size_arrives_and_none_above(gateway: Gateway) 
     with pytest.raises(grpc.RpcError) as refused:
         devices.ListDevices(_of_size(MAX_MESSAGE_BYTES + 1), metadata=gateway.metadata)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert info_of(refused.value).reason == "BODY_TOO_LARGE"
+    assert len(gateway.arrivals.requests) == before
+
+
+def test_a_message_that_anybody_may_send_is_smaller(gateway: Gateway) -> None:
+    sessions = session_service_pb2_grpc.SessionServiceStub(gateway.channel)
+    before = len(gateway.arrivals.requests)
+    with pytest.raises(grpc.RpcError) as refused:
+        sessions.Login(session_service_pb2.LoginRequest(password="x" * 65_536))
     assert info_of(refused.value).reason == "BODY_TOO_LARGE"
     assert len(gateway.arrivals.requests) == before
 
