@@ -74,7 +74,7 @@ format: install ## Format and repair what can be repaired
 # Each check by itself: make check-types. `make check` runs them all, two at a time,
 # and goes on after a failure, so that one run shows everything that is wrong.
 CHECKS := check-types check-migrations check-drift check-imports check-format check-lint check-contracts \
-	check-breaking
+	check-breaking check-weaknesses
 .PHONY: $(CHECKS)
 
 check: install ## All checks: format, lint, types, imports, contracts, drift, migrations
@@ -113,16 +113,15 @@ check-migrations: install
 
 # Not a part of `make check`: it asks the registry for advisories, so that the same commit may pass today
 # and not tomorrow. A package whose advisories cannot be had is a failure of its own, not a pass.
+AUDITED := meshkit telemetry_store ingest_svc twin_svc asset_svc auth_svc gateway twinmesh_cli sdk/python
+check-weaknesses: install
+	$(call run,weaknesses,see above,$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(AUDITED))
+
 audit: install ## Known weaknesses: of locked packages (pip-audit), in our code (bandit); needs the registry
-	@$(MAKE) --keep-going --output-sync=target audit-code audit-packages
+	@$(MAKE) --keep-going --output-sync=target check-weaknesses audit-packages
 	@echo "no known weakness"
 
-AUDITED := meshkit telemetry_store ingest_svc twin_svc asset_svc auth_svc gateway twinmesh_cli sdk/python
-
-.PHONY: audit-code audit-packages
-audit-code: install
-	$(call run,code,see above,$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(AUDITED))
-
+.PHONY: audit-packages
 audit-packages: install
 	$(call run,packages,renew what is named (docs/development.md) or see what could not be asked,\
 		$(BIN)/python -m tools.audit_packages requirements.lock)

@@ -33,6 +33,7 @@ from bench.gateway_stream import GatewayStream
 from bench.report import Case, Report, percentile
 from bench.scale import scale
 from meshkit.clock import SystemClock
+from meshkit.testing import envoy_admin
 from meshkit.testing.certificates import csr, key_pem, new_key
 from meshkit.testing.mesh import Mesh, own_mesh
 from twinmesh_client import RequestSigner
@@ -331,11 +332,14 @@ async def _make_accounts(mesh: Mesh) -> None:
 
 
 def _lost(mesh: Mesh) -> float:
+    """Return how many events services and Envoy have lost; what it refuses itself only Envoy counts."""
     series = json.loads(mesh.twinmesh("metrics", "--json").stdout)
     lost = [each["value"] for each in series if each["name"] == "twinmesh.audit.lost"]
     if not lost:
         raise RuntimeError("nobody reports twinmesh.audit.lost")
-    return float(sum(lost))
+    return float(sum(lost)) + envoy_admin.counted(
+        envoy_admin.port_of(mesh), "access_logs.grpc_access_log.logs_dropped"
+    )
 
 
 def _shown(values: Sequence[float]) -> str:

@@ -38,15 +38,20 @@ def attackers_tokens(mesh: Mesh, signing_keys: KeyRing, name: str) -> Callable[.
         )
         return tokens.issue(grant, life_s=900)
 
-    metrics = [{"name": name, "kind": "VALUE_KIND_DOUBLE"}]
     with httpx.Client(base_url=mesh.url, headers={"authorization": f"Bearer {make()}"}, timeout=30) as admin:
-        for path, body in (
-            ("/v1/deviceTypes", {"id": name, "metrics": metrics}),
-            ("/v1/devices", {"id": name, "deviceTypeId": name}),
-            ("/v1/telemetry", {"readings": [{"deviceId": name, "numbers": {name: 1}}]}),
-            ("/v1/roles", {"id": name, "permissions": ["twin:read"]}),
-            ("/v1/users", {"user": {"username": name, "role": "viewer"}}),
-        ):
-            made = admin.post(path, json=body)
-            assert made.status_code == 200, made.text
+        fill(admin, name)
     return make
+
+
+def fill(admin: httpx.Client, name: str) -> None:
+    """Make one of each thing of this name, but those that are there."""
+    metrics = [{"name": name, "kind": "VALUE_KIND_DOUBLE"}]
+    for path, body in (
+        ("/v1/deviceTypes", {"id": name, "metrics": metrics}),
+        ("/v1/devices", {"id": name, "deviceTypeId": name}),
+        ("/v1/telemetry", {"readings": [{"deviceId": name, "numbers": {name: 1}}]}),
+        ("/v1/roles", {"id": name, "permissions": ["twin:read"]}),
+        ("/v1/users", {"user": {"username": name, "role": "viewer"}}),
+    ):
+        made = admin.post(path, json=body)
+        assert made.status_code in {httpx.codes.OK, httpx.codes.CONFLICT}, made.text

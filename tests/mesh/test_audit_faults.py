@@ -31,6 +31,10 @@ async def test_while_auth_svc_stands_still_nothing_is_lost(fragile_mesh: Mesh) -
             traces = [
                 (await admin.get(f"/v1/devices/none-{number}")).headers["x-trace-id"] for number in range(200)
             ]
+            # The gateway keeps those that it refuses itself.
+            refused = [
+                (await admin.get(f"/v1/nothing-{number}")).headers["x-trace-id"] for number in range(200)
+            ]
         finally:
             mesh.signal("auth_svc", signal.SIGCONT)
 
@@ -40,3 +44,10 @@ async def test_while_auth_svc_stands_still_nothing_is_lost(fragile_mesh: Mesh) -
 
     eventually(all_there, "each call is there, once, in its order")
     assert lost_events(mesh)["asset_svc"] == 0
+
+    def all_refused_there() -> bool:
+        found = events(mesh, headers, codes="NOT_FOUND", pageSize=1000)
+        told = [each["traceId"] for each in found if each["recorder"] == "gateway"]
+        return sorted(told) == sorted(refused)
+
+    eventually(all_refused_there, "each request that the gateway refused is there, once")

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from gateway.settings import Upstream
 from meshkit.ca.authority import CertificateAuthority
 from meshkit.ca.folder import make_authority, read_authority
+from meshkit.testing import envoy_admin
 from meshkit.testing.auth import bearer
 from meshkit.testing.certificates import DeviceKey, new_key
 from meshkit.testing.mesh import Mesh, eventually
-from tests.mesh import envoy_admin
 from tests.mesh.device_site import (
     HOST,
     Identity,
@@ -142,16 +142,16 @@ def test_a_device_s_message_that_does_not_end_is_kept_from_the_service(
 ) -> None:
     context = tls(mesh, identity)
     context.set_alpn_protocols(["h2"])
-    active = f"cluster.{Upstream.INGEST}.upstream_rq_active"
-    port = envoy_admin.port_of(mesh)
-    before = envoy_admin.counted(port, active)
+    port, let_in = envoy_admin.port_of(mesh), "http.devices.ext_authz.ok"
+    before, let_in_before = envoy_admin.sent_on(port, Upstream.INGEST), envoy_admin.counted(port, let_in)
     body = framed(IngestTelemetryRequest(readings=[Reading(device_id=_OTHER, numbers={"temperature": 1})]))
     plain = socket.create_connection((HOST, mesh.device_port), timeout=60)
     with Http2(context.wrap_socket(plain, server_hostname=HOST), HOST) as client:
         stream = client.open_rpc("/twinmesh.ingest.v1.IngestService/IngestTelemetry")
         client.h2.send_data(stream, body[:-1])
         client.settle()
-        assert envoy_admin.counted(port, active) == before
+        eventually(lambda: envoy_admin.counted(port, let_in) > let_in_before, "the device is let in")
+        assert envoy_admin.sent_on(port, Upstream.INGEST) == before
         client.h2.send_data(stream, body[-1:], end_stream=True)
         client.flush()
         answer = next(each for each in client.events() if isinstance(each, h2.events.DataReceived))

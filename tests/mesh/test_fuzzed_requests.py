@@ -22,7 +22,7 @@ from gateway.contract import CONTRACT, HttpBinding, Rpc, read_contract
 from meshkit.identity import INSTALLATION_PERMISSIONS
 from meshkit.testing.auth import bearer
 from meshkit.testing.mesh import Mesh
-from tests.mesh.attacked_tenant import attackers_tokens
+from tests.mesh.attacked_tenant import attackers_tokens, fill
 from tests.mesh.fuzzing import EXISTING, HOSTILE, json_requests, payloads, request_descriptor
 from tests.mesh.stream_site import SOAK
 
@@ -89,17 +89,26 @@ def services_survive(mesh: Mesh) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def go_on(client: httpx.Client, token: Callable[..., str]) -> Callable[[Rpc], None]:
-    """Resumes the tenant after what an operator sent: suspended it would answer nothing but that."""
+    """Makes up for what was sent, so that what comes later is attacked as well.
 
-    def resume(rpc: Rpc) -> None:
+    A tenant that an operator has suspended would answer nothing but that, and what was deleted would not
+    be found.
+    """
+
+    def make_up(rpc: Rpc) -> None:
         if rpc.permission in INSTALLATION_PERMISSIONS:
             headers = {"authorization": f"Bearer {token(_RESUME)}"}
             answer = client.post(f"/v1/tenants/{EXISTING}:resume", json={}, headers=headers)
             assert answer.status_code == 200, answer.text
             answer = client.get("/v1/devices", headers={"authorization": f"Bearer {token()}"})
             assert answer.status_code == 200, answer.text
+        if rpc.name.startswith("Delete"):
+            with httpx.Client(
+                base_url=client.base_url, headers={"authorization": f"Bearer {token()}"}, timeout=_TIMEOUT_S
+            ) as admin:
+                fill(admin, EXISTING)
 
-    return resume
+    return make_up
 
 
 def _assert_documented(answer: httpx.Response) -> None:
@@ -231,6 +240,9 @@ def test_metadata_that_is_too_long_ends_no_other_call(mesh: Mesh, token: Callabl
 def test_a_filter_takes_patterns_for_letters(client: httpx.Client, token: Callable[..., str]) -> None:
     """`%`, `*` and `>` are refused or looked for as they stand: nothing is found by them."""
     headers = {"authorization": f"Bearer {token()}"}
+    # Nor has what was sent before taken it away.
+    there = client.get("/v1/twins", params={"ids": EXISTING}, headers=headers).json()
+    assert [twin["id"] for twin in there["twins"]] == [EXISTING]
     for hostile in ("%", "*", ">", "_", "' OR '1'='1"):
         answer = client.get("/v1/twins", params={"ids": hostile}, headers=headers)
         _assert_documented(answer)

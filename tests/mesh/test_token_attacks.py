@@ -62,6 +62,8 @@ def inner_addresses(mesh: Mesh) -> dict[str, tuple[str, str]]:
         method: (service, mesh.service_address(service))
         for service, method in {
             "auth_svc": "/twinmesh.auth.v1.SessionService/GetMe",
+            "asset_svc": "/twinmesh.asset.v1.DeviceService/ListDevices",
+            "ingest_svc": "/twinmesh.ingest.v1.IngestService/IngestTelemetry",
             "twin_svc": "/twinmesh.twin.v1.TwinService/ListTwins",
         }.items()
     }

@@ -8,6 +8,7 @@ import pytest
 from auth_svc.migrations import OWNER
 from meshkit.migrate import migrate_down, migrate_up
 from meshkit.testing.database import TestDatabase
+from tests.store.rights import functions, rights_on_columns, rights_on_tables
 
 _TENANT_TABLES = [
     "tenant",
@@ -23,6 +24,60 @@ _TENANT_TABLES = [
     "account_failures",
     "signed_request",
 ]
+
+# Everything that the service may do, and nobody else may do anything.
+_MAKE, _KEEP = {"SELECT", "INSERT"}, {"SELECT", "INSERT", "DELETE"}
+_RIGHTS = {
+    "account_failures": _KEEP,
+    "address_failures": _KEEP,
+    "api_key": _MAKE,
+    "api_key_former_secret": _KEEP,
+    "audit_event": _MAKE,
+    "deleted_devices_read": {"SELECT", "UPDATE"},
+    "device_certificate": _MAKE,
+    "refresh_token": _MAKE,
+    "revocation": _KEEP,
+    "role": _KEEP,
+    "session": _KEEP,
+    "signed_request": _MAKE,
+    "signing_key": _KEEP,
+    "tenant": _MAKE,
+    "tenant_deletion": _MAKE,
+    "user_account": _KEEP,
+}
+_UPDATED = {
+    "account_failures": {"failures", "blocked_until_time", "update_time"},
+    "address_failures": {"failures", "blocked_until_time", "update_time"},
+    "api_key": {"hash", "revoke_time", "generation", "last_used_time"},
+    "api_key_former_secret": {"expire_time"},
+    "device_certificate": {"revoke_time"},
+    "refresh_token": {"use_time", "replay_time"},
+    "role": {"display_name", "permissions", "version", "update_time"},
+    "session": {"expire_time", "revoke_time"},
+    "signing_key": {"retire_time"},
+    "tenant": {"create_time", "suspend_time", "delete_time", "export_digest", "purge_time"},
+    "user_account": {
+        "password_hash",
+        "role",
+        "display_name",
+        "disabled",
+        "one_time_expire_time",
+        "version",
+        "update_time",
+    },
+}
+_FUNCTIONS = {
+    "closed_tenants_after",
+    "delete_tenant_rows",
+    "device_certificates_on_crl",
+    "drop_audit_days",
+    "ensure_audit_days",
+    "forget_account_failures",
+    "forget_signed_requests",
+    "revocations_after",
+    "tenants_after",
+    "tenants_with_ended_secrets",
+}
 
 
 @pytest.fixture
@@ -114,6 +169,26 @@ async def test_a_tenant_cannot_write_into_another(service: asyncpg.Connection) -
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             await service.execute(statement)
+
+
+async def test_only_the_rights_listed_are_granted(filled: TestDatabase) -> None:
+    connection = await asyncpg.connect(filled.admin_url)
+    try:
+        on_tables = await rights_on_tables(connection, "auth")
+        on_columns = await rights_on_columns(connection, "auth")
+        called = await functions(connection, "auth")
+    finally:
+        await connection.close()
+    assert on_tables == {"twinmesh_auth": _RIGHTS}
+    assert on_columns == {
+        ("twinmesh_auth", table, column, "UPDATE")
+        for table, columns in _UPDATED.items()
+        for column in columns
+    }
+    assert {each["proname"] for each in called} == _FUNCTIONS
+    for each in called:
+        assert (each["for_all"], each["prosecdef"], each["grantees"]) == (False, True, ["twinmesh_auth"])
+        assert "search_path=pg_catalog" in each["proconfig"]
 
 
 async def test_the_service_may_do_what_it_does_and_no_more(service: asyncpg.Connection) -> None:

@@ -6,14 +6,16 @@ import pytest
 from meshkit import db
 from meshkit.testing.database import TestDatabase
 from telemetry_store.columns import MICROS_PER_DAY, Kind
+from tests.store.rights import functions, rights_on_columns, rights_on_tables
 from tests.store.writing import T0, columns, request, running_writer
 
 ROLLUPS = ("rollup_minute", "rollup_hour", "rollup_day", "rollup_horizon", "rollup_stale")
 READ = {"SELECT"}
 KEEP = {"SELECT", "INSERT", "UPDATE"}
 # Everything that anybody may do; what is not here is refused.
-TABLE_RIGHTS = {
+RIGHTS = {
     "twinmesh_ingest": {
+        "commit_order": {"USAGE"},
         "segment": {"INSERT"},
         "sealed_segment": {"INSERT"},
         "restore": KEEP,
@@ -48,6 +50,7 @@ TABLE_RIGHTS = {
             "ingest_instance",
             "ingest_commit",
             "feed_consumer",
+            "commit_order",
         ),
         READ,
     ),
@@ -71,6 +74,7 @@ TABLE_RIGHTS = {
         READ,
     ),
     "twinmesh_maintenance": {
+        "commit_order": READ,
         "archive": READ,
         "archive_object": {*READ, "INSERT", "DELETE"},
         "restore": {*READ, "DELETE"},
@@ -170,11 +174,6 @@ COLUMN_RIGHTS |= {
     for table, columns in SQL_COLUMNS.items()
     for column in columns.split()
 }
-SEQUENCE_RIGHTS = {
-    ("twinmesh_ingest", "commit_order", "USAGE"),
-    ("twinmesh_twin_feed", "commit_order", "SELECT"),
-    ("twinmesh_maintenance", "commit_order", "SELECT"),
-}
 # Becomes a part of the statement that calls it: with its caller's rights, and all names in full.
 INLINED = {"array_bytes"}
 FUNCTION_RIGHTS = {
@@ -264,56 +263,12 @@ POLICIES = {
 
 
 async def test_only_the_rights_listed_are_granted(connection: asyncpg.Connection) -> None:
-    rows = await connection.fetch(
-        """
-        SELECT coalesce(role.rolname, 'PUBLIC') AS grantee, object.relname, object.relkind::text AS kind,
-               object.relispartition, acl.privilege_type
-        FROM pg_class AS object
-        CROSS JOIN LATERAL aclexplode(object.relacl) AS acl
-        LEFT JOIN pg_roles AS role ON role.oid = acl.grantee
-        WHERE object.relnamespace = 'telemetry'::regnamespace AND acl.grantee <> object.relowner
-        """
-    )
-    tables: dict[str, dict[str, set[str]]] = {}
-    for row in rows:
-        assert not row["relispartition"], f"rights on partition {row['relname']}"
-        if row["kind"] != "S":
-            tables.setdefault(row["grantee"], {}).setdefault(row["relname"], set()).add(row["privilege_type"])
-    assert tables == TABLE_RIGHTS
-    sequences = {
-        (row["grantee"], row["relname"], row["privilege_type"]) for row in rows if row["kind"] == "S"
-    }
-    assert sequences == SEQUENCE_RIGHTS
-
-
-async def test_only_the_columns_listed_are_granted(connection: asyncpg.Connection) -> None:
-    rows = await connection.fetch(
-        """
-        SELECT role.rolname, object.relname, attribute.attname, acl.privilege_type
-        FROM pg_attribute AS attribute
-        JOIN pg_class AS object ON object.oid = attribute.attrelid
-        CROSS JOIN LATERAL aclexplode(attribute.attacl) AS acl
-        LEFT JOIN pg_roles AS role ON role.oid = acl.grantee
-        WHERE object.relnamespace = 'telemetry'::regnamespace
-        """
-    )
-    assert {tuple(row) for row in rows} == COLUMN_RIGHTS
+    assert await rights_on_tables(connection, "telemetry") == RIGHTS
+    assert await rights_on_columns(connection, "telemetry") == COLUMN_RIGHTS
 
 
 async def test_functions_are_bound_to_their_schema_and_to_few_roles(connection: asyncpg.Connection) -> None:
-    rows = await connection.fetch(
-        """
-        SELECT function.proname, function.prosecdef, function.proconfig, function.proacl IS NULL AS for_all,
-               ARRAY (
-                   SELECT coalesce(role.rolname, 'PUBLIC')
-                   FROM aclexplode(function.proacl) AS acl
-                   LEFT JOIN pg_roles AS role ON role.oid = acl.grantee
-                   WHERE acl.grantee <> function.proowner
-               ) AS grantees
-        FROM pg_proc AS function
-        WHERE function.pronamespace = 'telemetry'::regnamespace
-        """
-    )
+    rows = await functions(connection, "telemetry")
     granted = {(grantee, row["proname"]) for row in rows for grantee in row["grantees"]}
     assert granted == FUNCTION_RIGHTS
     definers = {name for _, name in FUNCTION_RIGHTS} - INLINED

@@ -1,3 +1,5 @@
+import functools
+import operator
 import re
 
 import pytest
@@ -57,6 +59,15 @@ def test_nearly_is_not_enough(spoilt: str) -> None:
 def test_new_ones_have_the_form() -> None:
     token = OpaqueToken(Prefix.API_KEY, "demo", new_id(), new_secret())
     assert parse(Prefix.API_KEY, token.text) == token
+
+
+def test_secrets_have_256_bits_and_none_comes_twice() -> None:
+    made = [int(new_secret(), base=16) for _ in range(256)]
+    assert len(set(made)) == len(made)
+    # Each bit is set in some and not in others: by chance one is not in 2^247 runs.
+    every_bit = (1 << 256) - 1
+    assert functools.reduce(operator.or_, made) == every_bit
+    assert functools.reduce(operator.and_, made) == 0
 
 
 def test_the_longest_refresh_token_fits_its_field() -> None:

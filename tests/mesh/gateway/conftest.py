@@ -21,10 +21,9 @@ from gateway.render import render
 from gateway.settings import ClientLimits, Endpoint, GatewayIdentity, GatewaySettings, Upstream
 from meshkit.embedded import EmbeddedEnvoy
 from meshkit.embedded.ports import free_ports
-from meshkit.testing import identities
+from meshkit.testing import envoy_admin, identities
 from meshkit.testing.auth import TokenMint
 from meshkit.testing.mesh import eventually
-from tests.mesh import envoy_admin
 from tests.mesh.gateway import neighbours
 from tests.mesh.gateway.neighbours import TENANT, Arrivals, Watches
 

@@ -12,6 +12,7 @@ import pytest
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from gateway.settings import ClientLimits, Upstream
+from meshkit.testing import envoy_admin
 from meshkit.testing.auth import TokenMint
 from tests.mesh.gateway import neighbours
 from tests.mesh.gateway.conftest import Gateway, StartGateway, reason
@@ -172,6 +173,28 @@ def test_a_listener_takes_so_many_connections_and_others_go_on(narrow: Gateway) 
     )(_serves)(narrow)
 
 
+def test_all_listeners_together_take_so_many_connections(start_gateway: StartGateway) -> None:
+    """Those of the admin interface and of the inner listener count as well."""
+    arrivals, mint = Arrivals(), TokenMint()
+    with ExitStack() as stack:
+        auth = stack.enter_context(neighbours.auth_svc(arrivals, mint))
+        gateway = start_gateway(
+            mint=mint,
+            arrivals=arrivals,
+            upstreams={each: [auth] for each in Upstream},
+            client_limits=ClientLimits(connections=_CONNECTIONS, listener_connections=10 * _CONNECTIONS),
+        )
+        held = [stack.enter_context(_connect(gateway)) for _ in range(2 * _CONNECTIONS)]
+        served = 0
+        for each in held:
+            try:
+                each.sendall(b"GET /healthz/live HTTP/1.1\r\nhost: a\r\n\r\n")
+                served += bool(each.recv(65536))
+            except ConnectionError:
+                continue
+        assert 0 < served <= _CONNECTIONS
+
+
 def test_streams_beyond_those_of_a_connection_are_refused(gateway: Gateway) -> None:
     with _http2(gateway) as client:
         client.flush()
@@ -192,14 +215,13 @@ def test_streams_beyond_those_of_a_connection_are_refused(gateway: Gateway) -> N
 
 
 def test_a_message_that_does_not_end_is_kept_from_the_service(gateway: Gateway) -> None:
-    active = f"cluster.{Upstream.ASSET}.upstream_rq_active"
     body = framed(device_service_pb2.GetDeviceRequest(id="pump"))
-    before = gateway.counted(active)
+    before = envoy_admin.sent_on(gateway.admin_port, Upstream.ASSET)
     with _http2(gateway) as client:
         stream = client.open_rpc("/twinmesh.asset.v1.DeviceService/GetDevice", gateway.bearer)
         client.h2.send_data(stream, body[:-1])
         client.settle()
-        assert gateway.counted(active) == before
+        assert envoy_admin.sent_on(gateway.admin_port, Upstream.ASSET) == before
         client.h2.send_data(stream, body[-1:], end_stream=True)
         client.flush()
         events = client.events()

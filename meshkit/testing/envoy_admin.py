@@ -26,3 +26,16 @@ def counted(port: int, counter: str) -> int:
         trust_env=False,
     )
     return int(answer.json()["stats"][0]["value"])
+
+
+def sent_on(port: int, cluster: str) -> int:
+    """Return how many requests Envoy has sent on to a service, or is about to, that are not answered yet.
+
+    Args:
+        port: of its admin interface on 127.0.0.1.
+        cluster: name of the service.
+    """
+    return sum(
+        counted(port, f"cluster.{cluster}.{gauge}")
+        for gauge in ("upstream_rq_active", "upstream_rq_pending_active")
+    )
