@@ -77,7 +77,7 @@ CHECKS := check-types check-migrations check-drift check-imports check-format ch
 	check-breaking check-weaknesses
 .PHONY: $(CHECKS)
 
-check: install ## All checks: format, lint, types, imports, contracts, drift, migrations
+check: install ## All checks: format, lint, types, imports, contracts, drift, migrations, weaknesses
 	@$(MAKE) --jobs 2 --keep-going --output-sync=target $(CHECKS)
 	@echo "all checks passed"
 
@@ -111,12 +111,12 @@ check-drift: install
 check-migrations: install
 	$(call run,migrations,see above,$(BIN)/python -m tools.check_migrations)
 
-# Not a part of `make check`: it asks the registry for advisories, so that the same commit may pass today
-# and not tomorrow. A package whose advisories cannot be had is a failure of its own, not a pass.
 AUDITED := meshkit telemetry_store ingest_svc twin_svc asset_svc auth_svc gateway twinmesh_cli sdk/python
 check-weaknesses: install
 	$(call run,weaknesses,see above,$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(AUDITED))
 
+# Not a part of `make check`: it asks the registry for advisories, so that the same commit may pass today
+# and not tomorrow. A package whose advisories cannot be had is a failure of its own, not a pass.
 audit: install ## Known weaknesses: of locked packages (pip-audit), in our code (bandit); needs the registry
 	@$(MAKE) --keep-going --output-sync=target check-weaknesses audit-packages
 	@echo "no known weakness"

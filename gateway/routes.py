@@ -40,21 +40,22 @@ _SAFE_WITHOUT_SIDE_EFFECTS = f"{_SAFE_FOR_ALL},reset"
 _BUFFER = "envoy.filters.http.buffer"
 # Switches the filter on as the listener configures it.
 _BUFFERED_JSON = {_BUFFER: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}}
+
+
+def _buffered(most_bytes: int) -> Config:
+    return {
+        _BUFFER: {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+            "buffer": {"max_request_bytes": most_bytes},
+        }
+    }
+
+
 # A service is sent what is there as a whole: of callers that stop in the midst of thousands of messages it
 # would hold all that came, while the gateway counts its memory and ends those that take most of it.
-_BUFFERED_MESSAGE = {
-    _BUFFER: {
-        "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-        "buffer": {"max_request_bytes": MAX_MESSAGE_BYTES + _MESSAGE_PREFIX_BYTES},
-    }
-}
+_BUFFERED_MESSAGE = _buffered(MAX_MESSAGE_BYTES + _MESSAGE_PREFIX_BYTES)
 # Anybody may send these, so that there is little to keep of each.
-_BUFFERED_PUBLIC = {
-    _BUFFER: {
-        "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-        "buffer": {"max_request_bytes": 64 * 1024},
-    }
-}
+_BUFFERED_PUBLIC = _buffered(64 * 1024)
 SIGNED_REQUESTS = "envoy.filters.http.ext_authz.signed_requests"
 _PER_ROUTE = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
 _EXT_AUTHZ_OFF = {
